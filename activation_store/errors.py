@@ -1,0 +1,33 @@
+"""What can go wrong with a dataset, a model or a store: one tree, so that a caller can catch all of it or a part."""
+
+
+class StoreError(Exception):
+    """Base of every error of this package; the message is one line: what, where, how to mend it."""
+
+
+class InputError(StoreError, ValueError):
+    """The dataset, the model or an argument cannot be used as given."""
+
+
+class FingerprintMismatchError(InputError):
+    """The store was started from other inputs than the ones given now."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is writing the store."""
+
+
+class UnsupportedFormatError(InputError):
+    """Not a probesweep store, or one of a format that this version does not read."""
+
+
+class CorruptStoreError(StoreError):
+    """Bytes of the store are not the bytes that were committed."""
+
+
+class MissingShardError(InputError):
+    """Rows were asked for that are not there: never committed, or their file is gone."""
+
+
+class NonFiniteError(StoreError):
+    """The model produced NaN or infinity."""

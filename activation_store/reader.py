@@ -1,0 +1,222 @@
+"""Read a store: labelled, memory-mapped, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import zarr
+from jaxtyping import Shaped
+
+from activation_store.errors import InputError, MissingShardError
+from activation_store.journal import JournalContents
+from activation_store.metadata import checked_bytes, read_spec
+from activation_store.shards import Shard
+from activation_store.spec import ARRAY, AXES, StoreSpec
+
+
+class ActivationStore:
+    """Activations ``[sample, layer, position, feature]`` on disk, with their labels and provenance.
+
+    Open with `ActivationStore.open`. Nothing is read but what is asked for; memory grows with what is returned only.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, journal: JournalContents, *, verify: bool) -> None:
+        self.path = path
+        self.spec = spec
+        self._journal = journal
+        self._verify = verify
+        self._shards: dict[int, Shard] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> ActivationStore:
+        """Open a store for reading.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder of the store.
+        verify : bool
+            Check every inner chunk against its crc32c when it is first read.
+
+        Raises
+        ------
+        InputError
+            Nothing is at `path`.
+        UnsupportedFormatError
+            What is there is not a store of this format.
+        CorruptStoreError
+            Its metadata or journal is damaged.
+        """
+        spec, journal = read_spec(Path(path))
+        return cls(Path(path), spec, journal, verify=verify)
+
+    dims = AXES
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.spec.numpy_dtype
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices into Hugging Face ``hidden_states``."""
+        return self.spec.layers
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Negative token indices, -1 = last."""
+        return self.spec.positions
+
+    @property
+    def n_samples(self) -> int:
+        return self.spec.n_samples
+
+    @property
+    def n_features(self) -> int:
+        return self.spec.n_features
+
+    @property
+    def n_committed(self) -> int:
+        """Samples that are on disk; fewer than `n_samples` while an extraction is unfinished."""
+        return sum(len(self.spec.layout.rows(shard)) for shard in self._journal.shards)
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Attributes of the Zarr group: conventions, fingerprint, provenance."""
+        return self.spec.attributes()
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.spec.fingerprint
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """Label columns, a row per sample."""
+        return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """Read one of the arrays beside the activations: n_tokens, token_id, prompt_hash, question, or a label column.
+
+        Raises
+        ------
+        InputError
+            There is no such array.
+        CorruptStoreError
+            It was damaged.
+        """
+        files = [file for file in self._journal.files if file.startswith(f"{name}/")]
+        if not files or name == ARRAY:
+            names = sorted({file.split("/")[0] for file in self._journal.files} - {"zarr.json", ARRAY})
+            raise InputError(f"{self.path} has no array {name!r}; it has {', '.join(names)}")
+        for file in files:
+            checked_bytes(self.path, file, self._journal)
+        array = zarr.open_array(self.path / name, mode="r")
+        return np.asarray(array[...])
+
+    @property
+    def position_tokens(self) -> list[str]:
+        """Decoded token at each position, as the first sample has it."""
+        return list(self.spec.provenance["position_tokens"])
+
+    def require_complete(self) -> None:
+        """Raise unless every sample is committed.
+
+        Raises
+        ------
+        MissingShardError
+            Says how many are.
+        """
+        if self.n_committed < self.n_samples:
+            raise MissingShardError(
+                f"{self.path} is unfinished: {self.n_committed} of {self.n_samples} samples are committed; "
+                "run the same extract again to resume"
+            )
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{axis}: {length}" for axis, length in zip(AXES, self.shape, strict=True))
+        size = f"{self.spec.layout.store_nbytes / 2**20:.1f} MiB"
+        return (
+            f"<ActivationStore {self.path}>\n"
+            f"  {axes}  {self.spec.dtype}, {size}, {self.n_committed} of {self.n_samples} committed\n"
+            f"  layers {_span(self.layers)} (hidden_states index), positions {_span(self.positions)} (-1 = last)\n"
+            f"  model {self.fingerprint.get('model')}, labels {', '.join(self.spec.label_columns)}"
+        )
+
+    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
+        """Activations of one cell.
+
+        Parameters
+        ----------
+        layer : int
+            One of `layers`.
+        position : int
+            One of `positions`.
+
+        Returns
+        -------
+        ndarray [sample, feature]
+            A copy, in dataset order and in the store's data type.
+
+        Raises
+        ------
+        InputError
+            The store does not hold that layer or position.
+        MissingShardError, CorruptStoreError
+            Rows were never committed, or are damaged; names file and rows.
+        """
+        out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
+        for rows, block in self.cell_blocks(layer, position):
+            out[rows.start : rows.stop] = block
+        return out
+
+    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:
+        """Iterate over one cell shard by shard without a copy.
+
+        Yields
+        ------
+        range
+            Sample indices of the shard.
+        ndarray [row, feature]
+            Read-only view of the mapped file.
+        """
+        layer_idx = _index(self.layers, layer, "layer")
+        position_idx = _index(self.positions, position, "position")
+        for shard in range(self.spec.layout.n_shards):
+            block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+            yield self.spec.layout.rows(shard), block
+
+    def _shard(self, shard: int) -> Shard:
+        if shard not in self._shards:
+            layout = self.spec.layout
+            rows = layout.rows(shard)
+            path = self.path / ARRAY / layout.shard_key(shard)
+            if shard not in self._journal.shards:
+                raise MissingShardError(
+                    f"{path} (rows {rows.start}-{rows.stop - 1}) was never committed; "
+                    "run the same extract again to resume"
+                )
+            self._shards[shard] = Shard.map(path, layout, rows, self.dtype)
+        return self._shards[shard]
+
+
+def _index(values: tuple[int, ...], value: int, axis: str) -> int:
+    if value not in values:
+        raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
+    return values.index(value)
+
+
+def _span(values: tuple[int, ...]) -> str:
+    """Consecutive integers as first..last, others one by one."""
+    if len(values) > 2 and values == tuple(range(values[0], values[-1] + 1)):
+        return f"{values[0]}..{values[-1]}"
+    return ", ".join(map(str, values))

@@ -1,0 +1,182 @@
+"""What a store holds: its axes, value type, sharding and provenance, and the Zarr metadata that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from activation_store.dtypes import NUMPY_DTYPES, numpy_dtype
+from activation_store.errors import CorruptStoreError, UnsupportedFormatError
+from activation_store.layout import Layout
+
+FORMAT_VERSION = 1
+ARRAY = "activations"
+AXES = ("sample", "layer", "position", "feature")
+LAYER_CONVENTION = (
+    "index into Hugging Face hidden_states: 0 = embeddings, i = output of block i-1, "
+    "last (number of blocks) = after the model's final norm"
+)
+POSITION_CONVENTION = "index from the last real token of the prompt: -1 = last"
+
+JSON = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything about a store that is fixed when it is created.
+
+    Parameters
+    ----------
+    n_samples, n_features : int
+        Lengths of the first and the last axis.
+    layers : tuple of int
+        Indices into Hugging Face ``hidden_states``, ascending.
+    positions : tuple of int
+        Negative indices from the last real token, ascending.
+    dtype : str
+        "float32", "float16" or "bfloat16".
+    shard_samples : int
+        Samples of one shard.
+    label_columns : tuple of str
+        Names of the label arrays.
+    fingerprint : mapping
+        What determines the values: a resumed extraction must bring the same.
+    provenance : mapping
+        What is recorded beside it: library versions, batch plan, names.
+    """
+
+    n_samples: int
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    n_features: int
+    dtype: str
+    shard_samples: int
+    label_columns: tuple[str, ...]
+    fingerprint: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(
+            n_samples=self.n_samples,
+            n_layers=len(self.layers),
+            n_positions=len(self.positions),
+            n_features=self.n_features,
+            itemsize=self.numpy_dtype.itemsize,
+            shard_samples=self.shard_samples,
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (self.n_samples, len(self.layers), len(self.positions), self.n_features)
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return numpy_dtype(self.dtype)
+
+    def attributes(self) -> JSON:
+        """Attributes of the Zarr group."""
+        return {
+            "probesweep_format": FORMAT_VERSION,
+            "layer_convention": LAYER_CONVENTION,
+            "position_convention": POSITION_CONVENTION,
+            "layers": list(self.layers),
+            "positions": list(self.positions),
+            "label_columns": list(self.label_columns),
+            "fingerprint": dict(self.fingerprint),
+            "provenance": dict(self.provenance),
+        }
+
+    def _coordinates(self) -> list[str]:
+        labels = [name for name in self.label_columns if not any(map(str.isspace, name))]
+        return ["n_tokens", "token_id", "prompt_hash", "question", *labels]
+
+    def array_metadata(self) -> JSON:
+        """``zarr.json`` of the activations: the only sharding and codecs that this format has."""
+        _, n_layers, n_positions, n_features = self.shape
+        crc = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+        sharding = {
+            "chunk_shape": [self.shard_samples, 1, 1, n_features],
+            "codecs": crc,
+            "index_codecs": crc,
+            "index_location": "end",
+        }
+        shard_shape = [self.shard_samples, n_layers, n_positions, n_features]
+        return {
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shard_shape}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "NaN",
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            # xarray reads this and shows the arrays named as coordinates of the activations.
+            "attributes": {"coordinates": " ".join(self._coordinates())},
+            "dimension_names": list(AXES),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+
+
+def encode_json(document: JSON) -> bytes:
+    """Metadata as it is written: indented, keys in the given order."""
+    return json.dumps(document, indent=2, allow_nan=False).encode()
+
+
+def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
+    """Read a spec back from the two metadata documents.
+
+    The array's document must be, key for key, the one that this format writes for such a spec: no other shape, codec
+    or chunking is let through.
+
+    Parameters
+    ----------
+    group, array : dict
+        ``zarr.json`` of the group and of the activations.
+    where : str
+        Path of the store, for messages.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Not a probesweep store, or one of another format version.
+    CorruptStoreError
+        The documents contradict each other.
+    """
+    attributes = group.get("attributes") or {}
+    _check_version(attributes.get("probesweep_format"), where)
+    try:
+        spec = StoreSpec(
+            n_samples=int(array["shape"][0]),
+            layers=tuple(int(layer) for layer in attributes["layers"]),
+            positions=tuple(int(position) for position in attributes["positions"]),
+            n_features=int(array["shape"][3]),
+            dtype=str(array["data_type"]),
+            shard_samples=int(array["chunk_grid"]["configuration"]["chunk_shape"][0]),
+            label_columns=tuple(str(name) for name in attributes["label_columns"]),
+            fingerprint=attributes["fingerprint"],
+            provenance=attributes["provenance"],
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise CorruptStoreError(f"{where}: the metadata lacks or garbles {error}; restore zarr.json") from error
+    if spec.dtype not in NUMPY_DTYPES:
+        raise CorruptStoreError(f"{where}/{ARRAY}/zarr.json: data type {spec.dtype!r} is none of {list(NUMPY_DTYPES)}")
+    expected = spec.array_metadata()
+    differing = [key for key in expected if array.get(key) != expected[key]]
+    if differing or min(spec.n_samples, spec.shard_samples, spec.n_features) < 1:
+        raise CorruptStoreError(f"{where}/{ARRAY}/zarr.json: {', '.join(differing) or 'shape'} is not of this format")
+    return spec
+
+
+def _check_version(version: object, where: str) -> None:
+    if not isinstance(version, int):
+        raise UnsupportedFormatError(f"{where} is a Zarr group but not a probesweep store: no probesweep_format")
+    if version != FORMAT_VERSION:
+        raise UnsupportedFormatError(
+            f"{where} has store format {version}, this probesweep reads format {FORMAT_VERSION}: "
+            "install the probesweep version that wrote it"
+        )

@@ -1,0 +1,275 @@
+"""The command line: parse, wire the two packages together, print, exit codes. No numerics.
+
+Exit codes: 0 done, 1 failure, 2 wrong use or bad input, 130 and 143 interrupted. Heavy imports happen inside the
+commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from activation_store import ActivationStore
+
+
+def _with_underscores(name: str) -> str:
+    return name.replace("-", "_")
+
+
+SETTINGS: dict[str, Any] = {
+    # Flags take underscores, as the original scripts had them, or hyphens.
+    "token_normalize_func": _with_underscores,
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(package_name="probesweep")
+def probesweep() -> None:
+    """Measure what a language model knows before it answers.
+
+    Run the model over a dataset once (extract), then fit a linear probe at every layer and position (train).
+    Flags take _ or -.
+    """
+
+
+@probesweep.command()
+@click.option("--model", required=True, help='Hub id, local folder, GGUF file, or "smollm2" (embedded).')
+@click.option("--dataset_path", required=True, type=click.Path(path_type=Path), help="Parquet file.")
+@click.option("--output_path", required=True, type=click.Path(path_type=Path), help="Zarr store to write.")
+@click.option("--label_column", default="success_rate", show_default=True, help="Column of numbers to predict.")
+@click.option("--question_column", default="question", show_default=True, help="Column of prompts.")
+@click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
+@click.option("--eoi_tokens", type=int, help="Store the last N tokens.  [default: the chat template's tail]")
+@click.option("--use_chat_template", is_flag=True, help="Questions are bare: put each through the chat template.")
+@click.option("--chat_template_kwargs", help="""JSON for the template, such as '{"enable_thinking": false}'.""")
+@click.option("--max_length", type=int, help="Most tokens of a prompt; longer is an error.  [default: the model's]")
+@click.option("--batch_size", default=16, show_default=True, help="Most prompts of a batch.")
+@click.option("--max_samples", type=int, help="Use the first N rows only.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
+@click.option("--shard_samples", type=int, help="Samples of one shard file.  [default: shards of up to 256 MiB]")
+@click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
+def extract(**options: Any) -> None:
+    """Store the hidden states of the tokens after each instruction.
+
+    The same command again takes up an interrupted extraction, and does nothing when it is done.
+
+    Example: probesweep extract --model smollm2 --dataset_path data/success_smollm2_train.parquet
+    --output_path train.zarr --use_chat_template
+    """
+    from activation_store import extract as run_extract
+
+    options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
+    click.echo(repr(run_extract(**options)))
+
+
+@probesweep.command()
+@click.option("--train_activations", required=True, type=click.Path(path_type=Path), help="Store of training rows.")
+@click.option("--test_activations", required=True, type=click.Path(path_type=Path), help="Store of test rows.")
+@click.option("--output_dir", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "--task_type",
+    type=click.Choice(["auto", "regression", "classification"]),
+    default="auto",
+    show_default=True,
+    help="auto: by scikit-learn's type_of_target of the training labels.",
+)
+@click.option("--alpha", default=1.0, show_default=True, help="Penalty, as scikit-learn's Ridge; C = 1/alpha.")
+@click.option("--alphas", "--alpha_grid", help="Comma-separated grid; each cell takes its best by CV (needs --k_fold).")
+@click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
+@click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the folds.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+def train(train_activations: Path, test_activations: Path, output_dir: Path, **options: Any) -> None:
+    """Fit a linear probe at every layer and position, and say which predicts best.
+
+    Ridge for numbers (Spearman), logistic for classes (ROC-AUC). The same command again does nothing when it is done.
+
+    Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
+    --k_fold --alphas 1,100,10000
+    """
+    from activation_store import ActivationStore
+
+    options["alphas"] = _numbers(options["alphas"], "--alphas")
+    train_store, test_store = ActivationStore.open(train_activations), ActivationStore.open(test_activations)
+    for store in (train_store, test_store):
+        store.require_complete()
+    request = {
+        "probesweep": version("probesweep"),
+        "train": _describe(train_store),
+        "test": _describe(test_store),
+        "options": {name: value for name, value in options.items() if name != "device"},
+    }
+    if _read_json(output_dir / "run.json").get("request") != request:
+        _run_sweep(train_store, test_store, output_dir, request, options)
+    click.echo(_summary(output_dir))
+
+
+def _run_sweep(
+    train_store: ActivationStore,
+    test_store: ActivationStore,
+    output_dir: Path,
+    request: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    from tqdm import tqdm
+
+    from activation_store.durable import commit_file
+    from gpu_probes import score_number, sweep
+
+    (output_dir / "run.json").unlink(missing_ok=True)
+    train_labels, test_labels = (store.labels[store.spec.label_columns[0]] for store in (train_store, test_store))
+    result = sweep(
+        train_store,
+        train_labels,
+        test_store,
+        test_labels,
+        progress=lambda cells: tqdm(cells, unit="cell", desc="train", disable=None),
+        **options,
+    )
+    baseline = score_number(result, train_store.coordinate("n_tokens"), test_store.coordinate("n_tokens"))
+    result.save(output_dir)
+    run = {"request": request, "position_tokens": train_store.position_tokens, "command": sys.argv}
+    # run.json comes last: where it stands, the other files are whole and belong to its request.
+    for name, document in {"inference.json": {"baselines": {"prompt_length": baseline}}, "run.json": run}.items():
+        commit_file(output_dir / name, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
+
+
+def _summary(output_dir: Path) -> str:
+    """What a finished training found, read from its files."""
+    performance = _read_json(output_dir / "performance.json")
+    run = _read_json(output_dir / "run.json")
+    lines = [
+        f"{performance['n_layers']} layers x {performance['n_positions']} positions, {performance['task_type']}",
+        "layer: index into hidden_states (0 = embeddings, last = after the final norm); position: -1 = last token",
+    ]
+    reasons: dict[str, int] = {}
+    for reason in performance["undefined"].values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    lines += [f"{count} cells without a score: {reason}" for reason, count in reasons.items()]
+    if performance["k_fold"]:
+        lines += ["", *_best_lines(output_dir, performance, run)]
+    else:
+        lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
+    lines += ["", f"results in {output_dir}: {', '.join(sorted(file.name for file in output_dir.iterdir()))}"]
+    return "\n".join(lines)
+
+
+def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    if not (output_dir / "best_probe_predictions.json").exists():
+        return ["No best probe: no cell has a CV score."]
+    best = _read_json(output_dir / "best_probe_predictions.json")
+    baseline = _read_json(output_dir / "inference.json")["baselines"]["prompt_length"]
+    scores, layers, metric = performance["layer_performance"], performance["layer_indices"], performance["metric"]
+    lines = [f"{'':34}{'CV':>8}{'test':>8}  ({metric})"]
+    for index, position in enumerate(performance["positions"]):
+        cv = scores["cv"][index]
+        defined = [layer for layer, score in enumerate(cv) if score is not None]
+        if defined:
+            layer = max(defined, key=lambda layer: cv[layer])
+            label = f"position {position} {run['position_tokens'][index]!r}: layer {layers[layer]}"
+            lines.append(_row(label, cv[layer], scores["test"][index][layer]))
+    token = run["position_tokens"][best["best_position_idx"]]
+    n_cells = performance["n_layers"] * performance["n_positions"]
+    return [
+        *lines,
+        _row("prompt length alone", baseline["cv_score"], baseline["test_score"]),
+        "",
+        f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} ({token!r}), "
+        f"alpha {best['selected_alpha']:g}",
+        _row("best probe", best["cv_score"], best["test_score"]),
+        f"Its CV score is the highest of {n_cells} cells and so optimistic; its test score is not.",
+    ]
+
+
+def _row(label: str, *scores: float | None) -> str:
+    return f"{label:34}" + "".join(f"{'-' if score is None else format(score, '.3f'):>8}" for score in scores)
+
+
+def _describe(store: ActivationStore) -> dict[str, Any]:
+    return {"path": str(store.path), "n_samples": store.n_samples, "fingerprint": dict(store.fingerprint)}
+
+
+def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"{flag} is not JSON ({error}); write it as '{{\"key\": value}}'") from error
+    if not isinstance(value, dict):
+        raise click.UsageError(f"{flag} must be a JSON object such as '{{\"enable_thinking\": false}}'")
+    return value
+
+
+def _numbers(text: str | None, flag: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(item) for item in text.split(",")]
+    except ValueError as error:
+        raise click.UsageError(f"{flag} {text!r}: write numbers with commas between, such as 1,10,100") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main() -> None:
+    """Entry point: run a command and turn what it raises into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    _quiet_libraries()
+    sys.exit(_exit_code(lambda: probesweep.main(standalone_mode=False)))
+
+
+def _quiet_libraries() -> None:
+    """Before they are imported: only our own messages, and no progress bars where there is no terminal."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(143)
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    try:
+        command()
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "probesweep"
+        return _fail(f"{error.format_message()} (see {where} --help)", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; run the same command again to go on", 130)
+    except Exception as error:
+        # Both packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
+        from activation_store.errors import InputError, StoreError
+        from gpu_probes.errors import ProbeError
+
+        if isinstance(error, (StoreError, ProbeError)):
+            return _fail(str(error), 2 if isinstance(error, (InputError, ProbeError)) else 1)
+        raise
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()
