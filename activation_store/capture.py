@@ -122,6 +122,8 @@ class ModelInfo:
         Commit of the hub repository.
     weights : str
         What identifies the weights: the hub's commit, or a SHA-256 over configuration and weight files.
+    config : PreTrainedConfig
+        As loaded.
     """
 
     n_blocks: int
@@ -130,6 +132,7 @@ class ModelInfo:
     dtype: str
     revision: str | None
     weights: str
+    config: Any
 
 
 def read_model_info(source: ModelSource) -> ModelInfo:
@@ -151,6 +154,7 @@ def read_model_info(source: ModelSource) -> ModelInfo:
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
         weights=weights,
+        config=config,
     )
 
 
@@ -224,7 +228,8 @@ class HiddenStates:
         """
         quantization = {"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-        model = _load(source, "weights", load, dtype=getattr(torch, dtype), **quantization)
+        # The configuration is handed on: reading it out of a GGUF file again takes seconds.
+        model = _load(source, "weights", load, config=info.config, dtype=getattr(torch, dtype), **quantization)
         model.to(device).eval().requires_grad_(False)
         # The decoder alone: the language-model head's vocabulary-wide product is never wanted.
         decoder = model.base_model

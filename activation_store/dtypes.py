@@ -1,7 +1,7 @@
 """The value types of a store, and bfloat16 as a Zarr data type.
 
 ``bfloat16`` is the name that the Zarr extension registry gives it and that TensorStore reads. zarr-python finds
-`BFloat16` through the ``zarr.data_type`` entry point of the installed package.
+`BFloat16` through the entry points of the installed package (see pyproject.toml).
 """
 
 from __future__ import annotations
@@ -49,5 +49,5 @@ class BFloat16(Float16):
     _zarr_v2_names: ClassVar[Any] = ()
 
 
-# For a checkout that is on the path but not installed; the same class through the entry point changes nothing.
+# Not left to the entry point: zarr-python 3.1 does not register those itself, and a checkout may not be installed.
 data_type_registry.register("bfloat16", BFloat16)

@@ -38,7 +38,7 @@ def header_record(files: dict[str, bytes]) -> bytes:
 
 
 def file_hash(data: bytes) -> str:
-    """SHA-256 in hexadecimal; crc32c would not do: of data that ends in its own crc32c, as Zarr chunks do, it is constant."""
+    """SHA-256 in hexadecimal; of data that ends in its own crc32c, as Zarr chunks do, crc32c is a constant."""
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,0 +1,270 @@
+"""Written by us, read by us and by everyone else, bit for bit."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import tensorstore
+import xarray
+import zarr
+
+from activation_store import (
+    ActivationStore,
+    CorruptStoreError,
+    FingerprintMismatchError,
+    InputError,
+    MissingShardError,
+    StoreLockedError,
+    UnsupportedFormatError,
+)
+from activation_store.layout import Layout, balanced_shard_samples
+from activation_store.writer import StoreWriter
+from tests.activation_store.stores import (
+    LAYERS,
+    POSITIONS,
+    make_coordinates,
+    make_spec,
+    make_values,
+    write_store,
+)
+
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def tree(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def same_bits(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n_samples", "shard_samples"), [(11, 4), (8, 4), (3, 5), (1, 1)])
+def test_every_reader_reads_the_same(dtype, n_samples, shard_samples, tmp_path):
+    spec = make_spec(n_samples, dtype=dtype, shard_samples=shard_samples)
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values, order=np.random.default_rng(1).permutation(n_samples))
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.shape == values.shape
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = zarr.open(tmp_path / "s.zarr", mode="r")["activations"]
+        labelled = xarray.open_zarr(tmp_path / "s.zarr")
+    driver = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "s.zarr/activations")}}
+    theirs = tensorstore.open(driver, read=True, open=True).result()
+    same_bits(plain[...], values)
+    same_bits(theirs.read().result(), values)
+    for layer_idx, layer in enumerate(LAYERS):
+        for position_idx, position in enumerate(POSITIONS):
+            expected = values[:, layer_idx, position_idx]
+            same_bits(store.cell(layer, position), expected)
+            same_bits(plain[:, layer_idx, position_idx], expected)
+            same_bits(labelled.activations.sel(layer=layer, position=position).values, expected)
+            blocks = list(store.cell_blocks(layer, position))
+            same_bits(np.concatenate([block for _, block in blocks]), expected)
+            assert [row for rows, _ in blocks for row in rows] == list(range(n_samples))
+
+
+def test_labels_and_coordinates(tmp_path):
+    spec, coordinates = make_spec(), make_coordinates(11)
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert list(store.labels.columns) == ["success_rate", "is right"]
+    same_bits(store.labels["success_rate"].to_numpy(), coordinates.labels["success_rate"])
+    same_bits(store.labels["is right"].to_numpy(), coordinates.labels["is right"])
+    for name in ("n_tokens", "prompt_hash"):
+        same_bits(store.coordinate(name), getattr(coordinates, name))
+    same_bits(store.coordinate("token_id"), coordinates.token_ids)
+    assert store.coordinate("question").tolist() == coordinates.questions
+    dataset = xarray.open_zarr(tmp_path / "s.zarr")
+    assert {"n_tokens", "success_rate", "question", "token_id"} <= set(dataset.coords)
+    assert dataset.activations.dims == store.dims == ("sample", "layer", "position", "feature")
+    assert "11" in repr(store)
+    with pytest.raises(InputError, match="has no array 'nothing'; it has"):
+        store.coordinate("nothing")
+
+
+def test_bfloat16_is_read_by_zarr_without_our_import(tmp_path):
+    spec = make_spec(dtype="bfloat16")
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    code = (
+        "import sys, zarr; a = zarr.open(sys.argv[1], mode='r')['activations'][...]; "
+        "print(a.dtype, a.astype('float64').sum())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s.zarr")], capture_output=True, text=True, check=True, cwd="/"
+    )
+    name, total = done.stdout.split()
+    assert name == "bfloat16"
+    assert float(total) == values.astype(np.float64).sum()
+
+
+def test_interrupted_and_resumed_is_byte_identical(tmp_path):
+    spec = make_spec()
+    values = make_values(spec)
+    write_store(tmp_path / "whole.zarr", spec, values)
+    with StoreWriter.create(tmp_path / "cut.zarr", spec, make_coordinates(11)) as writer:
+        writer.add(np.arange(6), values[:6])
+    cut = ActivationStore.open(tmp_path / "cut.zarr")
+    assert cut.n_committed == 4
+    with pytest.raises(MissingShardError, match=r"rows 4-7\) was never committed; run the same extract again"):
+        cut.cell(0, -1)
+    with pytest.raises(MissingShardError, match="4 of 11 samples are committed"):
+        cut.require_complete()
+    # A record torn by a power failure counts as never written.
+    with (tmp_path / "cut.zarr/activations/journal").open("ab") as journal:
+        journal.write(b'0123abcd {"shard":1,')
+    with StoreWriter.resume(tmp_path / "cut.zarr", dict(spec.fingerprint)) as writer:
+        assert writer.pending_shards == [1, 2]
+        writer.add(np.arange(4, 11), values[4:])
+    assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_other_inputs_are_refused(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    with pytest.raises(FingerprintMismatchError, match=r"dataset: 'd' in the store, 'e' now") as caught:
+        StoreWriter.resume(tmp_path / "s.zarr", {**spec.fingerprint, "dataset": "e"})
+    assert "model" not in str(caught.value)
+
+
+def test_second_writer_is_refused(tmp_path):
+    spec = make_spec()
+    code = (
+        "import sys; from activation_store.journal import acquire_lock; from pathlib import Path\n"
+        "held = acquire_lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    lock = tmp_path / "s.zarr/activations/writer.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StoreLockedError, match=f"written by process {holder.pid}"):
+            StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint))
+        holder.stdin.close()
+    StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint)).__exit__(None, None, None)
+
+
+def damage(path, offset, xor=1):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= xor
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_flipped_byte_of_a_shard_is_read_as_whole(dtype, tmp_path):
+    spec = make_spec(2, dtype=dtype, shard_samples=2)
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    shard = tmp_path / "s.zarr/activations/c/0/0/0/0"
+    cells = [(layer, position) for layer in LAYERS for position in POSITIONS]
+    for offset in range(shard.stat().st_size):
+        damage(shard, offset)
+        store = ActivationStore.open(tmp_path / "s.zarr")
+        caught = 0
+        for layer, position in cells:
+            try:
+                found = store.cell(layer, position)
+            except CorruptStoreError as error:
+                caught += "rows 0-1" in str(error)
+            else:
+                same_bits(found, values[:, LAYERS.index(layer), POSITIONS.index(position)])
+        assert caught == (1 if offset < spec.layout.index_offset else len(cells))
+        damage(shard, offset)
+    ActivationStore.open(tmp_path / "s.zarr").cell(0, -1)
+
+
+def read_everything_beside(path):
+    store = ActivationStore.open(path)
+    store.require_complete()
+    names = ["sample", "layer", "position", "n_tokens", "token_id", "prompt_hash", "question"]
+    return [store.coordinate(name) for name in names], store.labels
+
+
+def test_damaged_metadata_is_refused(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    untouched = tree(tmp_path / "s.zarr")
+    for name in untouched:
+        if name.startswith("activations/c/") or name.endswith("writer.lock"):
+            continue
+        file = tmp_path / "s.zarr" / name
+        damage(file, len(untouched[name]) // 2)
+        with pytest.raises((CorruptStoreError, MissingShardError)):
+            read_everything_beside(tmp_path / "s.zarr")
+        file.write_bytes(untouched[name])
+    file.unlink()
+    with pytest.raises(CorruptStoreError, match="is missing"):
+        ActivationStore.open(tmp_path / "s.zarr")
+
+
+def test_truncated_or_missing_shard_names_file_and_rows(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    shard = tmp_path / "s.zarr/activations/c/1/0/0/0"
+    whole = shard.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(CorruptStoreError, match=r"c/1/0/0/0 \(rows 4-7\): \d+ bytes long"):
+            ActivationStore.open(tmp_path / "s.zarr").cell(0, -1)
+    shard.unlink()
+    with pytest.raises(MissingShardError, match=r"c/1/0/0/0 \(rows 4-7\): .* its file is gone"):
+        ActivationStore.open(tmp_path / "s.zarr").cell(0, -1)
+
+
+def test_what_is_not_a_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such store"):
+        ActivationStore.open(tmp_path / "none.zarr")
+    zarr.create_group(tmp_path / "plain.zarr")
+    with pytest.raises(UnsupportedFormatError, match="is not a probesweep store"):
+        ActivationStore.open(tmp_path / "plain.zarr")
+    with pytest.raises(InputError, match="exists and is not a store"):
+        StoreWriter.create(tmp_path / "plain.zarr", make_spec(), make_coordinates(11))
+
+
+def test_newer_format_names_itself(tmp_path):
+    from activation_store.spec import parse_spec
+
+    spec = make_spec()
+    group = {"attributes": {**spec.attributes(), "probesweep_format": 2}}
+    with pytest.raises(UnsupportedFormatError, match="store format 2, this probesweep reads format 1"):
+        parse_spec(group, spec.array_metadata(), "s.zarr")
+    changed = json.loads(json.dumps(spec.array_metadata()))
+    changed["codecs"][0]["configuration"]["codecs"].append({"name": "zstd"})
+    with pytest.raises(CorruptStoreError, match="codecs is not of this format"):
+        parse_spec({"attributes": spec.attributes()}, changed, "s.zarr")
+
+
+def test_unknown_layer_or_position(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    with pytest.raises(InputError, match="layer 1 is not in the store; it holds 0, 2, 5"):
+        store.cell(1, -1)
+    with pytest.raises(InputError, match="position 0 is not in the store"):
+        store.cell(0, 0)
+
+
+def test_shards_are_balanced_and_bounded():
+    for n_samples in (1, 330, 10_000, 123_457):
+        for sample_nbytes in (1, 428_544, 300 * 2**20):
+            size = balanced_shard_samples(n_samples, sample_nbytes)
+            n_shards = -(-n_samples // size)
+            assert size == 1 or size * sample_nbytes <= 256 * 2**20
+            assert n_shards * size - n_samples < n_shards
+
+
+def test_offsets_are_multiples_of_the_item_size():
+    for itemsize in (2, 4):
+        layout = Layout(10, 3, 2, 7, itemsize, 5)
+        offsets = [layout.chunk_offset(layer, position) for layer in range(3) for position in range(2)]
+        assert all(offset % itemsize == 0 for offset in offsets)
+        assert offsets == sorted(set(offsets))
