@@ -231,7 +231,7 @@ def main() -> None:
     """Entry point: run a command and turn what it raises into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     _quiet_libraries()
-    sys.exit(_exit_code(lambda: probesweep.main(standalone_mode=False)))
+    sys.exit(_exit_code(lambda: probesweep.main(prog_name="probesweep", standalone_mode=False)))
 
 
 def _quiet_libraries() -> None:

@@ -1,0 +1,227 @@
+"""The command line as a user meets it: exit codes, one-line errors, files, numbers."""
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.linear_model import Ridge
+
+import cli
+from activation_store import ActivationStore
+from tests.conftest import QUESTIONS, save_model, train_tokenizer
+
+PROBESWEEP = str(Path(sys.executable).with_name("probesweep"))
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: a new one takes seconds to import torch."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["probesweep", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def run_process(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PROBESWEEP, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, tiny_model) -> Path:
+    """Folder with train.zarr (44 rows) and test.zarr (22 rows) of the tiny Llama."""
+    folder = tmp_path_factory.mktemp("stores")
+    generator = np.random.default_rng(0)
+    for name, copies in {"train": 4, "test": 2}.items():
+        questions = [f"{question} ({name} {copy})" for copy in range(copies) for question in QUESTIONS]
+        labels = generator.random(len(questions))
+        table = pd.DataFrame({"question": questions, "success_rate": labels, "right": (labels > 0.5).astype(int)})
+        table.to_parquet(folder / f"{name}.parquet")
+        for label, suffix in {"success_rate": "", "right": "_right"}.items():
+            done = (run_process if name == "test" and not suffix else run)(
+                "extract", "--model", tiny_model("llama"), "--dataset-path", folder / f"{name}.parquet",
+                "--output_path", folder / f"{name}{suffix}.zarr", "--use_chat_template", "--label-column", label,
+                "--layers", "0,1,3",
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            if done.args[0] == PROBESWEEP:
+                assert done.stderr == ""  # no progress bars and no chatter of libraries where there is no terminal
+            assert f"{len(questions)} of {len(questions)} committed" in done.stdout
+    return folder
+
+
+def train(stores: Path, output_dir: Path, *options: object, suffix: str = "") -> subprocess.CompletedProcess[str]:
+    return run(
+        "train", "--train_activations", stores / f"train{suffix}.zarr", "--test_activations",
+        stores / f"test{suffix}.zarr", "--output_dir", output_dir, *options,
+    )  # fmt: skip
+
+
+def test_help_names_the_commands_and_imports_nothing_heavy():
+    done = run_process("--help")
+    assert "extract" in done.stdout
+    assert "train" in done.stdout
+    # What would make it slow is an import at the top of cli.py; the time itself is the machine's.
+    code = "import sys, cli; print({'torch', 'transformers', 'zarr', 'pandas', 'sklearn'} & set(sys.modules))"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert imported.stdout.strip() == "set()"
+
+
+def test_train_writes_what_scikit_learn_computes(stores, tmp_path):
+    done = train(stores, tmp_path, "--k_fold", "--alpha", "0.5")
+    assert done.returncode == 0, done.stderr
+    performance = json.loads((tmp_path / "performance.json").read_text())
+    best = json.loads((tmp_path / "best_probe_predictions.json").read_text())
+    predictions = json.loads((tmp_path / "all_predictions.json").read_text())
+    train_store, test_store = (ActivationStore.open(stores / f"{name}.zarr") for name in ("train", "test"))
+    assert performance["layer_indices"] == [0, 1, 3]
+    assert performance["metric"] == "spearman"
+    for layer_idx, layer in enumerate(train_store.layers):
+        for position_idx, position in enumerate(train_store.positions):
+            score = performance["layer_performance"]["test"][position_idx][layer_idx]
+            if layer == 0:
+                assert score is None
+                assert performance["layer_performance"]["cv"][position_idx][layer_idx] is None
+                assert "identical" in performance["undefined"][f"pos_{position}_layer_{layer_idx}"]
+                continue
+            features, held_out = (store.cell(layer, position).astype(np.float64) for store in (train_store, test_store))
+            ridge = Ridge(alpha=0.5, fit_intercept=False, solver="svd")
+            expected = ridge.fit(features, train_store.labels["success_rate"]).predict(held_out)
+            found = predictions["predictions"][f"pos_{position}_layer_{layer_idx}"]["test_predictions"]
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+            assert score == pytest.approx(spearmanr(expected, test_store.labels["success_rate"]).statistic)
+    cv = np.array(performance["layer_performance"]["cv"], dtype=float)
+    assert best["cv_score"] == np.nanmax(cv) == cv[best["best_position_idx"], best["best_layer"]]
+    assert best["best_layer_number"] == performance["layer_indices"][best["best_layer"]]
+    assert f"{best['cv_score']:.3f}" in done.stdout
+    assert f"layer {best['best_layer_number']}, position {best['best_position']}" in done.stdout
+    baseline = json.loads((tmp_path / "inference.json").read_text())["baselines"]["prompt_length"]
+    n_tokens = [store.coordinate("n_tokens") for store in (train_store, test_store)]
+    sign = np.sign(np.corrcoef(n_tokens[0], train_store.labels["success_rate"])[0, 1])
+    expected = sign * spearmanr(n_tokens[1], test_store.labels["success_rate"]).statistic
+    assert baseline["test_score"] == pytest.approx(expected)
+    assert f"{baseline['test_score']:.3f}" in done.stdout
+
+
+def test_second_run_does_nothing_and_other_options_train_again(stores, tmp_path):
+    first = train(stores, tmp_path, "--k-fold", "--alphas", "1,100")
+    written = (tmp_path / "performance.json").stat().st_mtime_ns
+    again = train(stores, tmp_path, "--k_fold", "--alpha_grid", "1,100")
+    assert again.stdout == first.stdout
+    assert (tmp_path / "performance.json").stat().st_mtime_ns == written
+    assert train(stores, tmp_path, "--k_fold", "--alphas", "2,3").returncode == 0
+    assert json.loads((tmp_path / "performance.json").read_text())["alpha_grid"] == [2.0, 3.0]
+
+
+def test_without_folds_no_best_probe_is_chosen(stores, tmp_path):
+    train(stores, tmp_path, "--k_fold")
+    done = train(stores, tmp_path)
+    assert "No best probe is chosen" in done.stdout
+    assert not (tmp_path / "best_probe_predictions.json").exists()
+    assert json.loads((tmp_path / "performance.json").read_text())["layer_performance"]["cv"] is None
+
+
+def test_classification(stores, tmp_path):
+    done = train(stores, tmp_path, "--k_fold", suffix="_right")
+    assert done.returncode == 0, done.stderr
+    performance = json.loads((tmp_path / "performance.json").read_text())
+    assert (performance["task_type"], performance["metric"]) == ("classification", "roc_auc")
+
+
+EXTRACT = "extract --model M --output_path o --use_chat_template --dataset_path"
+TRAIN = "train --train_activations S --test_activations S --output_dir o"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("extract", "Missing option '--model'. (see probesweep extract --help)"),
+        ("extract --modle x", "No such option"),
+        ("extarct", "No such command 'extarct'"),
+        (f"{EXTRACT} none.parquet", "does not exist"),
+        (f"{EXTRACT} D --label_column z", "it has question"),
+        (f"{EXTRACT} D --label_column gaps", "2 null or non-numeric values, the first in row 0"),
+        (f"{EXTRACT} E", "has no rows"),
+        (f"{EXTRACT} D --layers 9", "layers 0 to 3"),
+        (f"{EXTRACT} D --max_length 20", "row 4 with"),
+        (f"{EXTRACT} D --chat_template_kwargs x", "JSON"),
+        ("extract --model N --output_path o --dataset_path D", "give --eoi_tokens N"),
+        ("extract --model M --output_path o --dataset_path D", "add --use_chat_template"),
+        ("train --train_activations no.zarr --test_activations S --output_dir o", "no such store"),
+        (f"{TRAIN} --k_fold --n_folds 99", "99"),
+        (f"{TRAIN} --alphas 1;2", "commas"),
+        (f"{TRAIN} --alphas 1,2", "--k_fold"),
+        (f"{TRAIN} --alpha -1", "alpha"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(command, message, stores, tiny_model, tmp_path):
+    frame = pd.DataFrame({"question": QUESTIONS, "success_rate": 0.5, "gaps": [None, 1.0, None] + [1.0] * 8})
+    frame.to_parquet(tmp_path / "D")
+    frame.iloc[:0].to_parquet(tmp_path / "E")
+    if " N " in command:
+        save_model(tmp_path / "N", "gpt2", tokenizer=train_tokenizer(None))
+    places = {name: tmp_path / name for name in "NDEo"} | {"M": tiny_model("llama"), "S": stores / "train.zarr"}
+    done = run(*(places.get(word, word) for word in command.split()))
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_unfinished_store_is_refused(stores, tmp_path):
+    shutil.copytree(stores / "train.zarr", tmp_path / "train.zarr")
+    journal = tmp_path / "train.zarr/activations/journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    shutil.copytree(stores / "test.zarr", tmp_path / "test.zarr")
+    done = train(tmp_path, tmp_path / "out")
+    assert done.returncode == 2
+    assert "0 of 44 samples are committed; run the same extract again" in done.stderr
+
+
+def test_interrupt_exits_130_and_resumes(tiny_model, dataset, tmp_path):
+    command = [
+        "extract", "--model", tiny_model("llama"), "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
+        "--use_chat_template", "--shard_samples", 2, "--batch_size", 1,
+    ]  # fmt: skip
+    # A forward pass that is slow enough to be caught in the act.
+    slow = "import time, sys; from activation_store.capture import HiddenStates as H; run = H.run\n"
+    slow += "H.run = lambda *a, **k: (time.sleep(0.3), run(*a, **k))[1]\nimport cli; cli.main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    journal = tmp_path / "s.zarr/activations/journal"
+    while not (journal.exists() and len(journal.read_bytes().splitlines()) >= 3):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(2)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "run the same command again" in errors
+    committed = ActivationStore.open(tmp_path / "s.zarr").n_committed
+    assert 0 < committed < len(QUESTIONS)
+    assert run(*command).returncode == 0
+    assert ActivationStore.open(tmp_path / "s.zarr").n_committed == len(QUESTIONS)
+
+
+def test_python_api_does_the_same(stores):
+    from gpu_probes import sweep
+
+    train_store, test_store = (ActivationStore.open(stores / f"{name}.zarr") for name in ("train", "test"))
+    result = sweep(
+        train_store, train_store.labels["success_rate"], test_store, test_store.labels["success_rate"], k_fold=True
+    )
+    assert result.best is not None
+    assert torch.isfinite(torch.tensor(result.best.cv_score))
