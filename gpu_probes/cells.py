@@ -1,0 +1,109 @@
+"""Where the features come from: one (layer, position) cell at a time."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Shaped
+
+from gpu_probes.errors import CellError
+
+
+class Cell(NamedTuple):
+    """One (layer, position): the values on the axes, not their indices."""
+
+    layer: int
+    position: int
+
+
+@runtime_checkable
+class CellSource(Protocol):
+    """Anything that hands out ``[sample, feature]`` arrays by layer and position."""
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Indices into the model's ``hidden_states``."""
+        ...
+
+    @property
+    def positions(self) -> Sequence[int]:
+        """Negative token positions, -1 = the last real token."""
+        ...
+
+    @property
+    def n_samples(self) -> int:
+        """Rows of every cell."""
+        ...
+
+    @property
+    def n_features(self) -> int:
+        """Columns of every cell."""
+        ...
+
+    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
+        """Return ``[sample, feature]`` in float16, bfloat16, float32 or float64."""
+        ...
+
+
+class ArrayCellSource:
+    """A `CellSource` over an array in memory.
+
+    Parameters
+    ----------
+    array : ``[sample, layer, position, feature]``
+    layers : layer numbers, default 0, 1, ...
+    positions : position numbers, default ..., -2, -1
+
+    Raises
+    ------
+    CellError
+        When the array does not have four axes, or an axis and its numbers differ in length.
+    """
+
+    def __init__(
+        self,
+        array: Shaped[np.ndarray, "..."],
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+    ) -> None:
+        if array.ndim != 4:
+            raise CellError(f"array has shape {array.shape}; give it the axes [sample, layer, position, feature]")
+        self._array = array
+        self.n_samples, n_layers, n_positions, self.n_features = array.shape
+        self.layers = _axis("layers", layers, range(n_layers))
+        self.positions = _axis("positions", positions, range(-n_positions, 0))
+
+    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
+        """Return the ``[sample, feature]`` view of one cell.
+
+        Raises
+        ------
+        CellError
+            When there is no such layer or position.
+        """
+        if layer not in self.layers or position not in self.positions:
+            raise CellError(
+                f"no cell at layer {layer}, position {position}; layers: {self.layers}, positions: {self.positions}"
+            )
+        return self._array[:, self.layers.index(layer), self.positions.index(position)]
+
+
+def check_same_axes(train: CellSource, test: CellSource) -> None:
+    """Raise `CellError` unless both sources have the same layers, positions and features."""
+    for name in ("layers", "positions"):
+        ours, theirs = list(getattr(train, name)), list(getattr(test, name))
+        if ours != theirs:
+            raise CellError(f"train has {name} {ours} and test has {theirs}; extract both with the same --{name}")
+    if train.n_features != test.n_features:
+        raise CellError(
+            f"train has {train.n_features} features and test has {test.n_features}; extract both with the same model"
+        )
+
+
+def _axis(name: str, given: Sequence[int] | None, default: range) -> tuple[int, ...]:
+    values = tuple(default if given is None else given)
+    if len(values) != len(default) or len(set(values)) != len(values):
+        raise CellError(
+            f"{name} {list(values)} should be {len(default)} different numbers, one for each along that axis"
+        )
+    return values

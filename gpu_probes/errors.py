@@ -1,0 +1,48 @@
+"""What can go wrong: misuse raises a `ProbeError`, bad data gets a `Status`."""
+
+from enum import Enum
+
+
+class ProbeError(ValueError):
+    """Bad input, in one line: what is wrong, where, and how to mend it."""
+
+
+class LabelError(ProbeError):
+    """Labels that are missing, not numeric, of the wrong number, or unfit for the task."""
+
+
+class CellError(ProbeError):
+    """Cells that do not have the shape or dtype they should, or that do not match between train and test."""
+
+
+class FoldError(ProbeError):
+    """Folds that the labels do not allow."""
+
+
+class PenaltyError(ProbeError):
+    """An alpha, or a grid of them, that no probe can be fitted with."""
+
+
+class DeviceError(ProbeError):
+    """A device that is not there, or that cannot compute in float64."""
+
+
+class ProbeWarning(UserWarning):
+    """The sweep finished, but some cells need a second look."""
+
+
+class Status(Enum):
+    """How a cell fared; the value is the text that users read."""
+
+    OK = "fitted and scored"
+    CONSTANT_CELL = "every training row is identical here, so there is nothing to learn from"
+    NON_FINITE = "the training features hold NaN or infinity"
+    CONSTANT_LABELS = "all training labels are equal, so there is nothing to tell apart"
+    SINGULAR = "the solution is not unique at this alpha (to float64); use a larger alpha"
+    CONSTANT_FOLD = "a held-out fold holds only one label value or lacks a class, so its score is undefined"
+    CONSTANT_PREDICTIONS = "the predictions do not differ by more than rounding error, so they have no ranking"
+    TEST_CONSTANT_CELL = "every test row is identical here, so the test score is undefined"
+    TEST_NON_FINITE = "the test features hold NaN or infinity, so the test score is undefined"
+    TEST_CONSTANT_LABELS = "the test labels hold only one value or lack a class, so the test score is undefined"
+    TEST_CONSTANT_PREDICTIONS = "the test predictions do not differ by more than rounding error"
+    NOT_CONVERGED = "the solver stopped before reaching its accuracy; scores are kept, see the certificate"

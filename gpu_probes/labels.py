@@ -1,0 +1,121 @@
+"""Labels: read, checked, and turned into a task and its targets."""
+
+import warnings
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64
+from sklearn.utils.multiclass import type_of_target
+
+from gpu_probes.errors import LabelError
+from gpu_probes.objective import TaskType
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted: numbers, or one of `classes` (sorted)."""
+
+    task_type: TaskType
+    classes: Float64[np.ndarray, " class"] | None
+
+    @property
+    def metric(self) -> Literal["spearman", "roc_auc"]:
+        """Name of the score."""
+        return "spearman" if self.classes is None else "roc_auc"
+
+    @property
+    def n_outputs(self) -> int:
+        """Coefficient vectors of a probe: one, or one per class when there are more than two."""
+        return 1 if self.classes is None or len(self.classes) <= 2 else len(self.classes)
+
+    def targets(self, labels: Float64[np.ndarray, " sample"], name: str) -> Float64[np.ndarray, "sample output"]:
+        """Numbers as they are, 1.0 for the second of two classes, or one-hot rows.
+
+        Raises
+        ------
+        LabelError
+            When a label is not among the classes.
+        """
+        if self.classes is None:
+            return labels[:, None]
+        foreign = np.flatnonzero(~np.isin(labels, self.classes))
+        if foreign.size:
+            raise LabelError(
+                f"{name} has {foreign.size} labels that training never saw (first: {labels[foreign[0]]:g} in row "
+                f"{foreign[0]}; classes: {self.classes.tolist()}); drop those rows or use --task_type regression"
+            )
+        one_hot = (labels[:, None] == self.classes).astype(np.float64)
+        return one_hot if self.n_outputs > 1 else one_hot[:, -1:]
+
+
+def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
+    """scikit-learn's `type_of_target`, without its remark on many classes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return str(type_of_target(labels))
+
+
+def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task:
+    """Choose the task from the training labels: classification if `type_of_target` says binary or multiclass.
+
+    Raises
+    ------
+    LabelError
+        When `task_type` is none of auto, regression, classification, or the labels are not classes.
+    """
+    kind = label_kind(labels)
+    if task_type not in ("auto", "regression", "classification"):
+        raise LabelError(f"task type {task_type!r} is unknown; use auto, regression or classification")
+    if task_type == "regression" or (task_type == "auto" and kind not in ("binary", "multiclass")):
+        return Task("regression", None)
+    if kind not in ("binary", "multiclass"):
+        first = int(np.flatnonzero(labels != np.floor(labels))[0])
+        raise LabelError(
+            f"training labels are {kind}, not classes (row {first} is {labels[first]:g}); use --task_type regression"
+        )
+    return Task("classification", np.unique(labels))
+
+
+def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
+    """Read a column of numbers as float64.
+
+    Parameters
+    ----------
+    values : any one-dimensional array-like or pandas Series of numbers or booleans
+    name : what to call it in messages, such as ``train_labels``
+    n_samples : how many there should be
+
+    Raises
+    ------
+    LabelError
+        When a value is null, not a number or not finite, or their count is wrong.
+    """
+    column = values if isinstance(values, pd.Series) else _as_series(values, name)
+    if len(column) != n_samples:
+        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
+    _reject(column.isna().to_numpy(), name, "null", column)
+    if not (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype)):
+        _reject(np.array([not isinstance(value, Real | Decimal) for value in column], dtype=bool), name, "text", column)
+    numbers = column.to_numpy(dtype=np.float64)
+    _reject(~np.isfinite(numbers), name, "infinite", column)
+    return numbers
+
+
+def _as_series(values: Any, name: str) -> pd.Series:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise LabelError(f"{name} has shape {array.shape}; give one number for each sample")
+    return pd.Series(array)
+
+
+def _reject(bad: Bool[np.ndarray, " sample"], name: str, what: str, column: pd.Series) -> None:
+    rows = np.flatnonzero(bad)
+    if rows.size:
+        raise LabelError(
+            f"{name} has {rows.size} {what} values of {len(column)} (first: {column.iloc[int(rows[0])]!r} in row "
+            f"{rows[0]}); drop those rows or choose another column of numbers"
+        )

@@ -1,0 +1,145 @@
+"""What a probe minimises. The one place that knows how alpha and C become a penalty.
+
+For coefficients w (one vector per output) and rows x_i of the training set::
+
+    sum_i loss(y_i, x_i'w)  +  1/2 penalty |w|^2
+
+with half the squared error, the log loss of one sigmoid, or the log loss of a softmax. This is scikit-learn's
+``Ridge(alpha, fit_intercept=False)``, whose objective is twice ours, with penalty = alpha, and its
+``LogisticRegression(C, fit_intercept=False)``, whose objective is C times ours, with penalty = 1/C. The original
+scripts set C = 1/alpha, so the penalty is alpha for both.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from gpu_probes.errors import PenaltyError
+
+TaskType = Literal["regression", "classification"]
+
+
+@dataclass(frozen=True)
+class ProbeFits:
+    """What a solver returns: one coefficient matrix per training set and penalty.
+
+    `certificate` is the norm of the objective's gradient at `coef`, relative to its norm at zero. Fits that have
+    no unique solution are NaN throughout.
+    """
+
+    coef: Float64[Tensor, "fit penalty output feature"]
+    certificate: Float64[Tensor, "fit penalty"]
+    converged: Bool[Tensor, "fit penalty"]
+
+
+def c_from_alpha(alpha: float) -> float:
+    """scikit-learn's C for an alpha: C = 1/alpha, as the original scripts have it."""
+    return 1.0 / alpha
+
+
+def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:
+    """Penalties of the objective above, one for each alpha.
+
+    Raises
+    ------
+    PenaltyError
+        When an alpha is not a finite number of at least zero (above zero for classification), or comes twice.
+    """
+    if not alphas:
+        raise PenaltyError("alphas is empty; give at least one, such as 1.0")
+    for alpha in alphas:
+        if not math.isfinite(alpha) or alpha < 0:
+            raise PenaltyError(f"alpha {alpha} is not a penalty; use a finite number of 0 or more")
+        if alpha == 0 and task_type == "classification":
+            raise PenaltyError("alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification")
+    if len(set(alphas)) < len(alphas):
+        raise PenaltyError(f"alphas {list(alphas)} holds a value twice; give each once")
+    return [float(alpha) for alpha in alphas]
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """The loss of one row as a function of its decision values x'w, one for each output."""
+
+    curvature_bound: ClassVar[float]
+
+    def value(
+        self, decision: Float64[Tensor, "sample column output"], targets: Float64[Tensor, "sample output"]
+    ) -> Float64[Tensor, "sample column"]:
+        """Loss of each row."""
+        ...
+
+    def predictions(self, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
+        """What users see: probabilities; also the gradient of the loss plus the targets."""
+        ...
+
+    def curve(
+        self,
+        predictions: Float64[Tensor, "sample column output"],
+        direction: Float64[Tensor, "sample column output"],
+    ) -> Float64[Tensor, "sample column output"]:
+        """Second derivative of the loss times a direction in decision space."""
+        ...
+
+    def project(self, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, "column output feature"]:
+        """Drop the part of a direction that the loss cannot see and the penalty only shrinks."""
+        ...
+
+
+class SigmoidLoss:
+    """Log loss of two classes; targets are 0 or 1, the prediction is the probability of 1."""
+
+    curvature_bound: ClassVar[float] = 0.25
+
+    def value(
+        self, decision: Float64[Tensor, "sample column 1"], targets: Float64[Tensor, "sample 1"]
+    ) -> Float64[Tensor, "sample column"]:
+        """Return log(1 + exp(z)) - y z, by logaddexp (torch's softplus turns linear at 20)."""
+        return (torch.logaddexp(decision, decision.new_zeros(())) - targets[:, None] * decision).sum(-1)
+
+    def predictions(self, decision: Float64[Tensor, "*batch 1"]) -> Float64[Tensor, "*batch 1"]:
+        """Probability of the second class."""
+        return torch.sigmoid(decision)
+
+    def curve(
+        self, predictions: Float64[Tensor, "sample column 1"], direction: Float64[Tensor, "sample column 1"]
+    ) -> Float64[Tensor, "sample column 1"]:
+        """Return p (1 - p) v."""
+        return predictions * (1 - predictions) * direction
+
+    def project(self, coef: Float64[Tensor, "column 1 feature"]) -> Float64[Tensor, "column 1 feature"]:
+        """Nothing to drop."""
+        return coef
+
+
+class SoftmaxLoss:
+    """Log loss of several classes, one vector for each; targets are one-hot, predictions are probabilities."""
+
+    curvature_bound: ClassVar[float] = 0.5
+
+    def value(
+        self, decision: Float64[Tensor, "sample column output"], targets: Float64[Tensor, "sample output"]
+    ) -> Float64[Tensor, "sample column"]:
+        """Return log(sum exp z) - z_y."""
+        return torch.logsumexp(decision, -1) - (targets[:, None] * decision).sum(-1)
+
+    def predictions(self, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
+        """Probability of each class."""
+        return torch.softmax(decision, -1)
+
+    def curve(
+        self,
+        predictions: Float64[Tensor, "sample column output"],
+        direction: Float64[Tensor, "sample column output"],
+    ) -> Float64[Tensor, "sample column output"]:
+        """Return (diag(p) - p p') v."""
+        return predictions * (direction - (predictions * direction).sum(-1, keepdim=True))
+
+    def project(self, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, "column output feature"]:
+        """Centre over the classes: adding one vector to all of them changes no probability."""
+        return coef - coef.mean(1, keepdim=True)

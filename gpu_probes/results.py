@@ -1,0 +1,322 @@
+"""What a sweep found: frozen results, and the files they are saved as."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+from jaxtyping import Float64, Int64, Shaped
+
+from gpu_probes.cells import Cell
+from gpu_probes.errors import Status
+from gpu_probes.objective import TaskType
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One cell. Undefined numbers are NaN; `status` says why."""
+
+    status: Status
+    coef: Float64[np.ndarray, "output feature"]
+    certificate: float
+    selected_alpha: float
+    train_score: float
+    test_score: float
+    cv_score: float
+    alpha_cv_score: Float64[np.ndarray, " alpha"]
+    train_predictions: Float64[np.ndarray, "train_sample output"]
+    test_predictions: Float64[np.ndarray, "test_sample output"]
+    cv_predictions: Float64[np.ndarray, "train_sample output"]
+
+
+@dataclass(frozen=True)
+class BestProbe:
+    """The cell with the highest CV score."""
+
+    cell: Cell
+    position_index: int
+    layer_index: int
+    cv_score: float
+    test_score: float | None
+    alpha: float
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Every cell of a sweep; undefined numbers are NaN here and null in the files.
+
+    Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
+    regression and two classes, one per class beyond. Predictions are numbers for regression, the probability of
+    the second class for two classes, and one probability per class (the last axis) beyond.
+    """
+
+    task_type: TaskType
+    metric: Literal["spearman", "roc_auc"]
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    classes: tuple[float, ...] | None
+    alpha: float
+    alpha_grid: tuple[float, ...] | None
+    k_fold: bool
+    n_folds: int
+    seed: int
+    status: Shaped[np.ndarray, "position layer"]
+    coef: Float64[np.ndarray, "position layer output feature"]
+    certificate: Float64[np.ndarray, "position layer"]
+    selected_alpha: Float64[np.ndarray, "position layer"]
+    train_score: Float64[np.ndarray, "position layer"]
+    test_score: Float64[np.ndarray, "position layer"]
+    cv_score: Float64[np.ndarray, "position layer"]
+    alpha_cv_score: Float64[np.ndarray, "position layer alpha"]
+    train_predictions: Float64[np.ndarray, "position layer train_sample output"]
+    test_predictions: Float64[np.ndarray, "position layer test_sample output"] | None
+    cv_predictions: Float64[np.ndarray, "position layer train_sample output"] | None
+    train_labels: Float64[np.ndarray, " train_sample"]
+    test_labels: Float64[np.ndarray, " test_sample"] | None
+    fold_of_sample: Int64[np.ndarray, " train_sample"] | None
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The alphas that were fitted, in the order given."""
+        return (self.alpha,) if self.alpha_grid is None else self.alpha_grid
+
+    @property
+    def n_features(self) -> int:
+        """Length of a coefficient vector."""
+        return int(self.coef.shape[-1])
+
+    @property
+    def best(self) -> BestProbe | None:
+        """The cell with the highest CV score, the first by position, then layer, on ties; None without folds."""
+        if np.isnan(self.cv_score).all():
+            return None
+        p, i = (int(k) for k in np.unravel_index(np.nanargmax(self.cv_score), self.cv_score.shape))
+        return BestProbe(
+            cell=Cell(layer=self.layers[i], position=self.positions[p]),
+            position_index=p,
+            layer_index=i,
+            cv_score=float(self.cv_score[p, i]),
+            test_score=_null(self.test_score[p, i]),
+            alpha=float(self.selected_alpha[p, i]),
+        )
+
+    def reason(self, position_index: int, layer_index: int) -> str | None:
+        """Why a cell needs a second look, or None."""
+        status = self.status[position_index, layer_index]
+        return None if status is Status.OK else status.value
+
+    def to_frame(self) -> pd.DataFrame:
+        """A tidy table with a row per cell, in the order of the axes (position, then layer)."""
+        return pd.DataFrame(
+            [
+                {
+                    "layer": self.layers[i],
+                    "position": self.positions[p],
+                    "train_score": self.train_score[p, i],
+                    "test_score": self.test_score[p, i],
+                    "cv_score": self.cv_score[p, i],
+                    "alpha": self.selected_alpha[p, i],
+                    "status": self.status[p, i].name,
+                    "reason": self.reason(p, i),
+                    "certificate": self.certificate[p, i],
+                }
+                for p, i in self._indices()
+            ]
+        )
+
+    def save(self, output_dir: str | os.PathLike[str]) -> None:
+        """Write the result files into a folder, each whole or not at all.
+
+        performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json
+        if there is a best cell; one that an earlier run left there is removed if there is none.
+        """
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        best_file = folder / "best_probe_predictions.json"
+        best = self.best
+        if best is None:
+            best_file.unlink(missing_ok=True)
+        else:
+            _write(best_file, _json_bytes(self._best_probe(best), indent=2))
+        _write(folder / "all_predictions.json", _json_bytes(self._all_predictions(), indent=None))
+        _write(folder / "cells.parquet", self.to_frame().to_parquet(None, index=False) or b"")
+        _write(folder / "probes.safetensors", self._probes())
+        _write(folder / "performance.json", _json_bytes(self._performance(), indent=2))
+
+    def __repr__(self) -> str:
+        """A few lines for the terminal."""
+        cells = f"{len(self.positions)} positions x {len(self.layers)} layers"
+        validation = f"{self.n_folds}-fold CV" if self.k_fold else "no CV"
+        lines = [f"SweepResult: {self.task_type}, {self.metric}, {cells}, {validation}"]
+        best = self.best
+        if best is None:
+            lines.append("  best: none chosen" + ("" if self.k_fold else " (needs k_fold=True)"))
+        else:
+            test = "" if best.test_score is None else f", test {best.test_score:.4f}"
+            where = f"layer {best.cell.layer}, position {best.cell.position}, alpha {best.alpha:g}"
+            lines.append(f"  best: {where}: cv {best.cv_score:.4f}{test}")
+        for name, count in self._status_counts().items():
+            if name != Status.OK.name:
+                lines.append(f"  {count} cells {name}: {Status[name].value}")
+        return "\n".join(lines)
+
+    def _indices(self) -> list[tuple[int, int]]:
+        return [(p, i) for p in range(len(self.positions)) for i in range(len(self.layers))]
+
+    def _key(self, position_index: int, layer_index: int) -> str:
+        """Name of a cell in the files: the position's value, the layer's place on the axis."""
+        return f"pos_{self.positions[position_index]}_layer_{layer_index}"
+
+    def _status_counts(self) -> dict[str, int]:
+        flat = [status.name for status in self.status.ravel()]
+        return {status.name: flat.count(status.name) for status in Status if status.name in flat}
+
+    def _undefined(self) -> dict[str, str]:
+        wanted = [self.train_score]
+        wanted += [self.test_score] if self.test_labels is not None else []
+        wanted += [self.cv_score] if self.k_fold else []
+        missing = np.any(np.isnan(np.stack(wanted)), axis=0)
+        return {self._key(p, i): self.status[p, i].value for p, i in self._indices() if missing[p, i]}
+
+    def _performance(self) -> dict[str, Json]:
+        content: dict[str, Json] = {
+            "layer_performance": {
+                "train": _nulls(self.train_score),
+                "test": None if self.test_labels is None else _nulls(self.test_score),
+                "cv": _nulls(self.cv_score) if self.k_fold else None,
+            },
+            "layer_indices": list(self.layers),
+            "positions": list(self.positions),
+            "n_layers": len(self.layers),
+            "n_positions": len(self.positions),
+            "d_model": self.n_features,
+            "task_type": self.task_type,
+            "metric": self.metric,
+            "k_fold": self.k_fold,
+            "n_folds": self.n_folds if self.k_fold else None,
+            "alpha": self.alpha,
+            "alpha_grid": None if self.alpha_grid is None else list(self.alpha_grid),
+            "selected_alphas": {self._key(p, i): _null(self.selected_alpha[p, i]) for p, i in self._indices()},
+        }
+        if len(self.alphas) > 1:
+            content["alpha_cv_scores"] = {self._key(p, i): self._path(p, i) for p, i in self._indices()}
+        return content | {
+            "undefined": self._undefined(),
+            "status_counts": self._status_counts(),
+            "classes": None if self.classes is None else list(self.classes),
+            "seed": self.seed,
+        }
+
+    def _path(self, position_index: int, layer_index: int) -> dict[str, float | None]:
+        scores = self.alpha_cv_score[position_index, layer_index]
+        return {str(alpha): _null(value) for alpha, value in zip(self.alphas, scores, strict=True)}
+
+    def _best_probe(self, best: BestProbe) -> dict[str, Json]:
+        p, i = best.position_index, best.layer_index
+        coef = self.coef[p, i]
+        return {
+            "best_position": best.cell.position,
+            "best_position_idx": p,
+            "best_layer": i,
+            "best_layer_number": best.cell.layer,
+            "cv_score": best.cv_score,
+            "test_score": best.test_score,
+            "selected_alpha": best.alpha,
+            "alpha_cv_scores": self._path(p, i) if len(self.alphas) > 1 else None,
+            "train_actual": self.train_labels.tolist(),
+            "test_actual": None if self.test_labels is None else self.test_labels.tolist(),
+            "train_predictions": _column(self.train_predictions, p, i),
+            "test_predictions": _column(self.test_predictions, p, i),
+            "cv_predictions": _column(self.cv_predictions, p, i),
+            "probe_weights": (coef[0] if len(coef) == 1 else coef).tolist(),
+            "task_type": self.task_type,
+            "metric": self.metric,
+        }
+
+    def _all_predictions(self) -> dict[str, Json]:
+        return {
+            "positions": list(self.positions),
+            "predictions": {
+                self._key(p, i): {
+                    "train_predictions": _column(self.train_predictions, p, i),
+                    "test_predictions": _column(self.test_predictions, p, i),
+                    "cv_predictions": _column(self.cv_predictions, p, i),
+                }
+                for p, i in self._indices()
+            },
+            "train_labels": self.train_labels.tolist(),
+            "test_labels": None if self.test_labels is None else self.test_labels.tolist(),
+        }
+
+    def _probes(self) -> bytes:
+        """Coefficients in raw features; cells without a probe are NaN."""
+        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.zeros(self.coef.shape[:-1])}
+        metadata: dict[str, Json] = {
+            "format_version": 1,
+            "axes": ["position", "layer", "output", "feature"],
+            "positions": self.positions,
+            "layers": self.layers,
+            "task_type": self.task_type,
+            "metric": self.metric,
+            "classes": self.classes,
+            "selected_alpha": _nulls(self.selected_alpha),
+            "status": [[status.name for status in row] for row in self.status.tolist()],
+        }
+        return safetensors.numpy.save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+def _null(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _nulls(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | None]]:
+    return [[_null(value) for value in row] for row in grid]
+
+
+def _column(
+    predictions: Float64[np.ndarray, "position layer sample output"] | None, position_index: int, layer_index: int
+) -> Json:
+    """A list of numbers, or of lists of class probabilities; null where there is no probe to predict with."""
+    if predictions is None:
+        return None
+    values = predictions[position_index, layer_index]
+    if np.isnan(values).any():
+        return None
+    return (values[:, 0] if values.shape[1] == 1 else values).tolist()
+
+
+def _json_bytes(content: dict[str, Json], indent: int | None) -> bytes:
+    return json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n"
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a temporary file beside the target, make it durable, and put it in place."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts out everyone else
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def stack(results: Sequence[Sequence[CellResult]], field: str) -> Shaped[np.ndarray, "position layer ..."]:
+    """One field of a grid of cells as an array ``[position, layer, ...]``."""
+    return np.array([[getattr(cell, field) for cell in row] for row in results])

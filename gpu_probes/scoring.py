@@ -1,0 +1,81 @@
+"""Scores, many columns at once: Spearman and ROC-AUC with midranks, NaN where undefined."""
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+from gpu_probes.objective import TaskType
+
+
+def midranks(values: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
+    """Rank from 1; equal values share the mean of their ranks (scipy's ``rankdata``)."""
+    values = values.contiguous()
+    ordered = values.sort(dim=-1).values
+    below = torch.searchsorted(ordered, values, right=False)
+    not_above = torch.searchsorted(ordered, values, right=True)
+    return (below + not_above + 1).to(values.dtype) / 2
+
+
+def spearman(
+    targets: Float64[Tensor, " sample"], predictions: Float64[Tensor, "column sample"]
+) -> Float64[Tensor, " column"]:
+    """Pearson correlation of midranks; NaN where either side is constant."""
+    x = midranks(targets)
+    y = midranks(predictions)
+    x, y = x - x.mean(), y - y.mean(-1, keepdim=True)
+    return (y @ x) / (y.square().sum(-1).sqrt() * x.square().sum().sqrt())
+
+
+def roc_auc(
+    targets: Float64[Tensor, "sample output"], predictions: Float64[Tensor, "column sample output"]
+) -> Float64[Tensor, " column"]:
+    """Area under the ROC curve, the Mann-Whitney way; the mean of one-vs-rest areas for several outputs.
+
+    NaN where an output has no positives or no negatives.
+    """
+    ranks = midranks(predictions.mT)
+    positives = targets.sum(0)
+    negatives = targets.shape[0] - positives
+    rank_sum = torch.einsum("con,no->co", ranks, targets)
+    area = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    return area.mean(-1)
+
+
+def rounding_level(
+    features: Float64[Tensor, "sample feature"], coef: Float64[Tensor, "column output feature"]
+) -> Float64[Tensor, "column output"]:
+    """How far apart two dot products x'w may come out for the same x: eps times features times the largest |x||w|."""
+    unit = torch.finfo(features.dtype).eps * features.shape[1]
+    return unit * features.norm(dim=1).amax() * coef.norm(dim=-1)
+
+
+def is_flat(
+    decision: Float64[Tensor, "column sample output"], level: Float64[Tensor, "column output"]
+) -> Bool[Tensor, " column"]:
+    """Whether some output's decision values spread no wider than rounding (or are NaN): noise is never ranked."""
+    spread = decision.amax(1) - decision.amin(1)
+    return ~(spread > level).all(-1)
+
+
+def labels_rank(task_type: TaskType, targets: Float64[Tensor, "sample output"]) -> bool:
+    """Whether the metric is defined for these labels: two values, or every class, present."""
+    if targets.shape[0] == 0:
+        return False
+    lowest, highest = targets.amin(0), targets.amax(0)
+    if task_type == "regression":
+        return bool((highest > lowest).all())
+    return bool(((lowest == 0) & (highest == 1)).all())
+
+
+def score(
+    task_type: TaskType,
+    targets: Float64[Tensor, "sample output"],
+    predictions: Float64[Tensor, "column sample output"],
+    flat: Bool[Tensor, " column"],
+) -> Float64[Tensor, " column"]:
+    """The task's metric for each column, NaN where it is undefined."""
+    if task_type == "regression":
+        value = spearman(targets[:, 0], predictions[:, :, 0])
+    else:
+        value = roc_auc(targets, predictions)
+    return torch.where(flat, torch.nan, value)

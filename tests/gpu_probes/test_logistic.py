@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from gpu_probes import logistic
+from gpu_probes.folds import FoldPlan, plan_folds
+from gpu_probes.objective import ProbeFits, SigmoidLoss, SoftmaxLoss, c_from_alpha
+
+CS = [1e-3, 1.0, 1e3]
+
+
+def classes_of(n_samples: int, n_features: int, n_classes: int, outliers: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Low-rank plus noise, off centre, and with outliers three features at 30x the others, as activations have."""
+    rng = np.random.default_rng(n_samples + n_classes)
+    features = rng.standard_normal((n_samples, 8)) @ rng.standard_normal((8, n_features)) / 2
+    features += 0.3 * rng.standard_normal(features.shape) + rng.standard_normal(n_features)
+    if outliers:
+        features[:, :3] *= 30
+    decision = features[:, 3:] @ rng.standard_normal((n_features - 3, n_classes))
+    decision = (decision - decision.mean(0)) / decision.std()
+    return features, (2 * decision + rng.gumbel(size=decision.shape)).argmax(1).astype(np.float64)
+
+
+def fit(
+    features: np.ndarray, labels: np.ndarray, alphas: list[float], folds: FoldPlan, device: str = "cpu"
+) -> ProbeFits:
+    one_hot = torch.tensor((labels[:, None] == np.unique(labels)).astype(np.float64), device=device)
+    binary = one_hot.shape[1] == 2
+    targets, loss = (one_hot[:, 1:], SigmoidLoss()) if binary else (one_hot, SoftmaxLoss())
+    return logistic.fit_logistic(torch.tensor(features, device=device), targets, folds, alphas, loss)
+
+
+def converged_reference(features: np.ndarray, labels: np.ndarray, c: float) -> np.ndarray:
+    model = LogisticRegression(C=c, fit_intercept=False, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    return model.fit(features, labels).coef_
+
+
+@pytest.mark.parametrize("outliers", [False, True], ids=["plain", "activation-like"])
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("shape", [(300, 40), (50, 70)], ids=str)
+def test_every_fold_and_c_equals_converged_scikit_learn(
+    shape: tuple[int, int], n_classes: int, outliers: bool, device: str
+):
+    features, labels = classes_of(*shape, n_classes, outliers)
+    folds = plan_folds(labels, n_folds=3, seed=42, task_type="classification")
+    fits = fit(features, labels, [1 / c for c in CS], folds, device)
+    assert fits.converged.all()
+    assert fits.certificate.max() < 1e-6
+    for k in (0, folds.n_folds):
+        train = folds.fold_of_sample != k
+        for i, c in enumerate(CS):
+            reference = converged_reference(features[train], labels[train], c)
+            error = np.linalg.norm(fits.coef[k, i].cpu().numpy() - reference) / np.linalg.norm(reference)
+            assert error < 1e-5, (k, c)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_columns_together_equal_one_by_one(n_classes: int):
+    features, labels = classes_of(120, 20, n_classes, outliers=True)
+    folds = plan_folds(labels, n_folds=3, seed=0, task_type="classification")
+    alphas = [1e-2, 1.0, 1e2]
+    together = fit(features, labels, alphas, folds)
+    for a, alpha in enumerate(alphas):
+        alone = fit(features, labels, [alpha], folds)
+        torch.testing.assert_close(together.coef[:, a], alone.coef[:, 0], rtol=1e-6, atol=1e-9)
+
+
+def test_separable_data_at_large_c_converges():
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((200, 30))
+    labels = (features[:, 0] > 0).astype(np.float64)
+    fits = fit(features, labels, [1e-6], FoldPlan.without_folds(200))
+    assert fits.converged.all()
+    reference = converged_reference(features, labels, 1e6)
+    assert np.linalg.norm(fits.coef[0, 0].numpy() - reference) < 1e-5 * np.linalg.norm(reference)
+
+
+def test_running_out_of_steps_is_reported_for_the_columns_it_concerns(monkeypatch: pytest.MonkeyPatch):
+    features, labels = classes_of(120, 20, 2, outliers=True)
+    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 3)
+    fits = fit(features, labels, [1e-6, 1e9], FoldPlan.without_folds(120))
+    assert fits.converged.tolist() == [[False, True]]
+    assert fits.coef.isfinite().all()
+
+
+def test_swapping_two_classes_flips_the_probe():
+    features, labels = classes_of(100, 10, 2, outliers=False)
+    folds = FoldPlan.without_folds(100)
+    torch.testing.assert_close(
+        fit(features, labels, [0.1], folds).coef, -fit(features, 1 - labels, [0.1], folds).coef, rtol=1e-7, atol=1e-10
+    )
+
+
+def test_softmax_coefficients_sum_to_zero_over_classes():
+    features, labels = classes_of(100, 10, 4, outliers=False)
+    coef = fit(features, labels, [0.1], FoldPlan.without_folds(100)).coef[0, 0]
+    assert coef.sum(0).abs().max() < 1e-9 * coef.abs().max()
+
+
+def test_c_is_one_over_alpha():
+    assert c_from_alpha(4.0) == 0.25

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from gpu_probes.scoring import is_flat, labels_rank, midranks, roc_auc, rounding_level, score, spearman
+
+# Few distinct values make ties the rule.
+tied = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
+
+
+@st.composite
+def label_and_predictions(draw: st.DrawFn, labels: st.SearchStrategy[float]) -> tuple[np.ndarray, np.ndarray]:
+    n = draw(st.integers(2, 40))
+    return draw(arrays(np.float64, n, elements=labels)), draw(arrays(np.float64, (3, n), elements=tied))
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=tied))
+def test_midranks_are_scipys(values: np.ndarray):
+    np.testing.assert_array_equal(midranks(torch.tensor(values)).numpy(), rankdata(values, axis=1))
+
+
+@given(label_and_predictions(tied))
+def test_spearman_is_scipys(drawn: tuple[np.ndarray, np.ndarray]):
+    labels, predictions = drawn
+    ours = spearman(torch.tensor(labels), torch.tensor(predictions)).numpy()
+    for value, column in zip(ours, predictions, strict=True):
+        if np.ptp(labels) == 0 or np.ptp(column) == 0:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(spearmanr(labels, column).statistic, abs=1e-12)
+
+
+@given(label_and_predictions(st.sampled_from([0.0, 1.0])))
+def test_auc_is_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
+    labels, predictions = drawn
+    ours = roc_auc(torch.tensor(labels[:, None]), torch.tensor(predictions[:, :, None])).numpy()
+    for value, column in zip(ours, predictions, strict=True):
+        if np.ptp(labels) == 0:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(roc_auc_score(labels, column), abs=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 6))
+def test_multiclass_auc_is_scikit_learns_one_vs_rest_macro(seed: int, n_classes: int):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 20)])
+    probabilities = rng.dirichlet(np.ones(n_classes), len(labels))
+    ours = roc_auc(torch.tensor(np.eye(n_classes)[labels]), torch.tensor(probabilities[None]))
+    expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    assert float(ours) == pytest.approx(expected, abs=1e-12)
+
+
+def test_rounding_of_identical_rows_is_flat_and_a_true_spread_is_not():
+    rng = np.random.default_rng(0)
+    row, coef = torch.tensor(rng.standard_normal(500) * 100), torch.tensor(rng.standard_normal((1, 1, 500)))
+    same = row.repeat(40, 1)
+    level = rounding_level(same, coef)
+    noise = torch.tensor(rng.uniform(-1e-13, 1e-13, 40))
+    decision = (same @ coef[0, 0] * (1 + noise))[None, :, None]
+    assert decision.unique().numel() > 1
+    assert is_flat(decision, level).all()
+    assert not is_flat(decision * torch.linspace(1, 1.001, 40)[None, :, None], level).any()
+
+
+def test_nan_predictions_are_flat():
+    assert is_flat(torch.full((1, 4, 1), torch.nan, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)).all()
+
+
+def test_flat_columns_score_nan_and_the_others_do_not():
+    targets = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
+    predictions = targets.expand(2, 3, 1).contiguous()
+    value = score("regression", targets, predictions, torch.tensor([True, False]))
+    assert value[0].isnan()
+    assert value[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("task_type", "rows", "defined"),
+    [
+        ("regression", [[1.0], [1.0]], False),
+        ("regression", [[1.0], [2.0]], True),
+        ("classification", [[1.0], [1.0]], False),
+        ("classification", [[0.0], [1.0]], True),
+        ("classification", [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], False),
+        ("classification", [[1.0, 0.0], [0.0, 1.0]], True),
+    ],
+)
+def test_labels_that_cannot_be_ranked_have_no_score(task_type: str, rows: list[list[float]], defined: bool):
+    targets = torch.tensor(rows, dtype=torch.float64)
+    assert labels_rank(task_type, targets) is defined
+    predictions = torch.rand(1, *targets.shape, dtype=torch.float64)
+    assert score(task_type, targets, predictions, torch.tensor([False])).isfinite().item() is defined
