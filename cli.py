@@ -230,15 +230,17 @@ def _read_json(path: Path) -> dict[str, Any]:
 def main() -> None:
     """Entry point: run a command and turn what it raises into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
-    _quiet_libraries()
+    _set_up_libraries()
     sys.exit(_exit_code(lambda: probesweep.main(prog_name="probesweep", standalone_mode=False)))
 
 
-def _quiet_libraries() -> None:
-    """Before they are imported: only our own messages, and no progress bars where there is no terminal."""
+def _set_up_libraries() -> None:
+    """Before they are imported: only our own messages, no progress bars without a terminal, no busy waiting."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    # OpenMP threads that spin while they wait slow torch down several times over when another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

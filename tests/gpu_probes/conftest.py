@@ -1,19 +1,12 @@
-import os
-
 import pytest
 import torch
 from hypothesis import settings
 
 # Small problems: a second thread costs more than it gives, and it fights with whatever else runs.
-torch.set_num_threads(int(os.environ.get("PROBE_TEST_THREADS", "1")))
+torch.set_num_threads(1)
 
 
-@pytest.fixture(
-    params=[
-        "cpu",
-        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")),
-    ]
-)
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
