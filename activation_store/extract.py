@@ -19,7 +19,7 @@ from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError, NonFiniteError
 from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import RESERVED_NAMES, Coordinates, is_store
-from activation_store.prompts import Prompts, Tokenizer, encode_prompts
+from activation_store.prompts import Prompts, TokenIds, Tokenizer, encode_prompts
 from activation_store.reader import ActivationStore
 from activation_store.spec import StoreSpec
 from activation_store.writer import StoreWriter
@@ -36,7 +36,7 @@ class PromptRunner(Protocol):
         ...
 
     def run(
-        self, prompts: Sequence[Int[np.ndarray, _]], positions: Sequence[int]
+        self, prompts: Sequence[TokenIds], positions: Sequence[int]
     ) -> Shaped[np.ndarray, "row layer position feature"]:
         """Hidden states of some prompts at their last tokens."""
         ...

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt64
+from jaxtyping import Int, Int32, Int64, UInt64
 
 from activation_store.errors import InputError
 
 # Stands for the user's text while the template's tail is looked for: letters, so that no template strips or escapes it.
 SENTINEL = "PROBESWEEPSENTINEL"
 _ENCODE_ROWS = 1000
+# One prompt; an alias, because prompts of several lengths in one call would not share an axis name.
+TokenIds = Int[np.ndarray, "..."]
 
 
 @runtime_checkable
