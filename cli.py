@@ -20,6 +20,9 @@ import click
 
 if TYPE_CHECKING:
     from activation_store import ActivationStore
+    from activation_store.interop import PtActivations
+
+    Activations = ActivationStore | PtActivations
 
 
 def _with_underscores(name: str) -> str:
@@ -47,7 +50,12 @@ def probesweep() -> None:
 @probesweep.command()
 @click.option("--model", required=True, help='Hub id, local folder, GGUF file, or "smollm2" (embedded).')
 @click.option("--dataset_path", required=True, type=click.Path(path_type=Path), help="Parquet file.")
-@click.option("--output_path", required=True, type=click.Path(path_type=Path), help="Zarr store to write.")
+@click.option(
+    "--output_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Zarr store to write; a name that ends in .pt gets that file as well.",
+)
 @click.option("--label_column", default="success_rate", show_default=True, help="Column of numbers to predict.")
 @click.option("--question_column", default="question", show_default=True, help="Column of prompts.")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
@@ -70,14 +78,23 @@ def extract(**options: Any) -> None:
     --output_path train.zarr --use_chat_template
     """
     from activation_store import extract as run_extract
+    from activation_store.interop import export_pt
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
-    click.echo(repr(run_extract(**options)))
+    target: Path = options["output_path"]
+    if target.suffix == ".pt":
+        options["output_path"] = target.with_suffix(".zarr")
+    store = run_extract(**options)
+    if target.suffix == ".pt":
+        export_pt(store, target)
+    click.echo(repr(store))
 
 
 @probesweep.command()
-@click.option("--train_activations", required=True, type=click.Path(path_type=Path), help="Store of training rows.")
-@click.option("--test_activations", required=True, type=click.Path(path_type=Path), help="Store of test rows.")
+@click.option(
+    "--train_activations", required=True, type=click.Path(path_type=Path), help="Store (or .pt) of training rows."
+)
+@click.option("--test_activations", required=True, type=click.Path(path_type=Path), help="Store (or .pt) of test rows.")
 @click.option("--output_dir", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
 @click.option(
     "--task_type",
@@ -100,12 +117,10 @@ def train(train_activations: Path, test_activations: Path, output_dir: Path, **o
     Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
     --k_fold --alphas 1,100,10000
     """
-    from activation_store import ActivationStore
+    from activation_store.interop import open_activations
 
     options["alphas"] = _numbers(options["alphas"], "--alphas")
-    train_store, test_store = ActivationStore.open(train_activations), ActivationStore.open(test_activations)
-    for store in (train_store, test_store):
-        store.require_complete()
+    train_store, test_store = open_activations(train_activations), open_activations(test_activations)
     request = {
         "probesweep": version("probesweep"),
         "train": _describe(train_store),
@@ -117,9 +132,37 @@ def train(train_activations: Path, test_activations: Path, output_dir: Path, **o
     click.echo(_summary(output_dir))
 
 
+@probesweep.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("output_path", type=click.Path(path_type=Path))
+def export(store: Path, output_path: Path) -> None:
+    """Write a finished STORE as a .pt of the original scripts.
+
+    Example: probesweep export train.zarr train.pt
+    """
+    from activation_store import ActivationStore
+    from activation_store.interop import export_pt
+
+    export_pt(ActivationStore.open(store), output_path)
+    click.echo(f"{output_path}: {output_path.stat().st_size / 2**20:.1f} MiB")
+
+
+@probesweep.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("output_path", type=click.Path(path_type=Path))
+def import_(source: Path, output_path: Path) -> None:
+    """Write a store from SOURCE, a .pt of the original scripts.
+
+    Example: probesweep import train.pt train.zarr
+    """
+    from activation_store.interop import import_pt
+
+    click.echo(repr(import_pt(source, output_path)))
+
+
 def _run_sweep(
-    train_store: ActivationStore,
-    test_store: ActivationStore,
+    train_store: Activations,
+    test_store: Activations,
     output_dir: Path,
     request: dict[str, Any],
     options: dict[str, Any],
@@ -130,7 +173,7 @@ def _run_sweep(
     from gpu_probes import score_number, sweep
 
     (output_dir / "run.json").unlink(missing_ok=True)
-    train_labels, test_labels = (store.labels[store.spec.label_columns[0]] for store in (train_store, test_store))
+    train_labels, test_labels = (store.labels.iloc[:, 0] for store in (train_store, test_store))
     result = sweep(
         train_store,
         train_labels,
@@ -139,7 +182,10 @@ def _run_sweep(
         progress=lambda cells: tqdm(cells, unit="cell", desc="train", disable=None),
         **options,
     )
-    baseline = score_number(result, train_store.coordinate("n_tokens"), test_store.coordinate("n_tokens"))
+    lengths, test_lengths = train_store.n_tokens, test_store.n_tokens
+    baseline = None
+    if lengths is not None and test_lengths is not None:
+        baseline = score_number(result, lengths, test_lengths)
     result.save(output_dir)
     run = {"request": request, "position_tokens": train_store.position_tokens, "command": sys.argv}
     # run.json comes last: where it stands, the other files are whole and belong to its request.
@@ -173,22 +219,24 @@ def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, An
     best = _read_json(output_dir / "best_probe_predictions.json")
     baseline = _read_json(output_dir / "inference.json")["baselines"]["prompt_length"]
     scores, layers, metric = performance["layer_performance"], performance["layer_indices"], performance["metric"]
+    tokens = [repr(token) if token else "" for token in run["position_tokens"]]
     lines = [f"{'':34}{'CV':>8}{'test':>8}  ({metric})"]
     for index, position in enumerate(performance["positions"]):
         cv = scores["cv"][index]
         defined = [layer for layer, score in enumerate(cv) if score is not None]
         if defined:
             layer = max(defined, key=lambda layer: cv[layer])
-            label = f"position {position} {run['position_tokens'][index]!r}: layer {layers[layer]}"
+            label = f"position {position} {tokens[index]}: layer {layers[layer]}"
             lines.append(_row(label, cv[layer], scores["test"][index][layer]))
-    token = run["position_tokens"][best["best_position_idx"]]
     n_cells = performance["n_layers"] * performance["n_positions"]
     return [
         *lines,
-        _row("prompt length alone", baseline["cv_score"], baseline["test_score"]),
+        _row("prompt length alone", baseline["cv_score"], baseline["test_score"])
+        if baseline
+        else "prompt length alone: not known, a .pt file does not hold it",
         "",
-        f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} ({token!r}), "
-        f"alpha {best['selected_alpha']:g}",
+        f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} "
+        f"{tokens[best['best_position_idx']]}, alpha {best['selected_alpha']:g}",
         _row("best probe", best["cv_score"], best["test_score"]),
         f"Its CV score is the highest of {n_cells} cells and so optimistic; its test score is not.",
     ]
@@ -198,7 +246,7 @@ def _row(label: str, *scores: float | None) -> str:
     return f"{label:34}" + "".join(f"{'-' if score is None else format(score, '.3f'):>8}" for score in scores)
 
 
-def _describe(store: ActivationStore) -> dict[str, Any]:
+def _describe(store: Activations) -> dict[str, Any]:
     return {"path": str(store.path), "n_samples": store.n_samples, "fingerprint": dict(store.fingerprint)}
 
 

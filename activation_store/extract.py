@@ -18,7 +18,7 @@ from activation_store.dataset import Dataset, read_dataset
 from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError, NonFiniteError
 from activation_store.layout import balanced_shard_samples
-from activation_store.metadata import RESERVED_NAMES, Coordinates, is_store
+from activation_store.metadata import COORDINATES, RESERVED_NAMES, is_store
 from activation_store.prompts import Prompts, TokenIds, Tokenizer, encode_prompts
 from activation_store.reader import ActivationStore
 from activation_store.spec import StoreSpec
@@ -167,12 +167,13 @@ def extract(
             n_features=info.n_features,
             dtype=value_dtype,
             shard_samples=shard_samples or balanced_shard_samples(len(dataset.questions), sample_nbytes),
+            coordinates=COORDINATES,
             label_columns=(label_column,),
             fingerprint=fingerprint,
-            provenance=_provenance(info.revision, tokenizer, prompts, dataset_path, batch_size),
+            provenance=_provenance(info.revision, prompts, dataset_path, batch_size),
         )
         _check_disk(path, spec.layout.store_nbytes)
-        writer = StoreWriter.create(path, spec, _coordinates(dataset, prompts))
+        writer = StoreWriter.create(path, spec, _beside(tokenizer, dataset, prompts))
     with writer:
         if writer.pending_shards:
             states = HiddenStates.load(source, info, layer_indices, dtype=value_dtype, device=torch_device)
@@ -243,7 +244,9 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
 
 def _check_arguments(path: Path, label_column: str, batch_size: int, shard_samples: int | None) -> None:
     if path.suffix == ".pt":
-        raise InputError(f"{path}: activations are written as a Zarr store; give an --output_path that ends in .zarr")
+        raise InputError(
+            f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
+        )
     if label_column in RESERVED_NAMES or "/" in label_column or label_column.startswith((".", "__")):
         raise InputError(f"a label column cannot be called {label_column!r} in the store; rename it in the dataset")
     for name, value in {"batch_size": batch_size, "shard_samples": shard_samples}.items():
@@ -261,24 +264,26 @@ def _check_disk(path: Path, n_bytes: int) -> None:
         )
 
 
-def _coordinates(dataset: Dataset, prompts: Prompts) -> Coordinates:
-    return Coordinates(
-        n_tokens=prompts.n_tokens.astype(np.int32),
-        token_ids=prompts.tail_ids(),
-        prompt_hash=prompts.text_hash,
-        questions=dataset.questions,
-        labels=dataset.labels,
-    )
+def _beside(tokenizer: Tokenizer, dataset: Dataset, prompts: Prompts) -> dict[str, np.ndarray]:
+    """Values of the arrays beside the activations."""
+    token_ids = prompts.tail_ids()
+    distinct, place = np.unique(token_ids, return_inverse=True)
+    decoded = np.array([tokenizer.decode([token]) for token in distinct.tolist()], dtype=object)
+    return {
+        "n_tokens": prompts.n_tokens.astype(np.int32),
+        "token_id": token_ids,
+        "token": decoded[place].reshape(token_ids.shape),
+        "prompt_hash": prompts.text_hash,
+        "question": np.array(dataset.questions, dtype=object),
+        **dataset.labels,
+    }
 
 
-def _provenance(
-    revision: str | None, tokenizer: Tokenizer, prompts: Prompts, dataset_path: str | Path, batch_size: int
-) -> dict[str, Any]:
+def _provenance(revision: str | None, prompts: Prompts, dataset_path: str | Path, batch_size: int) -> dict[str, Any]:
     return {
         "dataset_path": str(dataset_path),
         "model_revision": revision,
         "template_tail": prompts.tail,
-        "position_tokens": [tokenizer.decode([token]) for token in prompts.tail_ids()[0].tolist()],
         "padding": "right, without a mask; the last real tokens are gathered",
         "batch_plan": {"max_rows": batch_size, "max_tokens": MAX_BATCH_TOKENS, "order": "longest first within a shard"},
         "versions": {name: _version(name) for name in ("probesweep", "torch", "transformers", "tokenizers", "zarr")},

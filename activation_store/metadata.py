@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import zarr
-from jaxtyping import Integer
 from zarr.abc.buffer import Buffer
 from zarr.buffer import cpu
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
@@ -19,76 +18,53 @@ from activation_store.errors import CorruptStoreError, InputError, UnsupportedFo
 from activation_store.journal import JOURNAL, JournalContents, file_hash, read_journal
 from activation_store.spec import ARRAY, AXES, StoreSpec, encode_json, parse_spec
 
+# What an extraction writes beside the activations, a row per sample; imported activations lack it.
+#   n_tokens [sample]              tokens of each prompt
+#   token_id, token [sample, position]  token at each stored position, and the same decoded
+#   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
+#   question [sample]              the dataset's question, before the chat template
+COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
+RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
 
-@dataclass(frozen=True)
-class Coordinates:
-    """What lies beside the activations, a row per sample.
+
+def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """Every file of a new store but its shards: path below the store -> content.
 
     Parameters
     ----------
-    n_tokens : ndarray [sample]
-        Tokens of each prompt.
-    token_ids : ndarray [sample, position]
-        Token at each stored position.
-    prompt_hash : ndarray [sample]
-        First 64 bits of the SHA-256 of the prompt as the model read it.
-    questions : list of str
-        The dataset's question, before the chat template.
-    labels : dict of ndarray [sample]
-        Every label column, in its own data type.
+    spec : StoreSpec
+        Of the store.
+    beside : mapping of str to ndarray [sample] or [sample, position]
+        Values of ``spec.coordinates`` and ``spec.label_columns``; text as objects of type str.
     """
-
-    n_tokens: Integer[np.ndarray, " sample"]
-    token_ids: Integer[np.ndarray, "sample position"]
-    prompt_hash: Integer[np.ndarray, " sample"]
-    questions: list[str]
-    labels: dict[str, np.ndarray]
-
-
-RESERVED_NAMES = frozenset({ARRAY, *AXES, "n_tokens", "token_id", "prompt_hash", "question"})
-
-
-def skeleton(spec: StoreSpec, coordinates: Coordinates) -> dict[str, bytes]:
-    """Every file of a new store but its shards: path below the store -> content."""
     contents: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(contents), zarr_format=3, attributes=spec.attributes())
-    arrays: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
-        "sample": (np.arange(spec.n_samples), ("sample",)),
-        "layer": (np.array(spec.layers, dtype=np.int64), ("layer",)),
-        "position": (np.array(spec.positions, dtype=np.int64), ("position",)),
-        "n_tokens": (coordinates.n_tokens, ("sample",)),
-        "token_id": (coordinates.token_ids, ("sample", "position")),
-        "prompt_hash": (coordinates.prompt_hash, ("sample",)),
-        **{name: (values, ("sample",)) for name, values in coordinates.labels.items()},
-    }
-    for name, (values, axes) in arrays.items():
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            chunks=values.shape,
-            dtype=values.dtype,
-            serializer=BytesCodec(endian="little"),
-            compressors=[Crc32cCodec()],
-            dimension_names=axes,
-            config={"write_empty_chunks": True},
-        )
-        array[...] = values
-    text = group.create_array(
-        "question",
-        shape=(spec.n_samples,),
-        chunks=(spec.n_samples,),
-        dtype="string",
-        compressors=[ZstdCodec(level=3), Crc32cCodec()],
-        dimension_names=("sample",),
-        config={"write_empty_chunks": True},
-    )
-    text[...] = np.array(coordinates.questions, dtype=object)
+    _add_array(group, "sample", np.arange(spec.n_samples), ("sample",))
+    _add_array(group, "layer", np.array(spec.layers, dtype=np.int64), ("layer",))
+    _add_array(group, "position", np.array(spec.positions, dtype=np.int64), ("position",))
+    for name in (*spec.coordinates, *spec.label_columns):
+        _add_array(group, name, beside[name], ("sample", "position")[: beside[name].ndim])
     contents[f"{ARRAY}/zarr.json"] = cpu.Buffer.from_bytes(encode_json(spec.array_metadata()))
     with warnings.catch_warnings():
         # zarr-python warns that its inline form is not yet in the v3 specification; other readers pass over it.
         warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
         zarr.consolidate_metadata(group.store)
     return {key: buffer.to_bytes() for key, buffer in contents.items()}
+
+
+def _add_array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
+    text = values.dtype == object
+    array = group.create_array(
+        name,
+        shape=values.shape,
+        chunks=values.shape,
+        dtype="string" if text else values.dtype,
+        serializer="auto" if text else BytesCodec(endian="little"),
+        compressors=[ZstdCodec(level=3), Crc32cCodec()] if text else [Crc32cCodec()],
+        dimension_names=axes,
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
 
 
 def is_store(path: Path) -> bool:

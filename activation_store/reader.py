@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray
 import zarr
-from jaxtyping import Shaped
+from jaxtyping import Integer, Shaped
 
 from activation_store.errors import InputError, MissingShardError
 from activation_store.journal import JournalContents
@@ -121,9 +123,14 @@ class ActivationStore:
         return np.asarray(array[...])
 
     @property
+    def n_tokens(self) -> Integer[np.ndarray, " sample"] | None:
+        """Tokens of each prompt; None for imported activations."""
+        return self.coordinate("n_tokens") if "n_tokens" in self.spec.coordinates else None
+
+    @property
     def position_tokens(self) -> list[str]:
-        """Decoded token at each position, as the first sample has it."""
-        return list(self.spec.provenance["position_tokens"])
+        """Decoded token at each position, as the first sample has it; empty where unknown."""
+        return self.coordinate("token")[0].tolist() if "token" in self.spec.coordinates else [""] * len(self.positions)
 
     def require_complete(self) -> None:
         """Raise unless every sample is committed.
@@ -152,6 +159,52 @@ class ActivationStore:
             f"  model {self.fingerprint.get('model')}, labels {', '.join(self.spec.label_columns)}"
         )
 
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def __getitem__(self, rows: slice) -> Shaped[np.ndarray, "row layer position feature"]:
+        """Activations of consecutive samples, such as ``store[100:200]``.
+
+        Parameters
+        ----------
+        rows : slice
+            Sample indices, without a step.
+
+        Returns
+        -------
+        ndarray [row, layer, position, feature]
+            A copy.
+        """
+        start, stop, step = rows.indices(self.n_samples)
+        if step != 1:
+            raise InputError(f"{self.path}: samples are read in order, without a step; index the result instead")
+        out = np.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
+        size = self.spec.shard_samples
+        for shard in range(start // size, -(-stop // size) if stop > start else 0):
+            held = self.spec.layout.rows(shard)
+            low, high = max(start, held.start), min(stop, held.stop)
+            for layer_idx, position_idx in np.ndindex(*self.shape[1:3]):
+                block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+                out[low - start : high - start, layer_idx, position_idx] = block[low - held.start : high - held.start]
+        return out
+
+    def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
+        """Iterate over all cells in the order in which they lie on disk; one of them is in memory at a time.
+
+        Yields
+        ------
+        tuple of int
+            Layer and position.
+        ndarray [sample, feature]
+        """
+        for layer in self.layers:
+            for position in self.positions:
+                yield (layer, position), self.cell(layer, position)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Labelled, lazily read view of the whole store. xarray reads it by itself, without our checks."""
+        return xarray.open_zarr(self.path)
+
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
         """Activations of one cell.
 
@@ -174,8 +227,10 @@ class ActivationStore:
         MissingShardError, CorruptStoreError
             Rows were never committed, or are damaged; names file and rows.
         """
+        # All shards are looked at before memory is taken for what they are said to hold.
+        blocks = list(self.cell_blocks(layer, position))
         out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
-        for rows, block in self.cell_blocks(layer, position):
+        for rows, block in blocks:
             out[rows.start : rows.stop] = block
         return out
 

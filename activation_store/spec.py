@@ -41,6 +41,8 @@ class StoreSpec:
         "float32", "float16" or "bfloat16".
     shard_samples : int
         Samples of one shard.
+    coordinates : tuple of str
+        Names of the arrays beside the activations that describe samples, labels left out.
     label_columns : tuple of str
         Names of the label arrays.
     fingerprint : mapping
@@ -55,6 +57,7 @@ class StoreSpec:
     n_features: int
     dtype: str
     shard_samples: int
+    coordinates: tuple[str, ...]
     label_columns: tuple[str, ...]
     fingerprint: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -86,14 +89,11 @@ class StoreSpec:
             "position_convention": POSITION_CONVENTION,
             "layers": list(self.layers),
             "positions": list(self.positions),
+            "coordinates": list(self.coordinates),
             "label_columns": list(self.label_columns),
             "fingerprint": dict(self.fingerprint),
             "provenance": dict(self.provenance),
         }
-
-    def _coordinates(self) -> list[str]:
-        labels = [name for name in self.label_columns if not any(map(str.isspace, name))]
-        return ["n_tokens", "token_id", "prompt_hash", "question", *labels]
 
     def array_metadata(self) -> JSON:
         """``zarr.json`` of the activations: the only sharding and codecs that this format has."""
@@ -113,8 +113,12 @@ class StoreSpec:
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": "NaN",
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            # xarray reads this and shows the arrays named as coordinates of the activations.
-            "attributes": {"coordinates": " ".join(self._coordinates())},
+            # xarray reads this and shows the arrays named as coordinates of the activations; it splits at spaces.
+            "attributes": {
+                "coordinates": " ".join(
+                    name for name in (*self.coordinates, *self.label_columns) if not any(map(str.isspace, name))
+                )
+            },
             "dimension_names": list(AXES),
             "zarr_format": 3,
             "node_type": "array",
@@ -157,6 +161,7 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
             n_features=int(array["shape"][3]),
             dtype=str(array["data_type"]),
             shard_samples=int(array["chunk_grid"]["configuration"]["chunk_shape"][0]),
+            coordinates=tuple(str(name) for name in attributes["coordinates"]),
             label_columns=tuple(str(name) for name in attributes["label_columns"]),
             fingerprint=attributes["fingerprint"],
             provenance=attributes["provenance"],

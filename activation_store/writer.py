@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from io import BufferedRandom
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from activation_store.journal import (
     release_lock,
     shard_record,
 )
-from activation_store.metadata import Coordinates, read_spec, skeleton
+from activation_store.metadata import read_spec, skeleton
 from activation_store.shards import commit_shard
 from activation_store.spec import ARRAY, StoreSpec
 
@@ -47,7 +48,7 @@ class StoreWriter:
         self._filled: dict[int, np.ndarray] = {}
 
     @classmethod
-    def create(cls, path: Path, spec: StoreSpec, coordinates: Coordinates) -> StoreWriter:
+    def create(cls, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> StoreWriter:
         """Start a new store; it appears at `path` with all its metadata or not at all.
 
         Raises
@@ -64,7 +65,7 @@ class StoreWriter:
         (draft / ARRAY).mkdir(parents=True, exist_ok=True)
         lock = acquire_lock(draft / ARRAY / LOCK)
         _clear_draft(draft)
-        files = skeleton(spec, coordinates)
+        files = skeleton(spec, beside)
         for name, data in files.items():
             (draft / name).parent.mkdir(parents=True, exist_ok=True)
             write_file(draft / name, [data])

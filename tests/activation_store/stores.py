@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_store.metadata import Coordinates
+from activation_store.metadata import COORDINATES
 from activation_store.spec import StoreSpec
 from activation_store.writer import StoreWriter
 
@@ -21,9 +21,10 @@ def make_spec(n_samples: int = 11, *, dtype: str = "float32", shard_samples: int
         n_features=N_FEATURES,
         dtype=dtype,
         shard_samples=shard_samples,
+        coordinates=COORDINATES,
         label_columns=("success_rate", "is right"),
         fingerprint={"model": "m", "dataset": "d", **fingerprint},
-        provenance={"position_tokens": ["a", "b"]},
+        provenance={},
     )
 
 
@@ -32,18 +33,21 @@ def make_values(spec: StoreSpec) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(spec.shape).astype(spec.numpy_dtype)
 
 
-def make_coordinates(n_samples: int) -> Coordinates:
-    return Coordinates(
-        n_tokens=np.arange(5, 5 + n_samples, dtype=np.int32),
-        token_ids=np.arange(2 * n_samples, dtype=np.int32).reshape(n_samples, 2),
-        prompt_hash=np.arange(n_samples, dtype=np.uint64) + 2**63,
-        questions=[f"question {row} é😀" for row in range(n_samples)],
-        labels={"success_rate": np.linspace(0, 1, n_samples), "is right": np.arange(n_samples) % 2 == 0},
-    )
+def make_beside(n_samples: int) -> dict[str, np.ndarray]:
+    """Coordinates and labels."""
+    return {
+        "n_tokens": np.arange(5, 5 + n_samples, dtype=np.int32),
+        "token_id": np.arange(2 * n_samples, dtype=np.int32).reshape(n_samples, 2),
+        "token": np.array([["<a>", " é😀"]] * n_samples, dtype=object),
+        "prompt_hash": np.arange(n_samples, dtype=np.uint64) + 2**63,
+        "question": np.array([f"question {row} é😀" for row in range(n_samples)], dtype=object),
+        "success_rate": np.linspace(0, 1, n_samples),
+        "is right": np.arange(n_samples) % 2 == 0,
+    }
 
 
 def write_store(path: Path, spec: StoreSpec, values: np.ndarray, order: np.ndarray | None = None) -> None:
-    with StoreWriter.create(path, spec, make_coordinates(spec.n_samples)) as writer:
+    with StoreWriter.create(path, spec, make_beside(spec.n_samples)) as writer:
         rows = np.arange(spec.n_samples) if order is None else order
         for part in np.array_split(rows, 3):
             writer.add(part, values[part])

@@ -25,7 +25,7 @@ from activation_store.writer import StoreWriter
 from tests.activation_store.stores import (
     LAYERS,
     POSITIONS,
-    make_coordinates,
+    make_beside,
     make_spec,
     make_values,
     write_store,
@@ -72,22 +72,36 @@ def test_every_reader_reads_the_same(dtype, n_samples, shard_samples, tmp_path):
 
 
 def test_labels_and_coordinates(tmp_path):
-    spec, coordinates = make_spec(), make_coordinates(11)
+    spec, beside = make_spec(), make_beside(11)
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
     store = ActivationStore.open(tmp_path / "s.zarr")
     assert list(store.labels.columns) == ["success_rate", "is right"]
-    same_bits(store.labels["success_rate"].to_numpy(), coordinates.labels["success_rate"])
-    same_bits(store.labels["is right"].to_numpy(), coordinates.labels["is right"])
-    for name in ("n_tokens", "prompt_hash"):
-        same_bits(store.coordinate(name), getattr(coordinates, name))
-    same_bits(store.coordinate("token_id"), coordinates.token_ids)
-    assert store.coordinate("question").tolist() == coordinates.questions
-    dataset = xarray.open_zarr(tmp_path / "s.zarr")
-    assert {"n_tokens", "success_rate", "question", "token_id"} <= set(dataset.coords)
+    for name in ("n_tokens", "prompt_hash", "token_id", "success_rate", "is right"):
+        same_bits(store.coordinate(name), beside[name])
+    for name in ("question", "token"):
+        assert store.coordinate(name).tolist() == beside[name].tolist()
+    assert store.position_tokens == ["<a>", " é😀"]
+    dataset = store.to_xarray()
+    assert {"n_tokens", "success_rate", "question", "token_id", "token"} <= set(dataset.coords)
     assert dataset.activations.dims == store.dims == ("sample", "layer", "position", "feature")
-    assert "11" in repr(store)
+    assert "sample: 11" in repr(store)
+    assert "&lt;ActivationStore" in store._repr_html_()
     with pytest.raises(InputError, match="has no array 'nothing'; it has"):
         store.coordinate("nothing")
+
+
+def test_slices_and_cells(tmp_path):
+    spec = make_spec()
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    for rows in (slice(None), slice(3, 9), slice(4, 8), slice(-2, None), slice(5, 5), slice(9, 2), slice(0, 99)):
+        same_bits(store[rows], values[rows])
+    with pytest.raises(InputError, match="without a step"):
+        store[::2]
+    found = dict(store.cells())
+    assert list(found) == [(layer, position) for layer in LAYERS for position in POSITIONS]
+    same_bits(found[2, -1], values[:, 1, 1])
 
 
 def test_bfloat16_is_read_by_zarr_without_our_import(tmp_path):
@@ -110,7 +124,7 @@ def test_interrupted_and_resumed_is_byte_identical(tmp_path):
     spec = make_spec()
     values = make_values(spec)
     write_store(tmp_path / "whole.zarr", spec, values)
-    with StoreWriter.create(tmp_path / "cut.zarr", spec, make_coordinates(11)) as writer:
+    with StoreWriter.create(tmp_path / "cut.zarr", spec, make_beside(11)) as writer:
         writer.add(np.arange(6), values[:6])
     cut = ActivationStore.open(tmp_path / "cut.zarr")
     assert cut.n_committed == 4
@@ -185,7 +199,7 @@ def test_no_flipped_byte_of_a_shard_is_read_as_whole(dtype, tmp_path):
 def read_everything_beside(path):
     store = ActivationStore.open(path)
     store.require_complete()
-    names = ["sample", "layer", "position", "n_tokens", "token_id", "prompt_hash", "question"]
+    names = ["sample", "layer", "position", "n_tokens", "token_id", "prompt_hash", "question", "token"]
     return [store.coordinate(name) for name in names], store.labels
 
 
@@ -227,7 +241,7 @@ def test_what_is_not_a_store_is_refused(tmp_path):
     with pytest.raises(UnsupportedFormatError, match="is not a probesweep store"):
         ActivationStore.open(tmp_path / "plain.zarr")
     with pytest.raises(InputError, match="exists and is not a store"):
-        StoreWriter.create(tmp_path / "plain.zarr", make_spec(), make_coordinates(11))
+        StoreWriter.create(tmp_path / "plain.zarr", make_spec(), make_beside(11))
 
 
 def test_newer_format_names_itself(tmp_path):

@@ -1,0 +1,247 @@
+"""The original scripts' ``.pt`` files: read in place, streamed into a store and out of one.
+
+A ``.pt`` holds ``activations`` [sample, layer, position, feature], ``labels`` float32 [sample], ``layer_indices``,
+``positions``, ``n_eoi_tokens``, ``d_model`` and ``model_name``. It is mapped, never read whole, and no pickled code in
+it is run.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from activation_store.durable import fsync_folder
+from activation_store.errors import InputError
+from activation_store.journal import file_hash
+from activation_store.layout import balanced_shard_samples
+from activation_store.reader import ActivationStore
+from activation_store.spec import StoreSpec
+from activation_store.writer import StoreWriter
+
+LABEL = "label"
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class PtActivations:
+    """Activations of a ``.pt`` file, mapped; read like an `ActivationStore`."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self.path = path
+        self._activations: Tensor = content["activations"]
+        self._labels: Tensor = content["labels"]
+        self.layers = tuple(int(layer) for layer in content["layer_indices"])
+        self.positions = tuple(int(position) for position in content["positions"])
+        self.model_name = str(content.get("model_name", ""))
+
+    @classmethod
+    def open(cls, path: str | Path) -> PtActivations:
+        """Map a ``.pt`` file.
+
+        Raises
+        ------
+        InputError
+            It is missing, holds pickled code, or does not have the original scripts' keys and shapes.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:
+            # torch raises half a dozen types here, for what is not a .pt, is cut short, or would run pickled code.
+            raise InputError(f"{path} cannot be read as a .pt of tensors: {str(error).splitlines()[0]}") from error
+        _check_content(path, content)
+        return cls(path, content)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        n_samples, n_layers, n_positions, n_features = self._activations.shape
+        return (n_samples, n_layers, n_positions, n_features)
+
+    @property
+    def dtype(self) -> str:
+        """Name of the data type."""
+        return str(self._activations.dtype).removeprefix("torch.")
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What tells this file from another: its content is too large to be hashed each time."""
+        status = self.path.stat()
+        return {"model": self.model_name, "n_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+    @property
+    def n_tokens(self) -> None:
+        """Unknown: the file says nothing about its prompts."""
+        return None
+
+    @property
+    def position_tokens(self) -> list[str]:
+        """Empty: the file does not hold the tokens."""
+        return [""] * len(self.positions)
+
+    @property
+    def n_samples(self) -> int:
+        return self.shape[0]
+
+    @property
+    def n_features(self) -> int:
+        return self.shape[3]
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """The one label column."""
+        return pd.DataFrame({LABEL: self._labels.numpy()})
+
+    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
+        """Activations of one cell [sample, feature], a copy."""
+        return _to_numpy(self._activations[:, self.layers.index(layer), self.positions.index(position)].clone())
+
+    def __getitem__(self, rows: slice) -> Shaped[np.ndarray, "row layer position feature"]:
+        """Activations of consecutive samples, a view."""
+        return _to_numpy(self._activations[rows])
+
+
+def open_activations(path: str | Path) -> ActivationStore | PtActivations:
+    """Open a finished store, or a ``.pt`` file of the original scripts.
+
+    Raises
+    ------
+    InputError
+        There is neither, or the store is unfinished.
+    """
+    if Path(path).suffix == ".pt":
+        return PtActivations.open(path)
+    store = ActivationStore.open(path)
+    store.require_complete()
+    return store
+
+
+def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None = None) -> ActivationStore:
+    """Write a store from a ``.pt`` file, shard by shard. What the file does not say (tokens, prompts) is left out.
+
+    Raises
+    ------
+    InputError
+        The file cannot be used, or something else is at `path`.
+    """
+    activations, path = PtActivations.open(source), Path(path)
+    dtype = activations.dtype
+    n_samples, n_layers, n_positions, n_features = activations.shape
+    itemsize = _TORCH_DTYPES[dtype].itemsize
+    size = balanced_shard_samples(n_samples, n_layers * n_positions * n_features * itemsize)
+    labels = activations.labels[LABEL].to_numpy()
+    spec = StoreSpec(
+        n_samples=n_samples,
+        layers=activations.layers,
+        positions=activations.positions,
+        n_features=n_features,
+        dtype=dtype,
+        shard_samples=shard_samples or size,
+        coordinates=(),
+        label_columns=(LABEL,),
+        fingerprint={
+            "model": activations.model_name,
+            "imported": Path(source).name,
+            "labels": file_hash(labels.tobytes()),
+        },
+        provenance={"imported_from": str(source)},
+    )
+    with StoreWriter.create(path, spec, {LABEL: labels}) as writer:
+        for shard in writer.pending_shards:
+            rows = spec.layout.rows(shard)
+            writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
+    return ActivationStore.open(path)
+
+
+def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | None = None) -> None:
+    """Write a finished store as a ``.pt`` of the original schema, one shard in memory at a time.
+
+    Space for the tensors is reserved in the file first; then they are mapped and filled.
+
+    Parameters
+    ----------
+    store : ActivationStore
+        Finished.
+    path : str or Path
+        Target; appears whole or not at all.
+    label_column : str, optional
+        Which labels to write; the first column by default.
+
+    Raises
+    ------
+    MissingShardError
+        The store is unfinished.
+    """
+    store.require_complete()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    content = {
+        "layer_indices": list(store.layers),
+        "positions": list(store.positions),
+        "n_eoi_tokens": len(store.positions),
+        "d_model": store.n_features,
+        "model_name": str(store.fingerprint.get("model", "")),
+    }
+    shapes = {"activations": (store.shape, _TORCH_DTYPES[store.spec.dtype]), "labels": ((len(store),), torch.float32)}
+    with _reserved_tensors(temporary, content, shapes) as tensors:
+        labels = store.labels[label_column or store.spec.label_columns[0]].to_numpy()
+        tensors["labels"].copy_(torch.from_numpy(labels.astype(np.float32)))
+        for shard in range(store.spec.layout.n_shards):
+            rows = store.spec.layout.rows(shard)
+            block = store[rows.start : rows.stop]
+            _to_numpy(tensors["activations"])[rows.start : rows.stop] = block
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+@contextmanager
+def _reserved_tensors(
+    path: Path, content: dict[str, Any], shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
+) -> Generator[dict[str, Tensor]]:
+    """Write a ``.pt`` with room for tensors, and hand these out mapped for writing."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        fakes = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({**fakes, **content}, path)
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
+        mapped = torch.load(path, mmap=True, weights_only=True)
+    yield {name: mapped[name] for name in shapes}
+
+
+def _check_content(path: Path, content: Any) -> None:
+    wanted = ("activations", "labels", "layer_indices", "positions")
+    missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: not a .pt of extract_activations.py")
+    activations, labels = content["activations"], content["labels"]
+    n_layers, n_positions = len(content["layer_indices"]), len(content["positions"])
+    if not isinstance(activations, Tensor) or activations.ndim != 4 or activations.dtype not in _TORCH_DTYPES.values():
+        raise InputError(f"{path}: activations must be a float tensor [sample, layer, position, feature]")
+    expected = (len(labels), n_layers, n_positions)
+    if tuple(activations.shape[:3]) != expected:
+        raise InputError(
+            f"{path}: activations have shape {list(activations.shape)}, but there are {expected[0]} labels, "
+            f"{n_layers} layers and {n_positions} positions"
+        )
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()

@@ -1,0 +1,83 @@
+"""The original .pt schema, both ways."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from activation_store import ActivationStore, InputError, MissingShardError
+from activation_store.interop import PtActivations, export_pt, import_pt, open_activations
+from activation_store.writer import StoreWriter
+from tests.activation_store.stores import LAYERS, POSITIONS, make_beside, make_spec, make_values, write_store
+from tests.activation_store.test_store import DTYPES, same_bits
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_there_and_back(dtype, tmp_path):
+    spec = make_spec(dtype=dtype)
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    export_pt(ActivationStore.open(tmp_path / "s.zarr"), tmp_path / "s.pt")
+    content = torch.load(tmp_path / "s.pt", weights_only=True)
+    assert list(content) == [
+        "activations", "labels", "layer_indices", "positions", "n_eoi_tokens", "d_model", "model_name",
+    ]  # fmt: skip
+    assert torch.equal(content["activations"].double(), torch.from_numpy(values.astype(np.float64)))
+    assert str(content["activations"].dtype) == f"torch.{dtype}"
+    np.testing.assert_array_equal(content["labels"].numpy(), np.linspace(0, 1, 11, dtype=np.float32))
+    assert (content["layer_indices"], content["positions"]) == (list(LAYERS), list(POSITIONS))
+    assert (content["n_eoi_tokens"], content["d_model"], content["model_name"]) == (2, 7, "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.pt", "s.zarr"]
+    back = import_pt(tmp_path / "s.pt", tmp_path / "back.zarr", shard_samples=3)
+    same_bits(back[:], values)
+    same_bits(back.labels["label"].to_numpy(), np.linspace(0, 1, 11, dtype=np.float32))
+    mapped = open_activations(tmp_path / "s.pt")
+    assert isinstance(mapped, PtActivations)
+    assert mapped.shape == back.shape
+    for layer in LAYERS:
+        for position in POSITIONS:
+            same_bits(mapped.cell(layer, position), back.cell(layer, position))
+
+
+def test_an_unfinished_store_is_not_exported(tmp_path):
+    spec = make_spec()
+    with StoreWriter.create(tmp_path / "s.zarr", spec, make_beside(11)) as writer:
+        writer.add(np.arange(6), make_values(spec)[:6])
+    with pytest.raises(MissingShardError, match="4 of 11"):
+        export_pt(ActivationStore.open(tmp_path / "s.zarr"), tmp_path / "s.pt")
+    with pytest.raises(MissingShardError, match="4 of 11"):
+        open_activations(tmp_path / "s.zarr")
+    assert not (tmp_path / "s.pt").exists()
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return (eval, ("open('sprung', 'w')",))
+
+
+def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good = {"activations": torch.zeros(4, 3, 2, 5), "labels": torch.zeros(4), "layer_indices": [0, 1, 2]}
+    good["positions"] = [-2, -1]
+    for name, content, message in [
+        ("keys", {"activations": good["activations"]}, "lacks labels, layer_indices, positions"),
+        ("list", [1, 2], "lacks activations"),
+        ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be a float tensor \[sample, layer"),
+        ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "must be a float tensor"),
+        ("rows", good | {"labels": torch.zeros(5)}, r"shape \[4, 3, 2, 5\], but there are 5 labels"),
+        ("trap", {"activations": Trap()}, "cannot be read as a .pt"),
+    ]:
+        torch.save(content, tmp_path / f"{name}.pt")
+        with pytest.raises(InputError, match=message) as caught:
+            PtActivations.open(tmp_path / f"{name}.pt")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Trap()))
+    torch.save(good, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-300])
+    for name in ("pickle", "cut", "none"):
+        with pytest.raises(InputError, match=r"cannot be read as a \.pt|no such file"):
+            PtActivations.open(tmp_path / f"{name}.pt")
+    assert not (tmp_path / "sprung").exists()
