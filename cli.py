@@ -305,6 +305,8 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; run the same command again to go on", 130)
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
         # Both packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
         from activation_store.errors import InputError, StoreError

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,16 @@ def test_bad_input_is_one_line_and_exit_2(command, message, stores, tiny_model, 
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_full_disk_is_one_line_and_exit_1(stores, tmp_path, monkeypatch):
+    def no_space(descriptor):
+        raise OSError(28, "No space left on device", "some file")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    done = run("export", stores / "train.zarr", tmp_path / "a.pt")
+    assert (done.returncode, done.stderr) == (1, "error: some file: No space left on device\n")
+    assert not (tmp_path / "a.pt").exists()
 
 
 def test_unfinished_store_is_refused(stores, tmp_path):
