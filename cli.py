@@ -134,6 +134,26 @@ def train(train_activations: Path, test_activations: Path, output_dir: Path, **o
 
 @probesweep.command()
 @click.argument("store", type=click.Path(path_type=Path))
+def verify(store: Path) -> None:
+    """Check every byte of STORE; list what is damaged or missing and exit 1 if anything is.
+
+    Example: probesweep verify train.zarr
+    """
+    from tqdm import tqdm
+
+    from activation_store import ActivationStore
+
+    opened = ActivationStore.open(store)
+    problems = opened.verify(lambda shards: tqdm(shards, unit="shard", desc="verify", disable=None))
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        raise SystemExit(1)
+    click.echo(f"{store}: all {len(opened)} samples are whole")
+
+
+@probesweep.command()
+@click.argument("store", type=click.Path(path_type=Path))
 @click.argument("output_path", type=click.Path(path_type=Path))
 def export(store: Path, output_path: Path) -> None:
     """Write a finished STORE as a .pt of the original scripts.

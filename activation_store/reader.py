@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import xarray
 import zarr
 from jaxtyping import Integer, Shaped
 
-from activation_store.errors import InputError, MissingShardError
+from activation_store.errors import InputError, MissingShardError, StoreError
 from activation_store.journal import JournalContents
 from activation_store.metadata import checked_bytes, read_spec
 from activation_store.shards import Shard
@@ -249,6 +249,32 @@ class ActivationStore:
         for shard in range(self.spec.layout.n_shards):
             block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
             yield self.spec.layout.rows(shard), block
+
+    def verify(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[StoreError]:
+        """Check every byte of the store.
+
+        Parameters
+        ----------
+        progress : callable
+            Wraps the shard numbers while they are worked on, such as `tqdm`.
+
+        Returns
+        -------
+        list of StoreError
+            What is damaged or missing, each with file and rows; empty if nothing is. They are not raised.
+        """
+        problems: list[StoreError] = []
+        for file in self._journal.files:
+            try:
+                checked_bytes(self.path, file, self._journal)
+            except StoreError as error:
+                problems.append(error)
+        for shard in progress(range(self.spec.layout.n_shards)):
+            try:
+                self._shard(shard).check(self._journal.shards[shard])
+            except StoreError as error:
+                problems.append(error)
+        return problems
 
     def _shard(self, shard: int) -> Shard:
         if shard not in self._shards:

@@ -268,6 +268,16 @@ def test_command_lines_of_the_original_scripts_run_as_they_are(stores, tiny_mode
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_verify(stores, tmp_path):
+    shutil.copytree(stores / "train.zarr", tmp_path / "s.zarr")
+    done = run("verify", tmp_path / "s.zarr")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.zarr'}: all 44 samples are whole\n")
+    (tmp_path / "s.zarr/activations/c/0/0/0/0").unlink()
+    done = run("verify", tmp_path / "s.zarr")
+    assert done.returncode == 1
+    assert "rows 0-43" in done.stdout
+
+
 def test_export_and_import(stores, tmp_path):
     assert run("export", stores / "train.zarr", tmp_path / "a.pt").returncode == 0
     done = run("import", tmp_path / "a.pt", tmp_path / "a.zarr")

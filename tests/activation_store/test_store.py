@@ -220,6 +220,23 @@ def test_damaged_metadata_is_refused(tmp_path):
         ActivationStore.open(tmp_path / "s.zarr")
 
 
+def test_verify_lists_everything_that_is_wrong(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    write_store(tmp_path / "other.zarr", spec, -make_values(spec))
+    assert ActivationStore.open(tmp_path / "s.zarr").verify() == []
+    shards = [tmp_path / "s.zarr" / "activations" / spec.layout.shard_key(shard) for shard in range(3)]
+    damage(shards[0], spec.layout.chunk_offset(1, 1))
+    shards[1].unlink()
+    # A shard that is whole in itself, but another store's.
+    shards[2].write_bytes((tmp_path / "other.zarr" / "activations" / spec.layout.shard_key(2)).read_bytes())
+    damage(tmp_path / "s.zarr/question/c/0", 3)
+    messages = [str(problem) for problem in ActivationStore.open(tmp_path / "s.zarr").verify()]
+    assert len(messages) == 4
+    for part in ("question/c/0", r"rows 0-3", "rows 4-7", "rows 8-10): whole, but not the shard"):
+        assert sum(part in message for message in messages) == 1
+
+
 def test_truncated_or_missing_shard_names_file_and_rows(tmp_path):
     spec = make_spec()
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
