@@ -127,7 +127,9 @@ def train(train_activations: Path, test_activations: Path, output_dir: Path, **o
         "test": _describe(test_store),
         "options": {name: value for name, value in options.items() if name != "device"},
     }
-    if _read_json(output_dir / "run.json").get("request") != request:
+    finished = _read_json(output_dir / "run.json")
+    missing = [name for name in finished.get("files", []) if not (output_dir / name).exists()]
+    if finished.get("request") != request or missing:
         _run_sweep(train_store, test_store, output_dir, request, options)
     click.echo(_summary(output_dir))
 
@@ -207,10 +209,16 @@ def _run_sweep(
     if lengths is not None and test_lengths is not None:
         baseline = score_number(result, lengths, test_lengths)
     result.save(output_dir)
-    run = {"request": request, "position_tokens": train_store.position_tokens, "command": sys.argv}
-    # run.json comes last: where it stands, the other files are whole and belong to its request.
-    for name, document in {"inference.json": {"baselines": {"prompt_length": baseline}}, "run.json": run}.items():
-        commit_file(output_dir / name, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
+    inference = {"baselines": {"prompt_length": baseline}}
+    commit_file(output_dir / "inference.json", [_encode_json(inference)])
+    # run.json comes last: where it stands, the files that it names are whole and belong to its request.
+    run = {
+        "request": request,
+        "command": sys.argv,
+        "position_tokens": train_store.position_tokens,
+        "files": sorted(file.name for file in output_dir.glob("[!.]*")),
+    }
+    commit_file(output_dir / "run.json", [_encode_json(run)])
 
 
 def _summary(output_dir: Path) -> str:
@@ -229,7 +237,7 @@ def _summary(output_dir: Path) -> str:
         lines += ["", *_best_lines(output_dir, performance, run)]
     else:
         lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
-    lines += ["", f"results in {output_dir}: {', '.join(sorted(file.name for file in output_dir.iterdir()))}"]
+    lines += ["", f"results in {output_dir}: {', '.join([*run['files'], 'run.json'])}"]
     return "\n".join(lines)
 
 
@@ -289,6 +297,10 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
         return [float(item) for item in text.split(",")]
     except ValueError as error:
         raise click.UsageError(f"{flag} {text!r}: write numbers with commas between, such as 1,10,100") from error
+
+
+def _encode_json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

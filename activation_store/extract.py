@@ -113,7 +113,7 @@ def extract(
         The model produced NaN or infinity.
     """
     path = Path(output_path)
-    _check_arguments(path, label_column, batch_size, shard_samples)
+    _check_arguments(path, label_column, batch_size=batch_size, shard_samples=shard_samples, max_length=max_length)
     dataset = read_dataset(Path(dataset_path), question_column, [label_column], max_samples)
 
     # transformers takes seconds to import: not before the cheap checks have passed.
@@ -242,14 +242,14 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
     return tuple(sorted(wanted))
 
 
-def _check_arguments(path: Path, label_column: str, batch_size: int, shard_samples: int | None) -> None:
+def _check_arguments(path: Path, label_column: str, **at_least_one: int | None) -> None:
     if path.suffix == ".pt":
         raise InputError(
             f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
         )
     if label_column in RESERVED_NAMES or "/" in label_column or label_column.startswith((".", "__")):
         raise InputError(f"a label column cannot be called {label_column!r} in the store; rename it in the dataset")
-    for name, value in {"batch_size": batch_size, "shard_samples": shard_samples}.items():
+    for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise InputError(f"--{name} {value}: must be at least 1")
 

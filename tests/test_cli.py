@@ -122,6 +122,9 @@ def test_second_run_does_nothing_and_other_options_train_again(stores, tmp_path)
     again = train(stores, tmp_path, "--k_fold", "--alpha_grid", "1,100")
     assert again.stdout == first.stdout
     assert (tmp_path / "performance.json").stat().st_mtime_ns == written
+    (tmp_path / "cells.parquet").unlink()
+    assert train(stores, tmp_path, "--k_fold", "--alphas", "1,100").stdout == first.stdout
+    assert (tmp_path / "cells.parquet").exists()
     assert train(stores, tmp_path, "--k_fold", "--alphas", "2,3").returncode == 0
     assert json.loads((tmp_path / "performance.json").read_text())["alpha_grid"] == [2.0, 3.0]
 
@@ -266,6 +269,29 @@ def test_command_lines_of_the_original_scripts_run_as_they_are(stores, tiny_mode
     for split in ("train", "test", "cv"):
         found, expected = (np.array(scores[split], dtype=float) for scores in (theirs, ours))
         np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_hub_id(tiny_model, dataset, tmp_path):
+    """A model as the hub's cache holds it, found by its id without a network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--some--model"
+    shutil.copytree(tiny_model("llama"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    command = [
+        "extract", "--model", "some/model", "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
+        "--use_chat_template", "--layers", "-1",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [PROBESWEEP, *map(str, command)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.fingerprint["weights"] == f"hub commit {commit}"
+    assert store.layers == (3,)
 
 
 def test_verify(stores, tmp_path):

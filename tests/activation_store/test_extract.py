@@ -130,6 +130,7 @@ def test_non_finite_values_stop_with_rows_and_layer(dataset, tmp_path):
         ({"label_column": "name"}, "label column 'name' .* has 11 null or non-numeric"),
         ({"max_length": 10}, "longer than --max_length 10"),
         ({"max_samples": 0}, "--max_samples 0"),
+        ({"max_length": 0}, "--max_length 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_weights_are_loaded(
