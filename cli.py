@@ -85,7 +85,8 @@ def extract(**options: Any) -> None:
     if target.suffix == ".pt":
         options["output_path"] = target.with_suffix(".zarr")
     store = run_extract(**options)
-    if target.suffix == ".pt":
+    journal = store.path / "activations" / "journal"
+    if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= journal.stat().st_mtime_ns):
         export_pt(store, target)
     click.echo(repr(store))
 
@@ -121,6 +122,7 @@ def train(train_activations: Path, test_activations: Path, output_dir: Path, **o
 
     options["alphas"] = _numbers(options["alphas"], "--alphas")
     train_store, test_store = open_activations(train_activations), open_activations(test_activations)
+    _check_same_origin(train_store, test_store)
     request = {
         "probesweep": version("probesweep"),
         "train": _describe(train_store),
@@ -180,6 +182,17 @@ def import_(source: Path, output_path: Path) -> None:
     from activation_store.interop import import_pt
 
     click.echo(repr(import_pt(source, output_path)))
+
+
+def _check_same_origin(train_store: Activations, test_store: Activations) -> None:
+    """Refuse to test on another model's activations or on another label."""
+    for field in ("weights", "tokenizer", "chat_template_kwargs", "label_columns"):
+        values = [store.fingerprint.get(field) for store in (train_store, test_store)]
+        if None not in values and values[0] != values[1]:
+            raise click.UsageError(
+                f"{train_store.path} and {test_store.path} differ in {field}: {values[0]} and {values[1]}; "
+                "extract both with the same model, template and label column"
+            )
 
 
 def _run_sweep(
@@ -275,7 +288,7 @@ def _row(label: str, *scores: float | None) -> str:
 
 
 def _describe(store: Activations) -> dict[str, Any]:
-    return {"path": str(store.path), "n_samples": store.n_samples, "fingerprint": dict(store.fingerprint)}
+    return {"path": str(store.path), "n_samples": store.n_samples, "content": store.journal_hash}
 
 
 def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
@@ -330,6 +343,9 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 def _exit_code(command: Callable[[], Any]) -> int:
     try:
         command()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "probesweep"
         return _fail(f"{error.format_message()} (see {where} --help)", 2)

@@ -100,7 +100,8 @@ def _load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any)
     try:
         with _gguf_read_once() if source.gguf_file else nullcontext():
             return load(source.location, **source.load_kwargs(), **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:
+        # transformers and the file formats below it raise types of their own for what is missing, cut short or unknown.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
 

@@ -13,11 +13,15 @@ from pathlib import Path
 
 def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write the pieces one after another into a new file and fsync it."""
-    with path.open("wb") as file:
-        for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        # What write and fsync raise does not name the file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def fsync_folder(path: Path) -> None:
@@ -27,6 +31,14 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, each name durable in the folder that holds it."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def commit_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -132,6 +133,8 @@ def extract(
     layer_indices = parse_layers(layers, info.n_blocks)
     value_dtype = info.dtype if dtype == "auto" else dtype
     itemsize = numpy_dtype(value_dtype).itemsize
+    if max_length and info.max_length and max_length > info.max_length:
+        raise InputError(f"--max_length {max_length}: the model takes {info.max_length} tokens at most")
     tokenizer = load_tokenizer(source)
     prompts = encode_prompts(
         tokenizer,
@@ -157,8 +160,15 @@ def extract(
         "truncation": None,
     }
 
-    writer = StoreWriter.resume(path, fingerprint) if is_store(path) else None
-    if writer is None:
+    def load() -> HiddenStates:
+        states = HiddenStates.load(source, info, layer_indices, dtype=value_dtype, device=torch_device)
+        states.check(prompts.row(0))
+        return states
+
+    states = None
+    if is_store(path):
+        writer = StoreWriter.resume(path, fingerprint)
+    else:
         sample_nbytes = len(layer_indices) * len(prompts.positions) * info.n_features * itemsize
         spec = StoreSpec(
             n_samples=len(dataset.questions),
@@ -173,11 +183,13 @@ def extract(
             provenance=_provenance(info.revision, prompts, dataset_path, batch_size),
         )
         _check_disk(path, spec.layout.store_nbytes)
+        # Before the store is created: weights that cannot be loaded leave nothing behind.
+        states = load()
+        spec = replace(spec, provenance={**spec.provenance, "attention_implementation": states.attention})
         writer = StoreWriter.create(path, spec, _beside(tokenizer, dataset, prompts))
     with writer:
         if writer.pending_shards:
-            states = HiddenStates.load(source, info, layer_indices, dtype=value_dtype, device=torch_device)
-            _fill(writer, states, prompts)
+            _fill(writer, states or load(), prompts)
     return ActivationStore.open(path)
 
 
@@ -185,7 +197,6 @@ def _fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts) -> None:
     """Run the model over every shard that is not committed."""
     spec = writer.spec
     plan = spec.provenance["batch_plan"]
-    states.check(prompts.row(0))
     with tqdm(total=spec.n_samples, unit="row", desc=f"extract {writer.path.name}", disable=None) as progress:
         pending = writer.pending_shards
         progress.update(spec.n_samples - sum(len(spec.layout.rows(shard)) for shard in pending))
@@ -193,6 +204,8 @@ def _fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts) -> None:
             rows = spec.layout.rows(shard)
             for batch in plan_batches(prompts.n_tokens, rows, max_rows=plan["max_rows"], max_tokens=plan["max_tokens"]):
                 block = states.run([prompts.row(row) for row in batch.tolist()], spec.positions)
+                with np.errstate(over="ignore"):  # what does not fit becomes infinite and is reported with its rows
+                    block = block.astype(spec.numpy_dtype, copy=False)
                 _check_finite(block, batch, spec)
                 writer.add(batch, block)
                 progress.update(len(batch))
@@ -247,7 +260,7 @@ def _check_arguments(path: Path, label_column: str, **at_least_one: int | None) 
         raise InputError(
             f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
         )
-    if label_column in RESERVED_NAMES or "/" in label_column or label_column.startswith((".", "__")):
+    if label_column in RESERVED_NAMES | {"zarr.json"} or "/" in label_column or label_column.startswith((".", "__")):
         raise InputError(f"a label column cannot be called {label_column!r} in the store; rename it in the dataset")
     for name, value in at_least_one.items():
         if value is not None and value < 1:

@@ -76,9 +76,14 @@ class PtActivations:
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:
+        """What the file says of its origin."""
+        return {"model": self.model_name}
+
+    @property
+    def journal_hash(self) -> str:
         """What tells this file from another: its content is too large to be hashed each time."""
         status = self.path.stat()
-        return {"model": self.model_name, "n_bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        return f"{status.st_size} bytes, modified {status.st_mtime_ns}"
 
     @property
     def n_tokens(self) -> None:

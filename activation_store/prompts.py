@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import jinja2
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt64
 
@@ -70,7 +71,10 @@ class Prompts:
 def render(tokenizer: Tokenizer, question: str, template_kwargs: dict[str, Any]) -> str:
     """One user turn through the chat template, generation prompt on."""
     messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
+    except (jinja2.TemplateError, TypeError) as error:
+        raise InputError(f"the chat template refuses {question[:40]!r} with {template_kwargs}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -138,20 +142,21 @@ def encode_prompts(
         shorter than the stored positions.
     """
     _check_template(tokenizer, use_chat_template, eoi_tokens)
-    tail = find_tail(tokenizer, template_kwargs) if tokenizer.chat_template else None
-    checked_tail = tail if tail and (use_chat_template or eoi_tokens is None) else None
+    # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
+    checked_tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
     texts = [render(tokenizer, question, template_kwargs) for question in questions] if use_chat_template else questions
     if checked_tail:
         _check_tail_text(texts, checked_tail, use_chat_template)
     # A prompt that comes with its template or its BOS must not get special tokens a second time.
-    bare = [not ((tail and text.endswith(tail.text)) or _starts_with_bos(tokenizer, text)) for text in texts]
+    templated = use_chat_template or checked_tail is not None
+    bare = [not (templated or _starts_with_bos(tokenizer, text)) for text in texts]
     rows = _encode(tokenizer, texts, bare)
     n_positions = len(checked_tail.token_ids) if checked_tail and eoi_tokens is None else int(eoi_tokens or 0)
     _check_lengths(rows, n_positions, max_length)
     if checked_tail:
         _check_tail_tokens(tokenizer, rows, checked_tail, n_positions)
     return Prompts(
-        token_ids=np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]),
+        token_ids=np.concatenate(rows),
         starts=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
         text_hash=np.array([_hash64(text) for text in texts], dtype=np.uint64),
         positions=tuple(range(-n_positions, 0)),
@@ -189,19 +194,19 @@ def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str], add_special: Sequence[bool]) -> list[list[int]]:
-    rows: list[list[int]] = [[]] * len(texts)
+def _encode(tokenizer: Tokenizer, texts: Sequence[str], add_special: Sequence[bool]) -> list[TokenIds]:
+    rows: list[TokenIds] = [np.empty(0, dtype=np.int32)] * len(texts)
     for add in (False, True):
         chosen = [row for row, special in enumerate(add_special) if special == add]
         for start in range(0, len(chosen), _ENCODE_ROWS):
             part = chosen[start : start + _ENCODE_ROWS]
             encoded = tokenizer([texts[row] for row in part], add_special_tokens=add, verbose=False)["input_ids"]
             for row, ids in zip(part, encoded, strict=True):
-                rows[row] = ids
+                rows[row] = np.asarray(ids, dtype=np.int32)
     return rows
 
 
-def _check_lengths(rows: list[list[int]], n_positions: int, max_length: int | None) -> None:
+def _check_lengths(rows: list[TokenIds], n_positions: int, max_length: int | None) -> None:
     lengths = np.array([len(row) for row in rows])
     if max_length is not None and lengths.max() > max_length:
         worst = int(lengths.argmax())
@@ -216,15 +221,15 @@ def _check_lengths(rows: list[list[int]], n_positions: int, max_length: int | No
         )
 
 
-def _check_tail_tokens(tokenizer: Tokenizer, rows: list[list[int]], tail: Tail, n_positions: int) -> None:
+def _check_tail_tokens(tokenizer: Tokenizer, rows: list[TokenIds], tail: Tail, n_positions: int) -> None:
     n_checked = min(n_positions, len(tail.token_ids))
     expected = list(tail.token_ids[-n_checked:])
-    row = next((row for row, ids in enumerate(rows) if ids[-n_checked:] != expected), None)
+    row = next((row for row, ids in enumerate(rows) if ids[-n_checked:].tolist() != expected), None)
     if row is not None:
         raise InputError(
             f"row {row}: the last {n_checked} tokens are not the template's tail: expected "
             f"{[tokenizer.decode([token]) for token in expected]}, found "
-            f"{[tokenizer.decode([token]) for token in rows[row][-n_checked:]]}; "
+            f"{[tokenizer.decode([token]) for token in rows[row][-n_checked:].tolist()]}; "
             "its text merges with the tail: change its end"
         )
 

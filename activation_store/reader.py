@@ -14,7 +14,7 @@ import zarr
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import InputError, MissingShardError, StoreError
-from activation_store.journal import JournalContents
+from activation_store.journal import JOURNAL, JournalContents, file_hash
 from activation_store.metadata import checked_bytes, read_spec
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, AXES, StoreSpec
@@ -93,6 +93,11 @@ class ActivationStore:
     def attrs(self) -> Mapping[str, Any]:
         """Attributes of the Zarr group: conventions, fingerprint, provenance."""
         return self.spec.attributes()
+
+    @property
+    def journal_hash(self) -> str:
+        """SHA-256 of the journal, which holds the checksums of all committed values and metadata."""
+        return file_hash((self.path / ARRAY / JOURNAL).read_bytes())
 
     @property
     def fingerprint(self) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from activation_store.durable import commit_file
+from activation_store.durable import commit_file, make_folder
 from activation_store.errors import CorruptStoreError, MissingShardError
 from activation_store.layout import CHECKSUM_NBYTES, Layout, checksum_bytes
 
@@ -43,7 +43,7 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> str:
             yield checksums[-1]
         yield layout.index()
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     commit_file(path, pieces())
     return checksum_bytes(b"".join(checksums)).hex()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.durable import fsync_folder, write_file
+from activation_store.durable import fsync_folder, make_folder, write_file
 from activation_store.errors import FingerprintMismatchError, InputError
 from activation_store.journal import (
     JOURNAL,
@@ -60,7 +60,7 @@ class StoreWriter:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         draft = path.with_name(f".{path.name}.creating")
         (draft / ARRAY).mkdir(parents=True, exist_ok=True)
         lock = acquire_lock(draft / ARRAY / LOCK)
@@ -117,12 +117,16 @@ class StoreWriter:
         block : ndarray [row, layer, position, feature]
             Their activations in the store's data type.
         """
+        if block.dtype != self.spec.numpy_dtype:
+            raise InputError(f"{self.path} holds {self.spec.dtype}, the values are {block.dtype}; cast them first")
         shards = rows // self.spec.shard_samples
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
             self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, block[chosen])
 
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
+        if shard in self._journal.shards:
+            raise InputError(f"{self.path}: shard {shard} is committed, and shards are written once")
         if shard not in self._buffers:
             _, n_layers, n_positions, n_features = self.spec.shape
             shape = (n_layers, n_positions, self.spec.shard_samples, n_features)
@@ -160,7 +164,9 @@ def _clear_draft(draft: Path) -> None:
 def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
     # Through JSON, because the stored one came from there: tuples are lists.
     given = json.loads(json.dumps(given))
-    differing = [key for key in {**stored, **given} if stored.get(key) != given.get(key)]
+    # The model's name is how it was spelt; its weights say what it is.
+    keys = [key for key in {**stored, **given} if key != "model"]
+    differing = [key for key in keys if stored.get(key) != given.get(key)]
     if differing:
         fields = "; ".join(f"{key}: {stored.get(key)!r} in the store, {given.get(key)!r} now" for key in differing)
         raise FingerprintMismatchError(

@@ -187,12 +187,15 @@ def test_bad_input_is_one_line_and_exit_2(command, message, stores, tiny_model, 
 
 def test_a_full_disk_is_one_line_and_exit_1(stores, tmp_path, monkeypatch):
     def no_space(descriptor):
-        raise OSError(28, "No space left on device", "some file")
+        raise OSError(28, "No space left on device")
 
+    assert run("export", stores / "train.zarr", tmp_path / "a.pt").returncode == 0
     monkeypatch.setattr(os, "fsync", no_space)
-    done = run("export", stores / "train.zarr", tmp_path / "a.pt")
-    assert (done.returncode, done.stderr) == (1, "error: some file: No space left on device\n")
-    assert not (tmp_path / "a.pt").exists()
+    done = run("import", tmp_path / "a.pt", tmp_path / "a.zarr")
+    assert done.returncode == 1
+    assert done.stderr.endswith("No space left on device\n")
+    assert ".a.zarr.creating" in done.stderr
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_unfinished_store_is_refused(stores, tmp_path):
@@ -292,6 +295,29 @@ def test_hub_id(tiny_model, dataset, tmp_path):
     store = ActivationStore.open(tmp_path / "s.zarr")
     assert store.fingerprint["weights"] == f"hub commit {commit}"
     assert store.layers == (3,)
+
+
+def test_another_label_or_model_is_refused(stores, tmp_path):
+    done = run(
+        "train", "--train_activations", stores / "train.zarr", "--test_activations", stores / "test_right.zarr",
+        "--output_dir", tmp_path / "o",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "differ in label_columns: ['success_rate'] and ['right']" in done.stderr
+
+
+def test_other_values_under_the_same_name_train_again(stores, tmp_path):
+    run("export", stores / "train.zarr", tmp_path / "a.pt")
+    scores = []
+    for _ in range(2):
+        content = torch.load(tmp_path / "a.pt", weights_only=True)
+        content["activations"] = content["activations"] ** 2 if len(scores) else content["activations"]
+        torch.save(content, tmp_path / "a.pt")
+        shutil.rmtree(tmp_path / "train.zarr", ignore_errors=True)
+        assert run("import", tmp_path / "a.pt", tmp_path / "train.zarr").returncode == 0
+        shutil.copytree(tmp_path / "train.zarr", tmp_path / "test.zarr", dirs_exist_ok=True)
+        scores.append(train(tmp_path, tmp_path / "out", "--k_fold").stdout)
+    assert scores[0] != scores[1]
 
 
 def test_verify(stores, tmp_path):

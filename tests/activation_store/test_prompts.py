@@ -52,6 +52,13 @@ def test_text_without_a_template_gets_its_bos():
     assert prompts.row(0)[0] == 0
 
 
+@pytest.mark.parametrize("use_chat_template", [True, False])
+def test_counted_tokens_need_no_tail(use_chat_template):
+    tokenizer = train_tokenizer("{{ messages[0]['content'] }}")
+    prompts = encode(tokenizer, QUESTIONS[:3], use_chat_template=use_chat_template, eoi_tokens=2)
+    assert prompts.positions == (-2, -1)
+
+
 @pytest.mark.parametrize(
     ("template", "questions", "options", "message"),
     [
@@ -62,6 +69,7 @@ def test_text_without_a_template_gets_its_bos():
         (None, ["a b c d", "a"], {"use_chat_template": False, "eoi_tokens": 3}, "row 1 has 1 tokens, fewer than the 3"),
         (None, ["a"], {"use_chat_template": False, "eoi_tokens": 0}, "--eoi_tokens 0: must be at least 1"),
         ("{{ messages[0]['content'] }}", ["a"], {}, "puts no tokens after the user's text"),
+        ("{{ raise_exception('no users here') }}", ["a"], {}, "the chat template refuses .* no users here"),
         ("{{ messages[0]['content'] }}\n\n", ["a", "b\n"], {}, "row 1: .* merges with the tail"),
     ],
 )

@@ -220,6 +220,18 @@ def test_damaged_metadata_is_refused(tmp_path):
         ActivationStore.open(tmp_path / "s.zarr")
 
 
+def test_a_committed_shard_is_never_written_again(tmp_path):
+    spec = make_spec()
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    with StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint)) as writer:
+        with pytest.raises(InputError, match="shard 0 is committed"):
+            writer.add(np.arange(4), values[:4])
+        with pytest.raises(InputError, match="holds float32, the values are float64"):
+            writer.add(np.arange(4), values[:4].astype(np.float64))
+    same_bits(ActivationStore.open(tmp_path / "s.zarr")[:], values)
+
+
 def test_verify_lists_everything_that_is_wrong(tmp_path):
     spec = make_spec()
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
