@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from tqdm import tqdm
 
 from activation_store.batches import plan_batches
@@ -31,10 +31,6 @@ MAX_BATCH_TOKENS = 8192
 @runtime_checkable
 class PromptRunner(Protocol):
     """What the loop needs of a loaded model: `activation_store.capture.HiddenStates`, or a stand-in."""
-
-    def check(self, prompt: Int[np.ndarray, " token"]) -> None:
-        """Make sure on one prompt that the right tensors are read."""
-        ...
 
     def run(
         self, prompts: Sequence[TokenIds], positions: Sequence[int]

@@ -276,7 +276,7 @@ class ActivationStore:
                 problems.append(error)
         for shard in progress(range(self.spec.layout.n_shards)):
             try:
-                self._shard(shard).check(self._journal.shards[shard])
+                self._shard(shard).check_values()
             except StoreError as error:
                 problems.append(error)
         return problems
@@ -291,7 +291,10 @@ class ActivationStore:
                     f"{path} (rows {rows.start}-{rows.stop - 1}) was never committed; "
                     "run the same extract again to resume"
                 )
-            self._shards[shard] = Shard.map(path, layout, rows, self.dtype)
+            opened = Shard.map(path, layout, rows, self.dtype)
+            if self._verify:
+                opened.check_identity(self._journal.shards[shard])
+            self._shards[shard] = opened
         return self._shards[shard]
 
 

@@ -103,22 +103,23 @@ class Shard:
             self._verified[layer_idx, position_idx] = True
         return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: len(self._rows)]
 
-    def check(self, checksum: str) -> None:
-        """Check every cell, and that the shard is the one that was committed.
+    def check_identity(self, checksum: str) -> None:
+        """Check that this is the shard that was committed here, from its chunks' stored checksums.
 
         Raises
         ------
         CorruptStoreError
-            A cell is damaged, or all are whole but `checksum`, the journal's, is not theirs.
+            `checksum`, the journal's, is not that of this file: another shard, or a damaged chunk checksum.
         """
         layout = self._layout
-        stored: list[bytes] = []
-        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
-            self.cell(layer_idx, position_idx, verify=True)
-            end = layout.chunk_offset(layer_idx, position_idx) + layout.values_nbytes
-            stored.append(self._mapped[end : end + CHECKSUM_NBYTES].tobytes())
-        if checksum_bytes(b"".join(stored)).hex() != checksum:
+        chunks = self._mapped[: layout.index_offset].reshape(-1, layout.chunk_nbytes)
+        if checksum_bytes(chunks[:, layout.values_nbytes :].tobytes()).hex() != checksum:
             raise CorruptStoreError(
-                f"{self._path} (rows {self._rows.start}-{self._rows.stop - 1}): whole, but not the shard that the "
-                "journal committed; restore the file"
+                f"{self._path} (rows {self._rows.start}-{self._rows.stop - 1}): not the shard that the journal "
+                "committed; restore the file"
             )
+
+    def check_values(self) -> None:
+        """Check every cell against its crc32c; raises as `cell` does."""
+        for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
+            self.cell(layer_idx, position_idx, verify=True)

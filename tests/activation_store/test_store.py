@@ -191,7 +191,9 @@ def test_no_flipped_byte_of_a_shard_is_read_as_whole(dtype, tmp_path):
                 caught += "rows 0-1" in str(error)
             else:
                 same_bits(found, values[:, LAYERS.index(layer), POSITIONS.index(position)])
-        assert caught == (1 if offset < spec.layout.index_offset else len(cells))
+        # A damaged checksum or index says that the file is not the one committed: none of its cells is given out.
+        in_values = offset < spec.layout.index_offset and offset % spec.layout.chunk_nbytes < spec.layout.values_nbytes
+        assert caught == (1 if in_values else len(cells))
         damage(shard, offset)
     ActivationStore.open(tmp_path / "s.zarr").cell(0, -1)
 
@@ -220,6 +222,17 @@ def test_damaged_metadata_is_refused(tmp_path):
         ActivationStore.open(tmp_path / "s.zarr")
 
 
+def test_a_shard_in_the_wrong_place_is_refused(tmp_path):
+    spec = make_spec(8)
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    first, second = (tmp_path / "s.zarr/activations" / spec.layout.shard_key(shard) for shard in range(2))
+    content = first.read_bytes(), second.read_bytes()
+    first.write_bytes(content[1])
+    second.write_bytes(content[0])
+    with pytest.raises(CorruptStoreError, match=r"rows 0-3\): not the shard that the journal committed"):
+        ActivationStore.open(tmp_path / "s.zarr").cell(0, -1)
+
+
 def test_a_committed_shard_is_never_written_again(tmp_path):
     spec = make_spec()
     values = make_values(spec)
@@ -245,7 +258,7 @@ def test_verify_lists_everything_that_is_wrong(tmp_path):
     damage(tmp_path / "s.zarr/question/c/0", 3)
     messages = [str(problem) for problem in ActivationStore.open(tmp_path / "s.zarr").verify()]
     assert len(messages) == 4
-    for part in ("question/c/0", r"rows 0-3", "rows 4-7", "rows 8-10): whole, but not the shard"):
+    for part in ("question/c/0", r"rows 0-3", "rows 4-7", "rows 8-10): not the shard that the journal"):
         assert sum(part in message for message in messages) == 1
 
 
