@@ -207,6 +207,8 @@ def _run_sweep(
     from activation_store.durable import commit_file
     from gpu_probes import score_number, sweep
 
+    # Before the fit: a folder that cannot be made must not cost it.
+    output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "run.json").unlink(missing_ok=True)
     train_labels, test_labels = (store.labels.iloc[:, 0] for store in (train_store, test_store))
     result = sweep(
@@ -269,7 +271,7 @@ def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, An
             layer = max(defined, key=lambda layer: cv[layer])
             label = f"position {position} {tokens[index]}: layer {layers[layer]}"
             lines.append(_row(label, cv[layer], scores["test"][index][layer]))
-    n_cells = performance["n_layers"] * performance["n_positions"]
+    n_scored = sum(score is not None for row in scores["cv"] for score in row)
     return [
         *lines,
         _row("prompt length alone", baseline["cv_score"], baseline["test_score"])
@@ -279,7 +281,7 @@ def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, An
         f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} "
         f"{tokens[best['best_position_idx']]}, alpha {best['selected_alpha']:g}",
         _row("best probe", best["cv_score"], best["test_score"]),
-        f"Its CV score is the highest of {n_cells} cells and so optimistic; its test score is not.",
+        f"Its CV score is the highest of {n_scored} cells and the alphas tried, so optimistic; the test score chose nothing.",
     ]
 
 
