@@ -195,6 +195,13 @@ def _check_same_origin(train_store: Activations, test_store: Activations) -> Non
             )
 
 
+def _check_writable(output_dir: Path) -> None:
+    """Refuse, before the fit, a folder that cannot be made after it."""
+    nearest = next(folder for folder in (output_dir.absolute(), *output_dir.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise click.UsageError(f"cannot write to {output_dir}: {nearest} is not a folder that you may write to")
+
+
 def _run_sweep(
     train_store: Activations,
     test_store: Activations,
@@ -207,8 +214,7 @@ def _run_sweep(
     from activation_store.durable import commit_file
     from gpu_probes import score_number, sweep
 
-    # Before the fit: a folder that cannot be made must not cost it.
-    output_dir.mkdir(parents=True, exist_ok=True)
+    _check_writable(output_dir)
     (output_dir / "run.json").unlink(missing_ok=True)
     train_labels, test_labels = (store.labels.iloc[:, 0] for store in (train_store, test_store))
     result = sweep(
@@ -281,7 +287,8 @@ def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, An
         f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} "
         f"{tokens[best['best_position_idx']]}, alpha {best['selected_alpha']:g}",
         _row("best probe", best["cv_score"], best["test_score"]),
-        f"Its CV score is the highest of {n_scored} cells and the alphas tried, so optimistic; the test score chose nothing.",
+        f"Its CV score is the highest of {n_scored} cells and the alphas tried, so optimistic; "
+        "the test score chose nothing.",
     ]
 
 

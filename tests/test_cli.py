@@ -168,6 +168,7 @@ TRAIN = "train --train_activations S --test_activations S --output_dir o"
         (f"{TRAIN} --alphas 1;2", "commas"),
         (f"{TRAIN} --alphas 1,2", "--k_fold"),
         (f"{TRAIN} --alpha -1", "alpha"),
+        ("train --train_activations S --test_activations S --output_dir U", "cannot write to"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(command, message, stores, tiny_model, tmp_path):
@@ -177,6 +178,7 @@ def test_bad_input_is_one_line_and_exit_2(command, message, stores, tiny_model, 
     if " N " in command:
         save_model(tmp_path / "N", "gpt2", tokenizer=train_tokenizer(None))
     places = {name: tmp_path / name for name in "NDEo"} | {"M": tiny_model("llama"), "S": stores / "train.zarr"}
+    places["U"] = places["D"] / "below a file"
     done = run(*(places.get(word, word) for word in command.split()))
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
