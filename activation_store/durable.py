@@ -1,49 +1,94 @@
-"""Files that are on disk when the call returns.
+"""Files that are on disk when the call returns. Every change to a store's files is made here, by functions of `os`.
 
-An fsync that fails is raised, never retried: the kernel may have
-dropped the pages that it could not write, and a second fsync would then report success.
+An fsync that fails is raised, never retried: the kernel may have dropped the pages that it could not write, and a
+second fsync would then report success.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+Piece = bytes | memoryview
 
-def write_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+
+def write_file(path: Path, pieces: Iterable[Piece]) -> None:
     """Write the pieces one after another into a new file and fsync it."""
-    try:
-        with path.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        # What write and fsync raise does not name the file.
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+        for piece in pieces:
+            write_all(descriptor, piece)
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+
+
+def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write a whole file or none: temporary file beside the target, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.partial")
+    write_file(temporary, pieces)
+    rename(temporary, path)
+
+
+def append_file(path: Path, data: bytes, after_n_bytes: int) -> None:
+    """Add `data` behind the first `after_n_bytes` of a file, cutting off what else is there, and fsync it."""
+    with _opened(path, os.O_WRONLY) as descriptor:
+        try:
+            os.ftruncate(descriptor, after_n_bytes)
+            os.lseek(descriptor, after_n_bytes, os.SEEK_SET)
+            write_all(descriptor, data)
+            os.fsync(descriptor)
+        except OSError:
+            # What may not be on disk must not be found in the page cache by the next process.
+            with suppress(OSError):
+                os.ftruncate(descriptor, after_n_bytes)
+            raise
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or folder another name in the same folder, durably."""
+    os.replace(source, target)  # noqa: PTH105 - all changes are calls of `os`, so that the tests can make each fail
+    fsync_path(target.parent)
 
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, each name durable in the folder that holds it."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        fsync_folder(folder.parent)
+        with suppress(FileExistsError):
+            os.mkdir(folder)  # noqa: PTH102
+        fsync_path(folder.parent)
 
 
-def commit_file(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
-    """Write a whole file or none: temporary file beside the target, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.partial")
-    write_file(temporary, pieces)
-    temporary.replace(path)
-    fsync_folder(path.parent)
+def clear_folder(path: Path, keep: Path) -> None:
+    """Remove all files and folders in `path` but the file `keep` and the folders that lead to it."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for name in names:
+            if Path(folder, name) != keep:
+                os.unlink(Path(folder, name))  # noqa: PTH108
+        if Path(folder) != path and not keep.is_relative_to(folder):
+            os.rmdir(folder)  # noqa: PTH106
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.fsync(descriptor)
+
+
+def write_all(descriptor: int, piece: Piece) -> None:
+    """Write all of `piece`; the kernel may take it in parts."""
+    rest = memoryview(piece).cast("B")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    except OSError as error:
+        # What write and fsync raise does not name the file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
