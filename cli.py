@@ -69,6 +69,7 @@ def probesweep() -> None:
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
 @click.option("--shard_samples", type=int, help="Samples of one shard file.  [default: shards of up to 256 MiB]")
 @click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
+@click.option("--repair", is_flag=True, help="Check the store that is there; extract damaged shards anew.")
 def extract(**options: Any) -> None:
     """Store the hidden states of the tokens after each instruction.
 
@@ -154,6 +155,19 @@ def verify(store: Path) -> None:
     if problems:
         raise SystemExit(1)
     click.echo(f"{store}: all {len(opened)} samples are whole")
+
+
+@probesweep.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def inspect(store: Path) -> None:
+    """Say what STORE holds: axes, origin, norms by layer, tokens at every position.
+
+    Example: probesweep inspect train.zarr
+    """
+    from activation_store import ActivationStore
+    from activation_store.inspect import inspect as describe
+
+    click.echo(describe(ActivationStore.open(store)))
 
 
 @probesweep.command()

@@ -22,6 +22,8 @@ class Dataset:
 
     Parameters
     ----------
+    question_column : str
+        Where the questions come from.
     questions : list of str
     labels : dict of ndarray [sample]
         Numeric or boolean, finite.
@@ -29,6 +31,7 @@ class Dataset:
         SHA-256 over questions and labels in order.
     """
 
+    question_column: str
     questions: list[str]
     labels: dict[str, np.ndarray]
     content_hash: str
@@ -53,7 +56,7 @@ def read_dataset(
         raise InputError(f"{path} has no rows")
     questions = _questions(table.column(question_column).to_pylist(), path, question_column)
     labels = {name: _labels(table.column(name), path, name) for name in label_columns}
-    return Dataset(questions=questions, labels=labels, content_hash=_content_hash(questions, labels))
+    return Dataset(question_column, questions, labels, content_hash=_content_hash(questions, labels))
 
 
 def _read_parquet(path: Path, columns: Sequence[str]) -> Any:

@@ -1,5 +1,6 @@
-"""Files that are on disk when the call returns. Every change to a store's files is made here, by functions of `os`.
+"""Files that are on disk when the call returns.
 
+Every change to a store's files is a call of a function of `os`, made here, so that the tests can make each one fail.
 An fsync that fails is raised, never retried: the kernel may have dropped the pages that it could not write, and a
 second fsync would then report success.
 """
@@ -7,7 +8,7 @@ second fsync would then report success.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
     rename(temporary, path)
 
 
+def write_tree(root: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, given by their paths below `root`, and make their names durable up to that of `root` itself."""
+    for name, data in files.items():
+        os.makedirs((root / name).parent, exist_ok=True)  # noqa: PTH103
+        write_file(root / name, [data])
+    for folder, _, _ in os.walk(root):
+        fsync_path(Path(folder))
+
+
 def append_file(path: Path, data: bytes, after_n_bytes: int) -> None:
     """Add `data` behind the first `after_n_bytes` of a file, cutting off what else is there, and fsync it."""
     with _opened(path, os.O_WRONLY) as descriptor:
@@ -46,7 +56,7 @@ def append_file(path: Path, data: bytes, after_n_bytes: int) -> None:
 
 def rename(source: Path, target: Path) -> None:
     """Give a file or folder another name in the same folder, durably."""
-    os.replace(source, target)  # noqa: PTH105 - all changes are calls of `os`, so that the tests can make each fail
+    os.replace(source, target)  # noqa: PTH105
     fsync_path(target.parent)
 
 
@@ -83,7 +93,7 @@ def write_all(descriptor: int, piece: Piece) -> None:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def _opened(path: Path, flags: int) -> Generator[int]:
     descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor

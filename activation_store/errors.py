@@ -1,5 +1,8 @@
 """What can go wrong with a dataset, a model or a store: one tree, so that a caller can catch all of it or a part."""
 
+# What mends most damage: the inputs are still there, and the model computes the same values again.
+MEND = "restore it, or run the same extract again with --repair"
+
 
 class StoreError(Exception):
     """Base of every error of this package; the message is one line: what, where, how to mend it."""

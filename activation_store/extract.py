@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,15 +23,19 @@ from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import COORDINATES, RESERVED_NAMES, is_store
 from activation_store.prompts import Prompts, TokenIds, Tokenizer, encode_prompts
 from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
+from activation_store.spec import StoreSpec, library_versions
 from activation_store.writer import StoreWriter
 
 MAX_BATCH_TOKENS = 8192
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class PromptRunner(Protocol):
     """What the loop needs of a loaded model: `activation_store.capture.HiddenStates`, or a stand-in."""
+
+    attention: str
 
     def run(
         self, prompts: Sequence[TokenIds], positions: Sequence[int]
@@ -57,6 +62,7 @@ def extract(
     dtype: str = "auto",
     shard_samples: int | None = None,
     trust_remote_code: bool = False,
+    repair: bool = False,
 ) -> ActivationStore:
     """Run a causal language model over a dataset and store the hidden states of the tokens after the instruction.
 
@@ -94,6 +100,8 @@ def extract(
         Samples of one shard file; by default shards of at most 256 MiB.
     trust_remote_code : bool
         Run code that the model's repository brings.
+    repair : bool
+        Check every byte of the store that is there and extract its damaged or missing shards anew.
 
     Returns
     -------
@@ -112,7 +120,74 @@ def extract(
     path = Path(output_path)
     _check_arguments(path, label_column, batch_size=batch_size, shard_samples=shard_samples, max_length=max_length)
     dataset = read_dataset(Path(dataset_path), question_column, [label_column], max_samples)
+    job = _prepare(
+        model,
+        dataset,
+        layers=layers,
+        eoi_tokens=eoi_tokens,
+        use_chat_template=use_chat_template,
+        chat_template_kwargs=chat_template_kwargs or {},
+        max_length=max_length,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    if is_store(path):
+        writer = _repaired(path, job) if repair else StoreWriter.resume(path, job.fingerprint)
+    elif repair:
+        raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
+    else:
+        writer = _created(path, job, shard_samples, {"dataset_path": str(dataset_path)}, batch_size)
+    with writer:
+        _fill(writer, job)
+    if writer.changed_shards:
+        logger.warning(
+            "%s: shards %s now hold other values than were committed first: another machine or library version",
+            path,
+            writer.changed_shards,
+        )
+    return ActivationStore.open(path)
 
+
+@dataclass(frozen=True)
+class _Job:
+    """One extraction, everything checked but the weights."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    prompts: Prompts
+    layers: tuple[int, ...]
+    n_features: int
+    dtype: str
+    revision: str | None
+    fingerprint: dict[str, Any]
+    load: Callable[[], PromptRunner]
+
+    @cached_property
+    def states(self) -> PromptRunner:
+        """The model, loaded when it is first asked for."""
+        return self.load()
+
+    @property
+    def sample_nbytes(self) -> int:
+        n_values = len(self.layers) * len(self.prompts.positions) * self.n_features
+        return n_values * numpy_dtype(self.dtype).itemsize
+
+
+def _prepare(
+    model: str,
+    dataset: Dataset,
+    *,
+    layers: str | Sequence[int],
+    eoi_tokens: int | None,
+    use_chat_template: bool,
+    chat_template_kwargs: dict[str, Any],
+    max_length: int | None,
+    device: str,
+    dtype: str,
+    trust_remote_code: bool,
+) -> _Job:
+    """Check everything that can be checked without the weights."""
     # transformers takes seconds to import: not before the cheap checks have passed.
     from activation_store.capture import (
         HiddenStates,
@@ -128,7 +203,7 @@ def extract(
     info = read_model_info(source)
     layer_indices = parse_layers(layers, info.n_blocks)
     value_dtype = info.dtype if dtype == "auto" else dtype
-    itemsize = numpy_dtype(value_dtype).itemsize
+    numpy_dtype(value_dtype)
     if max_length and info.max_length and max_length > info.max_length:
         raise InputError(f"--max_length {max_length}: the model takes {info.max_length} tokens at most")
     tokenizer = load_tokenizer(source)
@@ -136,7 +211,7 @@ def extract(
         tokenizer,
         dataset.questions,
         use_chat_template=use_chat_template,
-        template_kwargs=chat_template_kwargs or {},
+        template_kwargs=chat_template_kwargs,
         eoi_tokens=eoi_tokens,
         max_length=max_length or info.max_length,
     )
@@ -145,10 +220,11 @@ def extract(
         "weights": info.weights,
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": _sha256(str(tokenizer.chat_template)) if use_chat_template else None,
-        "chat_template_kwargs": chat_template_kwargs or {},
+        "chat_template_kwargs": chat_template_kwargs,
+        "n_samples": len(dataset.questions),
         "dataset": dataset.content_hash,
-        "question_column": question_column,
-        "label_columns": [label_column],
+        "question_column": dataset.question_column,
+        "label_columns": list(dataset.labels),
         "prompts": _sha256(prompts.token_ids.tobytes() + prompts.starts.tobytes()),
         "layers": list(layer_indices),
         "positions": list(prompts.positions),
@@ -161,37 +237,66 @@ def extract(
         states.check(prompts.row(0))
         return states
 
-    states = None
-    if is_store(path):
-        writer = StoreWriter.resume(path, fingerprint)
-    else:
-        sample_nbytes = len(layer_indices) * len(prompts.positions) * info.n_features * itemsize
-        spec = StoreSpec(
-            n_samples=len(dataset.questions),
-            layers=layer_indices,
-            positions=prompts.positions,
-            n_features=info.n_features,
-            dtype=value_dtype,
-            shard_samples=shard_samples or balanced_shard_samples(len(dataset.questions), sample_nbytes),
-            coordinates=COORDINATES,
-            label_columns=(label_column,),
-            fingerprint=fingerprint,
-            provenance=_provenance(info.revision, prompts, dataset_path, batch_size),
-        )
-        _check_disk(path, spec.layout.store_nbytes)
-        # Before the store is created: weights that cannot be loaded leave nothing behind.
-        states = load()
-        spec = replace(spec, provenance={**spec.provenance, "attention_implementation": states.attention})
-        writer = StoreWriter.create(path, spec, _beside(tokenizer, dataset, prompts))
-    with writer:
-        if writer.pending_shards:
-            _fill(writer, states or load(), prompts)
-    return ActivationStore.open(path)
+    return _Job(
+        dataset=dataset,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        layers=layer_indices,
+        n_features=info.n_features,
+        dtype=value_dtype,
+        revision=info.revision,
+        fingerprint=fingerprint,
+        load=load,
+    )
 
 
-def _fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts) -> None:
-    """Run the model over every shard that is not committed."""
-    spec = writer.spec
+def _created(path: Path, job: _Job, shard_samples: int | None, origin: dict[str, Any], batch_size: int) -> StoreWriter:
+    """Writer of a new store."""
+    n_samples = len(job.dataset.questions)
+    spec = StoreSpec(
+        n_samples=n_samples,
+        layers=job.layers,
+        positions=job.prompts.positions,
+        n_features=job.n_features,
+        dtype=job.dtype,
+        shard_samples=shard_samples or balanced_shard_samples(n_samples, job.sample_nbytes),
+        coordinates=COORDINATES,
+        label_columns=tuple(job.dataset.labels),
+        fingerprint=job.fingerprint,
+        provenance={
+            **origin,
+            "model_revision": job.revision,
+            "template_tail": job.prompts.tail,
+            "padding": "right, without a mask; the last real tokens are gathered",
+            "batch_plan": {
+                "max_rows": batch_size,
+                "max_tokens": MAX_BATCH_TOKENS,
+                "order": "longest first within a shard",
+            },
+            "versions": library_versions(),
+        },
+    )
+    _check_disk(path, spec.layout.store_nbytes)
+    # Before the store is created: weights that cannot be loaded leave nothing behind.
+    spec = replace(spec, provenance={**spec.provenance, "attention_implementation": job.states.attention})
+    return StoreWriter.create(path, spec, _beside(job))
+
+
+def _repaired(path: Path, job: _Job) -> StoreWriter:
+    """Writer of a store whose damaged shards are to be written anew; says what is damaged."""
+    writer = StoreWriter.repair(
+        path, job.fingerprint, _beside(job), lambda shards: tqdm(shards, unit="shard", desc="verify", disable=None)
+    )
+    for problem in writer.damage:
+        logger.warning("%s", problem)
+    n_shards = writer.spec.layout.n_shards
+    logger.warning("%s: %d of %d shards are to be extracted", path, len(writer.pending_shards), n_shards)
+    return writer
+
+
+def _fill(writer: StoreWriter, job: _Job) -> None:
+    """Run the model over every shard that is to be written."""
+    spec, prompts = writer.spec, job.prompts
     plan = spec.provenance["batch_plan"]
     with tqdm(total=spec.n_samples, unit="row", desc=f"extract {writer.path.name}", disable=None) as progress:
         pending = writer.pending_shards
@@ -199,7 +304,7 @@ def _fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts) -> None:
         for shard in pending:
             rows = spec.layout.rows(shard)
             for batch in plan_batches(prompts.n_tokens, rows, max_rows=plan["max_rows"], max_tokens=plan["max_tokens"]):
-                block = states.run([prompts.row(row) for row in batch.tolist()], spec.positions)
+                block = job.states.run([prompts.row(row) for row in batch.tolist()], spec.positions)
                 with np.errstate(over="ignore"):  # what does not fit becomes infinite and is reported with its rows
                     block = block.astype(spec.numpy_dtype, copy=False)
                 _check_finite(block, batch, spec)
@@ -273,37 +378,19 @@ def _check_disk(path: Path, n_bytes: int) -> None:
         )
 
 
-def _beside(tokenizer: Tokenizer, dataset: Dataset, prompts: Prompts) -> dict[str, np.ndarray]:
+def _beside(job: _Job) -> dict[str, np.ndarray]:
     """Values of the arrays beside the activations."""
-    token_ids = prompts.tail_ids()
+    token_ids = job.prompts.tail_ids()
     distinct, place = np.unique(token_ids, return_inverse=True)
-    decoded = np.array([tokenizer.decode([token]) for token in distinct.tolist()], dtype=object)
+    decoded = np.array([job.tokenizer.decode([token]) for token in distinct.tolist()], dtype=object)
     return {
-        "n_tokens": prompts.n_tokens.astype(np.int32),
+        "n_tokens": job.prompts.n_tokens.astype(np.int32),
         "token_id": token_ids,
         "token": decoded[place].reshape(token_ids.shape),
-        "prompt_hash": prompts.text_hash,
-        "question": np.array(dataset.questions, dtype=object),
-        **dataset.labels,
+        "prompt_hash": job.prompts.text_hash,
+        "question": np.array(job.dataset.questions, dtype=object),
+        **job.dataset.labels,
     }
-
-
-def _provenance(revision: str | None, prompts: Prompts, dataset_path: str | Path, batch_size: int) -> dict[str, Any]:
-    return {
-        "dataset_path": str(dataset_path),
-        "model_revision": revision,
-        "template_tail": prompts.tail,
-        "padding": "right, without a mask; the last real tokens are gathered",
-        "batch_plan": {"max_rows": batch_size, "max_tokens": MAX_BATCH_TOKENS, "order": "longest first within a shard"},
-        "versions": {name: _version(name) for name in ("probesweep", "torch", "transformers", "tokenizers", "zarr")},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _sha256(data: str | bytes) -> str:

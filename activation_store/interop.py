@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from activation_store.durable import fsync_folder
+from activation_store.durable import fsync_path
 from activation_store.errors import InputError
 from activation_store.journal import file_hash
 from activation_store.layout import balanced_shard_samples
@@ -210,7 +210,7 @@ def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | N
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-    fsync_folder(path.parent)
+    fsync_path(path.parent)
 
 
 @contextmanager

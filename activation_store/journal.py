@@ -1,8 +1,9 @@
 """The journal: which shards are committed. A shard that is not in it does not exist, whatever files lie there.
 
 A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
-their checksums; each later one commits a shard. Nothing is ever changed, lines are only added. A last line that does
-not check is one that was being written when the machine stopped: it counts as never written.
+their SHA-256; each later one commits a shard with the crc32c of every cell in it. Lines are only added; where a
+shard has two, the later one counts. What lies behind the last good line is a line that was being written when the
+machine stopped: it counts as never written.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
-from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from activation_store.errors import CorruptStoreError, StoreLockedError
-from activation_store.layout import checksum_bytes
+from activation_store.durable import commit_file, write_all
+from activation_store.errors import MEND, CorruptStoreError, StoreLockedError
+from activation_store.layout import CHECKSUM_NBYTES, checksum_bytes
 
 JOURNAL = "journal"
 LOCK = "writer.lock"
@@ -25,10 +27,20 @@ LOCK = "writer.lock"
 
 @dataclass(frozen=True)
 class JournalContents:
-    """A journal as read: the metadata files' checksums, the committed shards, and how many bytes of it are good."""
+    """A journal as read.
+
+    Parameters
+    ----------
+    files : dict
+        Path below the store of every file that was written when the store was created -> SHA-256.
+    shards : dict
+        Committed shard -> crc32c of each of its cells, in the order of the layout, 4 bytes each.
+    n_bytes : int
+        Length of the good part.
+    """
 
     files: dict[str, str]
-    shards: dict[int, str] = field(default_factory=dict[int, str])
+    shards: dict[int, bytes] = field(default_factory=dict[int, bytes])
     n_bytes: int = 0
 
 
@@ -42,9 +54,9 @@ def file_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def shard_record(shard: int, checksum: str) -> bytes:
-    """Line that commits one shard."""
-    return _encode({"shard": shard, "crc32c": checksum})
+def shard_record(shard: int, checksums: bytes) -> bytes:
+    """Line that commits one shard; `checksums` are the crc32c of its cells, 4 bytes each."""
+    return _encode({"shard": shard, "crc32c": checksums.hex()})
 
 
 def _encode(record: dict[str, Any]) -> bytes:
@@ -52,67 +64,93 @@ def _encode(record: dict[str, Any]) -> bytes:
     return checksum_bytes(data).hex().encode() + b" " + data + b"\n"
 
 
-def _decode(line: bytes) -> dict[str, Any] | None:
+def _decode(line: bytes) -> bytes | None:
+    """JSON of a line, None where the line does not match its checksum."""
     checksum, _, data = line.partition(b" ")
-    if not line.endswith(b"\n") or checksum_bytes(data[:-1]).hex().encode() != checksum:
-        return None
-    return json.loads(data)
+    good = line.endswith(b"\n") and checksum_bytes(data[:-1]).hex().encode() == checksum
+    return data if good else None
 
 
-def read_journal(path: Path) -> JournalContents:
-    """Read a journal up to a torn last line.
+def parse_journal(data: bytes, where: str) -> JournalContents:
+    """Read a journal's content, up to a torn last line.
 
     Raises
     ------
     CorruptStoreError
-        A line other than the last is damaged, or there is no header.
+        A line with good ones behind it is damaged, there is no header, or a record is not of this format.
     """
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = data.splitlines(keepends=True)
     records = [_decode(line) for line in lines]
-    if records and records[-1] is None:
-        lines, records = lines[:-1], records[:-1]
-    damaged = [number for number, record in enumerate(records, start=1) if record is None]
-    if damaged or not records or records[0] is None or "files" not in records[0]:
-        raise CorruptStoreError(f"{path}: line {damaged[0] if damaged else 1} is damaged; restore the journal")
-    shards = {record["shard"]: record["crc32c"] for record in records[1:] if record is not None}
-    return JournalContents(files=records[0]["files"], shards=shards, n_bytes=sum(map(len, lines)))
+    while records and records[-1] is None:
+        del records[-1]
+    if not records or None in records:
+        number = records.index(None) + 1 if records else 1
+        raise CorruptStoreError(f"{where}: line {number} is damaged; {MEND}")
+    try:
+        header, *commits = [json.loads(record or b"") for record in records]
+        files = {_checked_name(name): str(digest) for name, digest in header["files"].items()}
+        shards = {_checked_shard(commit["shard"]): bytes.fromhex(commit["crc32c"]) for commit in commits}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CorruptStoreError(f"{where}: a record is not of this format ({error}); restore the journal") from error
+    return JournalContents(files, shards, n_bytes=sum(map(len, lines[: len(records)])))
 
 
-def append(path: Path, line: bytes, after_n_bytes: int) -> None:
-    """Add one line durably, cutting off a torn one behind the good `after_n_bytes`."""
-    with path.open("r+b") as file:
-        file.truncate(after_n_bytes)
-        file.seek(after_n_bytes)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+def _checked_name(name: str) -> str:
+    """Refuse a path that could lead out of the store."""
+    if not re.fullmatch(r"[^/\0]+(/[^/\0]+)*", name) or {".", ".."} & set(name.split("/")):
+        raise ValueError(f"{name!r} is no path below the store")
+    return name
 
 
-def acquire_lock(path: Path) -> BufferedRandom:
-    """Become the only writer; hold the returned file open for as long.
+def _checked_shard(shard: Any) -> int:
+    if type(shard) is not int or shard < 0:
+        raise ValueError(f"{shard!r} is no shard")
+    return shard
+
+
+def drop_damaged_lines(path: Path) -> None:
+    """Keep only the good lines of a journal: what the others committed will count as never committed."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    good = [line for line in lines if _decode(line) is not None]
+    if not lines or lines[:1] != good[:1]:
+        raise CorruptStoreError(f"{path}: its first line, which names all other files, is damaged; restore the journal")
+    if len(good) < len(lines):
+        commit_file(path, good)
+
+
+def record_nbytes(n_cells: int) -> int:
+    """Upper bound of the length of a shard's line, in bytes."""
+    return n_cells * CHECKSUM_NBYTES * 2 + 64
+
+
+def acquire_lock(path: Path) -> int:
+    """Become the only writer; keep the returned descriptor open for as long.
 
     Raises
     ------
     StoreLockedError
         Another process is; names its pid.
     """
-    file = path.open("a+b")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        write_all(descriptor, str(os.getpid()).encode())
     except BlockingIOError as error:
-        file.seek(0)
-        holder = file.read().decode() or "unknown"
-        file.close()
+        holder = path.read_text() or "unknown"
+        os.close(descriptor)
         raise StoreLockedError(
             f"{path.parent.parent} is being written by process {holder}; wait for it or stop it"
         ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()).encode())
-    file.flush()
-    return file
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
-def release_lock(file: BufferedRandom) -> None:
+def release_lock(descriptor: int) -> None:
     """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
-    file.truncate(0)
-    file.close()
+    try:
+        os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)

@@ -43,6 +43,11 @@ class Layout:
     def n_shards(self) -> int:
         return math.ceil(self.n_samples / self.shard_samples)
 
+    @property
+    def n_cells(self) -> int:
+        """Cells, which are the inner chunks of every shard."""
+        return self.n_layers * self.n_positions
+
     def rows(self, shard: int) -> range:
         """Sample indices of one shard, in dataset order."""
         return range(shard * self.shard_samples, min((shard + 1) * self.shard_samples, self.n_samples))
@@ -67,12 +72,12 @@ class Layout:
 
     @property
     def index_offset(self) -> int:
-        return self.n_layers * self.n_positions * self.chunk_nbytes
+        return self.n_cells * self.chunk_nbytes
 
     @property
     def shard_nbytes(self) -> int:
         """Bytes of one shard file, its index included."""
-        return self.index_offset + self.n_layers * self.n_positions * 16 + CHECKSUM_NBYTES
+        return self.index_offset + self.n_cells * 16 + CHECKSUM_NBYTES
 
     @property
     def store_nbytes(self) -> int:
@@ -81,9 +86,8 @@ class Layout:
 
     def index(self) -> bytes:
         """Encoded shard index, its checksum included."""
-        n_chunks = self.n_layers * self.n_positions
-        pairs = np.empty((n_chunks, 2), dtype="<u8")
-        pairs[:, 0] = np.arange(n_chunks, dtype="<u8") * self.chunk_nbytes
+        pairs = np.empty((self.n_cells, 2), dtype="<u8")
+        pairs[:, 0] = np.arange(self.n_cells, dtype="<u8") * self.chunk_nbytes
         pairs[:, 1] = self.chunk_nbytes
         return with_checksum(pairs.tobytes())
 

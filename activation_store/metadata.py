@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer
 from zarr.buffer import cpu
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from activation_store.errors import CorruptStoreError, InputError, UnsupportedFormatError
-from activation_store.journal import JOURNAL, JournalContents, file_hash, read_journal
-from activation_store.spec import ARRAY, AXES, StoreSpec, encode_json, parse_spec
+from activation_store.errors import MEND, CorruptStoreError, InputError, UnsupportedFormatError
+from activation_store.journal import JOURNAL, JournalContents, file_hash, parse_journal, record_nbytes
+from activation_store.layout import CHECKSUM_NBYTES
+from activation_store.spec import ARRAY, AXES, JSON, StoreSpec, check_version, encode_json, parse_spec
 
 # What an extraction writes beside the activations, a row per sample; imported activations lack it.
 #   n_tokens [sample]              tokens of each prompt
@@ -25,6 +28,12 @@ from activation_store.spec import ARRAY, AXES, StoreSpec, encode_json, parse_spe
 #   question [sample]              the dataset's question, before the chat template
 COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
 RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
+
+# Nothing larger is read before it is known what it should hold.
+MAX_JSON_NBYTES = 64 * 2**20
+_FIXED_DTYPES = frozenset(
+    {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
+)
 
 
 def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -60,7 +69,8 @@ def _add_array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str
         chunks=values.shape,
         dtype="string" if text else values.dtype,
         serializer="auto" if text else BytesCodec(endian="little"),
-        compressors=[ZstdCodec(level=3), Crc32cCodec()] if text else [Crc32cCodec()],
+        # Not compressed, so that a file's length bounds what it decodes to.
+        compressors=[Crc32cCodec()],
         dimension_names=axes,
         config={"write_empty_chunks": True},
     )
@@ -72,31 +82,168 @@ def is_store(path: Path) -> bool:
     return (path / ARRAY / JOURNAL).is_file()
 
 
-def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
-    """Read and check a store's metadata and journal.
+def require_store(path: Path) -> None:
+    """Raise unless a store, finished or not, lies at `path`.
 
     Raises
     ------
+    InputError
+        Nothing is there.
     UnsupportedFormatError
-        There is no store of this format at `path`.
-    CorruptStoreError
-        Its metadata or journal is damaged.
+        Something else is.
     """
     if not path.exists():
         raise InputError(f"{path}: no such store; write it with `probesweep extract --output_path {path}`")
     if not is_store(path):
         raise UnsupportedFormatError(f"{path} is not a probesweep store: {ARRAY}/{JOURNAL} is missing")
-    journal = read_journal(path / ARRAY / JOURNAL)
-    group, array = (json.loads(checked_bytes(path, name, journal)) for name in ("zarr.json", f"{ARRAY}/zarr.json"))
-    return parse_spec(group, array, str(path)), journal
 
 
-def checked_bytes(path: Path, name: str, journal: JournalContents) -> bytes:
-    """Content of a file that was written when the store was created, checked against the journal's header."""
+def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
+    """Read and check a store's metadata and journal.
+
+    Raises
+    ------
+    InputError
+        Nothing is at `path`.
+    UnsupportedFormatError
+        There is no store of this format at `path`.
+    CorruptStoreError
+        Its metadata or journal is damaged.
+    """
+    require_store(path)
+    group = _read_json(path, "zarr.json")
+    check_version(group, str(path))
+    array = _read_json(path, f"{ARRAY}/zarr.json")
+    spec = parse_spec(group, array, str(path))
+    layout = spec.layout
+    # Every shard twice and the header: a journal that was added to by a repair is still far below it.
+    limit = MAX_JSON_NBYTES + 2 * layout.n_shards * record_nbytes(layout.n_cells)
+    journal_path = f"{ARRAY}/{JOURNAL}"
+    journal = parse_journal(_read(path, journal_path, limit), str(path / journal_path))
+    for name in ("zarr.json", f"{ARRAY}/zarr.json"):
+        checked_bytes(path, name, journal, MAX_JSON_NBYTES)
+    for shard, checksums in journal.shards.items():
+        if shard >= layout.n_shards or len(checksums) != layout.n_cells * CHECKSUM_NBYTES:
+            raise CorruptStoreError(f"{path / journal_path}: shard {shard} is not one of this store; restore it")
+    return spec, journal
+
+
+def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> np.ndarray:
+    """Read one of the arrays beside the activations; nothing but such an array as `skeleton` writes.
+
+    Raises
+    ------
+    InputError
+        The store has no such array.
+    CorruptStoreError
+        It is damaged, or not what this format writes.
+    """
+    shapes = _coordinate_shapes(spec)
+    if name not in shapes:
+        raise InputError(f"{path} has no array {name!r}; it has {', '.join(sorted(shapes))}")
+    shape = shapes[name]
+    metadata = checked_bytes(path, f"{name}/zarr.json", journal, MAX_JSON_NBYTES)
+    where = f"{path / name}/zarr.json"
+    dtype = _checked_dtype(_parse_json(metadata, where), shape, where)
+    key = "/".join(["c", *("0" for _ in shape)])
+    n_bytes = None if dtype is None else dtype.itemsize * math.prod(shape) + CHECKSUM_NBYTES
+    chunk = checked_bytes(path, f"{name}/{key}", journal, n_bytes)
+    # The text codec takes memory for as many strings as the first four bytes say.
+    whole = len(chunk) == n_bytes if dtype else int.from_bytes(chunk[:4], "little") == math.prod(shape)
+    if not whole:
+        raise CorruptStoreError(f"{path / name / key} does not hold {math.prod(shape)} values; restore it")
+    contents: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(metadata), key: cpu.Buffer.from_bytes(chunk)}
     try:
-        data = (path / name).read_bytes()
-    except FileNotFoundError as error:
-        raise CorruptStoreError(f"{path / name} is missing; restore it") from error
+        return np.asarray(zarr.open_array(MemoryStore(contents), mode="r")[...])
+    except (ValueError, TypeError, KeyError) as error:
+        raise CorruptStoreError(f"{path / name / key} cannot be decoded ({error}); restore it") from error
+
+
+def _coordinate_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
+    """Arrays beside the activations: name -> shape."""
+    shapes: dict[str, tuple[int, ...]] = {axis: (spec.shape[AXES.index(axis)],) for axis in AXES[:3]}
+    for name in (*spec.coordinates, *spec.label_columns):
+        shapes[name] = (spec.n_samples,)
+    for name in {"token_id", "token"} & set(spec.coordinates):
+        shapes[name] = (spec.n_samples, len(spec.positions))
+    return shapes
+
+
+def _checked_dtype(document: JSON, shape: tuple[int, ...], where: str) -> np.dtype[Any] | None:
+    """Value type of an array beside the activations, None for text."""
+    name = document.get("data_type")
+    text = name == "string"
+    expected = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "storage_transformers": [],
+    }
+    codecs = ["vlen-utf8", "crc32c"] if text else ["bytes", "crc32c"]
+    differing = [key for key, value in expected.items() if document.get(key) != value]
+    if not text and name not in _FIXED_DTYPES:
+        differing.append("data_type")
+    if not isinstance(document.get("codecs"), list) or [_codec_name(codec) for codec in document["codecs"]] != codecs:
+        differing.append("codecs")
+    if differing:
+        raise CorruptStoreError(f"{where}: {', '.join(differing)} is not of this format; restore it")
+    return None if text else np.dtype(name)
+
+
+def _codec_name(codec: Any) -> Any:
+    return codec.get("name") if isinstance(codec, dict) else codec
+
+
+def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: int | None = None) -> bytes:
+    """Content of a file that was written when the store was created, checked against the journal's header.
+
+    Raises
+    ------
+    CorruptStoreError
+        The file is missing, changed, larger than `max_nbytes`, or lies outside the store.
+    """
+    data = _read(path, name, max_nbytes)
     if file_hash(data) != journal.files.get(name):
-        raise CorruptStoreError(f"{path / name} is not what was written when the store was created; restore it")
+        raise CorruptStoreError(f"{path / name} is not what was written when the store was created; {MEND}")
     return data
+
+
+def path_inside(store: Path, name: str) -> Path:
+    """Path of a file of the store, links followed.
+
+    Raises
+    ------
+    CorruptStoreError
+        It leads out of the store.
+    """
+    resolved = (store / name).resolve()
+    if not resolved.is_relative_to(store.resolve()):
+        raise CorruptStoreError(f"{store / name} leads out of the store, to {resolved}; replace the link by the file")
+    return resolved
+
+
+def _read(store: Path, name: str, max_nbytes: int | None) -> bytes:
+    try:
+        file = path_inside(store, name)
+        n_bytes = file.stat().st_size
+        if max_nbytes is not None and n_bytes > max_nbytes:
+            raise CorruptStoreError(f"{store / name} is {n_bytes} bytes long, at most {max_nbytes} are expected")
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        raise CorruptStoreError(f"{store / name} is missing; {MEND}") from error
+
+
+def _read_json(store: Path, name: str) -> JSON:
+    return _parse_json(_read(store, name, MAX_JSON_NBYTES), str(store / name))
+
+
+def _parse_json(data: bytes, where: str) -> JSON:
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{where} is not JSON that can be read ({error}); restore it") from error
+    if not isinstance(document, dict):
+        raise CorruptStoreError(f"{where} is not a JSON object; restore it")
+    return document

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray
-import zarr
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import InputError, MissingShardError, StoreError
+from activation_store.integrity import Progress, damaged_files, damaged_shards, never_committed, open_shard
 from activation_store.journal import JOURNAL, JournalContents, file_hash
-from activation_store.metadata import checked_bytes, read_spec
+from activation_store.metadata import read_coordinate, read_spec
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, AXES, StoreSpec
 
@@ -90,6 +91,12 @@ class ActivationStore:
         return sum(len(self.spec.layout.rows(shard)) for shard in self._journal.shards)
 
     @property
+    def first_committed_rows(self) -> range | None:
+        """Samples of the first shard that is on disk."""
+        shards = self._journal.shards
+        return self.spec.layout.rows(min(shards)) if shards else None
+
+    @property
     def attrs(self) -> Mapping[str, Any]:
         """Attributes of the Zarr group: conventions, fingerprint, provenance."""
         return self.spec.attributes()
@@ -118,14 +125,7 @@ class ActivationStore:
         CorruptStoreError
             It was damaged.
         """
-        files = [file for file in self._journal.files if file.startswith(f"{name}/")]
-        if not files or name == ARRAY:
-            names = sorted({file.split("/")[0] for file in self._journal.files} - {"zarr.json", ARRAY})
-            raise InputError(f"{self.path} has no array {name!r}; it has {', '.join(names)}")
-        for file in files:
-            checked_bytes(self.path, file, self._journal)
-        array = zarr.open_array(self.path / name, mode="r")
-        return np.asarray(array[...])
+        return read_coordinate(self.path, name, self.spec, self._journal)
 
     @property
     def n_tokens(self) -> Integer[np.ndarray, " sample"] | None:
@@ -207,7 +207,16 @@ class ActivationStore:
                 yield (layer, position), self.cell(layer, position)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Labelled, lazily read view of the whole store. xarray reads it by itself, without our checks."""
+        """Labelled, lazily read view of the whole store; zarr-python then checks the values that are read.
+
+        Raises
+        ------
+        MissingShardError, CorruptStoreError
+            The store is unfinished, or a shard's file is not there or not as long as it was: Zarr would read NaN.
+        """
+        self.require_complete()
+        for shard in range(self.spec.layout.n_shards):
+            self._shard(shard)
         return xarray.open_zarr(self.path)
 
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
@@ -255,7 +264,7 @@ class ActivationStore:
             block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
             yield self.spec.layout.rows(shard), block
 
-    def verify(self, progress: Callable[[Iterable[int]], Iterable[int]] = iter) -> list[StoreError]:
+    def verify(self, progress: Progress = iter) -> list[StoreError]:
         """Check every byte of the store.
 
         Parameters
@@ -268,33 +277,26 @@ class ActivationStore:
         list of StoreError
             What is damaged or missing, each with file and rows; empty if nothing is. They are not raised.
         """
-        problems: list[StoreError] = []
-        for file in self._journal.files:
-            try:
-                checked_bytes(self.path, file, self._journal)
-            except StoreError as error:
-                problems.append(error)
-        for shard in progress(range(self.spec.layout.n_shards)):
-            try:
-                self._shard(shard).check_values()
-            except StoreError as error:
-                problems.append(error)
-        return problems
+        problems = list(damaged_files(self.path, self._journal).values())
+        problems += damaged_shards(self.path, self.spec, self._journal, progress).values()
+        return problems + self._uncommitted()
+
+    def _uncommitted(self) -> list[StoreError]:
+        """One error for each run of shards between committed ones: a store may lack more than can be listed."""
+        layout = self.spec.layout
+        edges = [-1, *sorted(self._journal.shards), layout.n_shards]
+        gaps = [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+        return [
+            never_committed(
+                self.path / ARRAY / layout.shard_key(first),
+                range(layout.rows(first).start, layout.rows(stop - 1).stop),
+            )
+            for first, stop in gaps
+        ]
 
     def _shard(self, shard: int) -> Shard:
         if shard not in self._shards:
-            layout = self.spec.layout
-            rows = layout.rows(shard)
-            path = self.path / ARRAY / layout.shard_key(shard)
-            if shard not in self._journal.shards:
-                raise MissingShardError(
-                    f"{path} (rows {rows.start}-{rows.stop - 1}) was never committed; "
-                    "run the same extract again to resume"
-                )
-            opened = Shard.map(path, layout, rows, self.dtype)
-            if self._verify:
-                opened.check_identity(self._journal.shards[shard])
-            self._shards[shard] = opened
+            self._shards[shard] = open_shard(self.path, self.spec, self._journal, shard)
         return self._shards[shard]
 
 

@@ -1,4 +1,4 @@
-"""One shard file: encode and commit it whole; map it and check its inner chunks."""
+"""One shard file: encode and commit it whole; map it and check its cells."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Shaped
 
 from activation_store.durable import commit_file, make_folder
-from activation_store.errors import CorruptStoreError, MissingShardError
+from activation_store.errors import MEND, CorruptStoreError, MissingShardError
 from activation_store.layout import CHECKSUM_NBYTES, Layout, checksum_bytes
 
 Cells = Shaped[np.ndarray, "layer position sample feature"]
 
 
-def commit_shard(path: Path, layout: Layout, cells: Cells) -> str:
+def commit_shard(path: Path, layout: Layout, cells: Cells) -> bytes:
     """Write one shard durably.
 
     Parameters
@@ -30,8 +30,8 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> str:
 
     Returns
     -------
-    str
-        Checksum of the shard for the journal: crc32c over its chunks' crc32c, in hexadecimal.
+    bytes
+        crc32c of every cell for the journal, 4 bytes each, in the order of the layout.
     """
     checksums: list[bytes] = []
 
@@ -45,23 +45,39 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> str:
 
     make_folder(path.parent)
     commit_file(path, pieces())
-    return checksum_bytes(b"".join(checksums)).hex()
+    return b"".join(checksums)
 
 
 class Shard:
-    """A committed shard, memory-mapped. Chunks are checked against their crc32c when they are first read."""
+    """A committed shard, memory-mapped. A cell is checked against the journal's crc32c when it is first read."""
 
-    def __init__(self, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], mapped: np.ndarray) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes, mapped: np.ndarray
+    ) -> None:
+        self._where = f"{path} (rows {rows.start}-{rows.stop - 1})"
         self._layout = layout
-        self._rows = rows
+        self._n_rows = len(rows)
         self._dtype = dtype
+        self._checksums = checksums
         self._mapped = mapped
         self._verified = np.zeros((layout.n_layers, layout.n_positions), dtype=bool)
 
     @classmethod
-    def map(cls, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any]) -> Shard:
+    def map(cls, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes) -> Shard:
         """Map a shard file after checking its length and its index.
+
+        Parameters
+        ----------
+        path : Path
+            The shard file.
+        layout : Layout
+            Of the store.
+        rows : range
+            Samples that the shard holds.
+        dtype : numpy.dtype
+            Of the values.
+        checksums : bytes
+            crc32c of every cell as the journal has them.
 
         Raises
         ------
@@ -74,13 +90,13 @@ class Shard:
         try:
             n_bytes = path.stat().st_size
         except FileNotFoundError as error:
-            raise MissingShardError(f"{where}: the shard was committed but its file is gone; restore it") from error
+            raise MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}") from error
         if n_bytes != layout.shard_nbytes:
-            raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; restore it")
+            raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
         if mapped[layout.index_offset :].tobytes() != layout.index():
-            raise CorruptStoreError(f"{where}: the shard index is damaged; restore the file")
-        return cls(path, layout, rows, dtype, mapped)
+            raise CorruptStoreError(f"{where}: the shard index is damaged; {MEND}")
+        return cls(path, layout, rows, dtype, checksums, mapped)
 
     def cell(self, layer_idx: int, position_idx: int, *, verify: bool) -> Shaped[np.ndarray, "sample feature"]:
         """View of one cell's values [sample, feature], padding left out; no copy.
@@ -88,38 +104,32 @@ class Shard:
         Raises
         ------
         CorruptStoreError
-            If `verify` and the values do not match their crc32c.
+            If `verify` and the values do not match the crc32c that the journal has.
         """
         layout = self._layout
         start = layout.chunk_offset(layer_idx, position_idx)
         values = self._mapped[start : start + layout.values_nbytes]
         if verify and not self._verified[layer_idx, position_idx]:
-            stored = self._mapped[start + layout.values_nbytes :][:CHECKSUM_NBYTES].tobytes()
-            if checksum_bytes(values) != stored:
+            if checksum_bytes(values) != self._committed(layer_idx, position_idx):
                 raise CorruptStoreError(
-                    f"{self._path} (rows {self._rows.start}-{self._rows.stop - 1}): checksum of layer index "
-                    f"{layer_idx}, position index {position_idx} does not match its values; restore the file"
+                    f"{self._where}: the values of layer index {layer_idx}, position index {position_idx} are not "
+                    f"those that were committed; {MEND}"
                 )
             self._verified[layer_idx, position_idx] = True
-        return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: len(self._rows)]
+        return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: self._n_rows]
 
-    def check_identity(self, checksum: str) -> None:
-        """Check that this is the shard that was committed here, from its chunks' stored checksums.
-
-        Raises
-        ------
-        CorruptStoreError
-            `checksum`, the journal's, is not that of this file: another shard, or a damaged chunk checksum.
-        """
+    def check_every_byte(self) -> None:
+        """Check all cells, and the checksums that other readers of Zarr go by; raises as `cell` does."""
         layout = self._layout
-        chunks = self._mapped[: layout.index_offset].reshape(-1, layout.chunk_nbytes)
-        if checksum_bytes(chunks[:, layout.values_nbytes :].tobytes()).hex() != checksum:
-            raise CorruptStoreError(
-                f"{self._path} (rows {self._rows.start}-{self._rows.stop - 1}): not the shard that the journal "
-                "committed; restore the file"
-            )
-
-    def check_values(self) -> None:
-        """Check every cell against its crc32c; raises as `cell` does."""
-        for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
+        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
             self.cell(layer_idx, position_idx, verify=True)
+            end = layout.chunk_offset(layer_idx, position_idx) + layout.values_nbytes
+            if self._mapped[end : end + CHECKSUM_NBYTES].tobytes() != self._committed(layer_idx, position_idx):
+                raise CorruptStoreError(
+                    f"{self._where}: the checksum beside layer index {layer_idx}, position index {position_idx} is "
+                    f"damaged, its values are whole; {MEND}"
+                )
+
+    def _committed(self, layer_idx: int, position_idx: int) -> bytes:
+        start = (layer_idx * self._layout.n_positions + position_idx) * CHECKSUM_NBYTES
+        return self._checksums[start : start + CHECKSUM_NBYTES]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -151,20 +152,19 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
     CorruptStoreError
         The documents contradict each other.
     """
-    attributes = group.get("attributes") or {}
-    _check_version(attributes.get("probesweep_format"), where)
+    attributes = check_version(group, where)
     try:
         spec = StoreSpec(
-            n_samples=int(array["shape"][0]),
-            layers=tuple(int(layer) for layer in attributes["layers"]),
-            positions=tuple(int(position) for position in attributes["positions"]),
-            n_features=int(array["shape"][3]),
+            n_samples=_integer(array["shape"][0]),
+            layers=tuple(map(_integer, attributes["layers"])),
+            positions=tuple(map(_integer, attributes["positions"])),
+            n_features=_integer(array["shape"][3]),
             dtype=str(array["data_type"]),
-            shard_samples=int(array["chunk_grid"]["configuration"]["chunk_shape"][0]),
-            coordinates=tuple(str(name) for name in attributes["coordinates"]),
-            label_columns=tuple(str(name) for name in attributes["label_columns"]),
-            fingerprint=attributes["fingerprint"],
-            provenance=attributes["provenance"],
+            shard_samples=_integer(array["chunk_grid"]["configuration"]["chunk_shape"][0]),
+            coordinates=tuple(map(_text, attributes["coordinates"])),
+            label_columns=tuple(map(_text, attributes["label_columns"])),
+            fingerprint=dict(attributes["fingerprint"]),
+            provenance=dict(attributes["provenance"]),
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise CorruptStoreError(f"{where}: the metadata lacks or garbles {error}; restore zarr.json") from error
@@ -177,11 +177,53 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
     return spec
 
 
-def _check_version(version: object, where: str) -> None:
-    if not isinstance(version, int):
+def check_version(group: JSON, where: str) -> JSON:
+    """Attributes of a group of this format.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        Not a probesweep store, or one of another format version; says which version of probesweep wrote it.
+    """
+    attributes = group.get("attributes")
+    number = attributes.get("probesweep_format") if isinstance(attributes, dict) else None
+    if not isinstance(attributes, dict) or type(number) is not int:
         raise UnsupportedFormatError(f"{where} is a Zarr group but not a probesweep store: no probesweep_format")
-    if version != FORMAT_VERSION:
+    if number != FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{where} has store format {version}, this probesweep reads format {FORMAT_VERSION}: "
-            "install the probesweep version that wrote it"
+            f"{where} has store format {number}, this probesweep reads format {FORMAT_VERSION}: "
+            f"install probesweep {_writer_version(attributes)}"
         )
+    return attributes
+
+
+def _writer_version(attributes: JSON) -> str:
+    """Version of probesweep that wrote a store whose format is not known: nothing of its attributes is certain."""
+    value: Any = attributes
+    for key in ("provenance", "versions", "probesweep"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return f"{value} or newer" if isinstance(value, str) else "in the version that wrote it"
+
+
+def library_versions() -> dict[str, str | None]:
+    """Versions of what shapes the values, for a store's provenance."""
+    return {name: _version(name) for name in ("probesweep", "torch", "transformers", "tokenizers", "zarr")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _integer(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"an integer: {value!r}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text: {value!r}")
+    return value

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Mapping
-from io import BufferedRandom
+import re
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,20 +13,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.durable import fsync_folder, make_folder, write_file
-from activation_store.errors import FingerprintMismatchError, InputError
+from activation_store.durable import append_file, clear_folder, commit_file, fsync_path, make_folder, rename, write_tree
+from activation_store.errors import CorruptStoreError, FingerprintMismatchError, InputError, StoreError
+from activation_store.integrity import Progress, damaged_files, damaged_shards
 from activation_store.journal import (
     JOURNAL,
     LOCK,
     JournalContents,
     acquire_lock,
-    append,
+    drop_damaged_lines,
+    file_hash,
     header_record,
-    read_journal,
+    parse_journal,
     release_lock,
     shard_record,
 )
-from activation_store.metadata import read_spec, skeleton
+from activation_store.metadata import read_spec, require_store, skeleton
 from activation_store.shards import commit_shard
 from activation_store.spec import ARRAY, StoreSpec
 
@@ -36,20 +37,49 @@ class StoreWriter:
     """The one writer of a store. Use as a context manager: leaving it releases the lock.
 
     Rows may come in any order; a shard is committed when its last row is in. Memory: one shard buffer for each shard
-    that has some but not all of its rows.
+    that has some but not all of its rows, and one more.
+
+    Attributes
+    ----------
+    damage : tuple of StoreError
+        What `repair` found wrong.
+    changed_shards : list of int
+        Shards that `repair` found damaged and that were written with other values than were committed first.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, journal: JournalContents, lock: BufferedRandom) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: StoreSpec,
+        journal: JournalContents,
+        lock: int,
+        redo: frozenset[int] = frozenset(),
+        damage: tuple[StoreError, ...] = (),
+    ) -> None:
         self.path = path
         self.spec = spec
+        self.damage = damage
+        self.changed_shards: list[int] = []
         self._journal = journal
         self._lock = lock
+        self._redo = set(redo)
         self._buffers: dict[int, np.ndarray] = {}
         self._filled: dict[int, np.ndarray] = {}
+        self._spare: np.ndarray | None = None
+        self._failed = False
 
     @classmethod
     def create(cls, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> StoreWriter:
         """Start a new store; it appears at `path` with all its metadata or not at all.
+
+        Parameters
+        ----------
+        path : Path
+            Where nothing, or an empty folder, is.
+        spec : StoreSpec
+            What the store holds.
+        beside : mapping of str to ndarray [sample] or [sample, position]
+            Values of the coordinates and label columns that `spec` names.
 
         Raises
         ------
@@ -60,24 +90,19 @@ class StoreWriter:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
-        make_folder(path.parent)
         draft = path.with_name(f".{path.name}.creating")
-        (draft / ARRAY).mkdir(parents=True, exist_ok=True)
+        make_folder(draft / ARRAY)
         lock = acquire_lock(draft / ARRAY / LOCK)
-        _clear_draft(draft)
-        files = skeleton(spec, beside)
-        for name, data in files.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            write_file(draft / name, [data])
-        write_file(draft / ARRAY / JOURNAL, [header_record(files)])
-        for folder, _, _ in os.walk(draft):
-            fsync_folder(Path(folder))
-        draft.replace(path)
-        fsync_folder(path.parent)
-        return cls(path, spec, read_journal(path / ARRAY / JOURNAL), lock)
+        with _released_on_error(lock):
+            clear_folder(draft, keep=draft / ARRAY / LOCK)
+            files = skeleton(spec, beside)
+            header = header_record(files)
+            write_tree(draft, {**files, f"{ARRAY}/{JOURNAL}": header})
+            rename(draft, path)
+        return cls(path, spec, parse_journal(header, str(path)), lock)
 
     @classmethod
-    def resume(cls, path: Path, fingerprint: dict[str, Any]) -> StoreWriter:
+    def resume(cls, path: Path, fingerprint: Mapping[str, Any]) -> StoreWriter:
         """Take up an existing store where its journal ends.
 
         Raises
@@ -89,10 +114,52 @@ class StoreWriter:
         CorruptStoreError
             Its metadata or journal is damaged.
         """
-        spec, _ = read_spec(path)
-        _check_fingerprint(path, dict(spec.fingerprint), fingerprint)
+        require_store(path)
         lock = acquire_lock(path / ARRAY / LOCK)
-        return cls(path, spec, read_journal(path / ARRAY / JOURNAL), lock)
+        with _released_on_error(lock):
+            spec, journal = _take_up(path, fingerprint)
+        return cls(path, spec, journal, lock)
+
+    @classmethod
+    def repair(
+        cls,
+        path: Path,
+        fingerprint: Mapping[str, Any],
+        beside: Mapping[str, np.ndarray],
+        progress: Progress = iter,
+    ) -> StoreWriter:
+        """Take up an existing store to mend it: its damaged shards are pending, as if they were not committed.
+
+        Damaged coordinates and labels are written anew from `beside`, and damaged journal lines dropped, so that what
+        they committed is pending too.
+
+        Parameters
+        ----------
+        path : Path
+            Of the store.
+        fingerprint : mapping
+            Of the inputs that are given now.
+        beside : mapping of str to ndarray [sample] or [sample, position]
+            As for `create`.
+        progress : callable
+            Wraps the shard numbers while they are checked, such as `tqdm`.
+
+        Raises
+        ------
+        FingerprintMismatchError, StoreLockedError
+            As `resume`.
+        CorruptStoreError
+            The metadata is damaged beyond what the inputs can restore.
+        """
+        require_store(path)
+        lock = acquire_lock(path / ARRAY / LOCK)
+        with _released_on_error(lock):
+            drop_damaged_lines(path / ARRAY / JOURNAL)
+            spec, journal = _take_up(path, fingerprint)
+            damage = damaged_files(path, journal)
+            _restore_files(path, damage, journal, skeleton(spec, beside))
+            redo = damaged_shards(path, spec, journal, progress)
+        return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -104,8 +171,12 @@ class StoreWriter:
 
     @property
     def pending_shards(self) -> list[int]:
-        """Shards that are not committed yet, ascending."""
-        return [shard for shard in range(self.spec.layout.n_shards) if shard not in self._journal.shards]
+        """Shards that are still to be written, ascending."""
+        return [
+            shard
+            for shard in range(self.spec.layout.n_shards)
+            if shard not in self._journal.shards or shard in self._redo
+        ]
 
     def add(self, rows: Integer[np.ndarray, " row"], block: Shaped[np.ndarray, "row layer position feature"]) -> None:
         """Take the activations of some samples.
@@ -116,22 +187,34 @@ class StoreWriter:
             Sample indices, each given once.
         block : ndarray [row, layer, position, feature]
             Their activations in the store's data type.
+
+        Raises
+        ------
+        InputError
+            Another data type, a row that the store does not have, or one of a shard that is committed.
+        StoreError
+            An earlier write failed: what is on disk is not known until the store is taken up anew.
+        OSError
+            The disk failed; names the file.
         """
+        if self._failed:
+            raise StoreError(f"{self.path}: an earlier write failed, nothing more is written; run the command again")
         if block.dtype != self.spec.numpy_dtype:
             raise InputError(f"{self.path} holds {self.spec.dtype}, the values are {block.dtype}; cast them first")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.spec.n_samples:
+            raise InputError(f"{self.path} has rows 0 to {self.spec.n_samples - 1}, not {rows.min()} to {rows.max()}")
         shards = rows // self.spec.shard_samples
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
             self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, block[chosen])
 
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
-        if shard in self._journal.shards:
+        if shard in self._journal.shards and shard not in self._redo:
             raise InputError(f"{self.path}: shard {shard} is committed, and shards are written once")
         if shard not in self._buffers:
-            _, n_layers, n_positions, n_features = self.spec.shape
-            shape = (n_layers, n_positions, self.spec.shard_samples, n_features)
-            self._buffers[shard] = np.full(shape, np.nan, dtype=self.spec.numpy_dtype)
-            self._filled[shard] = np.zeros(len(self.spec.layout.rows(shard)), dtype=bool)
+            n_rows = len(self.spec.layout.rows(shard))
+            self._buffers[shard] = self._new_buffer(n_rows)
+            self._filled[shard] = np.zeros(n_rows, dtype=bool)
         filled = self._filled[shard]
         assert not filled[local_rows].any(), "a row was given twice"
         self._buffers[shard][:, :, local_rows] = block.transpose(1, 2, 0, 3)
@@ -139,26 +222,68 @@ class StoreWriter:
         if filled.all():
             self._commit(shard)
 
+    def _new_buffer(self, n_rows: int) -> np.ndarray:
+        """Room for one shard [layer, position, sample, feature], NaN behind its `n_rows` samples."""
+        _, n_layers, n_positions, n_features = self.spec.shape
+        shape = (n_layers, n_positions, self.spec.shard_samples, n_features)
+        # The memory of the last committed shard: fresh pages cost as much as writing to them.
+        buffer, self._spare = self._spare, None
+        if buffer is None:
+            buffer = np.empty(shape, dtype=self.spec.numpy_dtype)
+        buffer[:, :, n_rows:] = np.nan
+        return buffer
+
     def _commit(self, shard: int) -> None:
-        layout = self.spec.layout
-        checksum = commit_shard(self.path / ARRAY / layout.shard_key(shard), layout, self._buffers.pop(shard))
+        # Stays set if anything below fails: a failed fsync cannot be retried.
+        self._failed = True
+        layout, buffer = self.spec.layout, self._buffers.pop(shard)
+        checksums = commit_shard(self.path / ARRAY / layout.shard_key(shard), layout, buffer)
+        if self._journal.shards.get(shard) != checksums:
+            if shard in self._redo:
+                self.changed_shards.append(shard)
+            self._append(shard, checksums)
+        self._spare = buffer
         del self._filled[shard]
-        line = shard_record(shard, checksum)
-        append(self.path / ARRAY / JOURNAL, line, self._journal.n_bytes)
+        self._redo.discard(shard)
+        self._failed = False
+
+    def _append(self, shard: int, checksums: bytes) -> None:
+        line = shard_record(shard, checksums)
+        append_file(self.path / ARRAY / JOURNAL, line, self._journal.n_bytes)
         self._journal = JournalContents(
             files=self._journal.files,
-            shards=self._journal.shards | {shard: checksum},
+            shards=self._journal.shards | {shard: checksums},
             n_bytes=self._journal.n_bytes + len(line),
         )
 
 
-def _clear_draft(draft: Path) -> None:
-    """Remove what a killed creation left, all but the lock that is held."""
-    for entry in [*draft.iterdir(), *(draft / ARRAY).iterdir()]:
-        if entry.is_dir() and entry.name != ARRAY:
-            shutil.rmtree(entry)
-        elif entry.is_file() and entry.name != LOCK:
-            entry.unlink()
+@contextmanager
+def _released_on_error(lock: int) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        release_lock(lock)
+        raise
+
+
+def _take_up(path: Path, fingerprint: Mapping[str, Any]) -> tuple[StoreSpec, JournalContents]:
+    """Read a store that is locked, after making durable what a killed process may have left in memory only."""
+    fsync_path(path / ARRAY / JOURNAL)
+    fsync_path(path.absolute().parent)
+    spec, journal = read_spec(path)
+    _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
+    return spec, journal
+
+
+def _restore_files(
+    path: Path, damaged: Mapping[str, StoreError], journal: JournalContents, files: Mapping[str, bytes]
+) -> None:
+    """Write damaged files anew, but only with the content that the journal's header has."""
+    for name, problem in damaged.items():
+        if file_hash(files.get(name, b"")) != journal.files[name]:
+            raise CorruptStoreError(f"{problem} (these inputs and versions do not give it again as it was)")
+        make_folder((path / name).parent)
+        commit_file(path / name, [files[name]])
 
 
 def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
@@ -168,7 +293,15 @@ def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]
     keys = [key for key in {**stored, **given} if key != "model"]
     differing = [key for key in keys if stored.get(key) != given.get(key)]
     if differing:
-        fields = "; ".join(f"{key}: {stored.get(key)!r} in the store, {given.get(key)!r} now" for key in differing)
+        fields = "; ".join(
+            f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
+        )
         raise FingerprintMismatchError(
             f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start anew"
         )
+
+
+def _brief(value: Any) -> str:
+    """A value for a message; of a hash its beginning tells it from another."""
+    text = repr(value)
+    return f"{text[:13]}...'" if re.fullmatch(r"'[0-9a-f]{40,}'", text) else text

@@ -1,0 +1,71 @@
+"""What of a store is whole: its committed shards, each checked as it is mapped, and the files beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from activation_store.errors import MissingShardError, StoreError
+from activation_store.journal import JournalContents
+from activation_store.metadata import checked_bytes, path_inside
+from activation_store.shards import Shard
+from activation_store.spec import ARRAY, StoreSpec
+
+Progress = Callable[[Iterable[int]], Iterable[int]]
+
+
+def open_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int) -> Shard:
+    """Map a committed shard of the store at `path`.
+
+    Raises
+    ------
+    MissingShardError
+        It was never committed, or its file is gone.
+    CorruptStoreError
+        Its file is not as long as it was, its index is damaged, or it lies outside the store.
+    """
+    layout = spec.layout
+    rows, name = layout.rows(shard), f"{ARRAY}/{layout.shard_key(shard)}"
+    if shard not in journal.shards:
+        raise never_committed(path / name, rows)
+    path_inside(path, name)
+    return Shard.map(path / name, layout, rows, spec.numpy_dtype, journal.shards[shard])
+
+
+def never_committed(file: Path, rows: range) -> MissingShardError:
+    """What to say of a shard that is not in the journal."""
+    return MissingShardError(
+        f"{file} (rows {rows.start}-{rows.stop - 1}) was never committed; run the same extract again to resume"
+    )
+
+
+def damaged_files(path: Path, journal: JournalContents) -> dict[str, StoreError]:
+    """Files written when the store was created that are not as they were: name -> what is wrong."""
+    problems: dict[str, StoreError] = {}
+    for name in journal.files:
+        try:
+            checked_bytes(path, name, journal)
+        except StoreError as error:
+            problems[name] = error
+    return problems
+
+
+def damaged_shards(
+    path: Path, spec: StoreSpec, journal: JournalContents, progress: Progress = iter
+) -> dict[int, StoreError]:
+    """Committed shards that are not as they were: shard -> what is wrong. Reads every byte.
+
+    Parameters
+    ----------
+    path, spec, journal
+        Of the store.
+    progress : callable
+        Wraps the shard numbers while they are worked on, such as `tqdm`.
+    """
+    problems: dict[int, StoreError] = {}
+    for shard in progress(sorted(journal.shards)):
+        try:
+            open_shard(path, spec, journal, shard).check_every_byte()
+        except StoreError as error:
+            problems[shard] = error
+    return problems
