@@ -7,7 +7,7 @@ from pathlib import Path
 
 from activation_store.errors import MissingShardError, StoreError
 from activation_store.journal import JournalContents
-from activation_store.metadata import checked_bytes, path_inside
+from activation_store.metadata import check_file, path_inside
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, StoreSpec
 
@@ -39,12 +39,12 @@ def never_committed(file: Path, rows: range) -> MissingShardError:
     )
 
 
-def damaged_files(path: Path, journal: JournalContents) -> dict[str, StoreError]:
+def damaged_files(path: Path, spec: StoreSpec, journal: JournalContents) -> dict[str, StoreError]:
     """Files written when the store was created that are not as they were: name -> what is wrong."""
     problems: dict[str, StoreError] = {}
     for name in journal.files:
         try:
-            checked_bytes(path, name, journal)
+            check_file(path, name, spec, journal)
         except StoreError as error:
             problems[name] = error
     return problems

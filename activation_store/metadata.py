@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -17,7 +18,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from activation_store.errors import MEND, CorruptStoreError, InputError, UnsupportedFormatError
-from activation_store.journal import JOURNAL, JournalContents, file_hash, parse_journal, record_nbytes
+from activation_store.journal import JOURNAL, LOCK, JournalContents, file_hash, parse_journal, record_nbytes
 from activation_store.layout import CHECKSUM_NBYTES
 from activation_store.spec import ARRAY, AXES, JSON, StoreSpec, check_version, encode_json, parse_spec
 
@@ -27,10 +28,12 @@ from activation_store.spec import ARRAY, AXES, JSON, StoreSpec, check_version, e
 #   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
 #   question [sample]              the dataset's question, before the chat template
 COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
+_CHANGED = f"is not what was written when the store was created; {MEND}"
 RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
 
 # Nothing larger is read before it is known what it should hold.
 MAX_JSON_NBYTES = 64 * 2**20
+_MAX_TEXT_NBYTES = 16 * 2**20
 _FIXED_DTYPES = frozenset(
     {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 )
@@ -90,12 +93,21 @@ def require_store(path: Path) -> None:
     InputError
         Nothing is there.
     UnsupportedFormatError
-        Something else is.
+        Something else is, or a store of another format version.
+    CorruptStoreError
+        Its ``zarr.json`` cannot be read.
     """
     if not path.exists():
         raise InputError(f"{path}: no such store; write it with `probesweep extract --output_path {path}`")
+    if not path.is_dir():
+        raise UnsupportedFormatError(f"{path} is not a probesweep store but a file")
+    if (path / "zarr.json").is_file():
+        check_version(_read_json(path, "zarr.json"), str(path))
     if not is_store(path):
         raise UnsupportedFormatError(f"{path} is not a probesweep store: {ARRAY}/{JOURNAL} is missing")
+    # Written to before anything else is known about the store.
+    for name in (JOURNAL, LOCK):
+        path_inside(path, f"{ARRAY}/{name}")
 
 
 def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
@@ -111,9 +123,7 @@ def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
         Its metadata or journal is damaged.
     """
     require_store(path)
-    group = _read_json(path, "zarr.json")
-    check_version(group, str(path))
-    array = _read_json(path, f"{ARRAY}/zarr.json")
+    group, array = (_read_json(path, name) for name in ("zarr.json", f"{ARRAY}/zarr.json"))
     spec = parse_spec(group, array, str(path))
     layout = spec.layout
     # Every shard twice and the header: a journal that was added to by a repair is still far below it.
@@ -122,10 +132,21 @@ def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
     journal = parse_journal(_read(path, journal_path, limit), str(path / journal_path))
     for name in ("zarr.json", f"{ARRAY}/zarr.json"):
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
+    _check_length(path, spec)
     for shard, checksums in journal.shards.items():
         if shard >= layout.n_shards or len(checksums) != layout.n_cells * CHECKSUM_NBYTES:
             raise CorruptStoreError(f"{path / journal_path}: shard {shard} is not one of this store; restore it")
     return spec, journal
+
+
+def _check_length(path: Path, spec: StoreSpec) -> None:
+    """Hold the number of samples, which all else is counted by, against the length of a file."""
+    name, expected = "sample/c/0", spec.n_samples * np.dtype(np.int64).itemsize + CHECKSUM_NBYTES
+    n_bytes = _regular_file(path, name, MAX_JSON_NBYTES + expected).stat().st_size
+    if n_bytes != expected:
+        raise CorruptStoreError(
+            f"{path}/{ARRAY}/zarr.json says {spec.n_samples} samples, but {name} is {n_bytes} bytes long; {MEND}"
+        )
 
 
 def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> np.ndarray:
@@ -146,7 +167,7 @@ def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalCont
     where = f"{path / name}/zarr.json"
     dtype = _checked_dtype(_parse_json(metadata, where), shape, where)
     key = "/".join(["c", *("0" for _ in shape)])
-    n_bytes = None if dtype is None else dtype.itemsize * math.prod(shape) + CHECKSUM_NBYTES
+    n_bytes = math.prod(shape) * (dtype.itemsize if dtype else _MAX_TEXT_NBYTES) + CHECKSUM_NBYTES
     chunk = checked_bytes(path, f"{name}/{key}", journal, n_bytes)
     # The text codec takes memory for as many strings as the first four bytes say.
     whole = len(chunk) == n_bytes if dtype else int.from_bytes(chunk[:4], "little") == math.prod(shape)
@@ -196,7 +217,7 @@ def _codec_name(codec: Any) -> Any:
     return codec.get("name") if isinstance(codec, dict) else codec
 
 
-def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: int | None = None) -> bytes:
+def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: int) -> bytes:
     """Content of a file that was written when the store was created, checked against the journal's header.
 
     Raises
@@ -206,8 +227,18 @@ def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: i
     """
     data = _read(path, name, max_nbytes)
     if file_hash(data) != journal.files.get(name):
-        raise CorruptStoreError(f"{path / name} is not what was written when the store was created; {MEND}")
+        raise CorruptStoreError(f"{path / name} {_CHANGED}")
     return data
+
+
+def check_file(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> None:
+    """Check a file that was written when the store was created; raises as `checked_bytes`, reads it piece by piece."""
+    shape = _coordinate_shapes(spec).get(name.split("/")[0], (0,))
+    limit = MAX_JSON_NBYTES if name.endswith("zarr.json") else math.prod(shape) * _MAX_TEXT_NBYTES + CHECKSUM_NBYTES
+    with _regular_file(path, name, limit).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != journal.files.get(name):
+        raise CorruptStoreError(f"{path / name} {_CHANGED}")
 
 
 def path_inside(store: Path, name: str) -> Path:
@@ -224,15 +255,19 @@ def path_inside(store: Path, name: str) -> Path:
     return resolved
 
 
-def _read(store: Path, name: str, max_nbytes: int | None) -> bytes:
-    try:
-        file = path_inside(store, name)
-        n_bytes = file.stat().st_size
-        if max_nbytes is not None and n_bytes > max_nbytes:
-            raise CorruptStoreError(f"{store / name} is {n_bytes} bytes long, at most {max_nbytes} are expected")
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        raise CorruptStoreError(f"{store / name} is missing; {MEND}") from error
+def _read(store: Path, name: str, max_nbytes: int) -> bytes:
+    return _regular_file(store, name, max_nbytes).read_bytes()
+
+
+def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
+    """Path of a file that can be read: a pipe in its place would be waited on for ever."""
+    file = path_inside(store, name)
+    if not file.is_file():
+        raise CorruptStoreError(f"{store / name} is missing; {MEND}")
+    n_bytes = file.stat().st_size
+    if n_bytes > max_nbytes:
+        raise CorruptStoreError(f"{store / name} is {n_bytes} bytes long, at most {max_nbytes} are expected; {MEND}")
+    return file
 
 
 def _read_json(store: Path, name: str) -> JSON:

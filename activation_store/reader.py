@@ -217,7 +217,14 @@ class ActivationStore:
         self.require_complete()
         for shard in range(self.spec.layout.n_shards):
             self._shard(shard)
-        return xarray.open_zarr(self.path)
+        beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
+        # Only the activations are left to Zarr: what the files beside them decode to is bounded by our checks.
+        dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
+        return dataset.assign_coords({name: self._variable(name) for name in beside})
+
+    def _variable(self, name: str) -> xarray.Variable:
+        values = self.coordinate(name)
+        return xarray.Variable((name,) if name in AXES else ("sample", "position")[: values.ndim], values)
 
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
         """Activations of one cell.
@@ -277,7 +284,7 @@ class ActivationStore:
         list of StoreError
             What is damaged or missing, each with file and rows; empty if nothing is. They are not raised.
         """
-        problems = list(damaged_files(self.path, self._journal).values())
+        problems = list(damaged_files(self.path, self.spec, self._journal).values())
         problems += damaged_shards(self.path, self.spec, self._journal, progress).values()
         return problems + self._uncommitted()
 

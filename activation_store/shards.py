@@ -87,10 +87,9 @@ class Shard:
             The file is shorter or longer than its index says, or the index is damaged.
         """
         where = f"{path} (rows {rows.start}-{rows.stop - 1})"
-        try:
-            n_bytes = path.stat().st_size
-        except FileNotFoundError as error:
-            raise MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}") from error
+        if not path.is_file():
+            raise MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}")
+        n_bytes = path.stat().st_size
         if n_bytes != layout.shard_nbytes:
             raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
         mapped = np.memmap(path, dtype=np.uint8, mode="r")

@@ -188,7 +188,7 @@ def check_version(group: JSON, where: str) -> JSON:
     attributes = group.get("attributes")
     number = attributes.get("probesweep_format") if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or type(number) is not int:
-        raise UnsupportedFormatError(f"{where} is a Zarr group but not a probesweep store: no probesweep_format")
+        raise UnsupportedFormatError(f"{where} is not a probesweep store: its zarr.json has no probesweep_format")
     if number != FORMAT_VERSION:
         raise UnsupportedFormatError(
             f"{where} has store format {number}, this probesweep reads format {FORMAT_VERSION}: "

@@ -28,7 +28,7 @@ from activation_store.journal import (
     release_lock,
     shard_record,
 )
-from activation_store.metadata import read_spec, require_store, skeleton
+from activation_store.metadata import path_inside, read_spec, require_store, skeleton
 from activation_store.shards import commit_shard
 from activation_store.spec import ARRAY, StoreSpec
 
@@ -156,7 +156,7 @@ class StoreWriter:
         with _released_on_error(lock):
             drop_damaged_lines(path / ARRAY / JOURNAL)
             spec, journal = _take_up(path, fingerprint)
-            damage = damaged_files(path, journal)
+            damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
             redo = damaged_shards(path, spec, journal, progress)
         return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
@@ -237,7 +237,9 @@ class StoreWriter:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
         layout, buffer = self.spec.layout, self._buffers.pop(shard)
-        checksums = commit_shard(self.path / ARRAY / layout.shard_key(shard), layout, buffer)
+        name = f"{ARRAY}/{layout.shard_key(shard)}"
+        path_inside(self.path, name)
+        checksums = commit_shard(self.path / name, layout, buffer)
         if self._journal.shards.get(shard) != checksums:
             if shard in self._redo:
                 self.changed_shards.append(shard)
@@ -282,6 +284,7 @@ def _restore_files(
     for name, problem in damaged.items():
         if file_hash(files.get(name, b"")) != journal.files[name]:
             raise CorruptStoreError(f"{problem} (these inputs and versions do not give it again as it was)")
+        path_inside(path, name)
         make_folder((path / name).parent)
         commit_file(path / name, [files[name]])
 
