@@ -111,6 +111,16 @@ def test_a_failed_take_up_lets_go_of_the_lock(tmp_path):
     StoreWriter.resume(tmp_path / "s.zarr", spec.fingerprint).__exit__(None, None, None)
 
 
+def test_what_a_killed_process_wrote_is_made_durable_first(tmp_path, monkeypatch):
+    spec = make_spec()
+    path = tmp_path / "s.zarr"
+    StoreWriter.create(path, spec, make_beside(11)).__exit__(None, None, None)
+    real, synced = os.fsync, []
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file))[1])
+    with StoreWriter.resume(path, spec.fingerprint):
+        assert synced == [str(path / "activations/journal"), str(tmp_path)]
+
+
 def test_memory_is_one_shard_and_a_spare(tmp_path):
     spec = make_spec(64)
     values = make_values(spec)
