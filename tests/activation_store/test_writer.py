@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,7 +117,9 @@ def test_what_a_killed_process_wrote_is_made_durable_first(tmp_path, monkeypatch
     path = tmp_path / "s.zarr"
     StoreWriter.create(path, spec, make_beside(11)).__exit__(None, None, None)
     real, synced = os.fsync, []
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (synced.append(str(Path(f"/proc/self/fd/{file}").readlink())), real(file))[1]
+    )
     with StoreWriter.resume(path, spec.fingerprint):
         assert synced == [str(path / "activations/journal"), str(tmp_path)]
 
