@@ -121,7 +121,7 @@ def test_what_a_killed_process_wrote_is_made_durable_first(tmp_path, monkeypatch
         os, "fsync", lambda file: (synced.append(str(Path(f"/proc/self/fd/{file}").readlink())), real(file))[1]
     )
     with StoreWriter.resume(path, spec.fingerprint):
-        assert synced == [str(path / "activations/journal"), str(tmp_path)]
+        assert synced == [path / "activations/journal", tmp_path]
 
 
 def test_memory_is_one_shard_and_a_spare(tmp_path):
