@@ -117,9 +117,12 @@ def test_what_a_killed_process_wrote_is_made_durable_first(tmp_path, monkeypatch
     path = tmp_path / "s.zarr"
     StoreWriter.create(path, spec, make_beside(11)).__exit__(None, None, None)
     real, synced = os.fsync, []
-    monkeypatch.setattr(
-        os, "fsync", lambda file: (synced.append(str(Path(f"/proc/self/fd/{file}").readlink())), real(file))[1]
-    )
+
+    def note(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
     with StoreWriter.resume(path, spec.fingerprint):
         assert synced == [path / "activations/journal", tmp_path]
 
