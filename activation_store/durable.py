@@ -63,6 +63,10 @@ def rename(source: Path, target: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, each name durable in the folder that holds it."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    if missing:
+        # Who made the last one that is there may have been killed before its name was durable.
+        with suppress(PermissionError):
+            fsync_path(missing[-1].parent.absolute().parent)
     for folder in reversed(missing):
         with suppress(FileExistsError):
             os.mkdir(folder)  # noqa: PTH102
@@ -94,11 +98,18 @@ def write_all(descriptor: int, piece: Piece) -> None:
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Generator[int]:
-    descriptor = os.open(path, flags, 0o666)
+    with naming(path):
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Name the file in what write, fsync and close raise: by themselves they do not."""
     try:
-        yield descriptor
+        yield
     except OSError as error:
-        # What write and fsync raise does not name the file.
         raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        os.close(descriptor)
