@@ -13,13 +13,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Piece = bytes | memoryview
+_WRITEBACK_NBYTES = 8 * 2**20
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
     """Write the pieces one after another into a new file and fsync it."""
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+        started = written = 0
         for piece in pieces:
             write_all(descriptor, piece)
+            written += memoryview(piece).nbytes
+            if written - started >= _WRITEBACK_NBYTES:
+                _start_writeback(descriptor, started, written)
+                started = written
         os.fsync(descriptor)
 
 
@@ -94,6 +100,15 @@ def write_all(descriptor: int, piece: Piece) -> None:
     rest = memoryview(piece).cast("B")
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _start_writeback(descriptor: int, start: int, stop: int) -> None:
+    """Have the disk begin with what was written while the rest is still being prepared: fsync then waits less.
+
+    Pages that are being written back stay in memory; see `man 2 posix_fadvise`, POSIX_FADV_DONTNEED.
+    """
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager

@@ -212,8 +212,9 @@ class StoreWriter:
             raise InputError(f"{self.path} has rows 0 to {self.spec.n_samples - 1}, not {rows.min()} to {rows.max()}")
         shards = rows // self.spec.shard_samples
         for shard in np.unique(shards).tolist():
-            chosen = shards == shard
-            self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, block[chosen])
+            chosen = np.flatnonzero(shards == shard)
+            part = block if len(chosen) == len(rows) else block[chosen]
+            self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, part)
 
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
         if shard in self._journal.shards and shard not in self._redo:
@@ -224,7 +225,9 @@ class StoreWriter:
             self._filled[shard] = np.zeros(n_rows, dtype=bool)
         filled = self._filled[shard]
         assert not filled[local_rows].any(), "a row was given twice"
-        self._buffers[shard][:, :, local_rows] = block.transpose(1, 2, 0, 3)
+        # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
+        bits = np.dtype(f"u{block.dtype.itemsize}")
+        self._buffers[shard].view(bits)[:, :, local_rows] = np.ascontiguousarray(block).view(bits).transpose(1, 2, 0, 3)
         filled[local_rows] = True
         if filled.all():
             self._commit(shard)
