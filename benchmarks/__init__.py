@@ -1,0 +1,1 @@
+"""Speed and robustness against peers, measured in one run: ``python -m benchmarks``."""

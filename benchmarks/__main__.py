@@ -1,0 +1,35 @@
+"""``python -m benchmarks COMMAND``: a command's module is imported only when it runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+# Command -> module that defines it as `main`, and what it does.
+COMMANDS = {
+    "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
+}
+
+
+class LazyGroup(click.Group):
+    """Lists its commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return import_module(COMMANDS[cmd_name][0]).main if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup)
+def main() -> None:
+    """Measure this package against its peers, on the same data in the same run."""
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")
