@@ -25,8 +25,9 @@ from activation_store.durable import fsync_path
 from activation_store.errors import InputError
 from activation_store.journal import file_hash
 from activation_store.layout import balanced_shard_samples
+from activation_store.metadata import is_store
 from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
+from activation_store.spec import StoreSpec, library_versions
 from activation_store.writer import StoreWriter
 
 LABEL = "label"
@@ -38,8 +39,8 @@ class PtActivations:
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path = path
-        self._activations: Tensor = content["activations"]
-        self._labels: Tensor = content["labels"]
+        self._activations: Tensor = content["activations"].detach()
+        self._labels: Tensor = torch.as_tensor(content["labels"]).detach()
         self.layers = tuple(int(layer) for layer in content["layer_indices"])
         self.positions = tuple(int(position) for position in content["positions"])
         self.model_name = str(content.get("model_name", ""))
@@ -135,10 +136,14 @@ def open_activations(path: str | Path) -> ActivationStore | PtActivations:
 def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None = None) -> ActivationStore:
     """Write a store from a ``.pt`` file, shard by shard. What the file does not say (tokens, prompts) is left out.
 
+    The same call again takes up an interrupted import.
+
     Raises
     ------
     InputError
         The file cannot be used, or something else is at `path`.
+    FingerprintMismatchError
+        `path` holds a store of another file.
     """
     activations, path = PtActivations.open(source), Path(path)
     dtype = activations.dtype
@@ -158,11 +163,21 @@ def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None
         fingerprint={
             "model": activations.model_name,
             "imported": Path(source).name,
+            "content": activations.journal_hash,
             "labels": file_hash(labels.tobytes()),
+            "layers": list(activations.layers),
+            "positions": list(activations.positions),
+            "dtype": dtype,
+            "n_samples": n_samples,
         },
-        provenance={"imported_from": str(source)},
+        provenance={"imported_from": str(source), "versions": library_versions()},
     )
-    with StoreWriter.create(path, spec, {LABEL: labels}) as writer:
+    writer = (
+        StoreWriter.resume(path, spec.fingerprint)
+        if is_store(path)
+        else StoreWriter.create(path, spec, {LABEL: labels})
+    )
+    with writer:
         for shard in writer.pending_shards:
             rows = spec.layout.rows(shard)
             writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
@@ -234,16 +249,35 @@ def _check_content(path: Path, content: Any) -> None:
     missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: not a .pt of extract_activations.py")
-    activations, labels = content["activations"], content["labels"]
-    n_layers, n_positions = len(content["layer_indices"]), len(content["positions"])
+    activations = content["activations"]
     if not isinstance(activations, Tensor) or activations.ndim != 4 or activations.dtype not in _TORCH_DTYPES.values():
         raise InputError(f"{path}: activations must be a float tensor [sample, layer, position, feature]")
-    expected = (len(labels), n_layers, n_positions)
-    if tuple(activations.shape[:3]) != expected:
+    expected = (_n_labels(path, content["labels"]), *(_n_distinct(path, content, name) for name in wanted[2:]))
+    if tuple(activations.shape[:3]) != expected or 0 in activations.shape:
         raise InputError(
             f"{path}: activations have shape {list(activations.shape)}, but there are {expected[0]} labels, "
-            f"{n_layers} layers and {n_positions} positions"
+            f"{expected[1]} layers and {expected[2]} positions"
         )
+
+
+def _n_labels(path: Path, labels: Any) -> int:
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: labels must be numbers, one per sample ({error})") from error
+    if labels.ndim != 1 or labels.is_complex():
+        raise InputError(f"{path}: labels must be numbers, one per sample, not {list(labels.shape)}")
+    return len(labels)
+
+
+def _n_distinct(path: Path, content: dict[str, Any], name: str) -> int:
+    """Length of the list of integers that labels an axis."""
+    values = content[name].tolist() if isinstance(content[name], Tensor) else content[name]
+    if not isinstance(values, (list, tuple)) or any(type(value) is not int for value in values):
+        raise InputError(f"{path}: {name} must be a list of integers")
+    if len(set(values)) < len(values):
+        raise InputError(f"{path}: {name} {list(values)} names one twice: which of the two is meant cannot be known")
+    return len(values)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

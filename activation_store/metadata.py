@@ -242,16 +242,18 @@ def check_file(path: Path, name: str, spec: StoreSpec, journal: JournalContents)
 
 
 def path_inside(store: Path, name: str) -> Path:
-    """Path of a file of the store, links followed.
+    """Path of a file below a folder, links followed.
 
     Raises
     ------
     CorruptStoreError
-        It leads out of the store.
+        It leads out of the folder.
     """
     resolved = (store / name).resolve()
     if not resolved.is_relative_to(store.resolve()):
-        raise CorruptStoreError(f"{store / name} leads out of the store, to {resolved}; replace the link by the file")
+        raise CorruptStoreError(
+            f"{store / name} leads out of {store}, to {resolved}; replace the link by what it leads to"
+        )
     return resolved
 
 

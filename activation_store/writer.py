@@ -91,6 +91,8 @@ class StoreWriter:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
         draft = path.with_name(f".{path.name}.creating")
+        # What lies there is removed: not through a link that somebody put in its place.
+        path_inside(path.parent, f"{draft.name}/{ARRAY}/{LOCK}")
         make_folder(draft / ARRAY)
         lock = acquire_lock(draft / ARRAY / LOCK)
         with _released_on_error(lock):

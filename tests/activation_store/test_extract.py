@@ -1,6 +1,7 @@
 """Extraction as a whole: layers, resuming, data types, refusals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from activation_store import ActivationStore, FingerprintMismatchError, InputErr
 from activation_store.capture import HiddenStates
 from activation_store.extract import parse_layers
 from tests.activation_store.test_store import tree
-from tests.conftest import N_BLOCKS, save_model
+from tests.conftest import CHATML, N_BLOCKS, save_model, train_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,37 @@ def test_changed_inputs_are_refused(options, field, tiny_model, dataset, tmp_pat
     run(folder, dataset, tmp_path / "s.zarr")
     with pytest.raises(FingerprintMismatchError, match=f"{field}: .* in the store, .* now"):
         run(folder, dataset, tmp_path / "s.zarr", **options)
+
+
+def test_a_changed_dataset_template_or_tokenizer_is_refused(dataset, tmp_path):
+    folder = save_model(tmp_path / "model", "llama")
+    run(folder, dataset, tmp_path / "s.zarr")
+    frame = pd.read_parquet(dataset)
+    changes = {
+        "order": frame.iloc[::-1],
+        "question": frame.assign(question=[*frame.question[:-1], "another"]),
+        "label": frame.assign(success_rate=frame.success_rate / 2),
+    }
+    for name, changed in changes.items():
+        changed.to_parquet(tmp_path / f"{name}.parquet")
+        with pytest.raises(FingerprintMismatchError, match=r"dataset: '[0-9a-f]{12}\.\.\.' in the store"):
+            run(folder, tmp_path / f"{name}.parquet", tmp_path / "s.zarr")
+    frame.iloc[:4].to_parquet(tmp_path / "short.parquet")
+    with pytest.raises(FingerprintMismatchError, match="n_samples: 11 in the store, 4 now"):
+        run(folder, tmp_path / "short.parquet", tmp_path / "s.zarr")
+    frame.assign(other=frame.success_rate).to_parquet(tmp_path / "other.parquet")
+    with pytest.raises(FingerprintMismatchError, match=r"label_columns: \['success_rate'\] in the store, \['other'\]"):
+        run(folder, tmp_path / "other.parquet", tmp_path / "s.zarr", label_column="other")
+    with pytest.raises(FingerprintMismatchError, match=r"chat_template_kwargs: \{\} in the store, \{'enable"):
+        run(folder, dataset, tmp_path / "s.zarr", chat_template_kwargs={"enable_thinking": False})
+    train_tokenizer(CHATML.replace("system", "System") + " ").save_pretrained(folder)
+    with pytest.raises(FingerprintMismatchError, match="chat_template: "):
+        run(folder, dataset, tmp_path / "s.zarr")
+    train_tokenizer(bos=True).save_pretrained(folder)
+    with pytest.raises(FingerprintMismatchError, match="tokenizer: "):
+        run(folder, dataset, tmp_path / "s.zarr")
+    train_tokenizer().save_pretrained(folder)
+    assert run(folder, dataset, tmp_path / "s.zarr").n_committed == 11
 
 
 def test_changed_weights_are_refused(dataset, tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from activation_store import ActivationStore, InputError, MissingShardError
+from activation_store import ActivationStore, FingerprintMismatchError, InputError, MissingShardError
 from activation_store.interop import PtActivations, export_pt, import_pt, open_activations
 from activation_store.writer import StoreWriter
 from tests.activation_store.stores import LAYERS, POSITIONS, make_beside, make_spec, make_values, write_store
-from tests.activation_store.test_store import DTYPES, same_bits
+from tests.activation_store.test_store import DTYPES, same_bits, tree
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -68,6 +68,11 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be a float tensor \[sample, layer"),
         ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "must be a float tensor"),
         ("rows", good | {"labels": torch.zeros(5)}, r"shape \[4, 3, 2, 5\], but there are 5 labels"),
+        ("twice", good | {"layer_indices": [0, 1, 1]}, "names one twice"),
+        ("kinds", good | {"positions": ["a", "b"]}, "positions must be a list of integers"),
+        ("words", good | {"labels": ["a"] * 4}, "labels must be numbers"),
+        ("table", good | {"labels": torch.zeros(4, 2)}, r"labels must be numbers, one per sample, not \[4, 2\]"),
+        ("empty", good | {"activations": torch.zeros(4, 3, 2, 0)}, r"shape \[4, 3, 2, 0\]"),
         ("trap", {"activations": Trap()}, "cannot be read as a .pt"),
     ]:
         torch.save(content, tmp_path / f"{name}.pt")
@@ -81,3 +86,38 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"cannot be read as a \.pt|no such file"):
             PtActivations.open(tmp_path / f"{name}.pt")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_labels_in_other_forms(tmp_path):
+    good = {"activations": torch.rand(4, 1, 2, 5, requires_grad=True), "layer_indices": torch.tensor([3])}
+    good |= {"positions": (-2, -1), "labels": [0, 1, 1, 0]}
+    torch.save(good, tmp_path / "s.pt")
+    found = open_activations(tmp_path / "s.pt")
+    assert found.labels["label"].tolist() == [0, 1, 1, 0]
+    assert found.layers == (3,)
+    same_bits(found.cell(3, -1), good["activations"].detach().numpy()[:, 0, 1])
+    same_bits(import_pt(tmp_path / "s.pt", tmp_path / "s.zarr")[:], good["activations"].detach().numpy())
+
+
+def test_an_interrupted_import_is_taken_up(tmp_path, monkeypatch):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    export_pt(ActivationStore.open(tmp_path / "s.zarr"), tmp_path / "s.pt")
+    import_pt(tmp_path / "s.pt", tmp_path / "whole.zarr", shard_samples=3)
+    add, calls = StoreWriter.add, []
+
+    def interrupted(self, rows, block):
+        calls.append(rows)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        add(self, rows, block)
+
+    monkeypatch.setattr(StoreWriter, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr", shard_samples=3)
+    assert ActivationStore.open(tmp_path / "cut.zarr").n_committed == 6
+    assert import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr", shard_samples=3).n_committed == 11
+    assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
+    torch.save(torch.load(tmp_path / "s.pt", weights_only=True), tmp_path / "s.pt")
+    with pytest.raises(FingerprintMismatchError, match="content"):
+        import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr")

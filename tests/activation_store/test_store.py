@@ -173,9 +173,8 @@ def damage(path, offset, xor=1):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_flipped_byte_of_a_shard_is_read_as_whole(dtype, tmp_path):
-    spec = make_spec(2, dtype=dtype, shard_samples=2)
+def test_no_flipped_byte_of_a_shard_is_read_as_whole(tmp_path):
+    spec = make_spec(2, dtype="bfloat16", shard_samples=2)
     values = make_values(spec)
     write_store(tmp_path / "s.zarr", spec, values)
     shard = tmp_path / "s.zarr/activations/c/0/0/0/0"
