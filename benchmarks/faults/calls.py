@@ -130,6 +130,11 @@ class Watch:
         for kind, function in self._real.items():
             setattr(os, kind, function)
 
+    @property
+    def left_open(self) -> list[str]:
+        """Files that were opened and not closed."""
+        return [path for _, path in self._files.values()]
+
     def _watched(self, kind: str) -> Callable[..., Any]:
         def function(*args: Any, **options: Any) -> Any:
             call = self._described(kind, args)

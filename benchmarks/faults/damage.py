@@ -228,7 +228,7 @@ def _attempt_plain(group: zarr.Group, name: str, expected: np.ndarray) -> str:
 
 
 def mended(job: Job, damages: Iterable[Damage]) -> Counts:
-    """Repair the store after each damage: it is as it was, byte for byte, or the damage is beyond repair and said so."""
+    """Repair the store after each damage: it is as it was, byte for byte, or it is said why not."""
     counts = Counts()
     for damage in damages:
         start = {path: content for path, content in job.reference.items() if path != damage.path}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import signal
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from benchmarks.faults.aftermath import aftermath
 from benchmarks.faults.calls import Call, Effect, Fault, Watch
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.job import STORE, Job
-from benchmarks.faults.kills import Child
+from benchmarks.faults.kills import Child, count_calls
 
 ERRORS = (errno.ENOSPC, errno.EIO)
 
@@ -42,13 +41,15 @@ def failing(job: Job, kind: str | None, every: int = 1) -> Counts:
     every : int
         Take only every so many n.
     """
-    counts = Counts()
+    counts, n_calls = Counts(), count_calls(job, kind)
     for effect, code, lasting in ways(kind):
         n, fired = 1, True
         while fired:
             with job.begun() as root:
                 case = _failed_once(job, root, Fault(effect, n, kind, code, lasting))
             fired = case.fired > 0
+            # Each of the uninterrupted job's calls was struck, and no other.
+            case.expect(fired == (n <= n_calls), f"{kind} {n} of {n_calls} {effect.value}: struck: {fired}")
             counts += case
             n += every
     return counts
@@ -56,7 +57,6 @@ def failing(job: Job, kind: str | None, every: int = 1) -> Counts:
 
 def _failed_once(job: Job, root: Path, fault: Fault) -> Counts:
     acknowledged: set[int] = set()
-    before = n_descriptors()
     error = None
     with Watch(root, fault) as watch:
         try:
@@ -68,7 +68,7 @@ def _failed_once(job: Job, root: Path, fault: Fault) -> Counts:
     counts.fired += watch.fired > 0
     _judge_error(counts, error, fault.effect is not Effect.SHORT and watch.fired > 0, what)
     counts.expect(not retried(watch.calls), f"{what}: fsync called again on {retried(watch.calls)}")
-    counts.expect(n_descriptors() == before, f"{what}: a descriptor was left open")
+    counts.expect(not watch.left_open, f"{what}: left open: {watch.left_open}")
     return counts
 
 
@@ -87,11 +87,6 @@ def retried(calls: Iterable[Call]) -> list[str]:
             again += [call.path] if call.path in failed else []
             failed |= {call.path} if call.failed else set()
     return again
-
-
-def n_descriptors() -> int:
-    """Descriptors that this process has open."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 def limited(job: Job, limits: Iterable[int]) -> Counts:

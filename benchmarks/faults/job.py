@@ -84,7 +84,8 @@ class Job:
             when `add` has returned.
         """
         # The files are a function of the inputs; that zarr-python encodes them anew each time is no part of the test.
-        with mock.patch("activation_store.writer.skeleton", lambda *inputs: self.skeleton), self.writer(root) as writer:
+        known = mock.patch("activation_store.writer.skeleton", return_value=self.skeleton)
+        with known, self.writer(root) as writer:
             pending = writer.pending_shards
             for shard in sorted(set(range(self.n_shards)) - set(pending)):
                 acknowledge(shard)
@@ -160,9 +161,9 @@ def small_job(dtype: str = "float32") -> Job:
 
 
 def large_job() -> Job:
-    """A job that takes long enough to be killed from outside: 24 shards of 1 MiB."""
+    """A job that takes long enough to be killed from outside: 12 shards of 256 KiB."""
     small = small_job().spec
-    return Job(replace(small, n_samples=191, n_features=8192, shard_samples=8))
+    return Job(replace(small, n_samples=95, n_features=2048, shard_samples=8))
 
 
 def attempted(read: Callable[[], np.ndarray]) -> np.ndarray | None:

@@ -85,7 +85,7 @@ def killed_at_random(job: Job, seed: int, n_kills: int) -> Counts:
             acknowledged: set[int] = set()
             done = False
             while not done:
-                process = Child(lambda tell: job.run(root, tell))  # noqa: B023 - the child has it before the next turn
+                process = Child(lambda tell: job.run(root, tell))
                 time.sleep(chosen.uniform(0, duration_s))
                 told, killed = process.kill()
                 acknowledged |= told
@@ -96,11 +96,11 @@ def killed_at_random(job: Job, seed: int, n_kills: int) -> Counts:
     return counts
 
 
-def count_calls(job: Job) -> int:
-    """Calls of the uninterrupted job."""
+def count_calls(job: Job, kind: str | None = None) -> int:
+    """Calls of the uninterrupted job: of one kind, or all."""
     with job.begun() as root, Watch(root) as watch:
         job.run(root)
-    return len(watch.calls)
+    return sum(kind in (None, call.kind) for call in watch.calls)
 
 
 def _duration_s(job: Job) -> float:

@@ -1,4 +1,4 @@
-"""A store under everything at once: a hypothesis state machine against a model of what is committed and what damaged."""
+"""A store under everything at once: a hypothesis state machine against a model of what is committed and damaged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from benchmarks.faults.job import STORE, Job, small_job, tree
 from benchmarks.faults.scenarios import JOURNAL_PATH, shard_path
 
 JOBS = {dtype: small_job(dtype) for dtype in ("float32", "bfloat16")}
-METADATA = (f"{STORE}/zarr.json", f"{STORE}/{ARRAY}/zarr.json")
+SAYS_WHAT_IT_IS = {f"{STORE}/zarr.json", f"{STORE}/{ARRAY}/zarr.json"}
+# The number of samples is held against the length of this one.
+LENGTH = f"{STORE}/sample/c/0"
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -60,8 +62,13 @@ class StoreMachine(RuleBasedStateMachine):
         return {path for path in looked_at if found.get(path) != expected[path]}
 
     @property
-    def metadata_broken(self) -> bool:
-        return self.journal_damaged or bool(self.broken_files & set(METADATA))
+    def beyond_repair(self) -> bool:
+        """What the store is may not be known: it can be refused, whatever else is whole."""
+        return self.journal_damaged or bool(self.broken_files & SAYS_WHAT_IT_IS)
+
+    @property
+    def may_be_refused(self) -> bool:
+        return self.beyond_repair or LENGTH in self.broken_files
 
     @precondition(lambda self: self.writer is None)
     @rule(fault=st.none() | st.integers(1, 200))
@@ -84,21 +91,24 @@ class StoreMachine(RuleBasedStateMachine):
                 assert watch.fired
                 return
             except StoreError:
-                assert self.metadata_broken
+                assert self.beyond_repair if job.repairing else self.may_be_refused
                 return
         self._agree_on_pending(job.repairing)
 
     def _agree_on_pending(self, repairing: bool) -> None:
+        """The writer wants what was not acknowledged, and in a repair what is damaged; else only the journal's loss."""
         assert self.writer is not None
-        found = set(range(self.job.n_shards)) - set(self.writer.pending_shards)
-        if repairing:
-            damaged = {shard for shard in self.committed if shard_path(self.job, shard) in self.broken_files}
-            assert found == self.committed - damaged or self.journal_damaged
-            assert not {path for path in self.broken_files if "/c/" not in path}
-        else:
-            assert found == self.committed or self.journal_damaged
-        assert found <= self.committed
-        self.committed, self.journal_damaged, self.given = found, False, {}
+        if self.journal_damaged:
+            journal = set(self.writer._journal.shards)
+            assert journal <= self.committed
+            self.committed, self.journal_damaged = journal, False
+        broken = self.broken_files
+        damaged = {shard for shard in self.committed if shard_path(self.job, shard) in broken} if repairing else set()
+        assert set(self.writer.pending_shards) == set(range(self.job.n_shards)) - self.committed | damaged
+        assert not repairing or broken == {shard_path(self.job, shard) for shard in damaged}, (
+            "the rest is mended at once"
+        )
+        self.given = {}
 
     @precondition(lambda self: self.writer is not None and self.writer.pending_shards)
     @rule(data=st.data(), fault=st.none() | st.integers(1, 30))
@@ -192,7 +202,7 @@ class StoreMachine(RuleBasedStateMachine):
     def read(self) -> None:
         """What is committed and whole is there; nothing that is read is wrong."""
         damaged = {shard for shard in self.committed if shard_path(self.job, shard) in self.broken_files}
-        whole = set() if self.metadata_broken else self.committed - damaged
+        whole = set() if self.may_be_refused else self.committed - damaged
         counts = self.job.look(self.root, whole, "read")
         assert not counts.broken, counts.broken
 
@@ -211,7 +221,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             if self.writer is not None:
                 self.close()
-            if hasattr(self, "root") and not (self.exists and self.metadata_broken):
+            if hasattr(self, "root") and not (self.exists and self.beyond_repair):
                 replace(self.job, repairing=True).run(self.root)
                 found, expected = tree(self.root), dict(self.job.reference)
                 assert found.pop(JOURNAL_PATH)

@@ -45,7 +45,7 @@ class Size:
 
 
 FULL = Size(every=1, n_double=1000, n_random=100, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300)
-QUICK = Size(every=23, n_double=30, n_random=5, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
+QUICK = Size(every=23, n_double=30, n_random=10, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
 
 
 def parts(size: Size, seed: int) -> dict[str, list[Task]]:
@@ -109,7 +109,8 @@ def random_walks(n_examples: int, seed: int) -> Counts:
         stateful_step_count=40,
         deadline=None,
         database=None,
-        phases=[Phase.generate, Phase.shrink],
+        # What breaks is shrunk by the test of the same machine, which takes minutes.
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         print_blob=False,
     )

@@ -10,5 +10,6 @@ TestStoreMachine.settings = settings(
     stateful_step_count=30,
     deadline=None,
     database=None,
+    derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
