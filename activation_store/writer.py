@@ -92,7 +92,9 @@ class StoreWriter:
             raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
         draft = path.with_name(f".{path.name}.creating")
         # What lies there is removed: not through a link that somebody put in its place.
-        path_inside(path.parent, f"{draft.name}/{ARRAY}/{LOCK}")
+        if draft.is_symlink():
+            raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
+        path_inside(draft, f"{ARRAY}/{LOCK}")
         make_folder(draft / ARRAY)
         lock = acquire_lock(draft / ARRAY / LOCK)
         with _released_on_error(lock):

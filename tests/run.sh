@@ -17,5 +17,6 @@ fi
 
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
+.venv/bin/lint-imports --no-cache
 .venv/bin/basedpyright
 .venv/bin/python -m pytest "$@"

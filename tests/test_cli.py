@@ -19,6 +19,7 @@ from sklearn.linear_model import Ridge
 
 import cli
 from activation_store import ActivationStore
+from tests.activation_store.test_store import tree
 from tests.conftest import QUESTIONS, save_model, train_tokenizer
 
 PROBESWEEP = str(Path(sys.executable).with_name("probesweep"))
@@ -339,4 +340,34 @@ def test_export_and_import(stores, tmp_path):
     np.testing.assert_array_equal(
         ActivationStore.open(tmp_path / "a.zarr")[:], ActivationStore.open(stores / "train.zarr")[:]
     )
-    assert run("import", tmp_path / "a.pt", tmp_path / "a.zarr").returncode == 2
+    assert run("import", tmp_path / "a.pt", tmp_path / "a.zarr").returncode == 0
+    done = run("import", tmp_path / "a.pt", stores / "train.zarr")
+    assert done.returncode == 2
+    assert "was started from other inputs" in done.stderr
+
+
+def test_inspect(stores):
+    done = run("inspect", stores / "train.zarr")
+    assert done.returncode == 0, done.stderr
+    for part in ("44 samples, 3 layers, 5 positions, 32 features", "44 of 44", "layer 3", "'<|im_end|>'"):
+        assert part in done.stdout
+
+
+def test_repair(stores, tiny_model, tmp_path):
+    command = [
+        "extract", "--model", tiny_model("llama"), "--dataset-path", stores / "train.parquet",
+        "--output_path", tmp_path / "s.zarr", "--use_chat_template", "--layers", "0,1,3", "--repair",
+    ]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 2
+    assert "there is no store to repair" in done.stderr
+    shutil.copytree(stores / "train.zarr", tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/activations/c/0/0/0/0").write_bytes(b"cut short")
+    done = run("train", "--train_activations", tmp_path / "s.zarr", "--test_activations", stores / "test.zarr",
+               "--output_dir", tmp_path / "o")  # fmt: skip
+    assert done.returncode == 1
+    assert "rows 0-43" in done.stderr
+    assert "--repair" in done.stderr
+    assert run(*command).returncode == 0
+    assert run("verify", tmp_path / "s.zarr").returncode == 0
+    assert tree(tmp_path / "s.zarr") == tree(stores / "train.zarr")

@@ -36,6 +36,17 @@ def test_garbage_behind_the_last_line_is_passed_over(garbage):
     assert parse_journal(b"".join(LINES) + garbage, "j") == parse_journal(b"".join(LINES), "j")
 
 
+def test_a_line_without_its_newline_counts_as_never_written():
+    """The next line would be added to it."""
+    for instead in (b"", b"x", b"\r", b"\0"):
+        assert sorted(parse_journal(b"".join(LINES)[:-1] + instead, "j").shards) == [0]
+
+
+def test_a_damaged_line_before_good_ones_is_named():
+    with pytest.raises(CorruptStoreError, match=r"j: line 2 is damaged; restore it, or run .* --repair"):
+        parse_journal(LINES[0] + b"x" + LINES[1][1:] + LINES[2], "j")
+
+
 def test_every_flipped_byte_is_an_error_or_takes_a_line_away():
     whole, complete = b"".join(LINES), parse_journal(b"".join(LINES), "j").shards
     for place in range(len(whole)):

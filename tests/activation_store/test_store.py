@@ -120,7 +120,8 @@ def test_bfloat16_is_read_by_zarr_without_our_import(tmp_path):
     assert float(total) == values.astype(np.float64).sum()
 
 
-def test_interrupted_and_resumed_is_byte_identical(tmp_path):
+@pytest.mark.parametrize("torn", [b"", b'0123abcd {"shard":1,', b"garbage\n" * 200])
+def test_interrupted_and_resumed_is_byte_identical(torn, tmp_path):
     spec = make_spec()
     values = make_values(spec)
     write_store(tmp_path / "whole.zarr", spec, values)
@@ -134,7 +135,7 @@ def test_interrupted_and_resumed_is_byte_identical(tmp_path):
         cut.require_complete()
     # A record torn by a power failure counts as never written.
     with (tmp_path / "cut.zarr/activations/journal").open("ab") as journal:
-        journal.write(b'0123abcd {"shard":1,')
+        journal.write(torn)
     with StoreWriter.resume(tmp_path / "cut.zarr", dict(spec.fingerprint)) as writer:
         assert writer.pending_shards == [1, 2]
         writer.add(np.arange(4, 11), values[4:])

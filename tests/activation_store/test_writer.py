@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,9 +117,14 @@ def test_what_a_killed_process_wrote_is_made_durable_first(tmp_path, monkeypatch
     path = tmp_path / "s.zarr"
     StoreWriter.create(path, spec, make_beside(11)).__exit__(None, None, None)
     real, synced = os.fsync, []
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file))[1])
+
+    def note(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
     with StoreWriter.resume(path, spec.fingerprint):
-        assert synced == [str(path / "activations/journal"), str(tmp_path)]
+        assert synced == [path / "activations/journal", tmp_path]
 
 
 def test_memory_is_one_shard_and_a_spare(tmp_path):
