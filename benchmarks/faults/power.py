@@ -62,6 +62,11 @@ class History:
         self.runs.append(watch.calls)
         return watch.fired > 0
 
+    def forget_after_failure(self) -> None:
+        """Let the last run end at its first call that failed."""
+        calls = self.runs[-1]
+        self.runs[-1] = calls[: next(n for n, call in enumerate(calls, start=1) if call.failed)]
+
     def moments(self) -> Iterator[tuple[int, Disk, set[int]]]:
         """After each call: how many were made, the disk, and the shards acknowledged before the next one."""
         disk, n_calls = Disk(self.start), 0
@@ -92,12 +97,17 @@ def resumed(job: Job, whole: History, n: int) -> History:
     return history
 
 
-def fsync_failed(job: Job, n: int) -> History | None:
-    """The job ended by a failing n-th fsync, and taken up; None if there are not so many."""
-    history = History(f"fsync {n} failed, resumed, power loss", job.start)
+def fsync_failed(job: Job, n: int, *, killed: bool) -> History | None:
+    """The job ended by a failing n-th fsync, or killed right after it, and taken up; None if there are not so many."""
+    end = "killed" if killed else "ended"
+    history = History(f"fsync {n} failed, {end}, resumed, power loss", job.start)
     with job.begun() as root:
         if not history.record(job, root, Fault(Effect.FAIL, n, "fsync", errno.EIO)):
             return None
+        if killed:
+            history.forget_after_failure()
+            *_, (_, disk, _) = history.moments()
+            write_tree(root, disk.tree())
         history.record(job, root)
     return history
 
@@ -126,10 +136,10 @@ def lost_power(job: Job, history: History, moments: Collection[int], n_random: i
             if key in seen:
                 continue
             seen.add(key)
-            case = _checked(job, found, acknowledged, "power loss")
-            if case.broken:
-                minimal = _minimal(job, disk, fates, acknowledged) if len(counts.broken) < MAX_MINIMISED else fates
-                case.broken = [f"{history.what} after call {n}, {_said(minimal)}: {case.broken[0]}"]
+            case = _checked(job, found, acknowledged, "then")
+            if case.broken and len(counts.broken) < MAX_MINIMISED:
+                fates = _minimal(job, disk, fates, acknowledged)
+            case.broken = [f"{history.what} after call {n}, {_said(fates)}: {what}" for what in case.broken[:1]]
             counts += case
     return counts
 
@@ -155,11 +165,25 @@ def lost_power_after_kill(job: Job, whole: History, kills: Iterable[int], n_rand
     return counts
 
 
-def lost_power_after_failed_fsync(job: Job, fsyncs: Iterable[int], n_random: int, seed: int) -> Counts:
-    """Let each of these fsyncs fail and lose its data, take the job up, and cut the power at every acknowledgement."""
+def lost_power_after_failed_fsync(
+    job: Job, fsyncs: Iterable[int], n_random: int, seed: int, *, killed: bool = False
+) -> Counts:
+    """Let each of these fsyncs fail and lose its data, take the job up, and cut the power at every acknowledgement.
+
+    Parameters
+    ----------
+    job : Job
+        The work.
+    fsyncs : iterable of int
+        Numbers of the failing ones, from 1; those that the job does not come to are left out.
+    n_random, seed : int
+        As for `lost_power`.
+    killed : bool
+        Whether the job is killed before it can do anything about it.
+    """
     counts = Counts()
     for n in fsyncs:
-        history = fsync_failed(job, n)
+        history = fsync_failed(job, n, killed=killed)
         if history is not None:
             counts += lost_power(job, history, history.acknowledgements, n_random, seed)
     return counts
@@ -168,12 +192,13 @@ def lost_power_after_failed_fsync(job: Job, fsyncs: Iterable[int], n_random: int
 def found_disks(pending: list[Change], n_random: int, rng: random.Random) -> Iterator[Fates]:
     """What may have become of the pending changes: the extremes, each alone if they are few, and some at random."""
     names = [change for change in pending if change.is_name]
-    data = [change for change in pending if not change.is_name]
+    writes = [change for change in pending if change.is_write]
     yield _never_doomed(pending, {})
     yield dict.fromkeys(pending, Fate.DROPPED)
     yield _never_doomed(pending, dict.fromkeys(names, Fate.DROPPED))
+    yield dict.fromkeys((change for change in pending if not change.is_name), Fate.DROPPED)
     for fate in (Fate.DROPPED, Fate.ZEROS, Fate.GARBLED, Fate.CUT):
-        yield _never_doomed(pending, dict.fromkeys(data, fate))
+        yield _never_doomed(pending, dict.fromkeys(writes, fate))
     for change in pending if len(pending) <= MAX_SINGLE else ():
         yield _never_doomed(pending, {change: Fate.DROPPED})
     for _ in range(n_random):
@@ -207,7 +232,8 @@ def _minimal(job: Job, disk: Disk, fates: Fates, acknowledged: set[int]) -> Fate
 
 
 def _said(fates: Fates) -> str:
-    return ", ".join(f"{change.what} {fate.value}" for change, fate in fates.items() if fate is not Fate.APPLIED)
+    gone = [f"{change.what}: {fate.value}" for change, fate in fates.items() if fate is not Fate.APPLIED]
+    return ", ".join(gone) or "all of whose changes but those of a failed fsync are on disk"
 
 
 def _digest(found: Tree, acknowledged: set[int]) -> str:

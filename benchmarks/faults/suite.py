@@ -65,10 +65,8 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "file size limit": [partial(failing.limited, job, limits) for limits in _limits(job, size.every)],
         "power loss": list(_power(jobs, size, seed)),
         "killed, then power loss": list(_power_after_kill(jobs, size, seed)),
-        "fsync fails, then power loss": [
-            partial(power.lost_power_after_failed_fsync, each, range(1, 80, size.every), size.n_disks, seed)
-            for each in jobs.values()
-        ],
+        "fsync fails, then power loss": list(_power_after_fsync(jobs, size, seed, killed=False)),
+        "the same, killed between": list(_power_after_fsync(jobs, size, seed, killed=True)),
         "byte flipped": list(_flips(size)),
         "file cut off or gone": list(_lengths(size)),
         "repair": list(_repairs(size)),
@@ -150,6 +148,13 @@ def _power_after_kill(jobs: dict[str, Job], size: Size, seed: int) -> Iterator[T
         whole = power.uninterrupted(job)
         for calls in _chunks(range(1, whole.n_calls, size.every), 20):
             yield partial(power.lost_power_after_kill, job, whole, calls, size.n_disks, seed)
+
+
+def _power_after_fsync(jobs: dict[str, Job], size: Size, seed: int, *, killed: bool) -> Iterator[Task]:
+    for job in jobs.values():
+        n_fsyncs = kills.count_calls(job, "fsync")
+        for fsyncs in _chunks(range(1, n_fsyncs + 1, size.every), 20):
+            yield partial(power.lost_power_after_failed_fsync, job, fsyncs, size.n_disks, seed, killed=killed)
 
 
 def _flips(size: Size) -> Iterator[Task]:

@@ -52,10 +52,24 @@ def test_failing_calls(part, rows):
     assert rows[part].fired >= 100
 
 
-@pytest.mark.parametrize("part", ["power loss", "killed, then power loss", "fsync fails, then power loss"])
+@pytest.mark.parametrize(
+    "part", ["power loss", "killed, then power loss", "fsync fails, then power loss", "the same, killed between"]
+)
 def test_power_loss(part, rows):
     holds(rows[part])
     assert rows[part].fired >= 50
+
+
+def test_power_loss_after_a_failed_fsync_of_the_journal():
+    """The line can be read until the power fails; the process is killed before it takes it back."""
+    job = small_job()
+    with job.begun() as root, Watch(root) as watch:
+        job.run(root)
+    fsyncs = [call.path for call in watch.calls if call.kind == "fsync"]
+    chosen = [n for n, path in enumerate(fsyncs, start=1) if path == JOURNAL_PATH]
+    assert len(chosen) == 3
+    for killed in (False, True):
+        holds(power.lost_power_after_failed_fsync(job, chosen, n_random=0, seed=0, killed=killed))
 
 
 @pytest.mark.parametrize("part", ["byte flipped", "file cut off or gone"])
