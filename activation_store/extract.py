@@ -19,11 +19,12 @@ from activation_store.batches import plan_batches
 from activation_store.dataset import Dataset, read_dataset
 from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError, NonFiniteError
+from activation_store.journal import LOCK, check_unlocked
 from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import COORDINATES, RESERVED_NAMES, is_store
 from activation_store.prompts import Prompts, TokenIds, Tokenizer, encode_prompts
 from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec, library_versions
+from activation_store.spec import ARRAY, StoreSpec, library_versions
 from activation_store.writer import StoreWriter
 
 MAX_BATCH_TOKENS = 8192
@@ -119,6 +120,7 @@ def extract(
     """
     path = Path(output_path)
     _check_arguments(path, label_column, batch_size=batch_size, shard_samples=shard_samples, max_length=max_length)
+    check_unlocked(path / ARRAY / LOCK)
     dataset = read_dataset(Path(dataset_path), question_column, [label_column], max_samples)
     job = _prepare(
         model,

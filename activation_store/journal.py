@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from activation_store.durable import commit_file, write_all
+from activation_store.durable import commit_file, naming, write_all
 from activation_store.errors import MEND, CorruptStoreError, StoreLockedError
 from activation_store.layout import CHECKSUM_NBYTES, checksum_bytes
 
@@ -123,34 +123,68 @@ def record_nbytes(n_cells: int) -> int:
     return n_cells * CHECKSUM_NBYTES * 2 + 64
 
 
-def acquire_lock(path: Path) -> int:
-    """Become the only writer; keep the returned descriptor open for as long.
+class WriterLock:
+    """The lock of a store's one writer. Its file holds the writer's pid for as long, and nothing afterwards."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def acquire(cls, path: Path) -> WriterLock:
+        """Become the only writer.
+
+        Raises
+        ------
+        StoreLockedError
+            Another process is; names its pid.
+        """
+        with naming(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            _lock(path, descriptor)
+            with naming(path):
+                os.ftruncate(descriptor, 0)
+                write_all(descriptor, str(os.getpid()).encode())
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor)
+
+    def moved(self, path: Path) -> WriterLock:
+        """The same lock after its file was renamed."""
+        return WriterLock(path, self._descriptor)
+
+    def release(self) -> None:
+        """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
+        with naming(self._path):
+            try:
+                os.ftruncate(self._descriptor, 0)
+            finally:
+                os.close(self._descriptor)
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise if a store's lock file says that it is being written now.
 
     Raises
     ------
     StoreLockedError
-        Another process is; names its pid.
+        Names the writer's pid.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if path.is_file():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            _lock(path, descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        write_all(descriptor, str(os.getpid()).encode())
     except BlockingIOError as error:
         holder = path.read_text() or "unknown"
-        os.close(descriptor)
         raise StoreLockedError(
             f"{path.parent.parent} is being written by process {holder}; wait for it or stop it"
         ) from error
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def release_lock(descriptor: int) -> None:
-    """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
-    try:
-        os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)

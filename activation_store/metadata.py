@@ -132,15 +132,20 @@ def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
     journal = parse_journal(_read(path, journal_path, limit), str(path / journal_path))
     for name in ("zarr.json", f"{ARRAY}/zarr.json"):
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
-    _check_length(path, spec)
     for shard, checksums in journal.shards.items():
         if shard >= layout.n_shards or len(checksums) != layout.n_cells * CHECKSUM_NBYTES:
             raise CorruptStoreError(f"{path / journal_path}: shard {shard} is not one of this store; restore it")
     return spec, journal
 
 
-def _check_length(path: Path, spec: StoreSpec) -> None:
-    """Hold the number of samples, which all else is counted by, against the length of a file."""
+def check_length(path: Path, spec: StoreSpec) -> None:
+    """Hold the number of samples, which all else is counted by, against the length of a file.
+
+    Raises
+    ------
+    CorruptStoreError
+        They do not agree.
+    """
     name, expected = "sample/c/0", spec.n_samples * np.dtype(np.int64).itemsize + CHECKSUM_NBYTES
     n_bytes = _regular_file(path, name, MAX_JSON_NBYTES + expected).stat().st_size
     if n_bytes != expected:

@@ -16,7 +16,7 @@ from jaxtyping import Integer, Shaped
 from activation_store.errors import InputError, MissingShardError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards, never_committed, open_shard
 from activation_store.journal import JOURNAL, JournalContents, file_hash
-from activation_store.metadata import read_coordinate, read_spec
+from activation_store.metadata import check_length, read_coordinate, read_spec
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, AXES, StoreSpec
 
@@ -55,6 +55,7 @@ class ActivationStore:
             Its metadata or journal is damaged.
         """
         spec, journal = read_spec(Path(path))
+        check_length(Path(path), spec)
         return cls(Path(path), spec, journal, verify=verify)
 
     dims = AXES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,15 +20,14 @@ from activation_store.journal import (
     JOURNAL,
     LOCK,
     JournalContents,
-    acquire_lock,
+    WriterLock,
     drop_damaged_lines,
     file_hash,
     header_record,
     parse_journal,
-    release_lock,
     shard_record,
 )
-from activation_store.metadata import path_inside, read_spec, require_store, skeleton
+from activation_store.metadata import check_length, path_inside, read_spec, require_store, skeleton
 from activation_store.shards import commit_shard
 from activation_store.spec import ARRAY, StoreSpec
 
@@ -52,7 +51,7 @@ class StoreWriter:
         path: Path,
         spec: StoreSpec,
         journal: JournalContents,
-        lock: int,
+        lock: WriterLock,
         redo: frozenset[int] = frozenset(),
         damage: tuple[StoreError, ...] = (),
     ) -> None:
@@ -96,14 +95,14 @@ class StoreWriter:
             raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
         path_inside(draft, f"{ARRAY}/{LOCK}")
         make_folder(draft / ARRAY)
-        lock = acquire_lock(draft / ARRAY / LOCK)
+        lock = WriterLock.acquire(draft / ARRAY / LOCK)
         with _released_on_error(lock):
             clear_folder(draft, keep=draft / ARRAY / LOCK)
             files = skeleton(spec, beside)
             header = header_record(files)
             write_tree(draft, {**files, f"{ARRAY}/{JOURNAL}": header})
             rename(draft, path)
-        return cls(path, spec, parse_journal(header, str(path)), lock)
+        return cls(path, spec, parse_journal(header, str(path)), lock.moved(path / ARRAY / LOCK))
 
     @classmethod
     def resume(cls, path: Path, fingerprint: Mapping[str, Any]) -> StoreWriter:
@@ -119,9 +118,10 @@ class StoreWriter:
             Its metadata or journal is damaged.
         """
         require_store(path)
-        lock = acquire_lock(path / ARRAY / LOCK)
+        lock = WriterLock.acquire(path / ARRAY / LOCK)
         with _released_on_error(lock):
             spec, journal = _take_up(path, fingerprint)
+            check_length(path, spec)
         return cls(path, spec, journal, lock)
 
     @classmethod
@@ -156,12 +156,13 @@ class StoreWriter:
             The metadata is damaged beyond what the inputs can restore.
         """
         require_store(path)
-        lock = acquire_lock(path / ARRAY / LOCK)
+        lock = WriterLock.acquire(path / ARRAY / LOCK)
         with _released_on_error(lock):
             drop_damaged_lines(path / ARRAY / JOURNAL)
             spec, journal = _take_up(path, fingerprint)
             damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
+            check_length(path, spec)
             redo = damaged_shards(path, spec, journal, progress)
         return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
 
@@ -171,7 +172,9 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        release_lock(self._lock)
+        # A disk that failed before may fail here again: the first failure is the one to be told.
+        with suppress(OSError) if error is not None else nullcontext():
+            self._lock.release()
 
     @property
     def pending_shards(self) -> list[int]:
@@ -209,8 +212,9 @@ class StoreWriter:
             raise InputError(f"{self.path} has rows 0 to {self.spec.n_samples - 1}, not {rows.min()} to {rows.max()}")
         shards = rows // self.spec.shard_samples
         for shard in np.unique(shards).tolist():
-            chosen = shards == shard
-            self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, block[chosen])
+            chosen = np.flatnonzero(shards == shard)
+            part = block if len(chosen) == len(rows) else block[chosen]
+            self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, part)
 
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
         if shard in self._journal.shards and shard not in self._redo:
@@ -221,7 +225,9 @@ class StoreWriter:
             self._filled[shard] = np.zeros(n_rows, dtype=bool)
         filled = self._filled[shard]
         assert not filled[local_rows].any(), "a row was given twice"
-        self._buffers[shard][:, :, local_rows] = block.transpose(1, 2, 0, 3)
+        # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
+        bits = np.dtype(f"u{block.dtype.itemsize}")
+        self._buffers[shard].view(bits)[:, :, local_rows] = np.ascontiguousarray(block).view(bits).transpose(1, 2, 0, 3)
         filled[local_rows] = True
         if filled.all():
             self._commit(shard)
@@ -264,11 +270,12 @@ class StoreWriter:
 
 
 @contextmanager
-def _released_on_error(lock: int) -> Generator[None]:
+def _released_on_error(lock: WriterLock) -> Generator[None]:
     try:
         yield
     except BaseException:
-        release_lock(lock)
+        with suppress(OSError):
+            lock.release()
         raise
 
 

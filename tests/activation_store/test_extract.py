@@ -1,13 +1,24 @@
 """Extraction as a whole: layers, resuming, data types, refusals."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from activation_store import ActivationStore, FingerprintMismatchError, InputError, NonFiniteError, extract
+from activation_store import (
+    ActivationStore,
+    FingerprintMismatchError,
+    InputError,
+    NonFiniteError,
+    StoreLockedError,
+    capture,
+    extract,
+)
 from activation_store.capture import HiddenStates
 from activation_store.extract import parse_layers
+from activation_store.journal import WriterLock
 from tests.activation_store.test_store import tree
 from tests.conftest import CHATML, N_BLOCKS, save_model, train_tokenizer
 
@@ -59,6 +70,15 @@ def test_interrupted_extraction_resumes_byte_identical(tiny_model, dataset, tmp_
     assert 0 < ActivationStore.open(tmp_path / "cut.zarr").n_committed < 11
     run(folder, dataset, tmp_path / "cut.zarr")
     assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_a_second_writer_is_refused_at_once(tiny_model, dataset, tmp_path, monkeypatch):
+    run(tiny_model("llama"), dataset, tmp_path / "s.zarr")
+    monkeypatch.setattr(capture, "load_tokenizer", None)
+    lock = WriterLock.acquire(tmp_path / "s.zarr/activations/writer.lock")
+    with pytest.raises(StoreLockedError, match=f"is being written by process {os.getpid()}"):
+        run(tiny_model("llama"), dataset, tmp_path / "s.zarr")
+    lock.release()
 
 
 def test_a_finished_store_needs_no_weights(tiny_model, dataset, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ DAMAGES = {
     "a cut file": (lambda store: (store / "activations/c/0/0/0/0").write_bytes(b"short"), [0]),
     "a coordinate": (lambda store: damage(store / "question/c/0", 9), []),
     "a missing label": (lambda store: (store / "is right/c/0").unlink(), []),
+    "the sample numbers": (lambda store: (store / "sample/c/0").write_bytes(b"short"), []),
     "a label's metadata": (lambda store: damage(store / "success_rate/zarr.json", 40), []),
     "a journal line": (lambda store: drop_line(store / "activations/journal", 2), [1]),
     "the last journal line": (lambda store: damage(store / "activations/journal", -5), [2]),
