@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     def kill(self) -> None:
         """Leave the writer as a killed process does: only its descriptors are closed."""
         assert self.writer is not None
-        os.close(self.writer._lock)
+        os.close(self.writer._lock._descriptor)
         self.writer = None
 
     @precondition(lambda self: self.writer is None and self.exists)

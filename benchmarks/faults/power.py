@@ -16,7 +16,7 @@ from benchmarks.faults.disk import Change, Disk, Fate, Tree
 from benchmarks.faults.job import Job, scratch, write_tree
 
 Fates = dict[Change, Fate]
-MAX_MINIMISED = 3
+MAX_MINIMISED = 10
 # Every change alone is lost where there are this many at most; else they are drawn.
 MAX_SINGLE = 8
 
