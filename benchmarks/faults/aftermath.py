@@ -1,0 +1,51 @@
+"""What must hold after any fault: nothing acknowledged is lost, nothing is wrong, the same job again ends the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from benchmarks.faults.counts import Counts
+from benchmarks.faults.disk import Tree
+from benchmarks.faults.job import Job, tree
+
+
+def aftermath(job: Job, root: Path, acknowledged: Collection[int], what: str) -> Counts:
+    """Look at what a fault left below `root`, run the job again and compare with the uninterrupted one.
+
+    Parameters
+    ----------
+    job : Job
+        That was interrupted.
+    root : Path
+        Where it worked.
+    acknowledged : collection of int
+        Shards that must be there.
+    what : str
+        The fault, for messages.
+    """
+    counts = job.look(root, acknowledged, what)
+    counts += run_again(job, root, what)
+    return counts
+
+
+def run_again(job: Job, root: Path, what: str) -> Counts:
+    """Run the job to its end and compare the tree."""
+    counts = Counts(reruns=1)
+    try:
+        job.run(root)
+    except Exception as error:
+        # Whatever it is: the job cannot be finished.
+        counts.expect(False, f"{what}: the job run again raised {error!r}")
+        return counts
+    differing = difference(tree(root), job.reference)
+    counts.identical += not differing
+    counts.expect(not differing, f"{what}: after the job was run again, other than uninterrupted: {differing}")
+    return counts
+
+
+def difference(found: Tree, expected: Tree) -> str:
+    """Paths in which two trees differ; empty if they do not."""
+    missing = object()
+    paths = sorted(path for path in {**found, **expected} if found.get(path, missing) != expected.get(path, missing))
+    return ", ".join(paths)

@@ -1,0 +1,62 @@
+"""``python -m benchmarks faults``."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from tqdm import tqdm
+
+from benchmarks.faults.counts import Counts, broken_list, table
+from benchmarks.faults.suite import FULL, QUICK, Task, parts
+
+
+@click.command()
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the counts to this file as well.")
+@click.option("--quick", is_flag=True, help="A sample of everything: about a minute.")
+@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
+@click.option("--part", "chosen", multiple=True, help="Only parts whose name has this in it; may be repeated.")
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes.")
+def main(json_path: Path | None, quick: bool, seed: int, chosen: tuple[str, ...], jobs: int) -> None:
+    """Kill, fail, cut the power and damage bytes; count what is lost or wrong (nothing may be)."""
+    tasks = {
+        name: work
+        for name, work in parts(QUICK if quick else FULL, seed).items()
+        if work and (not chosen or any(text in name for text in chosen))
+    }
+    rows = run(tasks, jobs)
+    click.echo(table(rows))
+    if json_path:
+        json_path.write_text(json.dumps({name: asdict(counts) for name, counts in rows.items()}, indent=2))
+    if any(counts.broken for counts in rows.values()):
+        click.echo(broken_list(rows), err=True)
+        sys.exit(1)
+
+
+def run(tasks: dict[str, list[Task]], n_processes: int) -> dict[str, Counts]:
+    """Run all tasks, several at a time, and add up the counts of each part.
+
+    Parameters
+    ----------
+    tasks : dict of str to list of Task
+        The parts.
+    n_processes : int
+        Tasks at a time.
+    """
+    # Not forked from this process, whose imports have started threads by now.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.faults.suite"])
+    rows = {name: Counts() for name in tasks}
+    with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
+        names: dict[Future[Counts], str] = {pool.submit(task): name for name, work in tasks.items() for task in work}
+        with tqdm(as_completed(names), total=len(names), unit="task", desc="faults", disable=None) as progress:
+            for future in progress:
+                rows[names[future]] += future.result()
+                progress.set_postfix_str(names[future], refresh=False)
+    return rows
