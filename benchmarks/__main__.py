@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from importlib import import_module
+from types import FrameType
 
 import click
 
@@ -27,9 +30,15 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(143)
+
+
 @click.group(cls=LazyGroup)
 def main() -> None:
     """Measure this package against its peers, on the same data in the same run."""
+    # Ended from outside, a run still removes its files: they are gigabytes.
+    signal.signal(signal.SIGTERM, _stop)
 
 
 if __name__ == "__main__":
