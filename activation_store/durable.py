@@ -17,8 +17,10 @@ _WRITEBACK_NBYTES = 2**20
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write the pieces one after another into a new file and fsync it."""
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+    """Write the pieces one after another into a new file and fsync it; what has its name, a link too, is removed."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         started = written = 0
         for piece in pieces:
             write_all(descriptor, piece)
@@ -81,8 +83,9 @@ def make_folder(path: Path) -> None:
 
 def clear_folder(path: Path, keep: Path) -> None:
     """Remove all files and folders in `path` but the file `keep` and the folders that lead to it."""
-    for folder, _, names in os.walk(path, topdown=False):
-        for name in names:
+    for folder, folders, files in os.walk(path, topdown=False):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        for name in (*files, *links):
             if Path(folder, name) != keep:
                 os.unlink(Path(folder, name))  # noqa: PTH108
         if Path(folder) != path and not keep.is_relative_to(folder):

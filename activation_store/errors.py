@@ -1,7 +1,8 @@
 """What can go wrong with a dataset, a model or a store: one tree, so that a caller can catch all of it or a part."""
 
 # What mends most damage: the inputs are still there, and the model computes the same values again.
-MEND = "restore it, or run the same extract again with --repair"
+MEND = "restore it from a copy, or run the same extract again with --repair (imported: import it anew)"
+RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
 class StoreError(Exception):

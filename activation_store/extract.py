@@ -25,7 +25,7 @@ from activation_store.metadata import COORDINATES, RESERVED_NAMES, is_store
 from activation_store.prompts import Prompts, TokenIds, Tokenizer, encode_prompts
 from activation_store.reader import ActivationStore
 from activation_store.spec import ARRAY, StoreSpec, library_versions
-from activation_store.writer import StoreWriter
+from activation_store.writer import StoreWriter, check_can_create
 
 MAX_BATCH_TOKENS = 8192
 
@@ -120,7 +120,10 @@ def extract(
     """
     path = Path(output_path)
     _check_arguments(path, label_column, batch_size=batch_size, shard_samples=shard_samples, max_length=max_length)
-    check_unlocked(path / ARRAY / LOCK)
+    if is_store(path):
+        check_unlocked(path / ARRAY / LOCK)
+    elif not repair:
+        check_can_create(path)
     dataset = read_dataset(Path(dataset_path), question_column, [label_column], max_samples)
     job = _prepare(
         model,
@@ -141,6 +144,7 @@ def extract(
     else:
         writer = _created(path, job, shard_samples, {"dataset_path": str(dataset_path)}, batch_size)
     with writer:
+        _warn_of_other_versions(writer)
         _fill(writer, job)
     if writer.changed_shards:
         logger.warning(
@@ -261,7 +265,7 @@ def _created(path: Path, job: _Job, shard_samples: int | None, origin: dict[str,
         positions=job.prompts.positions,
         n_features=job.n_features,
         dtype=job.dtype,
-        shard_samples=shard_samples or balanced_shard_samples(n_samples, job.sample_nbytes),
+        shard_samples=min(shard_samples or balanced_shard_samples(n_samples, job.sample_nbytes), n_samples),
         coordinates=COORDINATES,
         label_columns=tuple(job.dataset.labels),
         fingerprint=job.fingerprint,
@@ -282,6 +286,14 @@ def _created(path: Path, job: _Job, shard_samples: int | None, origin: dict[str,
     # Before the store is created: weights that cannot be loaded leave nothing behind.
     spec = replace(spec, provenance={**spec.provenance, "attention_implementation": job.states.attention})
     return StoreWriter.create(path, spec, _beside(job))
+
+
+def _warn_of_other_versions(writer: StoreWriter) -> None:
+    """Say so when an extraction goes on with other libraries than it began with: last bits of values may differ."""
+    stored, now = writer.spec.provenance.get("versions"), library_versions()
+    if writer.pending_shards and isinstance(stored, dict) and stored != now:
+        differing = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
+        logger.warning("%s was started with other library versions: %s", writer.path, ", ".join(differing))
 
 
 def _repaired(path: Path, job: _Job) -> StoreWriter:
@@ -363,7 +375,12 @@ def _check_arguments(path: Path, label_column: str, **at_least_one: int | None) 
         raise InputError(
             f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
         )
-    if label_column in RESERVED_NAMES | {"zarr.json"} or "/" in label_column or label_column.startswith((".", "__")):
+    if (
+        label_column in RESERVED_NAMES | {"zarr.json"}
+        or "/" in label_column
+        or label_column.startswith((".", "__"))
+        or not 0 < len(label_column.encode()) <= 255
+    ):
         raise InputError(f"a label column cannot be called {label_column!r} in the store; rename it in the dataset")
     for name, value in at_least_one.items():
         if value is not None and value < 1:

@@ -13,6 +13,7 @@ from activation_store.reader import ActivationStore
 from activation_store.spec import FORMAT_VERSION, LAYER_CONVENTION, POSITION_CONVENTION
 
 _NORM_ROWS = 200
+_CHUNK_ROWS = 16
 _SAMPLES = 3
 
 
@@ -30,7 +31,8 @@ def inspect(store: ActivationStore) -> str:
 
 def _axes(store: ActivationStore) -> str:
     layout = store.spec.layout
-    labels = store.labels.describe().loc[["mean", "min", "max"]].T.to_string(float_format="{:.4g}".format)
+    table = store.labels.astype(float).agg(["mean", "min", "max"]).T if store.spec.label_columns else None
+    labels = "none" if table is None else table.to_string(float_format="{:.4g}".format)
     axes = ", ".join(f"{length} {axis}s" for axis, length in zip(store.dims, store.shape, strict=True))
     shards = f"{layout.n_shards} shards of {layout.shard_samples} samples, {layout.shard_nbytes / 2**20:.1f} MiB each"
     return (
@@ -63,8 +65,9 @@ def _norms(store: ActivationStore) -> str:
         return "norms: nothing is committed yet"
     rows = rows[:_NORM_ROWS]
     norms = np.zeros(store.shape[1:3])
-    for row in rows:
-        norms += np.linalg.norm(store[row : row + 1][0].astype(np.float64), axis=2) / len(rows)
+    for start in rows[::_CHUNK_ROWS]:
+        block = store[start : min(start + _CHUNK_ROWS, rows.stop)].astype(np.float64)
+        norms += np.linalg.norm(block, axis=3).sum(axis=0) / len(rows)
     table = pd.DataFrame(norms, index=[f"layer {layer}" for layer in store.layers], columns=list(store.positions))
     title = f"mean Euclidean norm over rows {rows.start}-{rows.stop - 1}, by layer and position"
     return f"{title}\n{table.to_string(float_format='{:.4g}'.format)}"

@@ -40,7 +40,9 @@ class PtActivations:
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
         self.path = path
         self._activations: Tensor = content["activations"].detach()
-        self._labels: Tensor = torch.as_tensor(content["labels"]).detach()
+        labels = torch.as_tensor(content["labels"]).detach()
+        # NumPy has no bfloat16, and float32 holds all of its values.
+        self._labels: Tensor = labels.float() if labels.dtype == torch.bfloat16 else labels
         self.layers = tuple(int(layer) for layer in content["layer_indices"])
         self.positions = tuple(int(position) for position in content["positions"])
         self.model_name = str(content.get("model_name", ""))
@@ -157,7 +159,7 @@ def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None
         positions=activations.positions,
         n_features=n_features,
         dtype=dtype,
-        shard_samples=shard_samples or size,
+        shard_samples=min(shard_samples or size, n_samples),
         coordinates=(),
         label_columns=(LABEL,),
         fingerprint={
@@ -179,7 +181,7 @@ def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None
     )
     with writer:
         for shard in writer.pending_shards:
-            rows = spec.layout.rows(shard)
+            rows = writer.spec.layout.rows(shard)
             writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
     return ActivationStore.open(path)
 
@@ -215,7 +217,7 @@ def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | N
         "model_name": str(store.fingerprint.get("model", "")),
     }
     shapes = {"activations": (store.shape, _TORCH_DTYPES[store.spec.dtype]), "labels": ((len(store),), torch.float32)}
-    with _reserved_tensors(temporary, content, shapes) as tensors:
+    with _removed_on_error(temporary), _reserved_tensors(temporary, content, shapes) as tensors:
         labels = store.labels[label_column or store.spec.label_columns[0]].to_numpy()
         tensors["labels"].copy_(torch.from_numpy(labels.astype(np.float32)))
         for shard in range(store.spec.layout.n_shards):
@@ -229,6 +231,15 @@ def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | N
 
 
 @contextmanager
+def _removed_on_error(path: Path) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
 def _reserved_tensors(
     path: Path, content: dict[str, Any], shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]
 ) -> Generator[dict[str, Tensor]]:
@@ -239,6 +250,9 @@ def _reserved_tensors(
         fakes = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**fakes, **content}, path)
+    # A mapped file with holes ends the process, without a word, where the disk is full.
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         mapped = torch.load(path, mmap=True, weights_only=True)
     yield {name: mapped[name] for name in shapes}
@@ -252,6 +266,8 @@ def _check_content(path: Path, content: Any) -> None:
     activations = content["activations"]
     if not isinstance(activations, Tensor) or activations.ndim != 4 or activations.dtype not in _TORCH_DTYPES.values():
         raise InputError(f"{path}: activations must be a float tensor [sample, layer, position, feature]")
+    if activations.untyped_storage().nbytes() < activations.numel() * activations.itemsize:
+        raise InputError(f"{path}: activations of shape {list(activations.shape)} share values; save them contiguous")
     expected = (_n_labels(path, content["labels"]), *(_n_distinct(path, content, name) for name in wanted[2:]))
     if tuple(activations.shape[:3]) != expected or 0 in activations.shape:
         raise InputError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from activation_store.durable import commit_file, naming, write_all
+from activation_store.durable import naming, write_all
 from activation_store.errors import MEND, CorruptStoreError, StoreLockedError
 from activation_store.layout import CHECKSUM_NBYTES, checksum_bytes
 
@@ -108,14 +108,21 @@ def _checked_shard(shard: Any) -> int:
     return shard
 
 
-def drop_damaged_lines(path: Path) -> None:
-    """Keep only the good lines of a journal: what the others committed will count as never committed."""
-    lines = path.read_bytes().splitlines(keepends=True)
+def good_lines(data: bytes, where: str) -> tuple[bytes, int]:
+    """The good lines of a journal's content, and how many are damaged.
+
+    Raises
+    ------
+    CorruptStoreError
+        The first line, which names all other files, is one of these.
+    """
+    lines = data.splitlines(keepends=True)
     good = [line for line in lines if _decode(line) is not None]
     if not lines or lines[:1] != good[:1]:
-        raise CorruptStoreError(f"{path}: its first line, which names all other files, is damaged; restore the journal")
-    if len(good) < len(lines):
-        commit_file(path, good)
+        raise CorruptStoreError(
+            f"{where}: its first line, which names all other files, is damaged; restore the journal"
+        )
+    return b"".join(good), len(lines) - len(good)
 
 
 def record_nbytes(n_cells: int) -> int:
@@ -142,7 +149,7 @@ class WriterLock:
         with naming(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            _lock(path, descriptor)
+            _lock(path, descriptor, fcntl.LOCK_EX)
             with naming(path):
                 os.ftruncate(descriptor, 0)
                 write_all(descriptor, str(os.getpid()).encode())
@@ -175,16 +182,16 @@ def check_unlocked(path: Path) -> None:
     if path.is_file():
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            _lock(path, descriptor)
+            _lock(path, descriptor, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
 
 
-def _lock(path: Path, descriptor: int) -> None:
+def _lock(path: Path, descriptor: int, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = path.read_text() or "unknown"
-        raise StoreLockedError(
-            f"{path.parent.parent} is being written by process {holder}; wait for it or stop it"
-        ) from error
+        pid = os.pread(descriptor, 20, 0)
+        # Empty between a writer's taking the lock and its writing its pid.
+        holder = f"process {pid.decode()}" if pid.isdigit() else "another process"
+        raise StoreLockedError(f"{path.parent.parent} is being written by {holder}; wait for it or stop it") from error

@@ -17,8 +17,8 @@ from zarr.buffer import cpu
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from activation_store.errors import MEND, CorruptStoreError, InputError, UnsupportedFormatError
-from activation_store.journal import JOURNAL, LOCK, JournalContents, file_hash, parse_journal, record_nbytes
+from activation_store.errors import MEND, RESTORE, CorruptStoreError, InputError, UnsupportedFormatError
+from activation_store.journal import JOURNAL, LOCK, JournalContents, file_hash, good_lines, parse_journal, record_nbytes
 from activation_store.layout import CHECKSUM_NBYTES
 from activation_store.spec import ARRAY, AXES, JSON, StoreSpec, check_version, encode_json, parse_spec
 
@@ -28,12 +28,13 @@ from activation_store.spec import ARRAY, AXES, JSON, StoreSpec, check_version, e
 #   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
 #   question [sample]              the dataset's question, before the chat template
 COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
-_CHANGED = f"is not what was written when the store was created; {MEND}"
+_CHANGED = "is not what was written when the store was created"
 RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
 
 # Nothing larger is read before it is known what it should hold.
 MAX_JSON_NBYTES = 64 * 2**20
 _MAX_TEXT_NBYTES = 16 * 2**20
+_MAX_FILE_NBYTES = 4 * 2**30
 _FIXED_DTYPES = frozenset(
     {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 )
@@ -103,6 +104,8 @@ def require_store(path: Path) -> None:
         raise UnsupportedFormatError(f"{path} is not a probesweep store but a file")
     if (path / "zarr.json").is_file():
         check_version(_read_json(path, "zarr.json"), str(path))
+        if not is_store(path):
+            raise CorruptStoreError(f"{path}/{ARRAY}/{JOURNAL} is missing, and with it what is committed; {RESTORE}")
     if not is_store(path):
         raise UnsupportedFormatError(f"{path} is not a probesweep store: {ARRAY}/{JOURNAL} is missing")
     # Written to before anything else is known about the store.
@@ -110,8 +113,15 @@ def require_store(path: Path) -> None:
         path_inside(path, f"{ARRAY}/{name}")
 
 
-def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
+def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, JournalContents]:
     """Read and check a store's metadata and journal.
+
+    Parameters
+    ----------
+    path : Path
+        Of the store.
+    drop_damaged : bool
+        Pass over damaged lines of the journal, as if what they committed never was.
 
     Raises
     ------
@@ -127,9 +137,12 @@ def read_spec(path: Path) -> tuple[StoreSpec, JournalContents]:
     spec = parse_spec(group, array, str(path))
     layout = spec.layout
     # Every shard twice and the header: a journal that was added to by a repair is still far below it.
-    limit = MAX_JSON_NBYTES + 2 * layout.n_shards * record_nbytes(layout.n_cells)
+    limit = min(MAX_JSON_NBYTES + 2 * layout.n_shards * record_nbytes(layout.n_cells), _MAX_FILE_NBYTES)
     journal_path = f"{ARRAY}/{JOURNAL}"
-    journal = parse_journal(_read(path, journal_path, limit), str(path / journal_path))
+    data = _read(path, journal_path, limit)
+    if drop_damaged:
+        data, _ = good_lines(data, str(path / journal_path))
+    journal = parse_journal(data, str(path / journal_path))
     for name in ("zarr.json", f"{ARRAY}/zarr.json"):
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
     for shard, checksums in journal.shards.items():
@@ -173,7 +186,7 @@ def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalCont
     dtype = _checked_dtype(_parse_json(metadata, where), shape, where)
     key = "/".join(["c", *("0" for _ in shape)])
     n_bytes = math.prod(shape) * (dtype.itemsize if dtype else _MAX_TEXT_NBYTES) + CHECKSUM_NBYTES
-    chunk = checked_bytes(path, f"{name}/{key}", journal, n_bytes)
+    chunk = checked_bytes(path, f"{name}/{key}", journal, min(n_bytes, _MAX_FILE_NBYTES))
     # The text codec takes memory for as many strings as the first four bytes say.
     whole = len(chunk) == n_bytes if dtype else int.from_bytes(chunk[:4], "little") == math.prod(shape)
     if not whole:
@@ -232,7 +245,7 @@ def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: i
     """
     data = _read(path, name, max_nbytes)
     if file_hash(data) != journal.files.get(name):
-        raise CorruptStoreError(f"{path / name} {_CHANGED}")
+        raise CorruptStoreError(f"{path / name} {_CHANGED}; {_mend(name)}")
     return data
 
 
@@ -243,7 +256,7 @@ def check_file(path: Path, name: str, spec: StoreSpec, journal: JournalContents)
     with _regular_file(path, name, limit).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != journal.files.get(name):
-        raise CorruptStoreError(f"{path / name} {_CHANGED}")
+        raise CorruptStoreError(f"{path / name} {_CHANGED}; {_mend(name)}")
 
 
 def path_inside(store: Path, name: str) -> Path:
@@ -254,7 +267,11 @@ def path_inside(store: Path, name: str) -> Path:
     CorruptStoreError
         It leads out of the folder.
     """
-    resolved = (store / name).resolve()
+    try:
+        resolved = (store / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        # A ring of links, and names that no file can have.
+        raise CorruptStoreError(f"{store}/{name!r} is no path that can be followed ({error}); {MEND}") from error
     if not resolved.is_relative_to(store.resolve()):
         raise CorruptStoreError(
             f"{store / name} leads out of {store}, to {resolved}; replace the link by what it leads to"
@@ -270,11 +287,18 @@ def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
     """Path of a file that can be read: a pipe in its place would be waited on for ever."""
     file = path_inside(store, name)
     if not file.is_file():
-        raise CorruptStoreError(f"{store / name} is missing; {MEND}")
+        raise CorruptStoreError(f"{store / name} is missing; {_mend(name)}")
     n_bytes = file.stat().st_size
     if n_bytes > max_nbytes:
-        raise CorruptStoreError(f"{store / name} is {n_bytes} bytes long, at most {max_nbytes} are expected; {MEND}")
+        raise CorruptStoreError(
+            f"{store / name} is {n_bytes} bytes long, at most {max_nbytes} are expected; {_mend(name)}"
+        )
     return file
+
+
+def _mend(name: str) -> str:
+    """What to do about a damaged file: a repair starts from the two documents that say what the store is."""
+    return RESTORE if name in ("zarr.json", f"{ARRAY}/zarr.json") else MEND
 
 
 def _read_json(store: Path, name: str) -> JSON:
@@ -285,7 +309,7 @@ def _parse_json(data: bytes, where: str) -> JSON:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{where} is not JSON that can be read ({error}); restore it") from error
+        raise CorruptStoreError(f"{where} is not JSON that can be read ({error}); {RESTORE}") from error
     if not isinstance(document, dict):
-        raise CorruptStoreError(f"{where} is not a JSON object; restore it")
+        raise CorruptStoreError(f"{where} is not a JSON object; {RESTORE}")
     return document

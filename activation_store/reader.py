@@ -13,12 +13,14 @@ import pandas as pd
 import xarray
 from jaxtyping import Integer, Shaped
 
-from activation_store.errors import InputError, MissingShardError, StoreError
+from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards, never_committed, open_shard
 from activation_store.journal import JOURNAL, JournalContents, file_hash
 from activation_store.metadata import check_length, read_coordinate, read_spec
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, AXES, StoreSpec
+
+MAX_MAPPED_SHARDS = 128
 
 
 class ActivationStore:
@@ -33,6 +35,7 @@ class ActivationStore:
         self._journal = journal
         self._verify = verify
         self._shards: dict[int, Shard] = {}
+        self._verified: dict[int, np.ndarray] = {}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> ActivationStore:
@@ -175,7 +178,7 @@ class ActivationStore:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
 
-    def __getitem__(self, rows: slice) -> Shaped[np.ndarray, "row layer position feature"]:
+    def __getitem__(self, rows: slice | int) -> Shaped[np.ndarray, "row layer position feature"]:
         """Activations of consecutive samples, such as ``store[100:200]``.
 
         Parameters
@@ -188,17 +191,24 @@ class ActivationStore:
         ndarray [row, layer, position, feature]
             A copy.
         """
+        if isinstance(rows, int):
+            raise InputError(f"{self.path}: samples are read by slices; write store[i:i+1] for one")
         start, stop, step = rows.indices(self.n_samples)
         if step != 1:
             raise InputError(f"{self.path}: samples are read in order, without a step; index the result instead")
-        out = np.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
         size = self.spec.shard_samples
-        for shard in range(start // size, -(-stop // size) if stop > start else 0):
+        shards = range(start // size, -(-stop // size) if stop > start else 0)
+        self._check_shards(shards)
+        out = np.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
+        # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
+        bits = np.dtype(f"u{self.dtype.itemsize}")
+        for shard in shards:
             held = self.spec.layout.rows(shard)
             low, high = max(start, held.start), min(stop, held.stop)
             for layer_idx, position_idx in np.ndindex(*self.shape[1:3]):
                 block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
-                out[low - start : high - start, layer_idx, position_idx] = block[low - held.start : high - held.start]
+                part = block[low - held.start : high - held.start].view(bits)
+                out.view(bits)[low - start : high - start, layer_idx, position_idx] = part
         return out
 
     def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
@@ -223,8 +233,14 @@ class ActivationStore:
             The store is unfinished, or a shard's file is not there or not as long as it was: Zarr would read NaN.
         """
         self.require_complete()
+        strange = {entry.name for entry in self.path.iterdir() if entry.is_dir()} - {
+            name.split("/")[0] for name in self._journal.files
+        }
+        if strange:
+            raise CorruptStoreError(f"{self.path} holds {sorted(strange)}, which is not of the store; remove it")
         for shard in range(self.spec.layout.n_shards):
-            self._shard(shard)
+            # Zarr checks the values against the checksums beside them.
+            self._shard(shard).check_checksums()
         beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
         # Only the activations are left to Zarr: what the files beside them decode to is bounded by our checks.
         dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
@@ -256,8 +272,8 @@ class ActivationStore:
         MissingShardError, CorruptStoreError
             Rows were never committed, or are damaged; names file and rows.
         """
-        # All shards are looked at before memory is taken for what they are said to hold.
-        blocks = list(self.cell_blocks(layer, position))
+        blocks = self.cell_blocks(layer, position)
+        self._check_shards(range(self.spec.layout.n_shards))
         out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
         for rows, block in blocks:
             out[rows.start : rows.stop] = block
@@ -309,10 +325,21 @@ class ActivationStore:
             for first, stop in gaps
         ]
 
+    def _check_shards(self, shards: range) -> None:
+        """Look at all shards before memory is taken for what they are said to hold."""
+        for shard in shards:
+            self._shard(shard)
+
     def _shard(self, shard: int) -> Shard:
-        if shard not in self._shards:
-            self._shards[shard] = open_shard(self.path, self.spec, self._journal, shard)
-        return self._shards[shard]
+        """Mapped shard; those used last are kept, because each holds a file descriptor."""
+        opened = self._shards.pop(shard, None)
+        if opened is None:
+            opened = open_shard(self.path, self.spec, self._journal, shard)
+            opened.verified = self._verified.setdefault(shard, opened.verified)
+        self._shards[shard] = opened
+        if len(self._shards) > MAX_MAPPED_SHARDS:
+            del self._shards[next(iter(self._shards))]
+        return opened
 
 
 def _index(values: tuple[int, ...], value: int, axis: str) -> int:

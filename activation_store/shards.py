@@ -49,10 +49,22 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> bytes:
 
 
 class Shard:
-    """A committed shard, memory-mapped. A cell is checked against the journal's crc32c when it is first read."""
+    """A committed shard, memory-mapped. A cell is checked against the journal's crc32c when it is first read.
+
+    Attributes
+    ----------
+    verified : ndarray [layer, position]
+        Cells that were.
+    """
 
     def __init__(
-        self, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes, mapped: np.ndarray
+        self,
+        path: Path,
+        layout: Layout,
+        rows: range,
+        dtype: np.dtype[Any],
+        checksums: bytes,
+        mapped: np.ndarray,
     ) -> None:
         self._where = f"{path} (rows {rows.start}-{rows.stop - 1})"
         self._layout = layout
@@ -60,7 +72,7 @@ class Shard:
         self._dtype = dtype
         self._checksums = checksums
         self._mapped = mapped
-        self._verified = np.zeros((layout.n_layers, layout.n_positions), dtype=bool)
+        self.verified = np.zeros((layout.n_layers, layout.n_positions), dtype=bool)
 
     @classmethod
     def map(cls, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes) -> Shard:
@@ -108,26 +120,32 @@ class Shard:
         layout = self._layout
         start = layout.chunk_offset(layer_idx, position_idx)
         values = self._mapped[start : start + layout.values_nbytes]
-        if verify and not self._verified[layer_idx, position_idx]:
+        if verify and not self.verified[layer_idx, position_idx]:
             if checksum_bytes(values) != self._committed(layer_idx, position_idx):
                 raise CorruptStoreError(
                     f"{self._where}: the values of layer index {layer_idx}, position index {position_idx} are not "
                     f"those that were committed; {MEND}"
                 )
-            self._verified[layer_idx, position_idx] = True
+            self.verified[layer_idx, position_idx] = True
         return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: self._n_rows]
 
+    def check_checksums(self) -> None:
+        """Check the checksums beside the cells, which other readers of Zarr go by, against the journal's.
+
+        Raises
+        ------
+        CorruptStoreError
+            They differ: the file is another shard's, or damaged.
+        """
+        chunks = self._mapped[: self._layout.index_offset].reshape(-1, self._layout.chunk_nbytes)
+        if chunks[:, self._layout.values_nbytes :].tobytes() != self._checksums:
+            raise CorruptStoreError(f"{self._where}: the checksums in the file are not those committed; {MEND}")
+
     def check_every_byte(self) -> None:
-        """Check all cells, and the checksums that other readers of Zarr go by; raises as `cell` does."""
-        layout = self._layout
-        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
+        """Check all cells and the checksums beside them; raises as `cell` does."""
+        for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
             self.cell(layer_idx, position_idx, verify=True)
-            end = layout.chunk_offset(layer_idx, position_idx) + layout.values_nbytes
-            if self._mapped[end : end + CHECKSUM_NBYTES].tobytes() != self._committed(layer_idx, position_idx):
-                raise CorruptStoreError(
-                    f"{self._where}: the checksum beside layer index {layer_idx}, position index {position_idx} is "
-                    f"damaged, its values are whole; {MEND}"
-                )
+        self.check_checksums()
 
     def _committed(self, layer_idx: int, position_idx: int) -> bytes:
         start = (layer_idx * self._layout.n_positions + position_idx) * CHECKSUM_NBYTES

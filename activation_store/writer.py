@@ -21,8 +21,9 @@ from activation_store.journal import (
     LOCK,
     JournalContents,
     WriterLock,
-    drop_damaged_lines,
+    check_unlocked,
     file_hash,
+    good_lines,
     header_record,
     parse_journal,
     shard_record,
@@ -87,13 +88,7 @@ class StoreWriter:
         StoreLockedError
             Another process is creating it.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
-        draft = path.with_name(f".{path.name}.creating")
-        # What lies there is removed: not through a link that somebody put in its place.
-        if draft.is_symlink():
-            raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
-        path_inside(draft, f"{ARRAY}/{LOCK}")
+        draft = check_can_create(path)
         make_folder(draft / ARRAY)
         lock = WriterLock.acquire(draft / ARRAY / LOCK)
         with _released_on_error(lock):
@@ -158,12 +153,15 @@ class StoreWriter:
         require_store(path)
         lock = WriterLock.acquire(path / ARRAY / LOCK)
         with _released_on_error(lock):
-            drop_damaged_lines(path / ARRAY / JOURNAL)
-            spec, journal = _take_up(path, fingerprint)
+            n_dropped = good_lines((path / ARRAY / JOURNAL).read_bytes(), str(path / ARRAY / JOURNAL))[1]
+            spec, journal = _take_up(path, fingerprint, drop_damaged=True)
             damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
             check_length(path, spec)
             redo = damaged_shards(path, spec, journal, progress)
+        if n_dropped:
+            message = f"{path / ARRAY / JOURNAL}: {n_dropped} damaged lines dropped, what they committed is pending"
+            damage[JOURNAL] = CorruptStoreError(message)
         return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
 
     def __enter__(self) -> StoreWriter:
@@ -198,7 +196,8 @@ class StoreWriter:
         Raises
         ------
         InputError
-            Another data type, a row that the store does not have, or one of a shard that is committed.
+            Another data type or shape, a row that the store does not have or that was given before, or one of a shard
+            that is committed.
         StoreError
             An earlier write failed: what is on disk is not known until the store is taken up anew.
         OSError
@@ -208,6 +207,11 @@ class StoreWriter:
             raise StoreError(f"{self.path}: an earlier write failed, nothing more is written; run the command again")
         if block.dtype != self.spec.numpy_dtype:
             raise InputError(f"{self.path} holds {self.spec.dtype}, the values are {block.dtype}; cast them first")
+        if block.shape != (len(rows), *self.spec.shape[1:]):
+            expected = [len(rows), *self.spec.shape[1:]]
+            raise InputError(f"{self.path}: {len(rows)} rows need values of shape {expected}, not {list(block.shape)}")
+        if len(np.unique(rows)) < len(rows):
+            raise InputError(f"{self.path}: a row is given twice in {rows.tolist()[:10]}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < self.spec.n_samples:
             raise InputError(f"{self.path} has rows 0 to {self.spec.n_samples - 1}, not {rows.min()} to {rows.max()}")
         shards = rows // self.spec.shard_samples
@@ -224,7 +228,8 @@ class StoreWriter:
             self._buffers[shard] = self._new_buffer(n_rows)
             self._filled[shard] = np.zeros(n_rows, dtype=bool)
         filled = self._filled[shard]
-        assert not filled[local_rows].any(), "a row was given twice"
+        if filled[local_rows].any():
+            raise InputError(f"{self.path}: a row of shard {shard} is given again")
         # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
         bits = np.dtype(f"u{block.dtype.itemsize}")
         self._buffers[shard].view(bits)[:, :, local_rows] = np.ascontiguousarray(block).view(bits).transpose(1, 2, 0, 3)
@@ -279,14 +284,49 @@ def _released_on_error(lock: WriterLock) -> Generator[None]:
         raise
 
 
-def _take_up(path: Path, fingerprint: Mapping[str, Any]) -> tuple[StoreSpec, JournalContents]:
+def check_can_create(path: Path) -> Path:
+    """Folder in which a new store for `path` is prepared.
+
+    Raises
+    ------
+    InputError
+        Something else is at `path`, or no store can be made there.
+    StoreLockedError
+        Another process is creating it.
+    """
+    path = path.absolute()
+    if (path / "zarr.json").is_file():
+        require_store(path)
+        check_unlocked(path / ARRAY / LOCK)
+        raise InputError(f"{path}: a store is there by now; run the same command again to go on with it")
+    if path == Path.cwd():
+        raise InputError(f"{path} is the current folder; give the store a folder of its own")
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
+    nearest = next(folder for folder in path.parents if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
+    draft = path.with_name(f".{path.name}.creating")
+    # What lies there is removed: not through a link that somebody put in its place.
+    if draft.is_symlink():
+        raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
+    path_inside(draft, f"{ARRAY}/{LOCK}")
+    check_unlocked(draft / ARRAY / LOCK)
+    return draft
+
+
+def _take_up(
+    path: Path, fingerprint: Mapping[str, Any], *, drop_damaged: bool = False
+) -> tuple[StoreSpec, JournalContents]:
     """Read a store that is locked, and make durable what a killed process may have left in memory only."""
-    spec, journal = read_spec(path)
+    spec, journal = read_spec(path, drop_damaged=drop_damaged)
     _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
     fsync_path(path.absolute().parent)
     # Written anew: after an fsync that failed, another one of the same pages reports success for what is not on disk.
-    good = (path / ARRAY / JOURNAL).read_bytes()[: journal.n_bytes]
-    commit_file(path / ARRAY / JOURNAL, [good])
+    data = (path / ARRAY / JOURNAL).read_bytes()
+    if drop_damaged:
+        data, _ = good_lines(data, str(path / ARRAY / JOURNAL))
+    commit_file(path / ARRAY / JOURNAL, [data[: journal.n_bytes]])
     return spec, journal
 
 

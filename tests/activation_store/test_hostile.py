@@ -98,6 +98,28 @@ def with_name_above(kind):
     return change
 
 
+def with_ring(name):
+    def change(store):
+        (store / name).unlink()
+        (store / name).symlink_to(store / name)
+
+    return change
+
+
+def with_name(name):
+    def change(store):
+        edit(store, "zarr.json", lambda document: document["attributes"]["label_columns"].append(name))
+        edit(
+            store,
+            "activations/zarr.json",
+            lambda document: document["attributes"].update(
+                coordinates=f"{document['attributes']['coordinates']} {name}"
+            ),
+        )
+
+    return change
+
+
 def with_shape(axis, length):
     """The same lie in every place where the shape is told."""
 
@@ -252,6 +274,9 @@ CORPUS = {
     "long shard": (with_sparse("activations/c/0/0/0/0", 2**40), "1099511627776 bytes long, committed with"),
     "shard beyond": (with_journal(shard_record(3, b"abcd" * 6)), "shard 3 is not one of this store"),
     "shard far beyond": (with_journal(shard_record(2**70, b"abcd" * 6)), "is not one of this store"),
+    "ring of links": (with_ring("n_tokens/c/0"), "no path that can be followed|leads out of|is missing"),
+    "zero in a name": (with_name("a\0b"), "no path that can be followed"),
+    "half a character": (with_name("a\ud800"), "no path that can be followed"),
     "few checksums": (with_journal(shard_record(1, b"abcd")), "shard 1 is not one of this store"),
     "nested record": (
         with_journal(checksum_bytes(b"[" * 200_000).hex().encode() + b" " + b"[" * 200_000 + b"\n"),
@@ -306,6 +331,49 @@ def test_nothing_is_restored_through_a_link(store):
     with pytest.raises(CorruptStoreError, match="leads out of"):
         StoreWriter.repair(store, make_spec().fingerprint, make_beside(11))
     assert outside.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("name", ["activations/c/2/0/0/.0.partial", "activations/.journal.partial"])
+def test_a_link_in_place_of_a_temporary_file_is_not_followed(name, store):
+    spec = make_spec()
+    journal = store / "activations/journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    victim = store.parent / "outside/victim"
+    victim.write_bytes(b"kept")
+    (store / name).symlink_to(victim)
+    with StoreWriter.resume(store, spec.fingerprint) as writer:
+        writer.add(np.arange(8, 11), make_values(spec)[8:])
+    assert victim.read_bytes() == b"kept"
+    assert not any(path.is_symlink() for path in store.rglob("*"))
+    use(store)
+
+
+def test_a_link_below_a_draft_is_not_followed(store):
+    draft = store.parent / ".new.zarr.creating"
+    draft.mkdir()
+    (draft / "question").symlink_to(store.parent / "outside")
+    StoreWriter.create(store.parent / "new.zarr", make_spec(), make_beside(11)).__exit__(None, None, None)
+    assert list((store.parent / "outside").iterdir()) == []
+    assert not (store.parent / "new.zarr/question").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["new", "feature"])
+def test_folders_that_are_not_of_the_store_are_not_shown_to_zarr(name, store):
+    (store / name).mkdir()
+    (store / name / "zarr.json").write_bytes(b"[" * 200_000)
+    with pytest.raises(CorruptStoreError, match=rf"holds \['{name}'\], which is not of the store"):
+        ActivationStore.open(store).to_xarray()
+
+
+def test_xarray_is_not_given_another_shards_rows(tmp_path):
+    spec = make_spec(8)
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    first, second = (tmp_path / "s.zarr/activations" / spec.layout.shard_key(shard) for shard in range(2))
+    content = first.read_bytes(), second.read_bytes()
+    first.write_bytes(content[1])
+    second.write_bytes(content[0])
+    with pytest.raises(CorruptStoreError, match=r"rows 0-3\): the checksums in the file are not those committed"):
+        ActivationStore.open(tmp_path / "s.zarr").to_xarray()
 
 
 @pytest.mark.parametrize("name", [".new.zarr.creating", ".new.zarr.creating/activations"])

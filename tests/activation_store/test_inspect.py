@@ -1,6 +1,7 @@
 """The description of a store says what is in it."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,3 +47,12 @@ def test_unfinished_and_imported_stores(tmp_path):
     write_store(tmp_path / "t.zarr", spec, values)
     export_pt(ActivationStore.open(tmp_path / "t.zarr"), tmp_path / "t.pt")
     assert "tokens: not known" in inspect(import_pt(tmp_path / "t.pt", tmp_path / "u.zarr"))
+
+
+def test_labels_that_are_truth_values_or_none(tmp_path):
+    spec = replace(make_spec(), label_columns=("is right",))
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    assert re.search(r"is right +0\.5455 +0 +1", inspect(ActivationStore.open(tmp_path / "s.zarr")))
+    spec = replace(make_spec(), label_columns=())
+    write_store(tmp_path / "t.zarr", spec, make_values(spec))
+    assert "labels\nnone" in inspect(ActivationStore.open(tmp_path / "t.zarr"))

@@ -1,5 +1,6 @@
 """The original .pt schema, both ways."""
 
+import os
 import pickle
 
 import numpy as np
@@ -73,6 +74,7 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         ("words", good | {"labels": ["a"] * 4}, "labels must be numbers"),
         ("table", good | {"labels": torch.zeros(4, 2)}, r"labels must be numbers, one per sample, not \[4, 2\]"),
         ("empty", good | {"activations": torch.zeros(4, 3, 2, 0)}, r"shape \[4, 3, 2, 0\]"),
+        ("wide", good | {"activations": torch.zeros(1).expand(4, 3, 2, 5)}, "share values"),
         ("trap", {"activations": Trap()}, "cannot be read as a .pt"),
     ]:
         torch.save(content, tmp_path / f"{name}.pt")
@@ -116,8 +118,27 @@ def test_an_interrupted_import_is_taken_up(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr", shard_samples=3)
     assert ActivationStore.open(tmp_path / "cut.zarr").n_committed == 6
-    assert import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr", shard_samples=3).n_committed == 11
+    # Shards of another size are asked for now; the store's own stay.
+    assert import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr", shard_samples=5).n_committed == 11
     assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
     torch.save(torch.load(tmp_path / "s.pt", weights_only=True), tmp_path / "s.pt")
     with pytest.raises(FingerprintMismatchError, match="content"):
         import_pt(tmp_path / "s.pt", tmp_path / "cut.zarr")
+
+
+def test_an_export_to_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def no_space(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        export_pt(ActivationStore.open(tmp_path / "s.zarr"), tmp_path / "s.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.zarr"]
+
+
+def test_labels_in_bfloat16(tmp_path):
+    content = {"activations": torch.rand(4, 1, 2, 5), "layer_indices": [3], "positions": [-2, -1]}
+    torch.save(content | {"labels": torch.tensor([0, 0.5, 1, 0], dtype=torch.bfloat16)}, tmp_path / "s.pt")
+    assert open_activations(tmp_path / "s.pt").labels["label"].tolist() == [0, 0.5, 1, 0]

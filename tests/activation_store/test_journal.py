@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from activation_store.errors import CorruptStoreError
-from activation_store.journal import drop_damaged_lines, header_record, parse_journal, record_nbytes, shard_record
+from activation_store.journal import good_lines, header_record, parse_journal, record_nbytes, shard_record
 from activation_store.layout import checksum_bytes
 
 HEADER = header_record({"zarr.json": b"{}"})
@@ -43,7 +43,7 @@ def test_a_line_without_its_newline_counts_as_never_written():
 
 
 def test_a_damaged_line_before_good_ones_is_named():
-    with pytest.raises(CorruptStoreError, match=r"j: line 2 is damaged; restore it, or run .* --repair"):
+    with pytest.raises(CorruptStoreError, match=r"j: line 2 is damaged; restore it from a copy, or run .* --repair"):
         parse_journal(LINES[0] + b"x" + LINES[1][1:] + LINES[2], "j")
 
 
@@ -95,14 +95,10 @@ def test_headers_of_another_form_are_refused(header):
         parse_journal(line(header), "j")
 
 
-def test_dropping_damaged_lines_keeps_the_good_ones(tmp_path):
-    path = tmp_path / "journal"
-    path.write_bytes(LINES[0] + b"garbage\n" + LINES[2] + b"torn")
-    drop_damaged_lines(path)
-    assert path.read_bytes() == LINES[0] + LINES[2]
-    path.write_bytes(b"x" + b"".join(LINES))
-    with pytest.raises(CorruptStoreError, match="first line"):
-        drop_damaged_lines(path)
+def test_dropping_damaged_lines_keeps_the_good_ones():
+    assert good_lines(LINES[0] + b"garbage\n" + LINES[2] + b"torn", "j") == (LINES[0] + LINES[2], 2)
+    with pytest.raises(CorruptStoreError, match="j: its first line"):
+        good_lines(b"x" + b"".join(LINES), "j")
 
 
 def test_a_line_is_no_longer_than_its_bound():

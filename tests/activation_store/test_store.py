@@ -19,6 +19,7 @@ from activation_store import (
     MissingShardError,
     StoreLockedError,
     UnsupportedFormatError,
+    reader,
 )
 from activation_store.layout import Layout, balanced_shard_samples
 from activation_store.writer import StoreWriter
@@ -97,6 +98,8 @@ def test_slices_and_cells(tmp_path):
     store = ActivationStore.open(tmp_path / "s.zarr")
     for rows in (slice(None), slice(3, 9), slice(4, 8), slice(-2, None), slice(5, 5), slice(9, 2), slice(0, 99)):
         same_bits(store[rows], values[rows])
+    with pytest.raises(InputError, match=r"write store\[i:i\+1\] for one"):
+        store[3]
     with pytest.raises(InputError, match="without a step"):
         store[::2]
     found = dict(store.cells())
@@ -285,7 +288,11 @@ def test_what_is_not_a_store_is_refused(tmp_path):
     zarr.create_group(tmp_path / "plain.zarr")
     with pytest.raises(UnsupportedFormatError, match="is not a probesweep store"):
         ActivationStore.open(tmp_path / "plain.zarr")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_bytes(b"")
     with pytest.raises(InputError, match="exists and is not a store"):
+        StoreWriter.create(tmp_path / "folder", make_spec(), make_beside(11))
+    with pytest.raises(InputError, match="is not a probesweep store"):
         StoreWriter.create(tmp_path / "plain.zarr", make_spec(), make_beside(11))
 
 
@@ -300,6 +307,18 @@ def test_newer_format_names_itself(tmp_path):
     changed["codecs"][0]["configuration"]["codecs"].append({"name": "zstd"})
     with pytest.raises(CorruptStoreError, match="codecs is not of this format"):
         parse_spec({"attributes": spec.attributes()}, changed, "s.zarr")
+
+
+def test_more_shards_than_are_kept_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_MAPPED_SHARDS", 3)
+    spec = make_spec(11, shard_samples=1)
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    same_bits(store.cell(0, -1), values[:, 0, 1])
+    same_bits(store[:], values)
+    assert len(store._shards) == 3
+    assert sum(verified.sum() for verified in store._verified.values()) == 11 * 6
 
 
 def test_unknown_layer_or_position(tmp_path):

@@ -1,6 +1,7 @@
 """What a writer refuses, and what it does when the disk fails."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from activation_store import ActivationStore, InputError, StoreError, StoreLockedError
+from activation_store.journal import WriterLock, check_unlocked
 from activation_store.writer import StoreWriter
 from tests.activation_store.stores import make_beside, make_spec, make_values
 from tests.activation_store.test_store import same_bits
@@ -81,6 +83,63 @@ def test_rows_that_are_not_there_are_refused(tmp_path):
         for rows in ([11], [-1], [0, 99]):
             with pytest.raises(InputError, match="has rows 0 to 10, not"):
                 writer.add(np.array(rows), make_values(spec)[: len(rows)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape", "message"),
+    [
+        ([0, 1], (2, 1, 2, 7), r"2 rows need values of shape \[2, 3, 2, 7\], not \[2, 1, 2, 7\]"),
+        ([0, 0, 1], (3, 3, 2, 7), "given twice"),
+    ],
+)
+def test_nothing_is_broadcast_or_overwritten(rows, shape, message, tmp_path):
+    with StoreWriter.create(tmp_path / "s.zarr", make_spec(), make_beside(11)) as writer:
+        with pytest.raises(InputError, match=message):
+            writer.add(np.array(rows), np.zeros(shape, dtype=np.float32))
+        writer.add(np.array([1]), np.zeros((1, 3, 2, 7), dtype=np.float32))
+        with pytest.raises(InputError, match="a row of shard 0 is given again"):
+            writer.add(np.array([0, 1]), np.zeros((2, 3, 2, 7), dtype=np.float32))
+
+
+def test_two_creations_at_once(tmp_path):
+    spec = make_spec()
+    path = tmp_path / "s.zarr"
+    with StoreWriter.create(path, spec, make_beside(11)), pytest.raises(StoreLockedError, match="process"):
+        StoreWriter.create(path, spec, make_beside(11))
+    with pytest.raises(InputError, match="a store is there by now; run the same command again"):
+        StoreWriter.create(path, spec, make_beside(11))
+    draft = tmp_path / ".t.zarr.creating/activations"
+    draft.mkdir(parents=True)
+    lock = WriterLock.acquire(draft / "writer.lock")
+    with pytest.raises(StoreLockedError, match="process"):
+        StoreWriter.create(tmp_path / "t.zarr", spec, make_beside(11))
+    lock.release()
+
+
+def test_two_readers_of_the_lock_do_not_refuse_each_other(tmp_path):
+    lock = tmp_path / "store/activations/lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_bytes(b"\xff no pid")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        check_unlocked(lock)
+        with pytest.raises(StoreLockedError, match="is being written by another process"):
+            WriterLock.acquire(lock)
+
+
+def test_places_where_no_store_can_be_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for path, message in {
+        tmp_path / "file": "exists and is not a store",
+        tmp_path / "dangling": "exists and is not a store",
+        tmp_path / "file/s.zarr": "file is a file",
+        Path(): "is the current folder",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            StoreWriter.create(path, make_spec(), make_beside(11))
 
 
 def test_two_writers_at_once_in_one_process(tmp_path):
