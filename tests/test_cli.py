@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line_and_exit_1(stores, tmp_path, monkeypatch):
     done = run("import", tmp_path / "a.pt", tmp_path / "a.zarr")
     assert done.returncode == 1
     assert done.stderr.endswith("No space left on device\n")
-    assert str(tmp_path) in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path.parent}")
     assert not (tmp_path / "a.zarr").exists()
 
 
