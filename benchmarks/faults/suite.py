@@ -44,7 +44,7 @@ class Size:
     n_examples: int
 
 
-FULL = Size(every=1, n_double=1000, n_random=100, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300)
+FULL = Size(every=1, n_double=500, n_random=100, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300)
 QUICK = Size(every=23, n_double=30, n_random=10, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
 
 
@@ -131,9 +131,10 @@ def _kills(jobs: dict[str, Job], size: Size) -> Iterator[Task]:
 
 
 def _limits(job: Job, every: int) -> Iterable[Sequence[int]]:
-    # Both sides of the longest file's length.
-    longest = failing.largest_file(job)
-    return _chunks([*range(0, longest, every), longest - 1, longest], 200)
+    # Both sides of every file's length, and a few in between: a larger limit is met by the same writes.
+    lengths = {len(content) for content in job.reference.values() if content}
+    edges = {length + step for length in lengths for step in (-1, 0, 1)}
+    return _chunks(sorted({*range(0, max(lengths), 5 * every), *edges}), 100)
 
 
 def _power(jobs: dict[str, Job], size: Size, seed: int) -> Iterator[Task]:
