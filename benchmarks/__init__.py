@@ -1,1 +1,1 @@
-"""Measurements of probesweep against its peers and against a failing machine: ``python -m benchmarks``."""
+"""Speed and robustness against peers, measured in one run: ``python -m benchmarks``."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks COMMAND``: each command is imported when it is asked for."""
+"""``python -m benchmarks COMMAND``: a command's module is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ from importlib import import_module
 
 import click
 
-COMMANDS = {"faults": "benchmarks.faults.command:faults"}
+# Command -> module that defines it as `main`, and what it does.
+COMMANDS = {
+    "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
+    "faults": ("benchmarks.faults.command", "Kills, failing disks, power losses and damaged bytes; what is lost: nothing."),
+}
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are run."""
+    """Lists its commands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        return getattr(import_module(module), name)
+        return import_module(COMMANDS[cmd_name][0]).main if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup)
+def main() -> None:
+    """Measure this package against its peers, on the same data in the same run."""
 
 
 if __name__ == "__main__":
-    LazyGroup(help=__doc__)(prog_name="python -m benchmarks")
+    main(prog_name="python -m benchmarks")

@@ -18,13 +18,13 @@ from benchmarks.faults.counts import Counts, broken_list, table
 from benchmarks.faults.suite import FULL, QUICK, Task, parts
 
 
-@click.command()
+@click.command("faults")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the counts to this file as well.")
 @click.option("--quick", is_flag=True, help="A sample of everything: about a minute.")
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
 @click.option("--part", "chosen", multiple=True, help="Only parts whose name has this in it; may be repeated.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes.")
-def faults(json_path: Path | None, quick: bool, seed: int, chosen: tuple[str, ...], jobs: int) -> None:
+def main(json_path: Path | None, quick: bool, seed: int, chosen: tuple[str, ...], jobs: int) -> None:
     """Kill, fail, cut the power and damage bytes; count what is lost or wrong (nothing may be)."""
     tasks = {
         name: work
