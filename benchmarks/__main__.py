@@ -9,7 +9,10 @@ import click
 # Command -> module that defines it as `main`, and what it does.
 COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
-    "faults": ("benchmarks.faults.command", "Kills, failing disks, power losses and damaged bytes; what is lost: nothing."),
+    "faults": (
+        "benchmarks.faults.command",
+        "Kills, failing disks, power losses and damaged bytes; what is lost: nothing.",
+    ),
 }
 
 
