@@ -60,6 +60,14 @@ def test_power_loss(part, rows):
     assert rows[part].fired >= 50
 
 
+def test_power_loss_after_a_killed_repair():
+    """The damaged shard is replaced, its new name not on disk; the next repair finds nothing to do."""
+    job = mending(small_job(), shard_path(small_job(), 1))
+    whole = power.uninterrupted(job)
+    (n,) = (n for n, call in enumerate(whole.runs[0], start=1) if call.target == shard_path(job, 1))
+    holds(power.lost_power_after_kill(job, whole, [n], n_random=0, seed=0))
+
+
 def test_power_loss_after_a_failed_fsync_of_the_journal():
     """The line can be read until the power fails; the process is killed before it takes it back."""
     job = small_job()
