@@ -86,8 +86,7 @@ def extract(**options: Any) -> None:
     if target.suffix == ".pt":
         options["output_path"] = target.with_suffix(".zarr")
     store = run_extract(**options)
-    journal = store.path / "activations" / "journal"
-    if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= journal.stat().st_mtime_ns):
+    if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= store.modified_ns):
         export_pt(store, target)
     click.echo(repr(store))
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Piece = bytes | memoryview
-_WRITEBACK_NBYTES = 8 * 2**20
+_WRITEBACK_NBYTES = 2**20
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
@@ -69,10 +69,10 @@ def rename(source: Path, target: Path) -> None:
 def make_folder(path: Path) -> None:
     """Make a folder and its parents, each name durable in the folder that holds it."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    if missing:
-        # Who made the last one that is there may have been killed before its name was durable.
-        with suppress(PermissionError):
-            fsync_path(missing[-1].parent.absolute().parent)
+    # Who made the last one that is there may have been killed before its name was durable.
+    found = missing[-1].parent if missing else path
+    with suppress(PermissionError):
+        fsync_path(found.absolute().parent)
     for folder in reversed(missing):
         with suppress(FileExistsError):
             os.mkdir(folder)  # noqa: PTH102

@@ -280,11 +280,13 @@ def _released_on_error(lock: WriterLock) -> Generator[None]:
 
 
 def _take_up(path: Path, fingerprint: Mapping[str, Any]) -> tuple[StoreSpec, JournalContents]:
-    """Read a store that is locked, after making durable what a killed process may have left in memory only."""
-    fsync_path(path / ARRAY / JOURNAL)
-    fsync_path(path.absolute().parent)
+    """Read a store that is locked, and make durable what a killed process may have left in memory only."""
     spec, journal = read_spec(path)
     _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
+    fsync_path(path.absolute().parent)
+    # Written anew: after an fsync that failed, another one of the same pages reports success for what is not on disk.
+    good = (path / ARRAY / JOURNAL).read_bytes()[: journal.n_bytes]
+    commit_file(path / ARRAY / JOURNAL, [good])
     return spec, journal
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from importlib import import_module
+from types import FrameType
 
 import click
 
 # Command -> module that defines it as `main`, and what it does.
 COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
-    "faults": (
-        "benchmarks.faults.command",
-        "Kills, failing disks, power losses and damaged bytes; what is lost: nothing.",
-    ),
+    "faults": ("benchmarks.faults.command", "Kills, failing calls, power loss, damaged bytes: what is lost or wrong."),
 }
 
 
@@ -30,9 +30,15 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    sys.exit(143)
+
+
 @click.group(cls=LazyGroup)
 def main() -> None:
     """Measure this package against its peers, on the same data in the same run."""
+    # Ended from outside, a run still removes its files: they are gigabytes.
+    signal.signal(signal.SIGTERM, _stop)
 
 
 if __name__ == "__main__":

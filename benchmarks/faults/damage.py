@@ -8,7 +8,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -152,12 +154,12 @@ def _reads(job: Job, store: ActivationStore) -> Iterator[tuple[Callable[[], np.n
     for layer_idx, position_idx in np.ndindex(job.spec.shape[1:3]):
         layer, position = job.spec.layers[layer_idx], job.spec.positions[position_idx]
         expected = job.values[:, layer_idx, position_idx]
-        yield lambda layer=layer, position=position: store.cell(layer, position), expected
+        yield partial(store.cell, layer, position), expected
     for name, expected in coordinates(job).items():
         if name in job.spec.label_columns:
-            yield lambda name=name: store.labels[name].to_numpy(), expected
+            yield partial(_label, store, name), expected
         else:
-            yield lambda name=name: store.coordinate(name), expected
+            yield partial(store.coordinate, name), expected
 
 
 def coordinates(job: Job) -> dict[str, np.ndarray]:
@@ -219,9 +221,13 @@ def _judge_plain(counts: Counts, job: Job, content: Mapping[str, Buffer]) -> Non
     _count(counts, _verdict(outcomes), "plain_")
 
 
+def _label(store: ActivationStore, name: str) -> np.ndarray:
+    return store.labels[name].to_numpy()
+
+
 def _attempt_plain(group: zarr.Group, name: str, expected: np.ndarray) -> str:
     try:
-        found = np.asarray(group[name][...])
+        found = np.asarray(cast("zarr.Array[Any]", group[name])[...])
     except Exception:
         return "refused"
     return "right" if same_bits(found, expected) else "wrong"

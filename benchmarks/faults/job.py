@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -111,7 +111,7 @@ class Job:
             return tree(root)
 
     @contextmanager
-    def begun(self, *, real_disk: bool = False) -> Iterator[Path]:
+    def begun(self, *, real_disk: bool = False) -> Generator[Path]:
         """Folder in which the job can be run."""
         with scratch(real_disk=real_disk) as root:
             write_tree(root, self.start)
@@ -206,7 +206,7 @@ def write_tree(root: Path, content: Tree) -> None:
 
 
 @contextmanager
-def scratch(*, real_disk: bool = False) -> Iterator[Path]:
+def scratch(*, real_disk: bool = False) -> Generator[Path]:
     """Empty folder, in memory unless the disk is the point."""
     memory = Path("/dev/shm")
     base = None if real_disk or not memory.is_dir() else memory

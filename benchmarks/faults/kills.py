@@ -7,7 +7,7 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.faults.aftermath import aftermath, run_again
@@ -18,14 +18,14 @@ from benchmarks.faults.job import Job
 KILLS = (Effect.KILL_BEFORE, Effect.KILL_MIDDLE, Effect.KILL_AFTER)
 
 
-def killed_at(job: Job, calls: range) -> Counts:
+def killed_at(job: Job, calls: Sequence[int]) -> Counts:
     """Kill the job before, in the middle of and after each of these calls.
 
     Parameters
     ----------
     job : Job
         Each time from its start.
-    calls : range
+    calls : sequence of int
         Numbers of calls, from 1.
     """
     counts = Counts()

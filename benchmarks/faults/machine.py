@@ -99,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
         """The writer wants what was not acknowledged, and in a repair what is damaged; else only the journal's loss."""
         assert self.writer is not None
         if self.journal_damaged:
-            journal = set(self.writer._journal.shards)
+            journal = set(self.writer._journal.shards)  # pyright: ignore[reportPrivateUsage]
             assert journal <= self.committed
             self.committed, self.journal_damaged = journal, False
         broken = self.broken_files
@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     def kill(self) -> None:
         """Leave the writer as a killed process does: only its descriptors are closed."""
         assert self.writer is not None
-        os.close(self.writer._lock._descriptor)
+        os.close(self.writer._lock._descriptor)  # pyright: ignore[reportPrivateUsage]
         self.writer = None
 
     @precondition(lambda self: self.writer is None and self.exists)

@@ -110,7 +110,7 @@ def random_walks(n_examples: int, seed: int) -> Counts:
         database=None,
         # What breaks is shrunk by the test of the same machine, which takes minutes.
         phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck),  # pyright: ignore[reportArgumentType] - an enum is its members
         print_blob=False,
     )
     try:

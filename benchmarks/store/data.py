@@ -79,10 +79,10 @@ FULL = Size(
     n_features=576,
     shard_nbytes=240 * 2**20,
     n_shards=4,
-    n_rounds=6,
+    n_rounds=5,
     n_slow_rounds=3,
     slice_samples=64,
-    n_slices=4,
+    n_slices=2,
 )
 QUICK = Size(
     n_layers=8,
