@@ -18,7 +18,7 @@ class Counts:
     fired : int
         Faults that came: processes killed, calls that failed, files damaged.
     lost : int
-        Shards that were acknowledged and could not be read.
+        Shards that were acknowledged and could not be read, files that were mended and are damaged again.
     right, refused, wrong : int
         Reads of a shard, or of a whole store, that gave the source's bits, an error of ours, or other values.
     reruns, identical : int
