@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.durable import append_file, clear_folder, commit_file, fsync_path, make_folder, rename, write_tree
+from activation_store.durable import (
+    append_file,
+    clear_folder,
+    commit_file,
+    fsync_folders,
+    fsync_path,
+    make_folder,
+    rename,
+    write_tree,
+)
 from activation_store.errors import CorruptStoreError, FingerprintMismatchError, InputError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards
 from activation_store.journal import (
@@ -158,6 +167,8 @@ class StoreWriter:
         require_store(path)
         lock = WriterLock.acquire(path / ARRAY / LOCK)
         with _released_on_error(lock):
+            # What a killed repair has put in place is found whole and not written again.
+            fsync_folders(path)
             drop_damaged_lines(path / ARRAY / JOURNAL)
             spec, journal = _take_up(path, fingerprint)
             damage = damaged_files(path, spec, journal)
