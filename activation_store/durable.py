@@ -43,6 +43,11 @@ def write_tree(root: Path, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         os.makedirs((root / name).parent, exist_ok=True)  # noqa: PTH103
         write_file(root / name, [data])
+    fsync_folders(root)
+
+
+def fsync_folders(root: Path) -> None:
+    """Make durable all names below a folder."""
     for folder, _, _ in os.walk(root):
         fsync_path(Path(folder))
 

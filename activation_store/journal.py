@@ -37,11 +37,14 @@ class JournalContents:
         Committed shard -> crc32c of each of its cells, in the order of the layout, 4 bytes each.
     n_bytes : int
         Length of the good part.
+    n_damaged : int
+        Damaged lines that were passed over.
     """
 
     files: dict[str, str]
     shards: dict[int, bytes] = field(default_factory=dict[int, bytes])
     n_bytes: int = 0
+    n_damaged: int = 0
 
 
 def header_record(files: dict[str, bytes]) -> bytes:

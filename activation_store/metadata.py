@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,10 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
     limit = min(MAX_JSON_NBYTES + 2 * layout.n_shards * record_nbytes(layout.n_cells), _MAX_FILE_NBYTES)
     journal_path = f"{ARRAY}/{JOURNAL}"
     data = _read(path, journal_path, limit)
+    n_damaged = 0
     if drop_damaged:
-        data, _ = good_lines(data, str(path / journal_path))
-    journal = parse_journal(data, str(path / journal_path))
+        data, n_damaged = good_lines(data, str(path / journal_path))
+    journal = replace(parse_journal(data, str(path / journal_path)), n_damaged=n_damaged)
     for name in ("zarr.json", f"{ARRAY}/zarr.json"):
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
     for shard, checksums in journal.shards.items():

@@ -13,7 +13,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.durable import append_file, clear_folder, commit_file, fsync_path, make_folder, rename, write_tree
+from activation_store.durable import (
+    append_file,
+    clear_folder,
+    commit_file,
+    fsync_folders,
+    fsync_path,
+    make_folder,
+    rename,
+    write_tree,
+)
 from activation_store.errors import CorruptStoreError, FingerprintMismatchError, InputError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards
 from activation_store.journal import (
@@ -153,14 +162,17 @@ class StoreWriter:
         require_store(path)
         lock = WriterLock.acquire(path / ARRAY / LOCK)
         with _released_on_error(lock):
-            n_dropped = good_lines((path / ARRAY / JOURNAL).read_bytes(), str(path / ARRAY / JOURNAL))[1]
             spec, journal = _take_up(path, fingerprint, drop_damaged=True)
+            # What a killed repair has put in place is found whole and not written again.
+            fsync_folders(path)
             damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
             check_length(path, spec)
             redo = damaged_shards(path, spec, journal, progress)
-        if n_dropped:
-            message = f"{path / ARRAY / JOURNAL}: {n_dropped} damaged lines dropped, what they committed is pending"
+        if journal.n_damaged:
+            message = (
+                f"{path / ARRAY / JOURNAL}: {journal.n_damaged} damaged lines dropped, what they committed is pending"
+            )
             damage[JOURNAL] = CorruptStoreError(message)
         return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
 

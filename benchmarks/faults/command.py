@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.faults.counts import Counts, broken_list, table
 from benchmarks.faults.suite import FULL, QUICK, Task, parts
 
 
-@click.command()
+@click.command("faults")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the counts to this file as well.")
 @click.option("--quick", is_flag=True, help="A sample of everything: about a minute.")
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
@@ -54,9 +55,19 @@ def run(tasks: dict[str, list[Task]], n_processes: int) -> dict[str, Counts]:
     context.set_forkserver_preload(["benchmarks.faults.suite"])
     rows = {name: Counts() for name in tasks}
     with ProcessPoolExecutor(n_processes, mp_context=context) as pool:
-        names: dict[Future[Counts], str] = {pool.submit(task): name for name, work in tasks.items() for task in work}
+        names: dict[Future[Counts], str] = {
+            pool.submit(timed, task): name for name, work in tasks.items() for task in work
+        }
         with tqdm(as_completed(names), total=len(names), unit="task", desc="faults", disable=None) as progress:
             for future in progress:
                 rows[names[future]] += future.result()
                 progress.set_postfix_str(names[future], refresh=False)
     return rows
+
+
+def timed(task: Task) -> Counts:
+    """Counts of a task and how long it took."""
+    started = time.perf_counter()
+    counts = task()
+    counts.seconds = time.perf_counter() - started
+    return counts

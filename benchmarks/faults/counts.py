@@ -18,7 +18,7 @@ class Counts:
     fired : int
         Faults that came: processes killed, calls that failed, files damaged.
     lost : int
-        Shards that were acknowledged and could not be read.
+        Shards that were acknowledged and could not be read, files that were mended and are damaged again.
     right, refused, wrong : int
         Reads of a shard, or of a whole store, that gave the source's bits, an error of ours, or other values.
     reruns, identical : int
@@ -27,6 +27,8 @@ class Counts:
         Damages that `verify` did not report.
     plain_right, plain_refused, plain_wrong : int
         The same reads by zarr-python alone.
+    seconds : float
+        How long it took, summed over processes.
     broken : list of str
         What was promised and did not hold.
     """
@@ -43,6 +45,7 @@ class Counts:
     plain_right: int = 0
     plain_refused: int = 0
     plain_wrong: int = 0
+    seconds: float = 0.0
     broken: list[str] = field(default_factory=list)
 
     def __iadd__(self, other: Counts) -> Counts:
@@ -66,7 +69,7 @@ def table(rows: dict[str, Counts]) -> str:
     names = [name for name in NUMBERS if name in always or any(getattr(counts, name) for counts in rows.values())]
     lines = [["", *(name.replace("_", " ") for name in names), "broken"]]
     for part, counts in rows.items():
-        lines.append([part, *(f"{getattr(counts, name):,}" for name in names), f"{len(counts.broken):,}"])
+        lines.append([part, *(f"{getattr(counts, name):,.0f}" for name in names), f"{len(counts.broken):,}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -128,7 +128,17 @@ class Job:
             rows = self.spec.layout.rows(shard)
             found = None if store is None else attempted(lambda rows=rows: store[rows.start : rows.stop])
             self._judge(counts, shard, found, shard in acknowledged, what)
+        if self.repairing and acknowledged:
+            self._judge_mended(counts, root, what)
         return counts
+
+    def _judge_mended(self, counts: Counts, root: Path, what: str) -> None:
+        """A repair restores the files beside the shards before it acknowledges any."""
+        found = tree(root)
+        for name, content in self.skeleton.items():
+            whole = found.get(f"{STORE}/{name}") == content
+            counts.lost += not whole
+            counts.expect(whole, f"{what}: {name} was mended and is damaged again")
 
     def _judge(self, counts: Counts, shard: int, found: np.ndarray | None, acknowledged: bool, what: str) -> None:
         rows = self.spec.layout.rows(shard)
