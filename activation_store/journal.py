@@ -183,11 +183,12 @@ def check_unlocked(path: Path) -> None:
         Names the writer's pid.
     """
     if path.is_file():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            _lock(path, descriptor, fcntl.LOCK_SH)
-        finally:
-            os.close(descriptor)
+        with naming(path):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                _lock(path, descriptor, fcntl.LOCK_SH)
+            finally:
+                os.close(descriptor)
 
 
 def _lock(path: Path, descriptor: int, kind: int) -> None:

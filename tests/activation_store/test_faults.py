@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from activation_store import durable, journal, shards, writer
+from activation_store import durable, shards, writer
 from activation_store.layout import checksum_bytes
 from benchmarks.faults import damage, extraction, failing, kills, power, suite
 from benchmarks.faults.aftermath import run_again
@@ -202,7 +202,7 @@ def test_journal_before_shard_is_noticed(monkeypatch):
 def test_journal_rewritten_in_place_is_noticed(monkeypatch):
     job = mending(small_job(), JOURNAL_PATH)
     assert job.reference
-    monkeypatch.setattr(journal, "commit_file", durable.write_file)
+    monkeypatch.setattr(writer, "commit_file", durable.write_file)
     with job.begun() as root:
         kills.run_and_die(job, root, Fault(Effect.KILL_MIDDLE, 3, "write"))
         assert run_again(job, root, "killed").broken
