@@ -17,10 +17,8 @@ _WRITEBACK_NBYTES = 2**20
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write the pieces one after another into a new file and fsync it; what has its name, a link too, is removed."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)  # noqa: PTH108
-    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+    """Write the pieces one after another into a new file and fsync it; a link in its place is refused."""
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as descriptor:
         started = written = 0
         for piece in pieces:
             write_all(descriptor, piece)
