@@ -204,7 +204,7 @@ def test_journal_rewritten_in_place_is_noticed(monkeypatch):
     assert job.reference
     monkeypatch.setattr(writer, "commit_file", durable.write_file)
     with job.begun() as root:
-        kills.run_and_die(job, root, Fault(Effect.KILL_MIDDLE, 3, "write"))
+        kills.run_and_die(job, root, Fault(Effect.KILL_MIDDLE, 2, "write"))
         assert run_again(job, root, "killed").broken
 
 
