@@ -148,8 +148,7 @@ class Watch:
     def _described(self, kind: str, args: tuple[Any, ...]) -> Call | None:
         if kind in ON_NAMES:
             path = self._below(args[0])
-            if kind == "mkdir" and os.path.isdir(args[0]):  # noqa: PTH112 - its name may be of any kind
-                # It fails before the disk is asked, and changes nothing.
+            if _changes_nothing(kind, args[0]):
                 return None
             number = args[1] if kind == "open" else 0
             target = self._below(args[1]) if kind == "replace" else ""
@@ -224,3 +223,10 @@ class Watch:
         code = self._fault.errno
         names = (str(args[0]),) if call.kind in ON_NAMES else ()
         return OSError(code, os.strerror(code), *names)
+
+
+def _changes_nothing(kind: str, path: Any) -> bool:
+    """Whether the name is why it is refused, before the disk is asked: a folder that is there, a file that is not."""
+    if kind == "mkdir":
+        return os.path.isdir(path)  # noqa: PTH112 - it may be of any kind
+    return kind in ("unlink", "rmdir") and not os.path.lexists(path)
