@@ -36,6 +36,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return NUMPY_DTYPES[name]
 
 
+def as_bits(values: np.ndarray) -> np.ndarray:
+    """View of values as unsigned integers: what NumPy does not know, such as bfloat16, it copies one by one."""
+    return values.view(f"u{values.dtype.itemsize}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BFloat16(Float16):
     """The 16-bit brain float of ml_dtypes, under the name ``bfloat16``.

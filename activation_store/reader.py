@@ -13,6 +13,7 @@ import pandas as pd
 import xarray
 from jaxtyping import Integer, Shaped
 
+from activation_store.dtypes import as_bits
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards, never_committed, open_shard
 from activation_store.journal import JOURNAL, JournalContents, file_hash
@@ -200,15 +201,13 @@ class ActivationStore:
         shards = range(start // size, -(-stop // size) if stop > start else 0)
         self._check_shards(shards)
         out = np.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
-        # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
-        bits = np.dtype(f"u{self.dtype.itemsize}")
         for shard in shards:
             held = self.spec.layout.rows(shard)
             low, high = max(start, held.start), min(stop, held.stop)
             for layer_idx, position_idx in np.ndindex(*self.shape[1:3]):
                 block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
-                part = block[low - held.start : high - held.start].view(bits)
-                out.view(bits)[low - start : high - start, layer_idx, position_idx] = part
+                part = block[low - held.start : high - held.start]
+                as_bits(out)[low - start : high - start, layer_idx, position_idx] = as_bits(part)
         return out
 
     def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from activation_store.dtypes import as_bits
 from activation_store.durable import commit_file, make_folder
 from activation_store.errors import MEND, CorruptStoreError, MissingShardError
 from activation_store.layout import CHECKSUM_NBYTES, Layout, checksum_bytes
 
-Cells = Shaped[np.ndarray, "layer position sample feature"]
 
-
-def commit_shard(path: Path, layout: Layout, cells: Cells) -> bytes:
+def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]) -> bytes:
     """Write one shard durably.
 
     Parameters
@@ -25,8 +24,8 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> bytes:
         Target; appears under this name only when whole and on disk.
     layout : Layout
         Of the store.
-    cells : ndarray [layer, position, sample, feature]
-        C-contiguous values, `layout.shard_samples` samples long, padding included.
+    values : ndarray [row, layer, position, feature]
+        All samples of the shard, at most `layout.shard_samples`; what the last shard lacks is padded with NaN.
 
     Returns
     -------
@@ -36,10 +35,14 @@ def commit_shard(path: Path, layout: Layout, cells: Cells) -> bytes:
     checksums: list[bytes] = []
 
     def pieces() -> Iterator[bytes | memoryview]:
-        for chunk in cells.reshape(-1, layout.shard_samples * layout.n_features):
-            values = chunk.view(np.uint8)
-            checksums.append(checksum_bytes(values))
-            yield values.data
+        # One cell at a time: gathered, summed and written while it is in the processor's cache.
+        cell = np.full((layout.shard_samples, layout.n_features), np.nan, dtype=values.dtype)
+        held = as_bits(cell)[: len(values)]
+        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
+            held[...] = as_bits(values)[:, layer_idx, position_idx]
+            data = cell.view(np.uint8).reshape(-1)
+            checksums.append(checksum_bytes(data))
+            yield data.data
             yield checksums[-1]
         yield layout.index()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from activation_store.dtypes import as_bits
 from activation_store.durable import (
     append_file,
     clear_folder,
@@ -235,44 +236,42 @@ class StoreWriter:
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
         if shard in self._journal.shards and shard not in self._redo:
             raise InputError(f"{self.path}: shard {shard} is committed, and shards are written once")
+        n_rows = len(self.spec.layout.rows(shard))
         if shard not in self._buffers:
-            n_rows = len(self.spec.layout.rows(shard))
+            if np.array_equal(local_rows, np.arange(n_rows)):
+                self._commit(shard, block)
+                return
             self._buffers[shard] = self._new_buffer(n_rows)
             self._filled[shard] = np.zeros(n_rows, dtype=bool)
         filled = self._filled[shard]
         if filled[local_rows].any():
             raise InputError(f"{self.path}: a row of shard {shard} is given again")
-        # As integers: NumPy copies values of a type that it does not know, such as bfloat16, one by one.
-        bits = np.dtype(f"u{block.dtype.itemsize}")
-        self._buffers[shard].view(bits)[:, :, local_rows] = np.ascontiguousarray(block).view(bits).transpose(1, 2, 0, 3)
+        as_bits(self._buffers[shard])[local_rows] = as_bits(block)
         filled[local_rows] = True
         if filled.all():
-            self._commit(shard)
+            del self._filled[shard]
+            buffer = self._buffers.pop(shard)
+            self._commit(shard, buffer)
+            self._spare = buffer
 
     def _new_buffer(self, n_rows: int) -> np.ndarray:
-        """Room for one shard [layer, position, sample, feature], NaN behind its `n_rows` samples."""
-        _, n_layers, n_positions, n_features = self.spec.shape
-        shape = (n_layers, n_positions, self.spec.shard_samples, n_features)
+        """Room for the samples of one shard [row, layer, position, feature]."""
         # The memory of the last committed shard: fresh pages cost as much as writing to them.
         buffer, self._spare = self._spare, None
-        if buffer is None:
-            buffer = np.empty(shape, dtype=self.spec.numpy_dtype)
-        buffer[:, :, n_rows:] = np.nan
-        return buffer
+        if buffer is None or len(buffer) < n_rows:
+            buffer = np.empty((n_rows, *self.spec.shape[1:]), dtype=self.spec.numpy_dtype)
+        return buffer[:n_rows]
 
-    def _commit(self, shard: int) -> None:
+    def _commit(self, shard: int, values: np.ndarray) -> None:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
-        layout, buffer = self.spec.layout, self._buffers.pop(shard)
-        name = f"{ARRAY}/{layout.shard_key(shard)}"
+        name = f"{ARRAY}/{self.spec.layout.shard_key(shard)}"
         path_inside(self.path, name)
-        checksums = commit_shard(self.path / name, layout, buffer)
+        checksums = commit_shard(self.path / name, self.spec.layout, values)
         if self._journal.shards.get(shard) != checksums:
             if shard in self._redo:
                 self.changed_shards.append(shard)
             self._append(shard, checksums)
-        self._spare = buffer
-        del self._filled[shard]
         self._redo.discard(shard)
         self._failed = False
 

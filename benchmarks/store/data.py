@@ -51,8 +51,8 @@ class Size:
 
     @property
     def disk_nbytes(self) -> int:
-        """Room that is needed at any time: the data in three forms, and a shard of each of five writers."""
-        return (3 * self.n_shards + 5) * self.shard_nbytes
+        """Room that is needed at any time: the data in three forms, and a shard of each of four writers."""
+        return (3 * self.n_shards + 4) * self.shard_nbytes
 
     def spec(self, dtype: str, n_shards: int) -> StoreSpec:
         """Spec of a store of `n_shards` whole shards."""
@@ -79,7 +79,7 @@ FULL = Size(
     n_features=576,
     shard_nbytes=240 * 2**20,
     n_shards=4,
-    n_rounds=5,
+    n_rounds=9,
     n_slow_rounds=3,
     slice_samples=64,
     n_slices=2,
@@ -109,11 +109,6 @@ def make_values(spec: StoreSpec) -> np.ndarray:
 def cells_of(block: np.ndarray) -> np.ndarray:
     """[row, layer, position, feature] as a shard has it: [layer, position, row, feature]."""
     return np.ascontiguousarray(block.transpose(1, 2, 0, 3))
-
-
-def bits(values: np.ndarray) -> np.ndarray:
-    """The same bytes as unsigned integers: .npy files have no name for bfloat16."""
-    return values.view(f"u{values.dtype.itemsize}")
 
 
 def make_array_folder(folder: Path, spec: StoreSpec) -> Path:

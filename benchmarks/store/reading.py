@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from activation_store.dtypes import as_bits
 from activation_store.reader import ActivationStore
 from activation_store.spec import StoreSpec
 from activation_store.writer import StoreWriter
 from benchmarks.measure import Contender, Table, Target, Timings, check_equal, interleave
-from benchmarks.store.data import Size, array_folder, bits, cells_of, open_tensorstore, open_zarr_python
+from benchmarks.store.data import Size, array_folder, cells_of, open_tensorstore, open_zarr_python
 
 UNVERIFIED, FIRST_TOUCH, VERIFIED = "ours, unverified", "ours, first touch verified", "ours, verified before"
 ZARR, ZARR_SHARDS, TENSORSTORE = "zarr-python", "zarr-python, shard by shard", "TensorStore"
@@ -46,8 +47,8 @@ class Files:
             for shard, path in enumerate(files.cell_major):
                 rows = np.asarray(spec.layout.rows(shard))
                 writer.add(rows, values[rows])
-                np.save(path, bits(cells_of(values[rows])))
-        np.save(files.sample_major, bits(values))
+                np.save(path, as_bits(cells_of(values[rows])))
+        np.save(files.sample_major, as_bits(values))
         return files
 
     @property

@@ -8,21 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_store.shards import commit_shard
+from activation_store.dtypes import as_bits
 from activation_store.spec import StoreSpec
 from activation_store.writer import StoreWriter
 from benchmarks.measure import Contender, Table, Target, Timings, check_equal, interleave
 from benchmarks.store.data import (
     Size,
     array_folder,
-    bits,
-    cells_of,
     make_array_folder,
     open_tensorstore,
     open_zarr_python,
 )
 
-OURS, SHARD_ONLY, PLAIN = "ours", "ours, shard only", "plain file + fsync"
+OURS, PLAIN = "ours", "plain file + fsync"
 ZARR, TENSORSTORE = "zarr-python + fsync", "TensorStore + fsync"
 
 
@@ -44,7 +42,6 @@ def measure_writes(folder: Path, size: Size, dtype: str, values: np.ndarray) -> 
     shards = _Shards(spec, values)
     contenders = [
         _ours(folder / "ours", spec, shards),
-        _shard_only(folder / "shard_only", spec, shards),
         _plain(folder / "plain", shards),
         _zarr_python(folder / "zarr_python", spec, shards),
         _tensorstore(folder / "tensorstore", spec, shards),
@@ -103,22 +100,11 @@ def _ours(folder: Path, spec: StoreSpec, shards: _Shards) -> Contender:
     return Contender(OURS, prepare, check)
 
 
-def _shard_only(folder: Path, spec: StoreSpec, shards: _Shards) -> Contender:
-    array = make_array_folder(folder, spec)
-
-    def prepare(round_idx: int) -> Callable[[], object]:
-        cells = cells_of(shards.block(round_idx))
-        path = array / spec.layout.shard_key(round_idx)
-        return _settled(lambda: commit_shard(path, spec.layout, cells))
-
-    return Contender(SHARD_ONLY, prepare, lambda round_idx: shards.check(array, round_idx))
-
-
 def _plain(folder: Path, shards: _Shards) -> Contender:
     folder.mkdir()
 
     def prepare(round_idx: int) -> Callable[[], object]:
-        data = bits(shards.block(round_idx)).data
+        data = as_bits(shards.block(round_idx)).data
         return _settled(lambda: _write_plain(folder / f"{round_idx}", data))
 
     def check(round_idx: int) -> None:

@@ -169,6 +169,7 @@ def test_second_writer_is_refused(tmp_path):
             StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint))
         holder.stdin.close()
     StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint)).__exit__(None, None, None)
+    assert lock.read_bytes() == b""  # although the holder left its pid there
 
 
 def damage(path, offset, xor=1):

@@ -21,7 +21,7 @@ TINY = Size(
     slice_samples=7,
     n_slices=2,
 )
-WRITERS = [writing.OURS, writing.SHARD_ONLY, writing.PLAIN, writing.ZARR, writing.TENSORSTORE]
+WRITERS = [writing.OURS, writing.PLAIN, writing.ZARR, writing.TENSORSTORE]
 CELL_READERS = [
     *[reading.UNVERIFIED, reading.FIRST_TOUCH, reading.VERIFIED, reading.ZARR, reading.TENSORSTORE],
     *[reading.RUNS, reading.RUNS_MAPPED, reading.SAMPLE_MAJOR],
