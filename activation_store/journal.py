@@ -151,14 +151,13 @@ class WriterLock:
         """
         with naming(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(path, descriptor, fcntl.LOCK_EX)
-            with naming(path):
+            try:
+                _lock(path, descriptor, fcntl.LOCK_EX)
                 os.ftruncate(descriptor, 0)
                 write_all(descriptor, str(os.getpid()).encode())
-        except BaseException:
-            os.close(descriptor)
-            raise
+            except BaseException:
+                os.close(descriptor)
+                raise
         return cls(path, descriptor)
 
     def moved(self, path: Path) -> WriterLock:

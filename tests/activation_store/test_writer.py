@@ -127,6 +127,26 @@ def test_two_readers_of_the_lock_do_not_refuse_each_other(tmp_path):
             WriterLock.acquire(lock)
 
 
+def test_a_lock_on_a_failing_disk_names_its_file(tmp_path, monkeypatch):
+    real_close = os.close
+
+    def fail(descriptor, *_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    def close_and_fail(descriptor):
+        real_close(descriptor)
+        fail(descriptor)
+
+    lock = tmp_path / "store/activations/lock"
+    lock.parent.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", fail)
+        patch.setattr(os, "close", close_and_fail)
+        with pytest.raises(OSError, match="Input/output error") as caught:
+            WriterLock.acquire(lock)
+    assert caught.value.filename == str(lock)
+
+
 def test_places_where_no_store_can_be_made(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
