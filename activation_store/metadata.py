@@ -101,8 +101,6 @@ def require_store(path: Path) -> None:
     """
     if not path.exists():
         raise InputError(f"{path}: no such store; write it with `probesweep extract --output_path {path}`")
-    if not path.is_dir():
-        raise UnsupportedFormatError(f"{path} is not a probesweep store but a file")
     if (path / "zarr.json").is_file():
         check_version(_read_json(path, "zarr.json"), str(path))
         if not is_store(path):

@@ -21,7 +21,7 @@ from activation_store import (
     UnsupportedFormatError,
     reader,
 )
-from activation_store.layout import Layout, balanced_shard_samples
+from activation_store.layout import Layout, balanced_shard_samples, with_checksum
 from activation_store.writer import StoreWriter
 from tests.activation_store.stores import (
     LAYERS,
@@ -227,6 +227,33 @@ def test_damaged_metadata_is_refused(tmp_path):
     file.unlink()
     with pytest.raises(CorruptStoreError, match="is missing"):
         ActivationStore.open(tmp_path / "s.zarr")
+
+
+def edit(file, old, new):
+    assert file.read_bytes().count(old) == 1
+    file.write_bytes(file.read_bytes().replace(old, new))
+
+
+def test_edits_that_keep_to_the_format_are_refused(tmp_path):
+    """Good JSON with other contents, and values with their right crc32c: only the journal's hashes tell."""
+    path, spec = tmp_path / "s.zarr", make_spec()
+    write_store(path, spec, make_values(spec))
+    untouched = tree(path)
+    edit(path / "zarr.json", b'"d"', b'"e"')
+    with pytest.raises(CorruptStoreError, match=r"zarr\.json is not what was written when the store was created"):
+        ActivationStore.open(path)
+    (path / "zarr.json").write_bytes(untouched["zarr.json"])
+    edit(path / "activations/zarr.json", b'"node_type": ', b'"node_type":  ')
+    with pytest.raises(CorruptStoreError, match=r"activations/zarr\.json is not what was written"):
+        ActivationStore.open(path)
+    (path / "activations/zarr.json").write_bytes(untouched["activations/zarr.json"])
+    lengths = path / "n_tokens/c/0"
+    lengths.write_bytes(with_checksum(b"\7" + lengths.read_bytes()[1:-4]))
+    with pytest.raises(CorruptStoreError, match="n_tokens/c/0 is not what was written"):
+        ActivationStore.open(path).coordinate("n_tokens")
+    (path / "activations/journal").unlink()
+    with pytest.raises(CorruptStoreError, match="journal is missing, and with it what is committed"):
+        ActivationStore.open(path)
 
 
 def test_a_shard_in_the_wrong_place_is_refused(tmp_path):
