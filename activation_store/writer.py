@@ -24,7 +24,7 @@ from activation_store.durable import (
     rename,
     write_tree,
 )
-from activation_store.errors import CorruptStoreError, FingerprintMismatchError, InputError, StoreError
+from activation_store.errors import RESTORE, CorruptStoreError, FingerprintMismatchError, InputError, StoreError
 from activation_store.integrity import Progress, damaged_files, damaged_shards
 from activation_store.journal import (
     JOURNAL,
@@ -166,6 +166,7 @@ class StoreWriter:
             spec, journal = _take_up(path, fingerprint, drop_damaged=True)
             # What a killed repair has put in place is found whole and not written again.
             fsync_folders(path)
+            _check_lengths(path, spec, beside)
             damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
             check_length(path, spec)
@@ -339,6 +340,15 @@ def _take_up(
         data, _ = good_lines(data, str(path / ARRAY / JOURNAL))
     commit_file(path / ARRAY / JOURNAL, [data[: journal.n_bytes]])
     return spec, journal
+
+
+def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
+    """Hold the number of samples against the inputs before anything of that length is made anew."""
+    for name, values in beside.items():
+        if len(values) != spec.n_samples:
+            raise CorruptStoreError(
+                f"{path}/{ARRAY}/zarr.json says {spec.n_samples} samples, but {name} has {len(values)}; {RESTORE}"
+            )
 
 
 def _restore_files(

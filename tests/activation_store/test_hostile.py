@@ -302,6 +302,25 @@ def test_hostile_stores_are_refused(kind, store):
     refused(store, message)
 
 
+@pytest.mark.parametrize(
+    "read",
+    [lambda store: store.cell(0, -1), lambda store: store[:], lambda store: store[10:11]],
+    ids=["cell", "all", "slice"],
+)
+def test_no_memory_is_taken_for_what_is_not_there(read, store):
+    CORPUS["many features"][0](store)
+    opened = ActivationStore.open(store)
+    with pytest.raises(CorruptStoreError, match="bytes long, committed with"):
+        read(opened)
+
+
+@pytest.mark.parametrize("take_up", [StoreWriter.resume, lambda *a: StoreWriter.repair(*a, make_beside(11))])
+def test_no_store_is_taken_up_whose_length_is_not_true(take_up, store):
+    CORPUS["many samples"][0](store)
+    with pytest.raises(CorruptStoreError, match=r"says \d+ samples, but (sample/c/0 is|n_tokens has)"):
+        take_up(store, make_spec().fingerprint)
+
+
 def test_nothing_is_written_through_a_link(store):
     spec = make_spec()
     for name in ("activations/c", "activations/writer.lock", "activations/journal"):

@@ -10,7 +10,7 @@ import pytest
 
 from activation_store import ActivationStore, InputError, StoreError, StoreLockedError
 from activation_store.journal import WriterLock, check_unlocked
-from activation_store.writer import StoreWriter
+from activation_store.writer import StoreWriter, check_can_create
 from tests.activation_store.stores import make_beside, make_spec, make_values
 from tests.activation_store.test_store import same_bits
 
@@ -111,8 +111,9 @@ def test_two_creations_at_once(tmp_path):
     draft = tmp_path / ".t.zarr.creating/activations"
     draft.mkdir(parents=True)
     lock = WriterLock.acquire(draft / "writer.lock")
-    with pytest.raises(StoreLockedError, match="process"):
-        StoreWriter.create(tmp_path / "t.zarr", spec, make_beside(11))
+    for attempt in (check_can_create, lambda path: StoreWriter.create(path, spec, make_beside(11))):
+        with pytest.raises(StoreLockedError, match="process"):
+            attempt(tmp_path / "t.zarr")
     lock.release()
 
 
