@@ -169,7 +169,6 @@ class StoreWriter:
             _check_lengths(path, spec, beside)
             damage = damaged_files(path, spec, journal)
             _restore_files(path, damage, journal, skeleton(spec, beside))
-            check_length(path, spec)
             redo = damaged_shards(path, spec, journal, progress)
         if journal.n_damaged:
             message = (

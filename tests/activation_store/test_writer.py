@@ -117,6 +117,14 @@ def test_two_creations_at_once(tmp_path):
     lock.release()
 
 
+def test_what_a_killed_creation_of_another_store_left_is_not_in_this_one(tmp_path):
+    left = tmp_path / ".s.zarr.creating/old label/c/0"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"old")
+    StoreWriter.create(tmp_path / "s.zarr", make_spec(), make_beside(11)).__exit__(None, None, None)
+    assert not (tmp_path / "s.zarr/old label").exists()
+
+
 def test_two_readers_of_the_lock_do_not_refuse_each_other(tmp_path):
     lock = tmp_path / "store/activations/lock"
     lock.parent.mkdir(parents=True)
