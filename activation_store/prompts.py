@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any
 
-import jinja2
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt64
 
+from activation_store.chat import (
+    SENTINEL,
+    Pieces,
+    Question,
+    Tokenizer,
+    find_pieces,
+    render,
+    render_all,
+    replace_last,
+    user_texts,
+)
+from activation_store.control import ControlStrings
 from activation_store.errors import InputError
+from activation_store.truncation import cut_to_fit
 
-# Stands for the user's text while the template's tail is looked for: letters, so that no template strips or escapes it.
-SENTINEL = "PROBESWEEPSENTINEL"
-_ENCODE_ROWS = 1000
+_BATCH_ROWS = 1000
+_SHOWN_ROWS = 10
 # One prompt; an alias, because prompts of several lengths in one call would not share an axis name.
 TokenIds = Int[np.ndarray, "..."]
 
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    chat_template: Any
-    bos_token: Any
-
-    def __call__(self, text: Any, **kwargs: Any) -> Any: ...
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Prompts:
         Positions to store, ascending, -1 last.
     tail : str
         What the chat template puts after the user's text; empty without a template.
+    truncated_rows : tuple of int
+        Prompts that lost the end of their user's text.
+    control_rows : ControlRows
+        Prompts whose user's text holds control strings.
     """
 
     token_ids: Int32[np.ndarray, " token"]
@@ -54,6 +60,8 @@ class Prompts:
     text_hash: UInt64[np.ndarray, " sample"]
     positions: tuple[int, ...]
     tail: str
+    truncated_rows: tuple[int, ...]
+    control_rows: ControlRows
 
     @property
     def n_tokens(self) -> Int64[np.ndarray, " sample"]:
@@ -68,13 +76,20 @@ class Prompts:
         return self.token_ids[self.starts[1:, None] + np.array(self.positions)]
 
 
-def render(tokenizer: Tokenizer, question: str, template_kwargs: dict[str, Any]) -> str:
-    """One user turn through the chat template, generation prompt on."""
-    messages = [{"role": "user", "content": question}]
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **template_kwargs)
-    except (jinja2.TemplateError, TypeError) as error:
-        raise InputError(f"the chat template refuses {question[:40]!r} with {template_kwargs}: {error}") from error
+@dataclass(frozen=True)
+class ControlRows:
+    """Prompts whose user's text holds control strings such as ``<|im_end|>``.
+
+    Parameters
+    ----------
+    as_text : tuple of int
+        Rows in which they are the text that they are.
+    as_tokens : tuple of int
+        Rows in which they are control tokens: this tokenizer cannot encode them as text.
+    """
+
+    as_text: tuple[int, ...] = ()
+    as_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,8 @@ def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
     head, found, text = whole.rpartition(SENTINEL)
     if not found or not text:
         raise InputError("the chat template puts no tokens after the user's text; give --eoi_tokens N instead")
+    if not getattr(tokenizer, "is_fast", False):
+        return Tail(text=text, token_ids=_common_end(tokenizer, head, text))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     boundary = len(head) + len(SENTINEL)
     ids = [
@@ -106,17 +123,36 @@ def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
         for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         if start >= boundary
     ]
+    if not ids:
+        raise InputError(f"the chat template's tail {text!r} merges with the user's text; give --eoi_tokens N instead")
     return Tail(text=text, token_ids=tuple(ids))
+
+
+def _common_end(tokenizer: Tokenizer, head: str, tail: str) -> tuple[int, ...]:
+    """Tokens of the tail where the tokenizer does not say which characters a token stands for."""
+    # They end in different letters, so that what the two have in common is what stands behind them.
+    one, other = (
+        tokenizer(head + user + tail, add_special_tokens=False)["input_ids"] for user in (SENTINEL, SENTINEL + "Q")
+    )
+    n_common = next(n for n in range(len(one) + 1) if n in (len(one), len(other)) or one[-n - 1] != other[-n - 1])
+    ids = tuple(one[len(one) - n_common :])
+    if "".join(tokenizer.decode(list(ids)).split()) != "".join(tail.split()):
+        raise InputError(
+            f"the tokens of the chat template's tail {tail!r} cannot be told from those of the user's text with this "
+            "tokenizer; give --eoi_tokens N instead"
+        )
+    return ids
 
 
 def encode_prompts(
     tokenizer: Tokenizer,
-    questions: Sequence[str],
+    questions: Sequence[Question],
     *,
     use_chat_template: bool,
     template_kwargs: dict[str, Any],
     eoi_tokens: int | None,
     max_length: int | None,
+    truncate: bool = False,
 ) -> Prompts:
     """Turn every question into token ids and settle the positions to store.
 
@@ -124,16 +160,18 @@ def encode_prompts(
     ----------
     tokenizer : Tokenizer
         Of the model.
-    questions : sequence of str
-        Bare questions with `use_chat_template`, else prompts as the model is to read them.
+    questions : sequence of str or list of dict
+        Bare questions or conversations with `use_chat_template`, else prompts as the model is to read them.
     use_chat_template : bool
-        Put each question through the chat template as one user turn.
+        Put each question through the chat template; control strings in a user's text are encoded as text.
     template_kwargs : dict
         Passed on to the template.
     eoi_tokens : int or None
         Number of last tokens to store; None: as many as the template's tail has.
     max_length : int or None
         Most tokens of a prompt.
+    truncate : bool
+        Cut the end of the user's text of a longer prompt, by `activation_store.truncation.TRUNCATION_RULE`.
 
     Raises
     ------
@@ -142,26 +180,146 @@ def encode_prompts(
         shorter than the stored positions.
     """
     _check_template(tokenizer, use_chat_template, eoi_tokens)
+    _check_truncation(use_chat_template, max_length, truncate)
     # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
-    checked_tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
-    texts = [render(tokenizer, question, template_kwargs) for question in questions] if use_chat_template else questions
-    if checked_tail:
-        _check_tail_text(texts, checked_tail, use_chat_template)
-    # A prompt that comes with its template or its BOS must not get special tokens a second time.
-    templated = use_chat_template or checked_tail is not None
-    bare = [not (templated or _starts_with_bos(tokenizer, text)) for text in texts]
-    rows = _encode(tokenizer, texts, bare)
-    n_positions = len(checked_tail.token_ids) if checked_tail and eoi_tokens is None else int(eoi_tokens or 0)
-    _check_lengths(rows, n_positions, max_length)
-    if checked_tail:
-        _check_tail_tokens(tokenizer, rows, checked_tail, n_positions)
-    return Prompts(
-        token_ids=np.concatenate(rows),
-        starts=np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64),
-        text_hash=np.array([_hash64(text) for text in texts], dtype=np.uint64),
+    tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
+    if use_chat_template:
+        control = ControlStrings(tokenizer)
+        encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None).encode
+    else:
+        encode = _Plain(tokenizer, tail).encode
+    batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in range(0, len(questions), _BATCH_ROWS)]
+    n_tokens = np.concatenate([batch.n_tokens for batch in batches])
+    n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
+    _check_cut([row for batch in batches for row in batch.not_cut], max_length)
+    _check_lengths(n_tokens, n_positions, max_length, use_chat_template)
+    prompts = Prompts(
+        token_ids=np.concatenate([batch.token_ids for batch in batches]),
+        starts=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
+        text_hash=np.concatenate([batch.text_hash for batch in batches]),
         positions=tuple(range(-n_positions, 0)),
-        tail=checked_tail.text if checked_tail else "",
+        tail=tail.text if tail else "",
+        truncated_rows=tuple(row for batch in batches for row in batch.truncated),
+        control_rows=ControlRows(
+            as_text=tuple(row for batch in batches for row in batch.as_text),
+            as_tokens=tuple(row for batch in batches for row in batch.as_tokens),
+        ),
     )
+    _report(prompts, max_length)
+    return prompts
+
+
+@dataclass
+class _Batch:
+    """Some prompts: what becomes of `Prompts`, and the rows to report."""
+
+    token_ids: Int32[np.ndarray, " token"]
+    n_tokens: Int64[np.ndarray, " row"]
+    text_hash: UInt64[np.ndarray, " row"]
+    truncated: list[int] = field(default_factory=list[int])
+    not_cut: list[int] = field(default_factory=list[int])
+    as_text: list[int] = field(default_factory=list[int])
+    as_tokens: list[int] = field(default_factory=list[int])
+
+    @classmethod
+    def of(cls, texts: Sequence[str], rows: Sequence[list[int]]) -> _Batch:
+        return cls(
+            token_ids=np.concatenate([np.array(ids, dtype=np.int32) for ids in rows]),
+            n_tokens=np.array([len(ids) for ids in rows], dtype=np.int64),
+            text_hash=np.array([_hash64(text) for text in texts], dtype=np.uint64),
+        )
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Encodes prompts that the model is to read as they are: control strings in them are control tokens."""
+
+    tokenizer: Tokenizer
+    tail: Tail | None
+
+    def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
+        """Encode some rows; `first_row` is the first one's number in the dataset."""
+        texts = [_require_text(question, row, self.tokenizer) for row, question in enumerate(questions, first_row)]
+        if self.tail:
+            way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
+            _check_tail_text(texts, self.tail, first_row, way_out)
+        # A prompt that comes with its template or its BOS must not get special tokens a second time.
+        bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
+        rows: list[list[int]] = [[] for _ in texts]
+        for add_special in (False, True):
+            chosen = [row for row, special in enumerate(bare) if special == add_special]
+            encoded = _encode(self.tokenizer, [texts[row] for row in chosen], add_special)
+            for row, ids in zip(chosen, encoded, strict=True):
+                rows[row] = ids
+        if self.tail:
+            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+        return _Batch.of(texts, rows)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Encodes questions through the chat template: control strings in a user's text are text.
+
+    Parameters
+    ----------
+    max_length : int or None
+        Cut prompts to so many tokens; None: leave them as long as they are.
+    """
+
+    tokenizer: Tokenizer
+    template_kwargs: dict[str, Any]
+    tail: Tail | None
+    control: ControlStrings
+    max_length: int | None
+
+    def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
+        """Encode some rows; `first_row` is the first one's number in the dataset."""
+        texts = render_all(self.tokenizer, questions, self.template_kwargs, first_row)
+        if self.tail:
+            _check_tail_text(texts, self.tail, first_row, "its template depends on the text; give --eoi_tokens N")
+        rows = _encode(self.tokenizer, texts, add_special_tokens=False)
+        held = [self.control.inside(user_texts(question)) for question in questions]
+        changed = [self._keep_text(questions[row], texts[row]) if held[row] else None for row in range(len(rows))]
+        rows = [ids or ordinary for ids, ordinary in zip(changed, rows, strict=True)]
+        cuts = {
+            row: self._cut(questions[row], texts[row], as_text=changed[row] is not None)
+            for row, ids in enumerate(rows)
+            if self.max_length is not None and len(ids) > self.max_length
+        }
+        for row, cut in cuts.items():
+            if cut is not None:
+                texts[row], rows[row] = cut
+        if self.tail:
+            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+        batch = _Batch.of(texts, rows)
+        for row, cut in cuts.items():
+            (batch.not_cut if cut is None else batch.truncated).append(first_row + row)
+        for row in np.flatnonzero(held).tolist():
+            (batch.as_tokens if changed[row] is None else batch.as_text).append(first_row + row)
+        return batch
+
+    def _keep_text(self, question: Question, text: str) -> list[int] | None:
+        """Token ids with the control strings of the user's text as text; None where that cannot be done exactly."""
+        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        return self.control.encode_as_text(pieces) if pieces else None
+
+    def _cut(self, question: Question, text: str, *, as_text: bool) -> tuple[str, list[int]] | None:
+        """Text and token ids of a prompt that was cut to fit; None where it cannot be."""
+        assert self.max_length is not None
+        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        if pieces is None:
+            return None
+
+        def encode(pieces: Pieces) -> list[int] | None:
+            return self.control.encode_as_text(pieces) if as_text else _encode(self.tokenizer, [pieces.text], False)[0]
+
+        tail_ids = list(self.tail.token_ids) if self.tail else []
+        cut = cut_to_fit(pieces, encode, self.max_length, tail_ids)
+        if cut is None:
+            return None
+        shortened = replace_last(question, cut[0].user[-1])
+        # A template that looks at the text may write something else around a shorter one.
+        return (cut[0].text, cut[1]) if render(self.tokenizer, shortened, self.template_kwargs) == cut[0].text else None
 
 
 def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: int | None) -> None:
@@ -176,16 +334,30 @@ def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: i
         )
 
 
-def _check_tail_text(texts: Sequence[str], tail: Tail, use_chat_template: bool) -> None:
+def _check_truncation(use_chat_template: bool, max_length: int | None, truncate: bool) -> None:
+    if truncate and not use_chat_template:
+        raise InputError(
+            "--truncate cuts the user's text, and without --use_chat_template it is not known which part of a prompt "
+            "that is; shorten the prompts in the dataset"
+        )
+    if truncate and max_length is None:
+        raise InputError("--truncate needs --max_length N: this model has no limit of its own")
+
+
+def _require_text(question: Question, row: int, tokenizer: Tokenizer) -> str:
+    if not isinstance(question, str):
+        way_out = "add --use_chat_template" if tokenizer.chat_template else "this model has no chat template, give text"
+        raise InputError(
+            f"row {row} is a list of chat messages, which only a chat template makes a prompt of; {way_out}"
+        )
+    return question
+
+
+def _check_tail_text(texts: Sequence[str], tail: Tail, first_row: int, way_out: str) -> None:
     row = next((row for row, text in enumerate(texts) if not text.endswith(tail.text)), None)
     if row is not None:
-        way_out = (
-            "its template depends on the text; give --eoi_tokens N"
-            if use_chat_template
-            else "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
-        )
         raise InputError(
-            f"row {row} does not end in the chat template's tail: expected {tail.text!r}, "
+            f"row {first_row + row} does not end in the chat template's tail: expected {tail.text!r}, "
             f"found {texts[row][-len(tail.text) :]!r}; {way_out}"
         )
 
@@ -194,44 +366,76 @@ def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
     return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str], add_special: Sequence[bool]) -> list[TokenIds]:
-    rows: list[TokenIds] = [np.empty(0, dtype=np.int32)] * len(texts)
-    for add in (False, True):
-        chosen = [row for row, special in enumerate(add_special) if special == add]
-        for start in range(0, len(chosen), _ENCODE_ROWS):
-            part = chosen[start : start + _ENCODE_ROWS]
-            encoded = tokenizer([texts[row] for row in part], add_special_tokens=add, verbose=False)["input_ids"]
-            for row, ids in zip(part, encoded, strict=True):
-                rows[row] = np.asarray(ids, dtype=np.int32)
-    return rows
+def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
 
 
-def _check_lengths(rows: list[TokenIds], n_positions: int, max_length: int | None) -> None:
-    lengths = np.array([len(row) for row in rows])
-    if max_length is not None and lengths.max() > max_length:
-        worst = int(lengths.argmax())
+def _check_cut(rows: list[int], max_length: int | None) -> None:
+    if rows:
         raise InputError(
-            f"{int((lengths > max_length).sum())} prompts are longer than --max_length {max_length}, the longest is "
-            f"row {worst} with {lengths[worst]} tokens; shorten or drop them, or raise --max_length if it can"
-        )
-    if lengths.min() < n_positions:
-        row = int(lengths.argmin())
-        raise InputError(
-            f"row {row} has {lengths[row]} tokens, fewer than the {n_positions} positions to store; drop it"
+            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {_show(rows)}: without any of the user's "
+            "text they are longer still, or the template rewrites it; drop them, or raise --max_length if the model can"
         )
 
 
-def _check_tail_tokens(tokenizer: Tokenizer, rows: list[TokenIds], tail: Tail, n_positions: int) -> None:
-    n_checked = min(n_positions, len(tail.token_ids))
-    expected = list(tail.token_ids[-n_checked:])
-    row = next((row for row, ids in enumerate(rows) if ids[-n_checked:].tolist() != expected), None)
+def _check_lengths(
+    n_tokens: Int64[np.ndarray, " sample"], n_positions: int, max_length: int | None, use_chat_template: bool
+) -> None:
+    if max_length is not None and n_tokens.max() > max_length:
+        worst = int(n_tokens.argmax())
+        too_long = np.flatnonzero(n_tokens > max_length).tolist()
+        cut = ", add --truncate to cut the end of the user's text" if use_chat_template else ""
+        raise InputError(
+            f"{len(too_long)} prompts are longer than --max_length {max_length}, {_show(too_long)}; the longest is "
+            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if it can"
+        )
+    if n_tokens.min() < n_positions:
+        row = int(n_tokens.argmin())
+        raise InputError(
+            f"row {row} has {n_tokens[row]} tokens, fewer than the {n_positions} positions to store; drop it"
+        )
+
+
+def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Tail, first_row: int) -> None:
+    expected = list(tail.token_ids)
+    row = next((row for row, ids in enumerate(rows) if ids[len(ids) - len(expected) :] != expected), None)
     if row is not None:
         raise InputError(
-            f"row {row}: the last {n_checked} tokens are not the template's tail: expected "
+            f"row {first_row + row}: the last {len(expected)} tokens are not the template's tail: expected "
             f"{[tokenizer.decode([token]) for token in expected]}, found "
-            f"{[tokenizer.decode([token]) for token in rows[row][-n_checked:].tolist()]}; "
+            f"{[tokenizer.decode([token]) for token in rows[row][-len(expected) :]]}; "
             "its text merges with the tail: change its end"
         )
+
+
+def _report(prompts: Prompts, max_length: int | None) -> None:
+    if prompts.truncated_rows:
+        logger.warning(
+            "%d prompts were longer than %s tokens and lost the end of their user's text: %s",
+            len(prompts.truncated_rows),
+            max_length,
+            _show(prompts.truncated_rows),
+        )
+    if prompts.control_rows.as_tokens:
+        logger.warning(
+            "%d prompts hold control strings of the template in the user's text which this tokenizer cannot encode as "
+            "text, so that they act as control tokens: %s",
+            len(prompts.control_rows.as_tokens),
+            _show(prompts.control_rows.as_tokens),
+        )
+
+
+def _show(rows: Sequence[int]) -> str:
+    """The first rows of a list, in words."""
+    more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"
 
 
 def _hash64(text: str) -> int:

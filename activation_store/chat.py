@@ -1,0 +1,167 @@
+"""Questions through the chat template: the rendered prompt, and where in it the user's text lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+from typing import Any, Protocol, runtime_checkable
+
+import jinja2
+
+from activation_store.errors import InputError
+
+# Stands for the user's text while the rest of a prompt is looked for; letters, which no template strips or escapes.
+SENTINEL = "PROBESWEEPSENTINEL"
+
+# {"role": "user", "content": "..."}, and what else the template may want.
+Message = dict[str, Any]
+# A user's text, or a conversation that ends in a user's message.
+Question = str | list[Message]
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    chat_template: Any
+    bos_token: Any
+
+    def __call__(self, text: Any, **kwargs: Any) -> Any: ...
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A rendered prompt in pieces: what the template (and other roles) wrote around what the user wrote.
+
+    Parameters
+    ----------
+    fixed : tuple of str
+        One more than there are user messages; the last one is the template's tail.
+    user : tuple of str
+        The user's texts as the template wrote them.
+    form : callable
+        What the template does to a text: nothing, or one of Python's strips.
+    """
+
+    fixed: tuple[str, ...]
+    user: tuple[str, ...]
+    form: Callable[[str], str]
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return "".join(chain.from_iterable(zip_longest(self.fixed, self.user, fillvalue="")))
+
+    def cut(self, n_characters: int) -> Pieces:
+        """The same prompt with the first characters of the last user message only."""
+        return replace(self, user=(*self.user[:-1], self.form(self.user[-1][:n_characters])))
+
+
+def as_messages(question: Question) -> list[Message]:
+    """A conversation; a text is one user message."""
+    return [{"role": "user", "content": question}] if isinstance(question, str) else question
+
+
+def user_texts(question: Question) -> list[str]:
+    """What the user wrote in it."""
+    return [message["content"] for message in as_messages(question) if message["role"] == "user"]
+
+
+def question_text(question: Question) -> str:
+    """A question as it is stored: a text as it is, a conversation as JSON."""
+    return question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)
+
+
+def replace_last(question: Question, text: str) -> Question:
+    """The same question with another last user message."""
+    return text if isinstance(question, str) else [*question[:-1], {**question[-1], "content": text}]
+
+
+def render(tokenizer: Tokenizer, question: Question, template_kwargs: dict[str, Any]) -> str:
+    """A question through the chat template, generation prompt on."""
+    return render_all(tokenizer, [question], template_kwargs)[0]
+
+
+def render_all(
+    tokenizer: Tokenizer, questions: Sequence[Question], template_kwargs: dict[str, Any], first_row: int = 0
+) -> list[str]:
+    """Questions through the chat template, generation prompt on; in one call, which is several times faster.
+
+    Raises
+    ------
+    InputError
+        The template refuses one; names its row, counted from `first_row`.
+    """
+    conversations = [as_messages(question) for question in questions]
+    try:
+        return _apply(tokenizer, conversations, template_kwargs)
+    except (jinja2.TemplateError, TypeError):
+        for row, conversation in enumerate(conversations, first_row):
+            _render_or_say_why(tokenizer, conversation, template_kwargs, row)
+        raise
+
+
+def _apply(tokenizer: Tokenizer, conversations: list[list[Message]], template_kwargs: dict[str, Any]) -> list[str]:
+    return tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=True, **template_kwargs)
+
+
+def _render_or_say_why(
+    tokenizer: Tokenizer, conversation: list[Message], template_kwargs: dict[str, Any], row: int
+) -> None:
+    try:
+        _apply(tokenizer, [conversation], template_kwargs)
+    except (jinja2.TemplateError, TypeError) as error:
+        roles = ", ".join(str(message["role"]) for message in conversation)
+        raise InputError(
+            f"row {row}: the chat template refuses {str(conversation[-1]['content'])[:40]!r} (roles: {roles}) "
+            f"with {template_kwargs}: {error}"
+        ) from error
+
+
+def find_pieces(tokenizer: Tokenizer, question: Question, whole: str, template_kwargs: dict[str, Any]) -> Pieces | None:
+    """Find the user's texts in a rendered prompt by rendering it again with sentinels in their place.
+
+    Parameters
+    ----------
+    question : str or list of dict
+        As it was rendered.
+    whole : str
+        What came of it.
+
+    Returns
+    -------
+    Pieces or None
+        None where the template does more to the text than to strip its ends, so that its place is not certain.
+    """
+    sentinel = _absent(SENTINEL, [str(message["content"]) for message in as_messages(question)])
+    texts = user_texts(question)
+    fixed = tuple(_render_masked(tokenizer, question, sentinel, template_kwargs).split(sentinel))
+    if len(fixed) != len(texts) + 1:
+        return None
+    # What is done to the ends of a text shows on one that has spaces there; this one may have none.
+    spaced = f" {sentinel} "
+    rendered = _render_masked(tokenizer, question, spaced, template_kwargs)
+    for form in (str, str.strip, str.lstrip, str.rstrip):
+        if Pieces(fixed, (form(spaced),) * len(texts), form).text == rendered:
+            pieces = Pieces(fixed, tuple(form(text) for text in texts), form)
+            return pieces if pieces.text == whole else None
+    return None
+
+
+def _render_masked(tokenizer: Tokenizer, question: Question, mask: str, template_kwargs: dict[str, Any]) -> str:
+    """A question rendered with a mask in place of what the user wrote."""
+    masked = [
+        {**message, "content": mask} if message["role"] == "user" else message for message in as_messages(question)
+    ]
+    return render(tokenizer, masked, template_kwargs)
+
+
+def _absent(word: str, texts: Sequence[str]) -> str:
+    """The word, made longer until no text holds it."""
+    while any(word in text for text in texts):
+        word += "X"
+    return word
