@@ -49,7 +49,12 @@ def probesweep() -> None:
 
 @probesweep.command()
 @click.option("--model", required=True, help='Hub id, local folder, GGUF file, or "smollm2" (embedded).')
-@click.option("--dataset_path", required=True, type=click.Path(path_type=Path), help="Parquet file.")
+@click.option(
+    "--dataset_path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Parquet, CSV or JSON Lines file, or folder of datasets' save_to_disk.",
+)
 @click.option(
     "--output_path",
     required=True,
@@ -57,20 +62,30 @@ def probesweep() -> None:
     help="Zarr store to write; a name that ends in .pt gets that file as well.",
 )
 @click.option("--label_column", default="success_rate", show_default=True, help="Column of numbers to predict.")
-@click.option("--question_column", default="question", show_default=True, help="Column of prompts.")
+@click.option("--question_column", default="question", show_default=True, help="Column of texts or chat messages.")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
 @click.option("--eoi_tokens", type=int, help="Store the last N tokens.  [default: the chat template's tail]")
 @click.option("--use_chat_template", is_flag=True, help="Questions are bare: put each through the chat template.")
 @click.option("--chat_template_kwargs", help="""JSON for the template, such as '{"enable_thinking": false}'.""")
 @click.option("--max_length", type=int, help="Most tokens of a prompt; longer is an error.  [default: the model's]")
-@click.option("--batch_size", default=16, show_default=True, help="Most prompts of a batch.")
+@click.option("--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the tail stays.")
+@click.option("--batch_size", type=int, help="Most prompts of a batch.  [default: what fits in free memory]")
 @click.option("--max_samples", type=int, help="Use the first N rows only.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--device_map", help="Spread the model over all devices: auto, balanced, ... (accelerate)")
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
 @click.option("--shard_samples", type=int, help="Samples of one shard file.  [default: shards of up to 256 MiB]")
+@click.option(
+    "--no_prefix_cache",
+    "prefix_cache",
+    flag_value=False,
+    default=True,
+    help="Run the tokens that all prompts begin with anew in every batch.",
+)
 @click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--repair", is_flag=True, help="Check the store that is there; extract damaged shards anew.")
-def extract(**options: Any) -> None:
+@click.option("--dry_run", is_flag=True, help="Say what would be done, with the tokens of ten prompts; do nothing.")
+def extract(dry_run: bool, **options: Any) -> None:
     """Store the hidden states of the tokens after each instruction.
 
     The same command again takes up an interrupted extraction, and does nothing when it is done.
@@ -78,17 +93,22 @@ def extract(**options: Any) -> None:
     Example: probesweep extract --model smollm2 --dataset_path data/success_smollm2_train.parquet
     --output_path train.zarr --use_chat_template
     """
-    from activation_store import extract as run_extract
+    from activation_store import Extraction
+    from activation_store.health import describe
     from activation_store.interop import export_pt
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
     target: Path = options["output_path"]
     if target.suffix == ".pt":
         options["output_path"] = target.with_suffix(".zarr")
-    store = run_extract(**options)
+    extraction = Extraction(**options)
+    if dry_run:
+        click.echo(extraction.preview())
+        return
+    store = extraction.run()
     if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= store.modified_ns):
         export_pt(store, target)
-    click.echo(repr(store))
+    click.echo("\n".join([repr(store), *describe(store.health)]))
 
 
 @probesweep.command()

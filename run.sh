@@ -10,7 +10,7 @@ TEST_DATASET="${TEST_DATASET:-data/success_smollm2_test.parquet}"
 QUESTION_COL="${QUESTION_COL:-question}"
 LABEL_COL="${LABEL_COL:-success_rate}"
 LAYERS="${LAYERS:-all}"                   # all, -1, 0,1,2 or 0-8: hidden_states indices
-BATCH_SIZE="${BATCH_SIZE:-16}"
+BATCH_SIZE="${BATCH_SIZE:-}"               # most prompts of a batch; empty: what fits in free memory
 DEVICE="${DEVICE:-auto}"                  # auto, cpu, cuda, cuda:1
 OUTPUT_DIR="${OUTPUT_DIR:-results/smollm2}"
 ALPHAS="${ALPHAS:-1,10,100,1000,10000,100000}"  # each cell takes its best by cross-validation
@@ -30,7 +30,7 @@ fi
 extract() {
   .venv/bin/probesweep extract --model "$MODEL" --dataset_path "$1" --output_path "$2" \
     --question_column "$QUESTION_COL" --label_column "$LABEL_COL" --layers "$LAYERS" \
-    --batch_size "$BATCH_SIZE" --device "$DEVICE" $CHAT_TEMPLATE
+    ${BATCH_SIZE:+--batch_size "$BATCH_SIZE"} --device "$DEVICE" $CHAT_TEMPLATE
 }
 
 extract "$TRAIN_DATASET" "$OUTPUT_DIR/train.zarr"

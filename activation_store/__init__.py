@@ -2,26 +2,30 @@
 
 from activation_store.errors import (
     CorruptStoreError,
+    DeviceMemoryError,
     FingerprintMismatchError,
     InputError,
     MissingShardError,
     NonFiniteError,
+    ParityError,
     StoreError,
     StoreLockedError,
     UnsupportedFormatError,
 )
-from activation_store.extract import extract
+from activation_store.extract import Extraction
 from activation_store.reader import ActivationStore
 
 __all__ = [
     "ActivationStore",
     "CorruptStoreError",
+    "DeviceMemoryError",
+    "Extraction",
     "FingerprintMismatchError",
     "InputError",
     "MissingShardError",
     "NonFiniteError",
+    "ParityError",
     "StoreError",
     "StoreLockedError",
     "UnsupportedFormatError",
-    "extract",
 ]

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from activation_store.health import describe
 from activation_store.reader import ActivationStore
 from activation_store.spec import FORMAT_VERSION, LAYER_CONVENTION, POSITION_CONVENTION
 
 _NORM_ROWS = 200
 _CHUNK_ROWS = 16
 _SAMPLES = 3
+# Lists of rows can be long.
+_MAX_LINE = 400
 
 
 def inspect(store: ActivationStore) -> str:
@@ -25,7 +28,9 @@ def inspect(store: ActivationStore) -> str:
     StoreError
         What is read of it is damaged.
     """
-    sections = [_axes(store), "origin\n" + "\n".join(_lines(store.attrs)), _norms(store), _tokens(store)]
+    health = "\n".join(f"  {line}" for line in describe(store.health))
+    origin = "\n".join(["origin", *_lines(store.attrs)])
+    sections = [_axes(store), origin, health and f"health\n{health}", _norms(store), _tokens(store)]
     return "\n\n".join(section for section in sections if section)
 
 
@@ -55,7 +60,8 @@ def _lines(attributes: Mapping[str, Any]) -> Iterator[str]:
     for name, value in entries.items():
         if name in ("layers", "positions", "dtype"):  # stand above
             continue
-        yield f"  {name:24} {value if isinstance(value, str) else json.dumps(value)}".replace("\n", "\\n")
+        line = f"  {name:24} {value if isinstance(value, str) else json.dumps(value)}".replace("\n", "\\n")
+        yield line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} ..."
 
 
 def _norms(store: ActivationStore) -> str:

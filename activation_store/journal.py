@@ -1,9 +1,9 @@
 """The journal: which shards are committed. A shard that is not in it does not exist, whatever files lie there.
 
 A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
-their SHA-256; each later one commits a shard with the crc32c of every cell in it. Lines are only added; where a
-shard has two, the later one counts. What lies behind the last good line is a line that was being written when the
-machine stopped: it counts as never written.
+their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the finished store is
+like. Lines are only added; where a shard has two, the later one counts. What lies behind the last good line is a line
+that was being written when the machine stopped: it counts as never written.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class JournalContents:
         Path below the store of every file that was written when the store was created -> SHA-256.
     shards : dict
         Committed shard -> crc32c of each of its cells, in the order of the layout, 4 bytes each.
+    health : dict
+        What was found when the store was finished; empty before.
     n_bytes : int
         Length of the good part.
     n_damaged : int
@@ -43,6 +45,7 @@ class JournalContents:
 
     files: dict[str, str]
     shards: dict[int, bytes] = field(default_factory=dict[int, bytes])
+    health: dict[str, Any] = field(default_factory=dict[str, Any])
     n_bytes: int = 0
     n_damaged: int = 0
 
@@ -60,6 +63,11 @@ def file_hash(data: bytes) -> str:
 def shard_record(shard: int, checksums: bytes) -> bytes:
     """Line that commits one shard; `checksums` are the crc32c of its cells, 4 bytes each."""
     return _encode({"shard": shard, "crc32c": checksums.hex()})
+
+
+def health_record(health: dict[str, Any]) -> bytes:
+    """Line that says what a finished store is like."""
+    return _encode({"health": health})
 
 
 def _encode(record: dict[str, Any]) -> bytes:
@@ -90,12 +98,15 @@ def parse_journal(data: bytes, where: str) -> JournalContents:
         number = records.index(None) + 1 if records else 1
         raise CorruptStoreError(f"{where}: line {number} is damaged; {MEND}")
     try:
-        header, *commits = [json.loads(record or b"") for record in records]
+        header, *entries = [json.loads(record or b"") for record in records]
         files = {_checked_name(name): str(digest) for name, digest in header["files"].items()}
-        shards = {_checked_shard(commit["shard"]): bytes.fromhex(commit["crc32c"]) for commit in commits}
+        shards = {
+            _checked_shard(entry["shard"]): bytes.fromhex(entry["crc32c"]) for entry in entries if "health" not in entry
+        }
+        health = dict(next((entry["health"] for entry in reversed(entries) if "health" in entry), {}))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CorruptStoreError(f"{where}: a record is not of this format ({error}); restore the journal") from error
-    return JournalContents(files, shards, n_bytes=sum(map(len, lines[: len(records)])))
+    return JournalContents(files, shards, health, n_bytes=sum(map(len, lines[: len(records)])))
 
 
 def _checked_name(name: str) -> str:

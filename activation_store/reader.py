@@ -119,6 +119,11 @@ class ActivationStore:
         return file_hash((self.path / ARRAY / JOURNAL).read_bytes())
 
     @property
+    def health(self) -> Mapping[str, Any]:
+        """What was found when the store was finished (see `activation_store.health`); empty before."""
+        return self._journal.health
+
+    @property
     def fingerprint(self) -> Mapping[str, Any]:
         return self.spec.fingerprint
 

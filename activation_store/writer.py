@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,7 @@ from activation_store.journal import (
     file_hash,
     good_lines,
     header_record,
+    health_record,
     parse_journal,
     shard_record,
 )
@@ -196,6 +198,11 @@ class StoreWriter:
             if shard not in self._journal.shards or shard in self._redo
         ]
 
+    @property
+    def n_committed_shards(self) -> int:
+        """Shards that are on disk and whole."""
+        return len(self._journal.shards) - len(self._redo)
+
     def add(self, rows: Integer[np.ndarray, " row"], block: Shaped[np.ndarray, "row layer position feature"]) -> None:
         """Take the activations of some samples.
 
@@ -271,18 +278,24 @@ class StoreWriter:
         if self._journal.shards.get(shard) != checksums:
             if shard in self._redo:
                 self.changed_shards.append(shard)
-            self._append(shard, checksums)
+            self._append(shard_record(shard, checksums), shards=self._journal.shards | {shard: checksums})
         self._redo.discard(shard)
         self._failed = False
 
-    def _append(self, shard: int, checksums: bytes) -> None:
-        line = shard_record(shard, checksums)
+    def finish(self, health: dict[str, Any]) -> None:
+        """Record what the whole store is like; nothing is written where that is recorded already.
+
+        Raises
+        ------
+        OSError
+            The disk failed; names the file.
+        """
+        if self._journal.health != health:
+            self._append(health_record(health), health=health)
+
+    def _append(self, line: bytes, **entries: Any) -> None:
         append_file(self.path / ARRAY / JOURNAL, line, self._journal.n_bytes)
-        self._journal = JournalContents(
-            files=self._journal.files,
-            shards=self._journal.shards | {shard: checksums},
-            n_bytes=self._journal.n_bytes + len(line),
-        )
+        self._journal = replace(self._journal, n_bytes=self._journal.n_bytes + len(line), **entries)
 
 
 @contextmanager

@@ -161,6 +161,9 @@ TRAIN = "train --train_activations S --test_activations S --output_dir o"
         (f"{EXTRACT} E", "has no rows"),
         (f"{EXTRACT} D --layers 9", "layers 0 to 3"),
         (f"{EXTRACT} D --max_length 20", "row 4 with"),
+        (f"{EXTRACT} D --max_length 20", "--truncate"),
+        (f"{EXTRACT} D --max_length 5 --truncate", "11 prompts cannot be cut to --max_length 5"),
+        ("extract --model M --output_path o --dataset_path D --truncate", "without --use_chat_template"),
         (f"{EXTRACT} D --chat_template_kwargs x", "JSON"),
         ("extract --model N --output_path o --dataset_path D", "give --eoi_tokens N"),
         ("extract --model M --output_path o --dataset_path D", "add --use_chat_template"),
@@ -204,7 +207,8 @@ def test_a_full_disk_is_one_line_and_exit_1(stores, tmp_path, monkeypatch):
 def test_unfinished_store_is_refused(stores, tmp_path):
     shutil.copytree(stores / "train.zarr", tmp_path / "train.zarr")
     journal = tmp_path / "train.zarr/activations/journal"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    # Without its last two lines: the shard's, and that of the finished store's health.
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-2]))
     shutil.copytree(stores / "test.zarr", tmp_path / "test.zarr")
     done = train(tmp_path, tmp_path / "out")
     assert done.returncode == 2
@@ -217,8 +221,8 @@ def test_interrupt_exits_130_and_resumes(tiny_model, dataset, tmp_path):
         "--use_chat_template", "--shard_samples", 2, "--batch_size", 1,
     ]  # fmt: skip
     # A forward pass that is slow enough to be caught in the act.
-    slow = "import time, sys; from activation_store.capture import HiddenStates as H; run = H.run\n"
-    slow += "H.run = lambda *a, **k: (time.sleep(0.3), run(*a, **k))[1]\nimport cli; cli.main()"
+    slow = "import time, sys; from activation_store.capture import HiddenStates as H; start = H.start\n"
+    slow += "H.start = lambda *a, **k: (time.sleep(0.3), start(*a, **k))[1]\nimport cli; cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -234,6 +238,25 @@ def test_interrupt_exits_130_and_resumes(tiny_model, dataset, tmp_path):
     assert 0 < committed < len(QUESTIONS)
     assert run(*command).returncode == 0
     assert ActivationStore.open(tmp_path / "s.zarr").n_committed == len(QUESTIONS)
+
+
+def test_dry_run_writes_nothing_and_extract_tells_what_the_store_is_like(tiny_model, dataset, tmp_path):
+    frame = pd.read_parquet(dataset)
+    pd.concat([frame, frame[:2]]).to_parquet(dataset)
+    command = [
+        "extract", "--model", tiny_model("llama"), "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
+        "--use_chat_template", "--no_prefix_cache",
+    ]  # fmt: skip
+    dry = run(*command, "--dry_run")
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.startswith("rows         13\n")
+    assert "token at each position" in dry.stdout
+    assert not (tmp_path / "s.zarr").exists()
+    for done in (run(*command), run(*command)):
+        assert done.returncode == 0, done.stderr
+        assert "nothing can be learned there: layer 0 at -5, -4, -3, -2, -1" in done.stdout
+        assert "samples that repeat the prompt of an earlier one: 2" in done.stdout
+    assert "health\n  constant over all samples" in run("inspect", tmp_path / "s.zarr").stdout
 
 
 def test_python_api_does_the_same(stores):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from activation_store import ActivationStore, CorruptStoreError, FingerprintMismatchError, InputError, extract
+from activation_store import ActivationStore, CorruptStoreError, Extraction, FingerprintMismatchError, InputError
 from activation_store.errors import StoreError
 from activation_store.writer import StoreWriter
 from tests.activation_store.stores import make_beside, make_spec, make_values, write_store
@@ -122,10 +122,10 @@ def test_a_damaged_first_journal_line_is_beyond_repair(tmp_path):
 
 def test_extract_repairs(tiny_model, dataset, tmp_path, caplog):
     def run(**options):
-        return extract(
+        return Extraction(
             str(tiny_model("llama")), dataset, tmp_path / "s.zarr", use_chat_template=True, shard_samples=4,
             device="cpu", **options,
-        )  # fmt: skip
+        ).run()  # fmt: skip
 
     with pytest.raises(InputError, match="no store to repair"):
         run(repair=True)
