@@ -12,6 +12,7 @@ import click
 # Command -> module that defines it as `main`, and what it does.
 COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
+    "extract": ("benchmarks.extract.command", "Speed and memory of an extraction against the scripts it replaces."),
     "faults": ("benchmarks.faults.command", "Kills, failing calls, power loss, damaged bytes: what is lost or wrong."),
 }
 

@@ -93,20 +93,20 @@ class Timings:
         return Table(title=title, rows=rows)
 
 
-def interleave(contenders: Sequence[Contender], *, n_rounds: int, n_bytes: int) -> Timings:
+def interleave(contenders: Sequence[Contender], *, n_rounds: int, n_bytes: int, n_warm_ups: int = 1) -> Timings:
     """Time the contenders in turn, A B C A B C; a first round warms up and is not counted.
 
     What disturbs the machine for longer than a round disturbs all of them, and ratios within a round hardly change.
     """
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for round_idx in range(1 + n_rounds):
+    for round_idx in range(n_warm_ups + n_rounds):
         for contender in contenders:
             action = contender.prepare(round_idx)
             started = time.perf_counter()
             action()
             elapsed = time.perf_counter() - started
             contender.check(round_idx)
-            if round_idx > 0:
+            if round_idx >= n_warm_ups:
                 seconds[contender.name].append(elapsed)
     return Timings(seconds=seconds, n_bytes=n_bytes)
 
@@ -161,8 +161,27 @@ class Target:
         return self.reached.median >= self.at_least
 
     def __str__(self) -> str:
-        verdict = "met    " if self.is_met else "NOT met"
-        return f"{verdict}  {self.what}: wanted >= {self.at_least:g}, is {self.reached}"
+        return f"{_verdict(self.is_met)}  {self.what}: wanted >= {self.at_least:g}, is {self.reached}"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A ratio that must not be exceeded."""
+
+    what: str
+    at_most: float
+    reached: Spread
+
+    @property
+    def is_met(self) -> bool:
+        return self.reached.median <= self.at_most
+
+    def __str__(self) -> str:
+        return f"{_verdict(self.is_met)}  {self.what}: wanted <= {self.at_most:g}, is {self.reached}"
+
+
+def _verdict(is_met: bool) -> str:
+    return "met    " if is_met else "NOT met"
 
 
 @dataclass(frozen=True)
@@ -173,7 +192,7 @@ class Report:
     hardware: Mapping[str, Any]
     setting: Mapping[str, Any]
     tables: Sequence[Table]
-    targets: Sequence[Target]
+    targets: Sequence[Target | Limit]
 
     def __str__(self) -> str:
         parts = [_line(self.hardware), _line(self.setting), *map(str, self.tables)]

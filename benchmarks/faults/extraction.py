@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from activation_store.errors import StoreError
 from activation_store.reader import ActivationStore
@@ -60,16 +61,17 @@ class Extraction:
         return subprocess.Popen(
             [sys.executable, "-m", "cli", "extract", *inputs, *sizes, "--use_chat_template", "--device", "cpu"],
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # Batches are planned for the number of threads: as many as `finish` has, for the same store.
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
     def finish(self, root: Path) -> None:
         """Do the rest in this process, which has imported transformers by now."""
-        from activation_store import extract
+        import activation_store
 
-        extract(
+        activation_store.Extraction(
             str(self.model),
             self.dataset,
             root / STORE,
@@ -77,7 +79,7 @@ class Extraction:
             device="cpu",
             batch_size=BATCH_SIZE,
             shard_samples=SHARD_SAMPLES,
-        )
+        ).run()
 
     @property
     def n_shards(self) -> int:

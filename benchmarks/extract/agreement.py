@@ -1,0 +1,42 @@
+"""Whether two ways of computing hidden states agree."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32
+
+from benchmarks.measure import WrongResultError
+
+# Roundings of float32 that a layer may be off by. The two ways pad and group the prompts differently, so their sums run
+# in another order: over 30 blocks that comes to some hundred roundings of the largest values, which are far above the
+# rms. A wrong token, layer or row is off by millions.
+_ROUNDINGS = 2000
+
+
+def layer_difference(
+    found: Float32[np.ndarray, "row layer position feature"],
+    expected: Float32[np.ndarray, "row layer position feature"],
+) -> float:
+    """Largest difference of a value, in units of its layer's rms."""
+    squares = np.square(expected, dtype=np.float64).mean(axis=(0, 2, 3))
+    difference = np.abs(found.astype(np.float64) - expected).max(axis=(0, 2, 3))
+    return float((difference / np.sqrt(squares)).max())
+
+
+def check_agreement(found: np.ndarray, expected: np.ndarray, what: str) -> float:
+    """Return the largest difference in units of its layer's rms.
+
+    Raises
+    ------
+    WrongResultError
+        It is more than rounding, or not a number, or the shapes differ; names `what` differs.
+    """
+    if found.shape != expected.shape:
+        raise WrongResultError(f"{what} has shape {list(found.shape)}, expected {list(expected.shape)}")
+    difference = layer_difference(found, expected)
+    allowed = _ROUNDINGS * float(np.finfo(np.float32).eps)
+    if not difference <= allowed:
+        raise WrongResultError(
+            f"{what} is off by {difference:.1e} of its layer's rms, more than rounding ({allowed:.1e})"
+        )
+    return difference

@@ -1,0 +1,34 @@
+"""``python -m benchmarks extract``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("extract")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+)
+@click.option("--quick", is_flag=True, help="Few prompts, once: whether it runs, not how fast it is.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where the stores are written, in a folder that is removed afterwards; the current one by default.",
+)
+@click.option("--model", default="smollm2", show_default=True, help="Hub id, local folder, GGUF file, or smollm2.")
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs, always in float32.")
+def main(json_path: Path | None, quick: bool, folder: Path, model: str, device: str) -> None:
+    """Extract the same activations with this package and as the original scripts did; run the bare model beside it."""
+    # Before torch is imported, and as the command line has it: no progress bars, no busy waiting.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # pyarrow's allocator reserves a gigabyte of which it touches little; a limit on memory counts all of it.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    from benchmarks.extract import suite
+
+    suite.measure_extract(suite.QUICK if quick else suite.FULL, folder, model, device).publish(json_path)

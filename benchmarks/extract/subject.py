@@ -1,0 +1,81 @@
+"""The model that all contenders share, and what of it each of them uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GgufConfig
+
+from activation_store.arguments import parse_layers
+from activation_store.capture import HiddenStates
+from activation_store.chat import Tokenizer
+from activation_store.models import (
+    LoadedDecoder,
+    ModelSource,
+    find_decoder,
+    load_tokenizer,
+    read_model_info,
+    resolve_device,
+)
+from activation_store.prompts import Prompts, encode_prompts
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A causal language model in float32, its head included, and its tokenizer."""
+
+    model: Any
+    tokenizer: Tokenizer
+    n_blocks: int
+    n_features: int
+    max_length: int | None
+    device: torch.device
+
+    @classmethod
+    def load(cls, name: str, device: str = "cpu") -> Subject:
+        """Load a model by the name that ``--model`` takes."""
+        source = ModelSource.parse(name)
+        info = read_model_info(source)
+        quantization = {"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source.location, config=info.config, dtype=torch.float32, **source.load_kwargs(), **quantization
+        )
+        where = resolve_device(device)
+        model.to(where).eval().requires_grad_(False)
+        return cls(model, load_tokenizer(source), info.n_blocks, info.n_features, info.max_length, where)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer as a folder that `load` takes: other processes load it faster than a GGUF file."""
+        tokenizer: Any = self.tokenizer
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The model without its head."""
+        return find_decoder(self.model)
+
+    def states(self, layers: str = "all") -> HiddenStates:
+        """What `extract` runs for ``--layers``, over these same weights."""
+        loaded = LoadedDecoder(self.decoder, self.device, torch.float32, str(self.model.config._attn_implementation))
+        return HiddenStates(loaded, self.layers(layers), self.n_blocks, self.n_features)
+
+    def layers(self, layers: str = "all") -> tuple[int, ...]:
+        """Indices into ``hidden_states`` that ``--layers`` means."""
+        return parse_layers(layers, self.n_blocks)
+
+    def encode(self, questions: Sequence[str]) -> Prompts:
+        """Put questions through the chat template, and that through the tokenizer."""
+        return encode_prompts(
+            self.tokenizer,
+            questions,
+            use_chat_template=True,
+            template_kwargs={},
+            eoi_tokens=None,
+            max_length=self.max_length,
+        )
