@@ -80,7 +80,7 @@ class Size:
 
 
 FULL = Size(
-    embedded_rows=96,
+    embedded_rows=192,
     skewed_rows=96,
     median_tokens=60,
     longest_tokens=500,
@@ -88,9 +88,9 @@ FULL = Size(
     prefix_mean_tokens=120,
     few_layers="0-10",
     layers_rows=64,
-    memory_rows=256,
+    memory_rows=1024,
     memory_shard_samples=16,
-    n_rounds=3,
+    n_rounds=5,
     larger=Larger(n_blocks=64, n_features=512, n_positions=6, store_nbytes=4 * 2**30, limit_nbytes=3 * 2**29),
 )
 QUICK = Size(
@@ -181,7 +181,9 @@ def _measure_prefix(size: Size, subject: Subject, folder: Path, found: _Findings
 def _measure_memory(size: Size, subject: Subject, folder: Path, found: _Findings) -> None:
     progress("memory")
     subject.save(folder / "model")
-    questions = embedded_questions()[: size.memory_rows]
+    embedded = embedded_questions()
+    # Some of them several times where that many are wanted.
+    questions = (embedded * (1 + size.memory_rows // len(embedded)))[: size.memory_rows]
     n_positions = len(subject.encode(questions[:1]).positions)
     sample_nbytes = (subject.n_blocks + 1) * n_positions * subject.n_features * FLOAT32_NBYTES
     used = measure_memory(folder / "model", questions, size.memory_shard_samples, _new(folder / "memory"))
