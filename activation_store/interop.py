@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,11 @@ class PtActivations:
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
         """Activations of one cell [sample, feature], a copy."""
         return _to_numpy(self._activations[:, self.layers.index(layer), self.positions.index(position)].clone())
+
+    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "sample feature"]]]:
+        """Yield the whole cell as one block, a view."""
+        values = self._activations[:, self.layers.index(layer), self.positions.index(position)]
+        yield range(self.n_samples), _to_numpy(values)
 
     def __getitem__(self, rows: slice) -> Shaped[np.ndarray, "row layer position feature"]:
         """Activations of consecutive samples, a view."""

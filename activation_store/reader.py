@@ -342,7 +342,8 @@ class ActivationStore:
             opened.verified = self._verified.setdefault(shard, opened.verified)
         self._shards[shard] = opened
         if len(self._shards) > MAX_MAPPED_SHARDS:
-            del self._shards[next(iter(self._shards))]
+            # Several threads may read: each of these is one step for them.
+            self._shards.pop(list(self._shards)[0], None)  # noqa: RUF015
         return opened
 
 

@@ -3,6 +3,7 @@
 from gpu_probes.baselines import score_number
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.errors import (
+    BudgetError,
     CellError,
     DeviceError,
     FoldError,
@@ -12,12 +13,14 @@ from gpu_probes.errors import (
     ProbeWarning,
     Status,
 )
+from gpu_probes.objective import Solver
 from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.sweep import sweep
+from gpu_probes.sweep import SweepOptions, sweep, sweep_labels
 
 __all__ = [
     "ArrayCellSource",
     "BestProbe",
+    "BudgetError",
     "Cell",
     "CellError",
     "CellSource",
@@ -27,8 +30,11 @@ __all__ = [
     "PenaltyError",
     "ProbeError",
     "ProbeWarning",
+    "Solver",
     "Status",
+    "SweepOptions",
     "SweepResult",
     "score_number",
     "sweep",
+    "sweep_labels",
 ]

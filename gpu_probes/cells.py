@@ -1,6 +1,6 @@
 """Where the features come from: one (layer, position) cell at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +18,7 @@ class Cell(NamedTuple):
 
 @runtime_checkable
 class CellSource(Protocol):
-    """Anything that hands out ``[sample, feature]`` arrays by layer and position."""
+    """Anything that hands out cells, layer by layer and position by position, in blocks of consecutive samples."""
 
     @property
     def layers(self) -> Sequence[int]:
@@ -40,8 +40,11 @@ class CellSource(Protocol):
         """Columns of every cell."""
         ...
 
-    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
-        """Return ``[sample, feature]`` in float16, bfloat16, float32 or float64."""
+    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:
+        """Iterate over all samples in order: their indices and features (float16, bfloat16, float32 or float64).
+
+        Blocks may be views of anything; they are only read, several cells at a time, from several threads.
+        """
         ...
 
 
@@ -86,6 +89,23 @@ class ArrayCellSource:
                 f"no cell at layer {layer}, position {position}; layers: {self.layers}, positions: {self.positions}"
             )
         return self._array[:, self.layers.index(layer), self.positions.index(position)]
+
+    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "sample feature"]]]:
+        """Yield the whole cell as one block."""
+        yield range(self.n_samples), self.cell(layer, position)
+
+
+def cells_of(source: CellSource) -> list[Cell]:
+    """All cells, positions outside, layers inside: the order of the result files."""
+    return [Cell(int(layer), int(position)) for position in source.positions for layer in source.layers]
+
+
+def check_axes(source: CellSource, name: str) -> None:
+    """Raise `CellError` where an axis is empty."""
+    for axis in ("layers", "positions", "n_samples", "n_features"):
+        value = getattr(source, axis)
+        if not (value if isinstance(value, int) else len(value)):
+            raise CellError(f"{name} has no {axis.removeprefix('n_')}; give at least one")
 
 
 def check_same_axes(train: CellSource, test: CellSource) -> None:

@@ -1,49 +1,93 @@
-"""Numbers onto the device: which device, and stored dtypes to float64."""
+"""Where the work is done: devices, their free memory, and the threads that drive them."""
 
-import numpy as np
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle
+from typing import Any
+
+import psutil
 import torch
-from jaxtyping import Float64, Shaped
-from torch import Tensor
 
-from gpu_probes.errors import CellError, DeviceError
+from gpu_probes.errors import DeviceError, ProbeWarning
 
-_DTYPES = ("float16", "bfloat16", "float32", "float64")
+# A share of what is free: the rest is for other processes, and for what the plan cannot foresee.
+_HOST_SHARE, _GPU_SHARE = 0.5, 0.8
+# While one block is computed, the next is read and copied.
+_THREADS_PER_GPU = 2
 
 
-def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` into a device that is there and computes in float64.
+def resolve_devices(name: str) -> tuple[torch.device, ...]:
+    """Turn ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps`` into devices that are there.
+
+    Apple's GPUs have no float64, which every fit rests on: there the CPU does the work, with a warning.
 
     Raises
     ------
     DeviceError
-        When it is not.
+        When there is no such device.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    n_gpus = torch.cuda.device_count()
+    if name == "mps":
+        warnings.warn("mps has no float64; the probes are fitted on the CPU", ProbeWarning, stacklevel=3)
+    if name in ("cpu", "mps") or (name == "auto" and not n_gpus):
+        return (torch.device("cpu"),)
+    if name in ("auto", "cuda") and n_gpus:
+        return tuple(torch.device("cuda", index) for index in range(n_gpus))
     kind, _, index = name.partition(":")
-    if kind == "mps":
-        raise DeviceError("device 'mps' cannot compute in float64, which the probes need for now; use --device cpu")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:1")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name!r} is not there ({torch.cuda.device_count()} CUDA devices); use --device cpu")
-    return torch.device(name)
+    if kind != "cuda" or not (name == "cuda" or index.isdigit()):
+        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
+    if int(index or 0) >= n_gpus:
+        raise DeviceError(f"device {name!r} is not there ({n_gpus} CUDA devices); use --device cpu")
+    return (torch.device(name),)
 
 
-def to_float64(array: Shaped[np.ndarray, "..."], device: torch.device) -> Float64[Tensor, "sample feature"]:
-    """Copy a stored ``[sample, feature]`` array to `device` and widen it there.
+def free_bytes(devices: Sequence[torch.device]) -> int:
+    """A share of what is free, on the device that has least."""
+    if devices[0].type == "cuda":
+        return int(_GPU_SHARE * min(torch.cuda.mem_get_info(device)[0] for device in devices))
+    return int(_HOST_SHARE * psutil.virtual_memory().available)
 
-    Raises
-    ------
-    CellError
-        When it is not two-dimensional float16, bfloat16, float32 or float64.
+
+def most_workers(device: torch.device) -> int:
+    """Blocks that one device works on at the same time."""
+    return torch.get_num_threads() if device.type == "cpu" else _THREADS_PER_GPU
+
+
+@contextmanager
+def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Callable[..., Future[Any]]]:
+    """Threads that run functions of a device; yields `submit(function, *arguments)`.
+
+    On a CPU they share the cores, each with its own part of them: many small products at once beat one after the
+    other on all cores. On a GPU each has a stream of its own, so that copies of one overlap the work of another.
     """
-    if array.ndim != 2 or array.dtype.name not in _DTYPES:
-        raise CellError(
-            f"a cell came as {array.dtype.name} of shape {array.shape}; it should be [sample, feature] in {_DTYPES}"
-        )
-    # Copied while still narrow: cells may be read-only memory maps, which torch must not wrap.
-    stored = np.array(array, order="C", copy=True)
-    if array.dtype.name == "bfloat16":  # numpy has no such type and torch does not know ml_dtypes': go by the bits
-        return torch.from_numpy(stored.view(np.uint16)).to(device).view(torch.bfloat16).to(torch.float64)
-    return torch.from_numpy(stored).to(device).to(torch.float64)
+    n_cores = torch.get_num_threads()
+    local = threading.local()
+    turn = cycle(devices)
+    lock = threading.Lock()
+
+    def set_up() -> None:
+        with lock:
+            local.device = next(turn)
+        if local.device.type == "cpu":
+            torch.set_num_threads(max(n_cores // n_per_device, 1))
+        else:
+            torch.cuda.set_device(local.device)
+            torch.cuda.set_stream(torch.cuda.Stream(local.device))
+
+    def run(function: Callable[..., Any], *arguments: object) -> Any:
+        return function(local.device, *arguments)
+
+    def submit(function: Callable[..., Any], *arguments: object) -> Future[Any]:
+        return pool.submit(run, function, *arguments)
+
+    pool = ThreadPoolExecutor(n_per_device * len(devices), initializer=set_up)
+    try:
+        yield submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(n_cores)

@@ -27,6 +27,10 @@ class DeviceError(ProbeError):
     """A device that is not there, or that cannot compute in float64."""
 
 
+class BudgetError(ProbeError):
+    """Less memory allowed than one cell takes."""
+
+
 class ProbeWarning(UserWarning):
     """The sweep finished, but some cells need a second look."""
 

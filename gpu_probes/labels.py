@@ -105,6 +105,22 @@ def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray
     return numbers
 
 
+def read_weights(values: Any, n_samples: int) -> Float64[np.ndarray, " sample"] | None:
+    """Sample weights as an array; None where every sample counts once.
+
+    Raises
+    ------
+    LabelError
+        When a weight is null, negative or not finite, all are zero, or their count is wrong.
+    """
+    if values is None:
+        return None
+    weights = read_labels(values, name="sample_weight", n_samples=n_samples)
+    if (weights < 0).any() or not weights.any():
+        raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all 0")
+    return weights
+
+
 def _as_series(values: Any, name: str) -> pd.Series:
     array = np.asarray(values)
     if array.ndim != 1:

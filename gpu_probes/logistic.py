@@ -1,246 +1,411 @@
-"""Logistic regression, many fits at once: truncated Newton, preconditioned by the ridge factor.
+"""Logistic regression, many fits at once: truncated Newton, preconditioned by ridge factors.
 
-Newton's equation H d = -g is solved by conjugate gradients with exact products H v = X'(curve(Xv)) + penalty v, and
-the preconditioner M = bound X'X + penalty I, which is above H everywhere (bound 1/4 for the sigmoid, 1/2 for the
-softmax; Böhning 1992). One M on all rows serves every fold. Where the data are nearly separable M is far above H:
-a column whose conjugate gradients run into their cap gets its own factor of the Hessian (of its diagonal blocks, for
-the softmax), which turns its next steps into Newton-Cholesky.
+Newton's equation H d = -g is solved by conjugate gradients with exact products H v = X'(curve(Xv)) + penalty v: one
+pass over the rows serves all folds and penalties, which are columns. The preconditioner of a penalty is the factor of
+M = bound X'X + penalty I on all rows, which is above H everywhere (bound 1/4 for the sigmoid, 1/2 for the softmax;
+Böhning 1992). Where the data are nearly separable M is far above H: a penalty whose conjugate gradients run into
+their cap gets the factor of its own Hessian (of its diagonal blocks, for the softmax), with the mean curvature of its
+folds, which turns its next steps into Newton-Cholesky.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from gpu_probes.folds import FoldPlan
-from gpu_probes.moments import gram
-from gpu_probes.objective import Loss, ProbeFits
-from gpu_probes.ridge import Factor, apply_inverse, factorise
+from gpu_probes.cholesky import Factor, factorise
+from gpu_probes.moments import add_gram
+from gpu_probes.objective import Loss, ProbeFits, Solver, duality_gap
+from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
+from gpu_probes.rows import Rows, TrainingSets
 
 MAX_NEWTON_STEPS = 100
+# Relative to the objective at zero.
+CERTIFICATE_LIMIT = 1e-12
 # Bound on the relative error of the coefficients before the last step, which squares it.
 _TOLERANCE = 1e-5
-# After about as many steps as a factor of its own costs, a column gets one, and then as many as it needs.
+# After about as many steps as a factor of its own costs, a penalty gets one, and then as many as it needs.
 _MAX_CG_STEPS = 16
 _MAX_CG_STEPS_REFRESHED = 256
 _MAX_HALVINGS = 40
 _ARMIJO = 1e-4
+# Rows that stay in a core's cache between X v and X'(...).
+_TILE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Fits that are worked on at once: which training set and which penalty each has, cell by cell."""
+
+    fit: Int64[Tensor, "cell column"]
+    penalty_index: Int64[Tensor, "cell column"]
+    penalty: Float64[Tensor, "cell column"]
+
+    def take(self, kept: Int64[Tensor, "cell kept"]) -> Columns:
+        """Some of the columns of each cell."""
+        return Columns(self.fit.gather(1, kept), self.penalty_index.gather(1, kept), self.penalty.gather(1, kept))
+
+
+class Design:
+    """The features of a block as its fits see them: shifted and scaled on their own training rows.
+
+    What has a value for each row is in the order of a pass over the rows. A point of the parameter space holds a
+    number for each feature, and at the end the intercept if there is one.
+    """
+
+    def __init__(
+        self, rows: Rows, targets: Float64[Tensor, "sample output"], sets: TrainingSets, preprocessing: Preprocessing
+    ) -> None:
+        self._rows, self._reduced, self.basis = rows, None, None
+        if rows.n_samples < rows.n_features and not preprocessing.standardize:
+            # The solution lies in the span of the rows: any other part would only add to the penalty.
+            (chunk,) = rows.chunks()
+            self.basis, triangle = torch.linalg.qr(chunk.features.mT)
+            self._reduced = triangle.mT.contiguous()
+        self.n_features = rows.n_features if self._reduced is None else rows.n_samples
+        self.n_intercepts = int(preprocessing.fit_intercept)
+        self.order = rows.order
+        self.targets = targets[self.order]
+        self.weights = sets.weights(self.order)
+        frames = [Frame.of(sums, preprocessing) for sums in self._marginals(preprocessing)]
+        self._full = frames[-1]
+        self._centre = torch.stack([frame.centre for frame in frames], 1)
+        self._scale = torch.stack([frame.scale for frame in frames], 1)
+
+    def tiles(self) -> Iterator[tuple[slice, Float64[Tensor, "cell row feature"]]]:
+        """One pass over the rows, a few at a time."""
+        size = (
+            max(_TILE_BYTES // (8 * self.n_features), 64) if self._rows.device.type == "cpu" else self._rows.n_samples
+        )
+        start = 0
+        for features in [self._reduced] if self._reduced is not None else (c.features for c in self._rows.chunks()):
+            for tile in features.split(size, 1):
+                yield slice(start, start + tile.shape[1]), tile
+                start += tile.shape[1]
+
+    def raw(
+        self, columns: Columns, point: Float64[Tensor, "cell column output parameter"]
+    ) -> tuple[Float64[Tensor, "cell column output feature"], Float64[Tensor, "cell column output"]]:
+        """Coefficients of the raw features, and what has to be added to the features times them."""
+        centre, scale = self._frames_of(columns)
+        coef = point[..., : self.n_features] / scale
+        return coef, point[..., self.n_features :].sum(-1) - (coef * centre).sum(-1)
+
+    def back(
+        self,
+        columns: Columns,
+        summed: Float64[Tensor, "cell column output feature"],
+        total: Float64[Tensor, "cell column output"],
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """X'e in the parameter space, from that of the raw features and the sum of e."""
+        centre, scale = self._frames_of(columns)
+        features = (summed - total[..., None] * centre) / scale
+        return torch.cat([features, total[..., None]], -1) if self.n_intercepts else features
+
+    def penalised(
+        self, columns: Columns, point: Float64[Tensor, "cell column output parameter"]
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """Penalty times the point; the intercept has none."""
+        product = columns.penalty[:, :, None, None] * point
+        product[..., self.n_features :] = 0
+        return product
+
+    def gram(self, row_weights: Float64[Tensor, "cell row"]) -> Float64[Tensor, "cell parameter parameter"]:
+        """Weighted Gram matrix (lower triangle), framed as the fit on everything."""
+        n_parameters = self.n_features + self.n_intercepts
+        gram = row_weights.new_zeros(len(row_weights), n_parameters, n_parameters)
+        for held, tile in self.tiles():
+            features = self._full.apply(tile)
+            if self.n_intercepts:
+                features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
+            for cell in range(len(row_weights)):
+                add_gram(gram[cell], features[cell], row_weights[cell, held])
+        return gram
+
+    def _frames_of(self, columns: Columns) -> tuple[Tensor, Tensor]:
+        index = columns.fit[:, :, None].expand(-1, -1, self.n_features)
+        return self._centre.gather(1, index)[:, :, None], self._scale.gather(1, index)[:, :, None]
+
+    def _marginals(self, preprocessing: Preprocessing) -> list[Marginals]:
+        n_cells, n_fits = self._rows.n_cells, len(self.weights)
+        features = self.targets.new_zeros(n_cells, n_fits, self.n_features)
+        squares = torch.zeros_like(features)
+        if preprocessing.centres:
+            for held, tile in self.tiles():
+                features += self.weights[:, held] @ tile
+                squares += self.weights[:, held] @ tile.square()
+        weight, targets = self.weights.sum(1), self.weights @ self.targets
+        return [Marginals(weight[fit], features[:, fit], squares[:, fit], targets[fit]) for fit in range(n_fits)]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Columns that share the rows: each has its own training set and penalty."""
+    """Columns of a block at work: their design, loss, and how much each row counts for each of them."""
 
-    features: Float64[Tensor, "sample feature"]
-    targets: Float64[Tensor, "sample output"]
-    rows: Float64[Tensor, "sample column"]
-    penalty: Float64[Tensor, " column"]
+    design: Design
     loss: Loss
+    columns: Columns
+    weights: Float64[Tensor, "cell row column"]
 
-    def take(self, columns: Int64[Tensor, " kept"]) -> "Problem":
-        """Keep some columns."""
-        return replace(self, rows=self.rows[:, columns], penalty=self.penalty[columns])
+    @classmethod
+    def of(cls, design: Design, loss: Loss, columns: Columns) -> Problem:
+        """Look up the weights of each column's training set."""
+        return cls(design, loss, columns, design.weights[columns.fit].mT.contiguous())
 
-    def decide(self, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, "sample column output"]:
-        """Decision values x'w."""
-        return torch.einsum("nd,cod->nco", self.features, coef)
+    def take(self, kept: Int64[Tensor, "cell kept"]) -> Problem:
+        """Some of the columns of each cell."""
+        return Problem(self.design, self.loss, self.columns.take(kept), _pick(self.weights, kept, 2))
+
+    def decide(
+        self, point: Float64[Tensor, "cell column output parameter"]
+    ) -> Float64[Tensor, "cell row column output"]:
+        """Decision values of all rows."""
+        coef, offset = self.design.raw(self.columns, point)
+        return torch.cat([_decide(tile, coef, offset) for _, tile in self.design.tiles()], 1)
 
     def objective(
-        self, decision: Float64[Tensor, "sample column output"], coef: Float64[Tensor, "column output feature"]
-    ) -> Float64[Tensor, " column"]:
+        self,
+        decision: Float64[Tensor, "cell row column output"],
+        point: Float64[Tensor, "cell column output parameter"],
+    ) -> Float64[Tensor, "cell column"]:
         """The objective of each column."""
-        losses = (self.rows * self.loss.value(decision, self.targets)).sum(0)
-        return losses + 0.5 * self.penalty * coef.square().sum((1, 2))
+        losses = (self.weights * self.loss.value(decision, self.design.targets)).sum(1)
+        return losses + 0.5 * _inner(self.design.penalised(self.columns, point), point)
 
     def gradient(
-        self, predictions: Float64[Tensor, "sample column output"], coef: Float64[Tensor, "column output feature"]
-    ) -> Float64[Tensor, "column output feature"]:
-        """Gradient of the objective at `coef`, which gave `predictions`."""
-        errors = self.rows[:, :, None] * (predictions - self.targets[:, None])
-        return torch.einsum("nd,nco->cod", self.features, errors) + self.penalty[:, None, None] * coef
+        self,
+        predictions: Float64[Tensor, "cell row column output"],
+        point: Float64[Tensor, "cell column output parameter"],
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """Gradient of the objective at `point`, which gave `predictions`."""
+        errors = self.weights[..., None] * (predictions - self.design.targets[:, None])
+        summed = torch.zeros_like(point[..., : self.design.n_features])
+        for held, tile in self.design.tiles():
+            summed += _sum_back(tile, errors[:, held])
+        return self.design.back(self.columns, summed, errors.sum(1)) + self.design.penalised(self.columns, point)
 
     def hessian_times(
-        self, predictions: Float64[Tensor, "sample column output"], vector: Float64[Tensor, "column output feature"]
-    ) -> Float64[Tensor, "column output feature"]:
-        """Exact Hessian-vector product, two passes over the rows for all columns."""
-        curved = self.rows[:, :, None] * self.loss.curve(predictions, self.decide(vector))
-        return torch.einsum("nd,nco->cod", self.features, curved) + self.penalty[:, None, None] * vector
+        self,
+        predictions: Float64[Tensor, "cell row column output"],
+        vector: Float64[Tensor, "cell column output parameter"],
+    ) -> tuple[Float64[Tensor, "cell column output parameter"], Float64[Tensor, "cell row column output"]]:
+        """Exact Hessian-vector product, and the decision values of the vector; one pass over the rows."""
+        coef, offset = self.design.raw(self.columns, vector)
+        decision = torch.empty_like(predictions)
+        summed, total = torch.zeros_like(coef), torch.zeros_like(offset)
+        for held, tile in self.design.tiles():
+            decision[:, held] = _decide(tile, coef, offset)
+            curved = self.weights[:, held, :, None] * self.loss.curve(predictions[:, held], decision[:, held])
+            summed += _sum_back(tile, curved)
+            total += curved.sum(1)
+        product = self.design.back(self.columns, summed, total) + self.design.penalised(self.columns, vector)
+        return product, decision
 
 
 class Preconditioner:
-    """One ridge factor per penalty, shared by its columns, until a column gets its own."""
+    """One factor per penalty, shared by its fits: of the bound on the Hessian, until a penalty gets its own."""
 
-    def __init__(self, problem: Problem) -> None:
-        bound = problem.loss.curvature_bound
-        bounded = bound * gram(problem.features)[None]
-        penalties, self._shared_of = problem.penalty.unique(return_inverse=True)
-        self._shared: list[Factor] = [factorise(bounded, float(penalty)) for penalty in penalties]
-        self._own: dict[int, Factor] = {}
+    def __init__(self, problem: Problem, penalties: Sequence[float]) -> None:
+        self._penalties, self._loss = penalties, problem.loss
+        self._n_columns = problem.columns.fit.shape[1]
+        design = problem.design
+        everything = design.weights[-1].expand(len(problem.weights), -1)
+        bound = problem.loss.curvature_bound * design.gram(everything)
+        self._factors: list[list[Factor]] = [[self._factorise(design, bound, penalty)] for penalty in penalties]
+        self.refreshed = [False] * len(penalties)
 
-    def refresh(
-        self, column: int, problem: Problem, predictions: Float64[Tensor, "sample output"], rows: Tensor, penalty: float
-    ) -> None:
-        """Give a column the factor of its Hessian's diagonal blocks at the point that gave `predictions`."""
-        weights = (rows[:, None] * predictions * (1 - predictions)).sqrt()
-        blocks = [gram(problem.features * weights[:, k : k + 1]) for k in range(weights.shape[1])]
-        factor = factorise(torch.stack(blocks), penalty)
-        if not bool(factor.singular.any()):
-            self._own[column] = factor
+    def refresh(self, index: int, part: Problem, predictions: Float64[Tensor, "cell row column output"]) -> None:
+        """Give a penalty the factors of its Hessian's diagonal blocks, averaged over its columns in `part`."""
+        counts = part.weights * (part.columns.penalty_index == index)[:, None]
+        curvature = torch.einsum("cnk,cnko->cno", counts, predictions * (1 - predictions))
+        n_columns = (counts > 0).sum(2)[..., None].clamp(min=1)
+        blocks = [part.design.gram(weight) for weight in (curvature / n_columns).unbind(2)]
+        factors = [self._factorise(part.design, block, self._penalties[index]) for block in blocks]
+        if not any(bool(factor.singular.any()) for factor in factors):
+            self._factors[index] = factors
+            self.refreshed[index] = True
 
     def apply(
-        self,
-        columns: Int64[Tensor, " column"],
-        loss: Loss,
-        vector: Float64[Tensor, "column output feature"],
-    ) -> Float64[Tensor, "column output feature"]:
-        """Approximately apply the inverse Hessian of each column."""
-        solution = torch.empty_like(vector)
-        groups: dict[int, list[int]] = {}
-        for place, column in enumerate(columns.tolist()):
-            if column in self._own:
-                solution[place] = apply_inverse(self._own[column], vector[place, :, :, None])[:, :, 0]
+        self, columns: Columns, vector: Float64[Tensor, "cell column output parameter"], indices: Sequence[int]
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """Approximately apply the inverse Hessian of columns, whose penalties are among `indices`."""
+        n_penalties = len(self._penalties)
+        place = columns.fit * n_penalties + columns.penalty_index
+        everywhere = vector.new_zeros(len(vector), self._n_columns, *vector.shape[2:])
+        _put(everywhere, place, 1, vector)
+        by_penalty = everywhere.unflatten(1, (-1, n_penalties))
+        for index in indices:
+            factors, right_side = self._factors[index], by_penalty[:, :, index]
+            if len(factors) == 1:
+                solved = factors[0].solve(right_side.flatten(1, 2).mT).mT.unflatten(1, right_side.shape[1:3])
             else:
-                groups.setdefault(int(self._shared_of[column]), []).append(place)
-        for shared, places in groups.items():
-            flat = vector[places].flatten(0, 1).mT[None]
-            solution[places] = apply_inverse(self._shared[shared], flat)[0].mT.reshape(vector[places].shape)
-        return loss.project(solution)
+                solved = torch.stack([f.solve(right_side[:, :, o].mT).mT for o, f in enumerate(factors)], 2)
+            by_penalty[:, :, index] = solved
+        return self._loss.project(_pick(everywhere, place, 1))
+
+    def _factorise(self, design: Design, matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
+        if design.n_intercepts:
+            # Not penalised; `factorise` adds the penalty to all of the diagonal.
+            matrix = matrix.clone()
+            matrix[:, -1, -1] -= penalty
+        return factorise(matrix, penalty)
 
 
 @dataclass(frozen=True)
 class Step:
     """A truncated Newton direction for each column; `capped` where conjugate gradients ran out of steps."""
 
-    direction: Float64[Tensor, "column output feature"]
-    slope: Float64[Tensor, " column"]
-    capped: Bool[Tensor, " column"]
+    direction: Float64[Tensor, "cell column output parameter"]
+    change: Float64[Tensor, "cell row column output"]
+    slope: Float64[Tensor, "cell column"]
+    capped: Bool[Tensor, "cell column"]
 
 
 def fit_logistic(
-    features: Float64[Tensor, "sample feature"],
+    rows: Rows,
     targets: Float64[Tensor, "sample output"],
-    folds: FoldPlan,
+    sets: TrainingSets,
     penalties: Sequence[float],
     loss: Loss,
+    preprocessing: Preprocessing,
 ) -> ProbeFits:
-    """Fit every training set of `folds` at every penalty.
-
-    With fewer rows than features, the solution lies in the span of the rows (any other part would only add to the
-    penalty), so it is found in an orthonormal basis of that span.
-    """
-    basis = None
-    if features.shape[0] < features.shape[1]:
-        basis, triangle = torch.linalg.qr(features.mT)
-        features = triangle.mT.contiguous()
-    rows = torch.as_tensor(folds.rows_of_fit(), device=features.device)
-    n_fits, n_penalties = rows.shape[0], len(penalties)
-    problem = Problem(
-        features=features,
-        targets=targets,
-        rows=rows.mT.repeat_interleave(n_penalties, dim=1),
-        penalty=torch.tensor(list(penalties), dtype=features.dtype, device=features.device).repeat(n_fits),
-        loss=loss,
+    """Fit every training set at every penalty."""
+    design = Design(rows, targets, sets, preprocessing)
+    n_fits, n_penalties = sets.n_fits, len(penalties)
+    fit = torch.arange(n_fits, device=targets.device).repeat_interleave(n_penalties)
+    index = torch.arange(n_penalties, device=targets.device).repeat(n_fits)
+    columns = Columns(*(c.expand(rows.n_cells, -1) for c in (fit, index, targets.new_tensor(list(penalties))[index])))
+    problem = Problem.of(design, loss, columns)
+    preconditioner = Preconditioner(problem, penalties)
+    point, settled = minimise(problem, preconditioner)
+    decision = problem.decide(point)
+    gradient = problem.gradient(loss.predictions(decision), point)
+    at_zero = problem.objective(torch.zeros_like(decision), torch.zeros_like(point))
+    gap = duality_gap(gradient[..., : design.n_features].square().sum((2, 3)), columns.penalty) / at_zero
+    coef, offset = design.raw(columns, point)
+    if design.basis is not None:
+        coef = (coef.flatten(1, 2) @ design.basis.mT).unflatten(1, coef.shape[1:3])
+    by_sample = torch.empty_like(decision)
+    by_sample[:, design.order] = decision
+    shape = (n_fits, n_penalties)
+    solver = [Solver.NEWTON_CHOLESKY if own else Solver.NEWTON_CG for own in preconditioner.refreshed]
+    return ProbeFits(
+        coef=coef.unflatten(1, shape),
+        intercept=offset.unflatten(1, shape),
+        decision=by_sample.permute(0, 2, 1, 3).unflatten(1, shape),
+        certificate=gap.unflatten(1, shape),
+        converged=(settled | (gap <= CERTIFICATE_LIMIT)).unflatten(1, shape),
+        solver=torch.tensor(solver, dtype=torch.int8, device=targets.device).expand(rows.n_cells, n_fits, -1),
     )
-    coef, certificate, converged = minimise(problem)
-    coef = coef if basis is None else coef @ basis.mT
-    by_fit = (n_fits, n_penalties)
-    return ProbeFits(coef.unflatten(0, by_fit), certificate.unflatten(0, by_fit), converged.unflatten(0, by_fit))
 
 
 def minimise(
-    problem: Problem,
-) -> tuple[Float64[Tensor, "column output feature"], Float64[Tensor, " column"], Bool[Tensor, " column"]]:
+    problem: Problem, preconditioner: Preconditioner
+) -> tuple[Float64[Tensor, "cell column output parameter"], Bool[Tensor, "cell column"]]:
     """Minimise every column from zero; columns that are done are dropped from the work.
 
     A column is done when its Newton decrement bounds the relative error of its coefficients: the objective is
-    strongly convex, so penalty |w - w*|^2 <= decrement near the minimum.
+    strongly convex, so penalty |w - w*|^2 <= decrement near the minimum; or when it bounds the excess of the objective
+    by its rounding.
 
     Returns
     -------
-    coef, certificate (relative norm of the gradient), converged
+    point, settled
     """
-    n_columns, n_outputs, n_features = len(problem.penalty), problem.targets.shape[1], problem.features.shape[1]
-    coef = problem.features.new_zeros(n_columns, n_outputs, n_features)
-    at_zero = _gradient_norm(problem, coef)
-    preconditioner = Preconditioner(problem)
-    converged = torch.zeros(n_columns, dtype=torch.bool, device=coef.device)
-    active = torch.arange(n_columns, device=coef.device)
-    stale = torch.zeros(n_columns, dtype=torch.bool, device=coef.device)
+    n_cells, n_columns = problem.columns.fit.shape
+    n_outputs, design = problem.design.targets.shape[1], problem.design
+    point = design.targets.new_zeros(n_cells, n_columns, n_outputs, design.n_features + design.n_intercepts)
+    decision = design.targets.new_zeros(n_cells, len(design.targets), n_columns, n_outputs)
+    at_zero = problem.objective(decision, point)
+    gradient_at_zero = _norm(problem.gradient(problem.loss.predictions(decision), point))
+    settled = torch.zeros(n_cells, n_columns, dtype=torch.bool, device=point.device)
+    active, stale = ~settled, torch.zeros_like(settled)
     for _ in range(MAX_NEWTON_STEPS):
-        part, start = problem.take(active), coef[active]
-        decision = part.decide(start)
-        predictions = problem.loss.predictions(decision)
-        refreshed = stale[active]
-        for place in torch.nonzero(refreshed).flatten().tolist():
-            column = int(active[place])
-            preconditioner.refresh(
-                column, problem, predictions[:, place], part.rows[:, place], float(part.penalty[place])
-            )
+        kept = _first(active)
+        part, start, at = problem.take(kept), _pick(point, kept, 1), _pick(decision, kept, 2)
+        predictions = part.loss.predictions(at)
+        was_stale = _pick(stale, kept, 1)
+        for index in part.columns.penalty_index[was_stale].unique().tolist():
+            preconditioner.refresh(index, part, predictions)
         gradient = part.gradient(predictions, start)
-        forcing = (gradient.flatten(1).norm(dim=1) / at_zero[active]).sqrt().clamp(max=0.1)
-        max_steps = torch.where(refreshed, _MAX_CG_STEPS_REFRESHED, _MAX_CG_STEPS)
-        step = newton_direction(part, predictions, gradient, forcing, max_steps, preconditioner, active)
-        length = line_search(part, decision, start, step)
-        coef[active] = start + length[:, None, None] * step.direction
-        stale[active] = step.capped
-        size = coef[active].square().sum((1, 2))
-        small = -step.slope <= _TOLERANCE**2 * part.penalty * size
-        converged[active] = small & ~step.capped
-        active = active[~(converged[active] | (length == 0))]
-        if not len(active):
+        forcing = (_norm(gradient) / _pick(gradient_at_zero, kept, 1)).sqrt().clamp(max=0.1)
+        max_steps = torch.where(was_stale, _MAX_CG_STEPS_REFRESHED, _MAX_CG_STEPS)
+        step = newton_direction(part, predictions, gradient, forcing, max_steps, preconditioner)
+        length = line_search(part, at, start, step) * _pick(active, kept, 1)
+        _put(decision, kept, 2, at + length[:, None, :, None] * step.change)
+        now = start + length[:, :, None, None] * step.direction
+        _put(point, kept, 1, now)
+        _put(stale, kept, 1, step.capped)
+        size = _inner(part.design.penalised(part.columns, now), now)
+        enough = torch.maximum(_TOLERANCE**2 * size, _pick(at_zero, kept, 1) * torch.finfo(size.dtype).eps)
+        small = (-step.slope <= enough) & ~step.capped
+        _put(settled, kept, 1, small | _pick(settled, kept, 1))
+        _put(active, kept, 1, _pick(active, kept, 1) & ~small & (length > 0))
+        if not bool(active.any()):
             break
-    return coef, _gradient_norm(problem, coef) / at_zero, converged
+    return point, settled
 
 
 def newton_direction(
     part: Problem,
-    predictions: Float64[Tensor, "sample column output"],
-    gradient: Float64[Tensor, "column output feature"],
-    forcing: Float64[Tensor, " column"],
-    max_steps: Int64[Tensor, " column"],
+    predictions: Float64[Tensor, "cell row column output"],
+    gradient: Float64[Tensor, "cell column output parameter"],
+    forcing: Float64[Tensor, "cell column"],
+    max_steps: Int64[Tensor, "cell column"],
     preconditioner: Preconditioner,
-    columns: Int64[Tensor, " column"],
 ) -> Step:
     """Solve H d = -g by conjugate gradients, to `forcing` in the preconditioner's norm."""
-    direction = torch.zeros_like(gradient)
+    direction, change = torch.zeros_like(gradient), torch.zeros_like(predictions)
+    indices = part.columns.penalty_index.unique().tolist()
     residual = -gradient
-    search = preconditioner.apply(columns, part.loss, residual)
+    search = preconditioner.apply(part.columns, residual, indices)
     size = _inner(residual, search)
     goal = forcing.square() * size
-    live = torch.nonzero(size > 0).flatten()
+    live = size > 0
     n_steps = 0
-    while len(live):
+    kept, working, there = None, part, predictions
+    while bool(live.any()):
         n_steps += 1
-        along = search[live]
-        curved = part.take(live).hessian_times(predictions[:, live], along)
-        length = (size[live] / _inner(along, curved))[:, None, None]
-        direction[live] += length * along
-        residual[live] -= length * curved
-        preconditioned = preconditioner.apply(columns[live], part.loss, residual[live])
-        new_size = _inner(residual[live], preconditioned)
-        search[live] = preconditioned + (new_size / size[live])[:, None, None] * along
-        size[live] = new_size
-        live = live[(new_size > goal[live]) & (n_steps < max_steps[live])]
-    return Step(direction, _inner(gradient, direction), capped=size > goal)
+        if kept is None or int(live.sum(1).max()) < kept.shape[1]:
+            kept = _first(live)
+            working, there = part.take(kept), _pick(predictions, kept, 2)
+            indices = working.columns.penalty_index.unique().tolist()
+        going = _pick(live, kept, 1)
+        along, left, old_size = _pick(search, kept, 1), _pick(residual, kept, 1), _pick(size, kept, 1)
+        curved, decided = working.hessian_times(there, along)
+        length = torch.where(going, old_size / _inner(along, curved), 0.0)
+        _put(direction, kept, 1, _pick(direction, kept, 1) + length[:, :, None, None] * along)
+        _put(change, kept, 2, _pick(change, kept, 2) + length[:, None, :, None] * decided)
+        left = left - length[:, :, None, None] * curved
+        preconditioned = preconditioner.apply(working.columns, left, indices)
+        new_size = torch.where(going, _inner(left, preconditioned), old_size)
+        _put(residual, kept, 1, left)
+        _put(search, kept, 1, preconditioned + (new_size / old_size)[:, :, None, None] * along)
+        _put(size, kept, 1, new_size)
+        live = live & (size > goal) & (n_steps < max_steps)
+    return Step(direction, change, _inner(gradient, direction), capped=size > goal)
 
 
 def line_search(
     part: Problem,
-    decision: Float64[Tensor, "sample column output"],
-    start: Float64[Tensor, "column output feature"],
+    decision: Float64[Tensor, "cell row column output"],
+    start: Float64[Tensor, "cell column output parameter"],
     step: Step,
-) -> Float64[Tensor, " column"]:
+) -> Float64[Tensor, "cell column"]:
     """Halve each column's step until the objective falls enough (Armijo); 0 where it never does."""
     before = part.objective(decision, start)
     # Near the minimum the fall is below what the sum can show; rounding must not turn a good step away.
     slack = 64 * torch.finfo(before.dtype).eps * before.abs()
-    change = part.decide(step.direction)
     length = torch.ones_like(before)
     enough = torch.zeros_like(before, dtype=torch.bool)
     for _ in range(_MAX_HALVINGS):
-        after = part.objective(decision + length[:, None] * change, start + length[:, None, None] * step.direction)
+        after = part.objective(
+            decision + length[:, None, :, None] * step.change, start + length[:, :, None, None] * step.direction
+        )
         enough = after <= before + _ARMIJO * length * step.slope + slack
         if bool(enough.all()):
             return length
@@ -248,12 +413,41 @@ def line_search(
     return torch.where(enough, length, 0.0)
 
 
-def _gradient_norm(problem: Problem, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, " column"]:
-    predictions = problem.loss.predictions(problem.decide(coef))
-    return problem.gradient(predictions, coef).flatten(1).norm(dim=1)
+def _decide(tile: Tensor, coef: Tensor, offset: Tensor) -> Float64[Tensor, "cell row column output"]:
+    return (tile @ coef.flatten(1, 2).mT).unflatten(2, coef.shape[1:3]) + offset[:, None]
 
 
-def _inner(
-    a: Float64[Tensor, "column output feature"], b: Float64[Tensor, "column output feature"]
-) -> Float64[Tensor, " column"]:
-    return (a * b).sum((1, 2))
+def _sum_back(tile: Tensor, errors: Tensor) -> Float64[Tensor, "cell column output feature"]:
+    return (errors.flatten(2).mT @ tile).unflatten(1, errors.shape[2:])
+
+
+def _inner(a: Tensor, b: Tensor) -> Float64[Tensor, "cell column"]:
+    return (a * b).sum((2, 3))
+
+
+def _norm(gradient: Tensor) -> Float64[Tensor, "cell column"]:
+    return gradient.flatten(2).norm(dim=2)
+
+
+def _first(chosen: Bool[Tensor, "cell column"]) -> Int64[Tensor, "cell kept"]:
+    """Columns that are chosen in each cell, filled up with others to the same number in all cells."""
+    most = int(chosen.sum(1).max())
+    return (~chosen).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
+
+
+def _pick(values: Tensor, kept: Int64[Tensor, "cell kept"], dim: int) -> Tensor:
+    """Some of the columns of each cell, which lie along `dim`."""
+    return values.gather(dim, _spread(values, kept, dim))
+
+
+def _put(values: Tensor, kept: Int64[Tensor, "cell kept"], dim: int, new: Tensor) -> None:
+    """Replace some of the columns of each cell."""
+    values.scatter_(dim, _spread(values, kept, dim), new)
+
+
+def _spread(values: Tensor, kept: Int64[Tensor, "cell kept"], dim: int) -> Int64[Tensor, ...]:
+    shape = [*values.shape]
+    shape[dim] = kept.shape[1]
+    ones = [1] * values.dim()
+    ones[0], ones[dim] = kept.shape
+    return kept.reshape(ones).expand(shape)

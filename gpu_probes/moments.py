@@ -1,4 +1,6 @@
-"""What the rows are summed up to, fold by fold."""
+"""What the rows are summed up to, lot by lot, in one pass."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
@@ -6,44 +8,103 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.folds import FoldPlan
+from gpu_probes.preprocessing import Marginals
+from gpu_probes.rows import Rows, TrainingSets
+
+# Features of one strip of a Gram matrix: wide enough for the matrix product, narrow enough to skip what is above it.
+STRIP = 128
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, Gram matrix X'X and X'y of several sets of rows."""
+    """Weighted sums over some rows; of the symmetric Gram matrices only the lower triangle is filled in."""
 
-    count: Float64[Tensor, " set"]
-    gram: Float64[Tensor, "set feature feature"]
-    cross: Float64[Tensor, "set feature target"]
-
-
-def gram(features: Float64[Tensor, "sample feature"]) -> Float64[Tensor, "feature feature"]:
-    """X'X."""
-    return features.T @ features
+    weight: Float64[Tensor, ""]
+    targets: Float64[Tensor, " target"]
+    gram: Float64[Tensor, "cell feature feature"]
+    cross: Float64[Tensor, "cell feature target"]
 
 
-def fold_moments(
-    features: Float64[Tensor, "sample feature"], targets: Float64[Tensor, "sample target"], folds: FoldPlan
-) -> Moments:
-    """Moments of the rows of each fold: one pass over the rows."""
-    lot = torch.as_tensor(folds.fold_of_sample, device=features.device)
-    members = [torch.nonzero(lot == k).squeeze(1) for k in range(folds.n_lots)]
-    return Moments(
-        count=torch.tensor([float(len(rows)) for rows in members], dtype=features.dtype, device=features.device),
-        gram=torch.stack([gram(features[rows]) for rows in members]),
-        cross=torch.stack([features[rows].T @ targets[rows] for rows in members]),
+@dataclass(frozen=True)
+class LotMoments:
+    """Moments of every lot."""
+
+    weight: Float64[Tensor, " lot"]
+    features: Float64[Tensor, "cell lot feature"]
+    targets: Float64[Tensor, "lot target"]
+    gram: Float64[Tensor, "cell lot feature feature"]
+    cross: Float64[Tensor, "cell lot feature target"]
+
+    def marginals(self, included: Float64[Tensor, " lot"]) -> Marginals:
+        """Sums over the lots that train a fit, without the products of features."""
+        squares = self.gram.diagonal(dim1=-2, dim2=-1)
+        return Marginals(included @ self.weight, included @ self.features, included @ squares, included @ self.targets)
+
+    def of_fit(self, included: Float64[Tensor, " lot"]) -> Moments:
+        """Sum up the lots that train a fit.
+
+        Summed from the lots that are in it: total minus lot would cancel where one lot dominates.
+        """
+        lots = torch.nonzero(included).flatten()
+        return Moments(
+            weight=self.weight[lots].sum(),
+            targets=self.targets[lots].sum(0),
+            gram=_sum_lower(self.gram, lots.tolist()),
+            cross=self.cross[:, lots].sum(1),
+        )
+
+
+def lot_moments(rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets) -> LotMoments:
+    """Sum up the rows of each lot."""
+    n_lots, n_targets, d = sets.included.shape[1], targets.shape[1], rows.n_features
+    zeros = targets.new_zeros
+    out = LotMoments(
+        weight=zeros(n_lots),
+        features=zeros(rows.n_cells, n_lots, d),
+        targets=zeros(n_lots, n_targets),
+        gram=zeros(rows.n_cells, n_lots, d, d),
+        cross=zeros(rows.n_cells, n_lots, d, n_targets),
     )
+    for chunk in rows.chunks():
+        for lot, held in enumerate(chunk.lots):
+            samples, features = chunk.samples[held], chunk.features[:, held]
+            weight = sets.weight_of_sample[samples]
+            weighted = targets[samples] * weight[:, None]
+            out.weight[lot] += weight.sum()
+            out.targets[lot] += weighted.sum(0)
+            out.features[:, lot] += weight @ features
+            out.cross[:, lot] += features.mT @ weighted
+            for cell in range(rows.n_cells):
+                add_gram(out.gram[cell, lot], features[cell], weight if sets.weighted else None)
+    return out
 
 
-def training_moments(moments: Moments, folds: FoldPlan) -> Moments:
-    """Moments of each fit's training set.
+def add_gram(
+    gram: Float64[Tensor, "feature feature"],
+    features: Float64[Tensor, "row feature"],
+    weight: Float64[Tensor, " row"] | None = None,
+) -> None:
+    """Add X'WX to `gram`, strip by strip up to the diagonal: little more than half of the full product."""
+    weighted = features if weight is None else features * weight[:, None]
+    for start in range(0, gram.shape[0], STRIP):
+        stop = min(start + STRIP, gram.shape[0])
+        strip = gram[start:stop, :stop]
+        torch.addmm(strip, weighted[:, start:stop].mT, features[:, :stop], out=strip)
 
-    Summed from the folds that are in it: total minus fold would cancel where one fold dominates.
-    """
-    included = torch.as_tensor(folds.lots_of_fit(), device=moments.gram.device)
-    return Moments(
-        count=included @ moments.count,
-        gram=torch.einsum("fl,lij->fij", included, moments.gram),
-        cross=torch.einsum("fl,lit->fit", included, moments.cross),
-    )
+
+def mirrored(gram: Float64[Tensor, "*cell feature feature"]) -> Float64[Tensor, "*cell feature feature"]:
+    """The whole of a symmetric matrix of which the lower triangle is filled in."""
+    return gram.tril() + gram.tril(-1).mT
+
+
+def _sum_lower(
+    grams: Float64[Tensor, "cell lot feature feature"], lots: list[int]
+) -> Float64[Tensor, "cell feature feature"]:
+    """Sum over the lots, strip by strip: the sum stays in the cache while lots are added to it."""
+    total = torch.zeros_like(grams[:, 0])
+    for start in range(0, total.shape[1], STRIP):
+        stop = min(start + STRIP, total.shape[1])
+        strip = total[:, start:stop, :stop]
+        for lot in lots:
+            strip += grams[:, lot, start:stop, :stop]
+    return total

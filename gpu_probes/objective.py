@@ -13,10 +13,11 @@ scripts set C = 1/alpha, so the penalty is alpha for both.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int8
 from torch import Tensor
 
 from gpu_probes.errors import PenaltyError
@@ -24,17 +25,40 @@ from gpu_probes.errors import PenaltyError
 TaskType = Literal["regression", "classification"]
 
 
+class Solver(IntEnum):
+    """How a fit was found."""
+
+    NONE = 0
+    CHOLESKY = 1
+    CORRECTED = 2
+    QR = 3
+    NEWTON_CG = 4
+    NEWTON_CHOLESKY = 5
+
+
 @dataclass(frozen=True)
 class ProbeFits:
-    """What a solver returns: one coefficient matrix per training set and penalty.
+    """What a solver returns: one probe per cell, training set and penalty, in raw features.
 
-    `certificate` is the norm of the objective's gradient at `coef`, relative to its norm at zero. Fits that have
-    no unique solution are NaN throughout.
+    `decision` holds x'w + intercept of all rows. `certificate` bounds what the objective exceeds its minimum by,
+    relative to the objective at zero. Fits that have no unique solution are NaN throughout.
     """
 
-    coef: Float64[Tensor, "fit penalty output feature"]
-    certificate: Float64[Tensor, "fit penalty"]
-    converged: Bool[Tensor, "fit penalty"]
+    coef: Float64[Tensor, "cell fit penalty output feature"]
+    intercept: Float64[Tensor, "cell fit penalty output"]
+    decision: Float64[Tensor, "cell fit penalty sample output"]
+    certificate: Float64[Tensor, "cell fit penalty"]
+    converged: Bool[Tensor, "cell fit penalty"]
+    solver: Int8[Tensor, "cell fit penalty"]
+
+
+def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tensor, "*#fit"]) -> Float64[Tensor, "..."]:
+    """Bound on the excess of the objective over its minimum: |gradient|^2 / (2 penalty).
+
+    The objective is strongly convex with modulus `penalty`. The same number is the duality gap at the dual point
+    that belongs to the coefficients, the rows' errors. Infinite without a penalty, where it bounds nothing.
+    """
+    return torch.where(penalty > 0, gradient_square / (2 * penalty), torch.inf)
 
 
 def c_from_alpha(alpha: float) -> float:
@@ -69,8 +93,8 @@ class Loss(Protocol):
     curvature_bound: ClassVar[float]
 
     def value(
-        self, decision: Float64[Tensor, "sample column output"], targets: Float64[Tensor, "sample output"]
-    ) -> Float64[Tensor, "sample column"]:
+        self, decision: Float64[Tensor, "*batch row column output"], targets: Float64[Tensor, "row output"]
+    ) -> Float64[Tensor, "*batch row column"]:
         """Loss of each row."""
         ...
 
@@ -80,13 +104,13 @@ class Loss(Protocol):
 
     def curve(
         self,
-        predictions: Float64[Tensor, "sample column output"],
-        direction: Float64[Tensor, "sample column output"],
-    ) -> Float64[Tensor, "sample column output"]:
+        predictions: Float64[Tensor, "*batch row column output"],
+        direction: Float64[Tensor, "*batch row column output"],
+    ) -> Float64[Tensor, "*batch row column output"]:
         """Second derivative of the loss times a direction in decision space."""
         ...
 
-    def project(self, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, "column output feature"]:
+    def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
         """Drop the part of a direction that the loss cannot see and the penalty only shrinks."""
         ...
 
@@ -97,8 +121,8 @@ class SigmoidLoss:
     curvature_bound: ClassVar[float] = 0.25
 
     def value(
-        self, decision: Float64[Tensor, "sample column 1"], targets: Float64[Tensor, "sample 1"]
-    ) -> Float64[Tensor, "sample column"]:
+        self, decision: Float64[Tensor, "*batch row column 1"], targets: Float64[Tensor, "row 1"]
+    ) -> Float64[Tensor, "*batch row column"]:
         """Return log(1 + exp(z)) - y z, by logaddexp (torch's softplus turns linear at 20)."""
         return (torch.logaddexp(decision, decision.new_zeros(())) - targets[:, None] * decision).sum(-1)
 
@@ -107,12 +131,12 @@ class SigmoidLoss:
         return torch.sigmoid(decision)
 
     def curve(
-        self, predictions: Float64[Tensor, "sample column 1"], direction: Float64[Tensor, "sample column 1"]
-    ) -> Float64[Tensor, "sample column 1"]:
+        self, predictions: Float64[Tensor, "*batch row column 1"], direction: Float64[Tensor, "*batch row column 1"]
+    ) -> Float64[Tensor, "*batch row column 1"]:
         """Return p (1 - p) v."""
         return predictions * (1 - predictions) * direction
 
-    def project(self, coef: Float64[Tensor, "column 1 feature"]) -> Float64[Tensor, "column 1 feature"]:
+    def project(self, coef: Float64[Tensor, "*batch 1 feature"]) -> Float64[Tensor, "*batch 1 feature"]:
         """Nothing to drop."""
         return coef
 
@@ -123,8 +147,8 @@ class SoftmaxLoss:
     curvature_bound: ClassVar[float] = 0.5
 
     def value(
-        self, decision: Float64[Tensor, "sample column output"], targets: Float64[Tensor, "sample output"]
-    ) -> Float64[Tensor, "sample column"]:
+        self, decision: Float64[Tensor, "*batch row column output"], targets: Float64[Tensor, "row output"]
+    ) -> Float64[Tensor, "*batch row column"]:
         """Return log(sum exp z) - z_y."""
         return torch.logsumexp(decision, -1) - (targets[:, None] * decision).sum(-1)
 
@@ -134,12 +158,12 @@ class SoftmaxLoss:
 
     def curve(
         self,
-        predictions: Float64[Tensor, "sample column output"],
-        direction: Float64[Tensor, "sample column output"],
-    ) -> Float64[Tensor, "sample column output"]:
+        predictions: Float64[Tensor, "*batch row column output"],
+        direction: Float64[Tensor, "*batch row column output"],
+    ) -> Float64[Tensor, "*batch row column output"]:
         """Return (diag(p) - p p') v."""
         return predictions * (direction - (predictions * direction).sum(-1, keepdim=True))
 
-    def project(self, coef: Float64[Tensor, "column output feature"]) -> Float64[Tensor, "column output feature"]:
+    def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
         """Centre over the classes: adding one vector to all of them changes no probability."""
-        return coef - coef.mean(1, keepdim=True)
+        return coef - coef.mean(-2, keepdim=True)

@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,30 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import safetensors.numpy
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float64, Int8, Int64, Shaped
 
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
-from gpu_probes.objective import TaskType
+from gpu_probes.objective import Solver, TaskType
 
 Json = Any
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """One cell. Undefined numbers are NaN; `status` says why."""
-
-    status: Status
-    coef: Float64[np.ndarray, "output feature"]
-    certificate: float
-    selected_alpha: float
-    train_score: float
-    test_score: float
-    cv_score: float
-    alpha_cv_score: Float64[np.ndarray, " alpha"]
-    train_predictions: Float64[np.ndarray, "train_sample output"]
-    test_predictions: Float64[np.ndarray, "test_sample output"]
-    cv_predictions: Float64[np.ndarray, "train_sample output"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +38,9 @@ class SweepResult:
     Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
     regression and two classes, one per class beyond. Predictions are numbers for regression, the probability of
     the second class for two classes, and one probability per class (the last axis) beyond.
+
+    `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
+    its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
     """
 
     task_type: TaskType
@@ -68,9 +53,13 @@ class SweepResult:
     k_fold: bool
     n_folds: int
     seed: int
+    fit_intercept: bool
+    standardize: bool
     status: Shaped[np.ndarray, "position layer"]
     coef: Float64[np.ndarray, "position layer output feature"]
-    certificate: Float64[np.ndarray, "position layer"]
+    intercept: Float64[np.ndarray, "position layer output"]
+    certificate: Float64[np.ndarray, "position layer fit alpha"]
+    solver: Int8[np.ndarray, "position layer fit alpha"]
     selected_alpha: Float64[np.ndarray, "position layer"]
     train_score: Float64[np.ndarray, "position layer"]
     test_score: Float64[np.ndarray, "position layer"]
@@ -126,30 +115,40 @@ class SweepResult:
                     "alpha": self.selected_alpha[p, i],
                     "status": self.status[p, i].name,
                     "reason": self.reason(p, i),
-                    "certificate": self.certificate[p, i],
+                    **self._how_found(p, i),
                 }
                 for p, i in self._indices()
             ]
         )
 
-    def save(self, output_dir: str | os.PathLike[str]) -> None:
+    def save(self, output_dir: str | os.PathLike[str]) -> list[str]:
         """Write the result files into a folder, each whole or not at all.
 
         performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json
         if there is a best cell; one that an earlier run left there is removed if there is none.
+
+        Returns
+        -------
+        list of str
+            Names of the files.
         """
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         best_file = folder / "best_probe_predictions.json"
         best = self.best
+        contents = {
+            "all_predictions.json": _json_bytes(self._all_predictions(), indent=None),
+            "cells.parquet": self.to_frame().to_parquet(None, index=False) or b"",
+            "probes.safetensors": self._probes(),
+            "performance.json": _json_bytes(self._performance(), indent=2),
+        }
         if best is None:
             best_file.unlink(missing_ok=True)
         else:
-            _write(best_file, _json_bytes(self._best_probe(best), indent=2))
-        _write(folder / "all_predictions.json", _json_bytes(self._all_predictions(), indent=None))
-        _write(folder / "cells.parquet", self.to_frame().to_parquet(None, index=False) or b"")
-        _write(folder / "probes.safetensors", self._probes())
-        _write(folder / "performance.json", _json_bytes(self._performance(), indent=2))
+            contents[best_file.name] = _json_bytes(self._best_probe(best), indent=2)
+        for name, content in contents.items():
+            _write(folder / name, content)
+        return list(contents)
 
     def __repr__(self) -> str:
         """A few lines for the terminal."""
@@ -170,6 +169,14 @@ class SweepResult:
 
     def _indices(self) -> list[tuple[int, int]]:
         return [(p, i) for p in range(len(self.positions)) for i in range(len(self.layers))]
+
+    def _how_found(self, position_index: int, layer_index: int) -> dict[str, float | str | None]:
+        """The largest certificate and the most elaborate solver of the fits at the selected alpha."""
+        alpha = self.selected_alpha[position_index, layer_index]
+        if np.isnan(alpha):
+            return {"certificate": np.nan, "solver": None}
+        at = (position_index, layer_index, slice(None), self.alphas.index(alpha))
+        return {"certificate": self.certificate[at].max(), "solver": Solver(self.solver[at].max()).name.lower()}
 
     def _key(self, position_index: int, layer_index: int) -> str:
         """Name of a cell in the files: the position's value, the layer's place on the axis."""
@@ -203,6 +210,8 @@ class SweepResult:
             "k_fold": self.k_fold,
             "n_folds": self.n_folds if self.k_fold else None,
             "alpha": self.alpha,
+            "fit_intercept": self.fit_intercept,
+            "standardize": self.standardize,
             "alpha_grid": None if self.alpha_grid is None else list(self.alpha_grid),
             "selected_alphas": {self._key(p, i): _null(self.selected_alpha[p, i]) for p, i in self._indices()},
         }
@@ -258,7 +267,7 @@ class SweepResult:
 
     def _probes(self) -> bytes:
         """Coefficients in raw features; cells without a probe are NaN."""
-        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.zeros(self.coef.shape[:-1])}
+        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.ascontiguousarray(self.intercept)}
         metadata: dict[str, Json] = {
             "format_version": 1,
             "axes": ["position", "layer", "output", "feature"],
@@ -315,8 +324,3 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def stack(results: Sequence[Sequence[CellResult]], field: str) -> Shaped[np.ndarray, "position layer ..."]:
-    """One field of a grid of cells as an array ``[position, layer, ...]``."""
-    return np.array([[getattr(cell, field) for cell in row] for row in results])

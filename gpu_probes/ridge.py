@@ -1,178 +1,332 @@
 """Ridge: factorise once, solve many, and certify against the rows themselves.
 
 The minimiser of ``1/2 |y - Xw|^2 + 1/2 penalty |w|^2`` solves ``(X'X + penalty I) w = X'y``. With fewer rows than
-features it is ``w = X'u`` with ``(XX' + penalty I) u = y``, a smaller system with the same solution.
+features it is ``w = X'u`` with ``(XX' + penalty I) u = y``, a smaller system with the same solution. An intercept is
+eliminated by centring X and y on each fit's training rows.
+
+Both systems square the condition number of X. So every solution is measured by its duality gap, from residuals that
+never use the squared matrix. Where that is too large, the solution is corrected from those residuals; where even that
+is not enough, it is found anew from a QR factorisation of the rows.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from gpu_probes.folds import FoldPlan
-from gpu_probes.moments import fold_moments, training_moments
-from gpu_probes.objective import ProbeFits
+from gpu_probes.cholesky import Factor, factorise
+from gpu_probes.moments import add_gram, lot_moments
+from gpu_probes.objective import ProbeFits, Solver, duality_gap
+from gpu_probes.preprocessing import Frame, Preprocessing
+from gpu_probes.rows import Rows, TrainingSets
 
-CERTIFICATE_LIMIT = 1e-8
+# Relative to the objective at zero: training predictions within 1e-7 of the targets' rms.
+CERTIFICATE_LIMIT = 1e-14
 _MAX_CORRECTIONS = 4
 
 
 @dataclass(frozen=True)
-class Factor:
-    """Cholesky factors of ``matrix + penalty I``; `singular` where there is none."""
+class System:
+    """``(matrix + penalty I) unknown = right_side`` of one fit; only the lower triangle of `matrix` counts."""
 
-    cholesky: Float64[Tensor, "fit n n"]
-    singular: Bool[Tensor, " fit"]
+    matrix: Float64[Tensor, "cell n n"]
+    right_side: Float64[Tensor, "cell target n"]
 
 
 @dataclass(frozen=True)
-class System:
-    """One linear system per fit, and how to measure the residual of a solution without the squared matrix.
+class Measured:
+    """What the rows say of one fit's coefficients: predictions, and weighted errors summed back over the rows."""
 
-    `coef_of` turns the unknowns into coefficients, and residuals into gradients of the objective.
-    """
-
-    matrix: Float64[Tensor, "fit n n"]
-    right_side: Float64[Tensor, "fit n target"]
-    unpenalised_residual: Callable[[Tensor], Tensor]
-    coef_of: Callable[[Tensor], Tensor]
-    full_rank: Bool[Tensor, " fit"]
+    decision: Float64[Tensor, "cell penalty target sample"]
+    back: Float64[Tensor, "cell penalty target feature"]
+    total: Float64[Tensor, "cell penalty target"]
 
 
-def factorise(matrix: Float64[Tensor, "fit n n"], penalty: float) -> Factor:
-    """Factorise ``matrix + penalty I`` for each fit; sees no right-hand side.
+class Primal:
+    """Unknowns are the coefficients of the shifted and scaled features."""
 
-    Without a penalty, a pivot that is lost in rounding (1 - R^2 of that column on the ones before it) is singular.
-    """
-    penalised = matrix.clone()
-    penalised.diagonal(dim1=-2, dim2=-1).add_(penalty)
-    cholesky, info = torch.linalg.cholesky_ex(penalised)
-    singular = info != 0
-    if penalty == 0:
-        pivots = cholesky.diagonal(dim1=-2, dim2=-1).square()
-        lost = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
-        singular = singular | (pivots <= lost).any(-1)
-    return Factor(cholesky, singular)
+    def __init__(
+        self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
+    ) -> None:
+        self._moments = lot_moments(rows, targets, sets)
+        self._included = sets.included
+        self.frames = [Frame.of(self._moments.marginals(lots), preprocessing) for lots in sets.included]
+
+    def system(self, fit: int) -> System:
+        """Gram matrix and right side, centred and scaled by their sums."""
+        moments, frame = self._moments.of_fit(self._included[fit]), self.frames[fit]
+        matrix, cross = moments.gram, moments.cross.mT
+        if frame.preprocessing.centres:
+            matrix.baddbmm_(frame.centre[:, :, None], -moments.weight * frame.centre[:, None, :])
+            cross = cross - moments.targets[:, None] * frame.centre[:, None]
+        if frame.preprocessing.standardize:
+            matrix.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
+        return System(matrix, cross / frame.scale[:, None])
+
+    def coef(
+        self, fit: int, unknown: Float64[Tensor, "cell penalty target n"]
+    ) -> Float64[Tensor, "cell penalty target feature"]:
+        """Raw coefficients."""
+        return self.frames[fit].raw(unknown)
+
+    def residual(
+        self,
+        fit: int,
+        penalty: Float64[Tensor, "penalty 1 1"],
+        unknown: Float64[Tensor, "cell penalty target n"],
+        measured: Measured,
+    ) -> Float64[Tensor, "cell penalty target n"]:
+        """Right side minus system times unknown, by way of the rows: minus the gradient of the objective."""
+        return self.frames[fit].back(measured.back, measured.total) - penalty * unknown
+
+    def gap(
+        self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]
+    ) -> Float64[Tensor, "cell penalty target"]:
+        """Bound on the excess of the objective."""
+        return duality_gap(residual.square().sum(-1), penalty)
+
+    def excess(
+        self,
+        residual: Float64[Tensor, "cell penalty target n"],
+        step: Float64[Tensor, "cell penalty target n"],
+        factor: Factor,
+    ) -> Float64[Tensor, "cell penalty target"]:
+        """Excess of the objective, ``1/2 r'(X'X + penalty I)^-1 r``: half the residual times the step it leads to."""
+        return 0.5 * factor.distortion[:, None, None] * (residual * step).sum(-1)
 
 
-def apply_inverse(factor: Factor, right_side: Float64[Tensor, "fit n target"]) -> Float64[Tensor, "fit n target"]:
-    """Solve with the factor; NaN where it is singular."""
-    solution = torch.cholesky_solve(right_side, factor.cholesky)
-    return torch.where(factor.singular[:, None, None], torch.nan, solution)
+class Dual:
+    """Unknowns are one number per training row; they fit in memory, or there were more features than that."""
+
+    def __init__(
+        self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
+    ) -> None:
+        (chunk,) = rows.chunks()
+        self._features, self._samples, self._targets = chunk.features, chunk.samples, targets[chunk.samples]
+        weights = sets.weights(chunk.samples)
+        self._root = weights.sqrt()
+        self._kept = [torch.nonzero(weight).flatten() for weight in weights]
+        self.frames = [Frame.of_rows(self._features, self._targets, weight, preprocessing) for weight in weights]
+        self._kernel = None if preprocessing.centres else _kernel(self._features)
+
+    def system(self, fit: int) -> System:
+        """The training rows' part of the kernel."""
+        kept, frame = self._kept[fit], self.frames[fit]
+        root = self._root[fit, kept]
+        if self._kernel is None:
+            kernel = _kernel(frame.apply(self._features[:, kept]))
+        else:
+            kernel = self._kernel[:, kept][:, :, kept]
+        kernel.mul_(root).mul_(root[:, None])
+        right_side = root * (self._targets[kept] - frame.target_centre).mT
+        return System(kernel, right_side.expand(len(kernel), -1, -1))
+
+    def coef(
+        self, fit: int, unknown: Float64[Tensor, "cell penalty target n"]
+    ) -> Float64[Tensor, "cell penalty target feature"]:
+        """Raw coefficients: the rows summed up by the unknowns."""
+        kept, frame = self._kept[fit], self.frames[fit]
+        by_row = unknown.new_zeros(*unknown.shape[:3], self._features.shape[1])
+        by_row[..., kept] = self._root[fit, kept] * unknown
+        summed = (by_row.flatten(1, 2) @ self._features).unflatten(1, unknown.shape[1:3])
+        return frame.raw(frame.back(summed, by_row.sum(-1)))
+
+    def residual(
+        self,
+        fit: int,
+        penalty: Float64[Tensor, "penalty 1 1"],
+        unknown: Float64[Tensor, "cell penalty target n"],
+        measured: Measured,
+    ) -> Float64[Tensor, "cell penalty target n"]:
+        """Right side minus system times unknown, by way of the coefficients."""
+        kept = self._kept[fit]
+        errors = self._targets[kept].mT - measured.decision[..., self._samples[kept]]
+        return self._root[fit, kept] * errors - penalty * unknown
+
+    def gap(
+        self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]
+    ) -> Float64[Tensor, "cell penalty target"]:
+        """Bound on the excess of the objective: ``1/2 r'K (K + penalty I)^-1 r <= 1/2 r'r``."""
+        return 0.5 * residual.square().sum(-1).expand(-1, len(penalty), -1)
+
+    def excess(
+        self, residual: Float64[Tensor, "cell penalty target n"], step: Tensor, factor: Factor
+    ) -> Float64[Tensor, "cell penalty target"]:
+        """The same bound, which is sharp."""
+        return 0.5 * residual.square().sum(-1)
 
 
-def solve(
-    factor: Factor, system: System, penalty: float
-) -> tuple[Float64[Tensor, "fit target feature"], Float64[Tensor, " fit"]]:
-    """Solve, then refine until the residual, measured through the rows, stops shrinking.
-
-    The Gram matrix squares the condition number of X; corrections from residuals that never use it undo most of that.
-
-    Returns
-    -------
-    coef : coefficients of each fit and target
-    certificate : norm of the gradient relative to that at zero, the worst of the targets
-    """
-    solution = torch.zeros_like(system.right_side)
-    residual = system.right_side
-    size = residual.norm(dim=1)
-    rounding = torch.finfo(size.dtype).eps * size
-    for _ in range(_MAX_CORRECTIONS):
-        candidate = solution + apply_inverse(factor, residual)
-        left = system.unpenalised_residual(candidate) - penalty * candidate
-        left_size = left.norm(dim=1)
-        # A singular fit must show as NaN, not stay at the zeros it started from.
-        take = (left_size < size) | left_size.isnan()
-        halved = bool((left_size < 0.5 * size).any())
-        solution = torch.where(take[:, None], candidate, solution)
-        residual = torch.where(take[:, None], left, residual)
-        size = torch.where(take, left_size, size)
-        if not halved or bool((size <= rounding).all()):
-            break
-    gradient = system.coef_of(residual).norm(dim=1)
-    at_zero = system.coef_of(system.right_side).norm(dim=1)
-    relative = gradient / torch.where(at_zero > 0, at_zero, 1.0)
-    return system.coef_of(solution).mT, relative.amax(-1)
+def _kernel(features: Float64[Tensor, "cell row feature"]) -> Float64[Tensor, "cell row row"]:
+    """XX', its lower triangle."""
+    kernel = features.new_zeros(*features.shape[:2], features.shape[1])
+    for cell, rows in enumerate(features):
+        add_gram(kernel[cell], rows.mT)
+    return kernel
 
 
 def fit_ridge(
-    features: Float64[Tensor, "sample feature"],
+    rows: Rows,
     targets: Float64[Tensor, "sample target"],
-    folds: FoldPlan,
+    sets: TrainingSets,
     penalties: Sequence[float],
-) -> ProbeFits:
-    """Fit every training set of `folds` at every penalty."""
-    n_samples, n_features = features.shape
-    if n_samples < n_features:
-        systems = dual_systems(features, targets, folds)
-    else:
-        systems = [primal_system(features, targets, folds)]
-    solved = [[_fit_system(system, penalty) for system in systems] for penalty in penalties]
-    coef = torch.stack([torch.cat([item[0] for item in row]) for row in solved], dim=1)
-    certificate = torch.stack([torch.cat([item[1] for item in row]) for row in solved], dim=1)
-    return ProbeFits(coef=coef, certificate=certificate, converged=certificate <= CERTIFICATE_LIMIT)
+    preprocessing: Preprocessing,
+) -> list[ProbeFits]:
+    """Fit every training set at every penalty; one factorisation serves all targets.
 
-
-def _fit_system(
-    system: System, penalty: float
-) -> tuple[Float64[Tensor, "fit target feature"], Float64[Tensor, " fit"]]:
-    factor = factorise(system.matrix, penalty)
-    if penalty == 0:
-        factor = Factor(factor.cholesky, factor.singular | ~system.full_rank)
-    return solve(factor, system, penalty)
-
-
-def primal_system(
-    features: Float64[Tensor, "sample feature"], targets: Float64[Tensor, "sample target"], folds: FoldPlan
-) -> System:
-    """``X'X w = X'y`` of each training set, from sums over the folds."""
-    moments = training_moments(fold_moments(features, targets, folds), folds)
-    rows = torch.as_tensor(folds.rows_of_fit(), device=features.device)
-
-    def residual(coef: Tensor) -> Tensor:
-        errors = targets - torch.einsum("nd,fdt->fnt", features, coef)
-        return torch.einsum("nd,fnt->fdt", features, rows[:, :, None] * errors)
-
-    full_rank = moments.count >= features.shape[1]
-    return System(moments.gram, moments.cross, residual, lambda coef: coef, full_rank)
-
-
-def dual_systems(
-    features: Float64[Tensor, "sample feature"], targets: Float64[Tensor, "sample target"], folds: FoldPlan
-) -> list[System]:
-    """``XX' u = y`` of the training sets without a fold, and of the one with all rows, which is larger."""
-    kernel = features @ features.T
-    rows = torch.as_tensor(folds.rows_of_fit(), device=features.device)
-    parts = [rows[:-1], rows[-1:]] if folds.n_folds else [rows]
-    return [_dual_system(features, targets, kernel, part) for part in parts]
-
-
-def _dual_system(
-    features: Float64[Tensor, "sample feature"],
-    targets: Float64[Tensor, "sample target"],
-    kernel: Float64[Tensor, "sample sample"],
-    rows: Float64[Tensor, "fit sample"],
-) -> System:
-    """Training sets of about one size, each cut out of the kernel.
-
-    Where one is smaller than the largest, rows that it leaves out fill up with zeros in the matrix and the right
-    side, so their u is exactly zero.
+    Returns
+    -------
+    list of ProbeFits
+        One for each target, with one output.
     """
-    n_kept = int(rows.sum(1).max())
-    kept = rows.argsort(dim=1, descending=True, stable=True)[:, :n_kept]
-    inside = rows.gather(1, kept)[:, :, None]
-    matrix = inside * kernel[kept[:, :, None], kept[:, None, :]] * inside.mT
-    place = kept[:, :, None].expand(-1, -1, targets.shape[1])
+    space = (Dual if rows.n_samples < rows.n_features else Primal)(rows, targets, sets, preprocessing)
+    unknowns: list[Tensor] = []
+    singular = torch.zeros(rows.n_cells, sets.n_fits, len(penalties), dtype=torch.bool, device=targets.device)
+    for fit in range(sets.n_fits):
+        system = space.system(fit)
+        solved = []
+        for k, penalty in enumerate(penalties):
+            factor = factorise(system.matrix, penalty)
+            solved.append(factor.solve(system.right_side.mT).mT)
+            if penalty == 0:
+                too_few = sets.n_rows(fit) < rows.n_features + preprocessing.fit_intercept
+                singular[:, fit, k] = factor.singular | too_few
+        unknowns.append(torch.stack(solved, 1))
+    solutions = _Solutions(rows, targets, sets, penalties, space, unknowns, singular)
+    for fit, k in torch.nonzero(solutions.unmet.any(0)).tolist():
+        solutions.correct(fit, k)
+    for fit, k in torch.nonzero(solutions.unmet.any(0)).tolist():
+        solutions.solve_rows(fit, k)
+    return solutions.by_target()
 
-    def coef_of(dual: Tensor) -> Tensor:
-        everywhere = dual.new_zeros(len(rows), *targets.shape).scatter(1, place, dual)
-        return torch.einsum("nd,fnt->fdt", features, everywhere)
 
-    def residual(dual: Tensor) -> Tensor:
-        errors = targets - torch.einsum("nd,fdt->fnt", features, coef_of(dual))
-        return inside * errors.gather(1, place)
+class _Solutions:
+    """All fits of a block, and how each was found."""
 
-    full_rank = torch.zeros(len(rows), dtype=torch.bool, device=features.device)
-    return System(matrix, inside * targets[kept], residual, coef_of, full_rank)
+    def __init__(
+        self,
+        rows: Rows,
+        targets: Float64[Tensor, "sample target"],
+        sets: TrainingSets,
+        penalties: Sequence[float],
+        space: Primal | Dual,
+        unknowns: list[Tensor],
+        singular: Bool[Tensor, "cell fit penalty"],
+    ) -> None:
+        self._rows, self._targets, self._sets, self._space = rows, targets, sets, space
+        self._penalties = targets.new_tensor(list(penalties))[:, None, None]
+        self._unknowns, self._singular = unknowns, singular
+        weights = sets.weights(torch.arange(rows.n_samples, device=targets.device))
+        centres = torch.stack([frame.target_centre for frame in space.frames])
+        at_zero = 0.5 * torch.einsum("fn,fnt->ft", weights, (targets - centres[:, None]).square())
+        # Targets that are all zero are fitted by zeros, which have no gap.
+        self._at_zero = torch.where(at_zero > 0, at_zero, 1.0)
+        fits = range(sets.n_fits)
+        self._coef = torch.stack([space.coef(fit, unknowns[fit]) for fit in fits], 1)
+        self._coef[singular] = torch.nan
+        self._intercept, measured = self._measure(fits, self._coef)
+        self._decision = torch.stack([m.decision for m in measured], 1)
+        self._gap = torch.stack([self._relative_gap(f, self._penalties, unknowns[f], measured[f]) for f in fits], 1)
+        self._solver = torch.full(singular.shape, int(Solver.CHOLESKY), dtype=torch.int8, device=targets.device)
+
+    @property
+    def unmet(self) -> Bool[Tensor, "cell fit penalty"]:
+        """Fits whose gap is larger than it should be, or not a number, though there is a solution."""
+        return ~(self._gap <= CERTIFICATE_LIMIT).all(-1) & ~self._singular
+
+    def correct(self, fit: int, k: int) -> None:
+        """Correct the solution of one fit from its residual, until its gap is small enough."""
+        penalty, unknown = self._penalties[k : k + 1], self._unknowns[fit][:, k : k + 1]
+        factor = factorise(self._space.system(fit).matrix, float(penalty))
+        coef, measured = self._coef[:, fit, k : k + 1], None
+        for n_corrections in range(_MAX_CORRECTIONS + 1):
+            intercept, (measured,) = self._measure([fit], coef[:, None])
+            residual = self._space.residual(fit, penalty, unknown, measured)
+            step = factor.solve(residual.flatten(1, 2).mT).mT.unflatten(1, residual.shape[1:3])
+            gap = self._space.excess(residual, step, factor) / self._at_zero[fit]
+            solver = Solver.CORRECTED if n_corrections else Solver.CHOLESKY
+            self._keep_better(fit, k, coef, intercept[:, 0], measured.decision, gap, solver)
+            if not bool(self.unmet[:, fit, k].any()):
+                return
+            unknown = unknown + step
+            coef = self._space.coef(fit, unknown)
+
+    def solve_rows(self, fit: int, k: int) -> None:
+        """Find one fit anew from a QR factorisation of its rows below ``sqrt(penalty) I``, without any squares."""
+        penalty, frame, d = float(self._penalties[k]), self._space.frames[fit], self._rows.n_features
+        triangle = torch.eye(d, d + self._targets.shape[1], dtype=torch.float64, device=self._targets.device)
+        triangle = (penalty**0.5 * triangle).expand(self._rows.n_cells, -1, -1)
+        for chunk in self._rows.chunks():
+            root = self._sets.weights(chunk.samples)[fit].sqrt()[:, None]
+            shifted = (self._targets[chunk.samples] - frame.target_centre).expand(self._rows.n_cells, -1, -1)
+            below = root * torch.cat([frame.apply(chunk.features), shifted], 2)
+            triangle = torch.linalg.qr(torch.cat([triangle, below], 1), mode="r").R
+        triangle, right_side = triangle[:, :d, :d], triangle[:, :d, d:]
+        unknown = torch.linalg.solve_triangular(triangle, right_side, upper=True)
+        coef = frame.raw(unknown.mT)[:, None]
+        intercept, (measured,) = self._measure([fit], coef[:, None])
+        gradient = frame.back(measured.back, measured.total)[:, 0].mT - penalty * unknown
+        half = torch.linalg.solve_triangular(triangle.mT, gradient, upper=False)
+        gap = 0.5 * half.square().sum(1)[:, None] / self._at_zero[fit]
+        self._keep_better(fit, k, coef, intercept[:, 0], measured.decision, gap, Solver.QR)
+
+    def by_target(self) -> list[ProbeFits]:
+        """One result for each target."""
+        return [
+            ProbeFits(
+                coef=self._coef[:, :, :, t : t + 1],
+                intercept=self._intercept[:, :, :, t : t + 1],
+                decision=self._decision[:, :, :, t, :, None],
+                certificate=self._gap[..., t],
+                converged=self._gap[..., t] <= CERTIFICATE_LIMIT,
+                solver=self._solver,
+            )
+            for t in range(self._targets.shape[1])
+        ]
+
+    def _measure(
+        self, fits: Sequence[int], coef: Float64[Tensor, "cell fit penalty target feature"]
+    ) -> tuple[Float64[Tensor, "cell fit penalty target"], list[Measured]]:
+        """One pass over the rows for all these fits."""
+        frames = [self._space.frames[fit] for fit in fits]
+        intercept = torch.stack([frame.intercept(coef[:, i]) for i, frame in enumerate(frames)], 1)
+        columns = coef.shape[1:4]
+        flat, offset = coef.flatten(1, 3), intercept.flatten(1, 3)[..., None]
+        decision = coef.new_empty(*coef.shape[:4], self._rows.n_samples)
+        back, total = torch.zeros_like(flat), torch.zeros_like(offset)
+        for chunk in self._rows.chunks():
+            values = (torch.baddbmm(offset, flat, chunk.features.mT)).unflatten(1, columns)
+            weight = self._sets.weights(chunk.samples)[list(fits)][:, None, None]
+            errors = ((self._targets[chunk.samples].mT - values) * weight).flatten(1, 3)
+            back += errors @ chunk.features
+            total += errors.sum(2, keepdim=True)
+            decision[..., chunk.samples] = values
+        back, total = back.unflatten(1, columns), total.squeeze(2).unflatten(1, columns)
+        return intercept, [Measured(decision[:, i], back[:, i], total[:, i]) for i in range(len(fits))]
+
+    def _relative_gap(
+        self, fit: int, penalty: Float64[Tensor, "penalty 1 1"], unknown: Tensor, measured: Measured
+    ) -> Float64[Tensor, "cell penalty target"]:
+        residual = self._space.residual(fit, penalty, unknown, measured)
+        return self._space.gap(residual, penalty.squeeze(2)) / self._at_zero[fit]
+
+    def _keep_better(
+        self,
+        fit: int,
+        k: int,
+        coef: Float64[Tensor, "cell 1 target feature"],
+        intercept: Float64[Tensor, "cell 1 target"],
+        decision: Float64[Tensor, "cell 1 target sample"],
+        gap: Float64[Tensor, "cell 1 target"],
+        solver: Solver,
+    ) -> None:
+        """Take what has a smaller gap than before, cell by cell."""
+        held = self._gap[:, fit, k]
+        better = (gap[:, 0].amax(-1) < held.amax(-1)) | held.isnan().any(-1)
+        new = ((self._coef, coef), (self._intercept, intercept), (self._decision, decision), (self._gap, gap))
+        for values, candidate in new:
+            values[better, fit, k] = candidate[better, 0]
+        self._solver[better, fit, k] = int(solver)

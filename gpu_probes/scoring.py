@@ -42,18 +42,18 @@ def roc_auc(
 
 
 def rounding_level(
-    features: Float64[Tensor, "sample feature"], coef: Float64[Tensor, "column output feature"]
-) -> Float64[Tensor, "column output"]:
+    largest_norm: Float64[Tensor, " cell"], coef: Float64[Tensor, "cell column output feature"]
+) -> Float64[Tensor, "cell column output"]:
     """How far apart two dot products x'w may come out for the same x: eps times features times the largest |x||w|."""
-    unit = torch.finfo(features.dtype).eps * features.shape[1]
-    return unit * features.norm(dim=1).amax() * coef.norm(dim=-1)
+    unit = torch.finfo(coef.dtype).eps * coef.shape[-1]
+    return unit * largest_norm[:, None, None] * coef.norm(dim=-1)
 
 
 def is_flat(
-    decision: Float64[Tensor, "column sample output"], level: Float64[Tensor, "column output"]
-) -> Bool[Tensor, " column"]:
+    decision: Float64[Tensor, "cell column sample output"], level: Float64[Tensor, "cell column output"]
+) -> Bool[Tensor, "cell column"]:
     """Whether some output's decision values spread no wider than rounding (or are NaN): noise is never ranked."""
-    spread = decision.amax(1) - decision.amin(1)
+    spread = decision.amax(2) - decision.amin(2)
     return ~(spread > level).all(-1)
 
 

@@ -1,85 +1,230 @@
-"""One cell: folds x penalties, the alpha with the highest CV score, the refit, the scores."""
+"""One block of cells: folds x penalties, the alpha with the highest CV score, the refit, the scores."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int8, Int64, Shaped
 from torch import Tensor
 
 from gpu_probes.errors import Status
-from gpu_probes.folds import FoldPlan
 from gpu_probes.labels import Task
 from gpu_probes.logistic import fit_logistic
 from gpu_probes.objective import ProbeFits, SigmoidLoss, SoftmaxLoss
-from gpu_probes.results import CellResult
+from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import fit_ridge
+from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
 from gpu_probes.scoring import is_flat, labels_rank, rounding_level, score
 
 
 @dataclass(frozen=True)
-class SearchPlan:
-    """What is the same for every cell."""
+class LabelPlan:
+    """One label: its task, and its targets on the device."""
 
     task: Task
-    alphas: tuple[float, ...]
-    penalties: tuple[float, ...]
-    folds: FoldPlan
     train_targets: Float64[Tensor, "train_sample output"]
     test_targets: Float64[Tensor, "test_sample output"]
 
     @property
-    def fold_of_sample(self) -> Int64[Tensor, " train_sample"]:
-        """Fold numbers on the device of the targets."""
-        return torch.as_tensor(self.folds.fold_of_sample, device=self.train_targets.device)
+    def is_constant(self) -> bool:
+        """Whether there is nothing to tell apart."""
+        return not bool((self.train_targets != self.train_targets[0]).any())
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What is the same for every cell; several labels only for regression."""
+
+    labels: tuple[LabelPlan, ...]
+    penalties: tuple[float, ...]
+    sets: TrainingSets
+    preprocessing: Preprocessing
+
+    @property
+    def n_folds(self) -> int:
+        """Folds that are held out; 0 without cross-validation."""
+        return self.sets.n_fits - 1
+
+    def fold_rows(self, fold: int) -> Int64[Tensor, " row"]:
+        """Samples that a fold holds out."""
+        return torch.nonzero(self.sets.lot_of_sample == fold).flatten()
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One label of a block of cells, in host memory. Undefined numbers are NaN; `status` says why."""
+
+    status: Shaped[np.ndarray, " cell"]
+    coef: Float64[np.ndarray, "cell output feature"]
+    intercept: Float64[np.ndarray, "cell output"]
+    certificate: Float64[np.ndarray, "cell fit alpha"]
+    solver: Int8[np.ndarray, "cell fit alpha"]
+    selected: Int64[np.ndarray, " cell"]
+    train_score: Float64[np.ndarray, " cell"]
+    test_score: Float64[np.ndarray, " cell"]
+    cv_score: Float64[np.ndarray, " cell"]
+    alpha_cv_score: Float64[np.ndarray, "cell alpha"]
+    train_predictions: Float64[np.ndarray, "cell train_sample output"]
+    test_predictions: Float64[np.ndarray, "cell test_sample output"]
+    cv_predictions: Float64[np.ndarray, "cell train_sample output"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of some columns, their scores, and which of them are flat."""
+    """Predictions of some columns of each cell, their scores, and which of them are flat."""
 
-    predictions: Float64[Tensor, "column sample output"]
-    scores: Float64[Tensor, " column"]
-    flat: Bool[Tensor, " column"]
+    predictions: Float64[Tensor, "cell column sample output"]
+    scores: Float64[Tensor, "cell column"]
+    flat: Bool[Tensor, "cell column"]
 
 
-def search_cell(
-    plan: SearchPlan, train: Float64[Tensor, "train_sample feature"], test: Float64[Tensor, "test_sample feature"]
-) -> CellResult:
-    """Fit and score one cell; without a test set, `test` has no rows."""
-    status = _train_status(plan, train)
-    if status is not Status.OK:
-        return _undefined_cell(plan, train.shape[1], status)
-    fits = _fit(plan, train)
-    cv = _cross_validate(plan, train, fits)
-    cv_score = cv.scores.cpu().numpy()
+def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
+    """Fit and score some cells; one result for each label."""
+    seen, seen_test = look_over(train), None if test is None else look_over(test)
+    train.blank(~seen.finite | seen.constant)
+    return [
+        _search_label(plan, label, fits, seen, test, seen_test)
+        for label, fits in zip(plan.labels, _fit(plan, train), strict=True)
+    ]
+
+
+def _fit(plan: SearchPlan, train: Rows) -> list[ProbeFits]:
+    first = plan.labels[0]
+    if first.task.task_type == "regression":
+        targets = torch.cat([label.train_targets for label in plan.labels], 1)
+        return fit_ridge(train, targets, plan.sets, plan.penalties, plan.preprocessing)
+    loss = SigmoidLoss() if first.task.n_outputs == 1 else SoftmaxLoss()
+    return [fit_logistic(train, first.train_targets, plan.sets, plan.penalties, loss, plan.preprocessing)]
+
+
+def _search_label(
+    plan: SearchPlan,
+    label: LabelPlan,
+    fits: ProbeFits,
+    seen: Overview,
+    test: Rows | None,
+    seen_test: Overview | None,
+) -> BlockResult:
+    cv = _cross_validate(plan, label, fits, seen)
     # argmax takes the first of equals; an alpha without a score never wins, unless none has one.
-    chosen = int(np.argmax(np.where(np.isnan(cv_score), -np.inf, cv_score)))
-    refit = fits.coef[-1, chosen][None]
-    on_train = _evaluate(plan.task, plan.train_targets, train, refit)
-    test_status = _test_status(plan, test)
-    on_test = _evaluate(plan.task, plan.test_targets, test, refit)
-    test_score = float(on_test.scores[0]) if test_status is Status.OK else np.nan
-    return CellResult(
-        status=_status(plan, fits, chosen, cv, on_train, test_status, on_test),
-        coef=refit[0].cpu().numpy(),
-        certificate=float(fits.certificate[:, chosen].max()),
-        selected_alpha=plan.alphas[chosen],
-        train_score=float(on_train.scores[0]),
-        test_score=test_score,
-        cv_score=float(cv_score[chosen]),
-        alpha_cv_score=cv_score,
-        train_predictions=on_train.predictions[0].cpu().numpy(),
-        test_predictions=on_test.predictions[0].cpu().numpy(),
-        cv_predictions=cv.predictions[chosen].cpu().numpy(),
+    chosen = cv.scores.nan_to_num(-torch.inf).argmax(1)
+    unchosen = cv.scores.isnan().all(1) if len(plan.penalties) > 1 else torch.zeros_like(chosen, dtype=torch.bool)
+    coef, intercept = (_at(values[:, -1], chosen) for values in (fits.coef, fits.intercept))
+    on_train = _evaluate(label.task, label.train_targets, _at(fits.decision[:, -1], chosen)[:, None], coef, seen)
+    decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
+    on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
+    reasons = [
+        *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
+        *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
+        (Status.NOT_CONVERGED, ~_at(fits.converged.mT, chosen).all(1)),
+    ]
+    no_probe = unchosen | torch.stack([affected for reason, affected in reasons if reason in _NO_PROBE]).any(0)
+
+    def host(values: Tensor) -> Shaped[np.ndarray, "cell ..."]:
+        mask = no_probe.reshape(-1, *[1] * (values.dim() - 1))
+        return torch.where(mask, torch.nan if values.is_floating_point() else 0, values).cpu().numpy()
+
+    return BlockResult(
+        status=_first_reason(reasons),
+        coef=host(coef),
+        intercept=host(intercept),
+        certificate=host(fits.certificate),
+        solver=host(fits.solver),
+        selected=torch.where(no_probe, -1, chosen).cpu().numpy(),
+        train_score=host(on_train.scores[:, 0]),
+        test_score=host(on_test.scores[:, 0]),
+        cv_score=host(_at(cv.scores, chosen)),
+        alpha_cv_score=host(cv.scores),
+        train_predictions=host(on_train.predictions[:, 0]),
+        test_predictions=host(on_test.predictions[:, 0]),
+        cv_predictions=host(_at(cv.predictions, chosen)),
     )
 
 
-def _fit(plan: SearchPlan, train: Float64[Tensor, "sample feature"]) -> ProbeFits:
-    if plan.task.task_type == "regression":
-        return fit_ridge(train, plan.train_targets, plan.folds, plan.penalties)
-    loss = SigmoidLoss() if plan.task.n_outputs == 1 else SoftmaxLoss()
-    return fit_logistic(train, plan.train_targets, plan.folds, plan.penalties, loss)
+# Statuses that leave nothing to predict with.
+_NO_PROBE = (Status.CONSTANT_LABELS, Status.NON_FINITE, Status.CONSTANT_CELL)
+
+Reason = tuple[Status, Bool[Tensor, " cell"]]
+
+
+def _train_reasons(
+    plan: SearchPlan,
+    label: LabelPlan,
+    fits: ProbeFits,
+    seen: Overview,
+    chosen: Int64[Tensor, " cell"],
+    cv: Evaluation,
+    on_train: Evaluation,
+) -> list[Reason]:
+    """What may be wrong with a cell's training, worst first."""
+    nowhere = torch.zeros_like(seen.finite)
+    folds = [label.train_targets[plan.fold_rows(fold)] for fold in range(plan.n_folds)]
+    unranked = not all(labels_rank(label.task.task_type, targets) for targets in folds)
+    flat = on_train.flat[:, 0] | _at(cv.flat, chosen)
+    return [
+        (Status.CONSTANT_LABELS, nowhere | label.is_constant),
+        (Status.NON_FINITE, ~seen.finite),
+        (Status.CONSTANT_CELL, seen.constant),
+        (Status.SINGULAR, ~_at(fits.coef.transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
+        (Status.CONSTANT_FOLD, nowhere | unranked),
+        (Status.CONSTANT_PREDICTIONS, flat),
+    ]
+
+
+def _test_reasons(label: LabelPlan, seen: Overview, on_test: Evaluation) -> list[Reason]:
+    """What may be wrong with a cell's test rows, worst first."""
+    unranked = not labels_rank(label.task.task_type, label.test_targets)
+    return [
+        (Status.TEST_CONSTANT_LABELS, torch.zeros_like(seen.finite) | unranked),
+        (Status.TEST_NON_FINITE, ~seen.finite),
+        (Status.TEST_CONSTANT_CELL, seen.constant),
+        (Status.TEST_CONSTANT_PREDICTIONS, on_test.flat[:, 0]),
+    ]
+
+
+def _first_reason(reasons: list[Reason]) -> Shaped[np.ndarray, " cell"]:
+    affected = torch.stack([cells for _, cells in reasons]).cpu().numpy()
+    statuses = np.array([*(reason for reason, _ in reasons), Status.OK], dtype=object)
+    first = np.where(affected.any(0), affected.argmax(0), len(reasons))
+    return statuses[first]
+
+
+def _cross_validate(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview) -> Evaluation:
+    """Predict each sample with the fit that left it out; a score is the mean of its fold scores."""
+    n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
+    predictions = fits.decision.new_full((n_cells, n_penalties, n_samples, n_outputs), torch.nan)
+    scores = fits.decision.new_full((max(plan.n_folds, 1), n_cells, n_penalties), torch.nan)
+    flat = torch.zeros(n_cells, n_penalties, dtype=torch.bool, device=predictions.device)
+    for fold in range(plan.n_folds):
+        rows = plan.fold_rows(fold)
+        held_out = _evaluate(
+            label.task, label.train_targets[rows], fits.decision[:, fold][:, :, rows], fits.coef[:, fold], seen
+        )
+        predictions[:, :, rows] = held_out.predictions
+        scores[fold] = held_out.scores
+        flat |= held_out.flat
+    return Evaluation(predictions, scores.mean(0), flat)
+
+
+def _evaluate(
+    task: Task,
+    targets: Float64[Tensor, "sample output"],
+    decision: Float64[Tensor, "cell column sample output"],
+    coef: Float64[Tensor, "cell *column output feature"],
+    seen: Overview | None,
+) -> Evaluation:
+    """Turn decision values into predictions and scores."""
+    predictions = _predict(task, decision)
+    if seen is None:
+        nothing = decision.new_full(decision.shape[:2], torch.nan)
+        return Evaluation(predictions, nothing, nothing.isnan())
+    columns = coef.reshape(*decision.shape[:2], *coef.shape[-2:])
+    level = rounding_level(seen.largest_norm, columns)
+    flat = is_flat(decision, level)
+    flattened = score(task.task_type, targets, predictions.flatten(0, 1), flat.flatten())
+    return Evaluation(predictions, flattened.unflatten(0, flat.shape), flat)
 
 
 def _predict(task: Task, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
@@ -88,98 +233,15 @@ def _predict(task: Task, decision: Float64[Tensor, "*batch output"]) -> Float64[
     return (SigmoidLoss() if task.n_outputs == 1 else SoftmaxLoss()).predictions(decision)
 
 
-def _evaluate(
-    task: Task,
-    targets: Float64[Tensor, "sample output"],
-    features: Float64[Tensor, "sample feature"],
-    coef: Float64[Tensor, "column output feature"],
-) -> Evaluation:
-    decision = torch.einsum("nd,cod->cno", features, coef)
-    predictions = _predict(task, decision)
-    if not len(targets):
-        nothing = coef.new_full((len(coef),), torch.nan)
-        return Evaluation(predictions, nothing, nothing.isnan())
-    flat = is_flat(decision, rounding_level(features, coef))
-    return Evaluation(predictions, score(task.task_type, targets, predictions, flat), flat)
+def _decide(
+    rows: Rows, coef: Float64[Tensor, "cell output feature"], intercept: Float64[Tensor, "cell output"]
+) -> Float64[Tensor, "cell sample output"]:
+    decision = coef.new_empty(len(coef), rows.n_samples, coef.shape[1])
+    for chunk in rows.chunks():
+        decision[:, chunk.samples] = chunk.features @ coef.mT + intercept[:, None]
+    return decision
 
 
-def _cross_validate(plan: SearchPlan, train: Float64[Tensor, "sample feature"], fits: ProbeFits) -> Evaluation:
-    """Predict each sample with the fit that left it out; a score is the mean of its fold scores."""
-    n_penalties = len(plan.penalties)
-    shape = (n_penalties, *plan.train_targets.shape)
-    predictions = torch.full(shape, torch.nan, dtype=train.dtype, device=train.device)
-    scores = train.new_full((max(plan.folds.n_folds, 1), n_penalties), torch.nan)
-    flat = torch.zeros(n_penalties, dtype=torch.bool, device=train.device)
-    for fold in range(plan.folds.n_folds):
-        rows = torch.nonzero(plan.fold_of_sample == fold).flatten()
-        held_out = _evaluate(plan.task, plan.train_targets[rows], train[rows], fits.coef[fold])
-        predictions[:, rows] = held_out.predictions
-        scores[fold] = held_out.scores
-        flat |= held_out.flat
-    return Evaluation(predictions, scores.mean(0), flat)
-
-
-def _features_status(features: Float64[Tensor, "sample feature"], non_finite: Status, constant: Status) -> Status:
-    if not bool(features.isfinite().all()):
-        return non_finite
-    return constant if bool((features == features[0]).all()) else Status.OK
-
-
-def _train_status(plan: SearchPlan, train: Float64[Tensor, "sample feature"]) -> Status:
-    if not bool((plan.train_targets != plan.train_targets[0]).any()):
-        return Status.CONSTANT_LABELS
-    return _features_status(train, Status.NON_FINITE, Status.CONSTANT_CELL)
-
-
-def _test_status(plan: SearchPlan, test: Float64[Tensor, "sample feature"]) -> Status:
-    if not len(test):
-        return Status.OK
-    if not labels_rank(plan.task.task_type, plan.test_targets):
-        return Status.TEST_CONSTANT_LABELS
-    return _features_status(test, Status.TEST_NON_FINITE, Status.TEST_CONSTANT_CELL)
-
-
-def _status(
-    plan: SearchPlan,
-    fits: ProbeFits,
-    chosen: int,
-    cv: Evaluation,
-    on_train: Evaluation,
-    test_status: Status,
-    on_test: Evaluation,
-) -> Status:
-    """The first reason for an undefined score, train before CV before test; else whether the solver converged."""
-    if not bool(fits.coef[:, chosen].isfinite().all()):
-        return Status.SINGULAR
-    folds = [plan.train_targets[plan.fold_of_sample == fold] for fold in range(plan.folds.n_folds)]
-    if not all(labels_rank(plan.task.task_type, fold) for fold in folds):
-        return Status.CONSTANT_FOLD
-    if bool(on_train.flat[0]) or bool(cv.flat[chosen]):
-        return Status.CONSTANT_PREDICTIONS
-    if test_status is not Status.OK:
-        return test_status
-    if len(plan.test_targets) and bool(on_test.flat[0]):
-        return Status.TEST_CONSTANT_PREDICTIONS
-    return Status.OK if bool(fits.converged[:, chosen].all()) else Status.NOT_CONVERGED
-
-
-def _undefined_cell(plan: SearchPlan, n_features: int, status: Status) -> CellResult:
-    """A cell without a probe."""
-
-    def nan(*shape: int) -> Float64[np.ndarray, "..."]:
-        return np.full(shape, np.nan)
-
-    n_train, n_outputs = plan.train_targets.shape
-    return CellResult(
-        status=status,
-        coef=nan(n_outputs, n_features),
-        certificate=np.nan,
-        selected_alpha=np.nan,
-        train_score=np.nan,
-        test_score=np.nan,
-        cv_score=np.nan,
-        alpha_cv_score=nan(len(plan.alphas)),
-        train_predictions=nan(n_train, n_outputs),
-        test_predictions=nan(len(plan.test_targets), n_outputs),
-        cv_predictions=nan(n_train, n_outputs),
-    )
+def _at(values: Tensor, chosen: Int64[Tensor, " cell"]) -> Tensor:
+    """The chosen entry of each cell along the second axis."""
+    return values[torch.arange(len(values), device=values.device), chosen]

@@ -1,21 +1,78 @@
-"""All cells: check the input, search each cell, gather the results."""
+"""All cells: check the input, plan, search block by block, gather the results."""
+
+from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Shaped
 
-from gpu_probes.cells import Cell, CellSource, check_same_axes
-from gpu_probes.devices import resolve_device, to_float64
-from gpu_probes.errors import CellError, LabelError, PenaltyError, ProbeWarning, Status
+from gpu_probes.alphas import choose_alphas
+from gpu_probes.cells import Cell, CellSource, cells_of, check_axes, check_same_axes
+from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
+from gpu_probes.errors import LabelError, ProbeWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
-from gpu_probes.labels import Task, read_labels, resolve_task
+from gpu_probes.labels import Task, read_labels, read_weights, resolve_task
 from gpu_probes.objective import penalties_of
-from gpu_probes.results import CellResult, SweepResult, stack
-from gpu_probes.search import SearchPlan, search_cell
+from gpu_probes.planner import Workload, plan_blocks
+from gpu_probes.preprocessing import Preprocessing
+from gpu_probes.results import SweepResult
+from gpu_probes.rows import Rows, TrainingSets
+from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
+
+Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of `sweep` and `sweep_labels`.
+
+    Attributes
+    ----------
+    task_type : str
+        ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
+        training labels binary or multiclass.
+    alpha : float
+        Penalty of every probe.
+    alphas : sequence of float or "auto", optional
+        Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
+        powers of ten that suit the training features.
+    k_fold : bool
+        Cross-validate; without it no best cell is chosen.
+    n_folds, seed : int
+        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
+    fit_intercept : bool
+        Add an intercept, which is not penalised.
+    standardize : bool
+        Shift and scale every feature to mean 0 and deviation 1, on the training rows of each fit alone.
+    sample_weight : one number of 0 or more per training sample, optional
+        Weight of its loss. Scores are not weighted.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
+    budget_bytes : int, optional
+        Memory for the work on one device, besides the result; by default half of what is free on a CPU, and four
+        fifths on a GPU.
+    progress : callable, optional
+        Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
+    """
+
+    task_type: str = "auto"
+    alpha: float = 1.0
+    alphas: Sequence[float] | Literal["auto"] | None = None
+    k_fold: bool = False
+    n_folds: int = 5
+    seed: int = 42
+    fit_intercept: bool = False
+    standardize: bool = False
+    sample_weight: Any = None
+    device: str = "auto"
+    budget_bytes: int | None = None
+    progress: Progress | None = None
 
 
 def sweep(
@@ -23,33 +80,19 @@ def sweep(
     train_labels: Any,
     test: CellSource | None = None,
     test_labels: Any = None,
-    *,
-    task_type: str = "auto",
-    alpha: float = 1.0,
-    alphas: Sequence[float] | None = None,
-    k_fold: bool = False,
-    n_folds: int = 5,
-    seed: int = 42,
-    device: str = "auto",
-    progress: Callable[[Iterable[Cell]], Iterable[Cell]] | None = None,
+    **options: Any,
 ) -> SweepResult:
     """Fit a linear probe at every (layer, position) cell.
 
     Regression minimises ``|y - Xw|^2 + alpha |w|^2``, classification ``C sum(log loss) + 1/2 |w|^2`` with
-    ``C = 1/alpha``: scikit-learn's ``Ridge`` and ``LogisticRegression`` with ``fit_intercept=False``, in float64.
+    ``C = 1/alpha``: scikit-learn's ``Ridge`` and ``LogisticRegression``, in float64.
 
     Parameters
     ----------
     train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
     train_labels, test_labels : one number per sample
-    task_type : ``regression``, ``classification``, or ``auto``: classification if scikit-learn's
-        `type_of_target` calls the training labels binary or multiclass
-    alpha : penalty of every probe
-    alphas : grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties
-    k_fold : cross-validate; without it no best cell is chosen
-    n_folds, seed : scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels
-    device : ``auto``, ``cpu``, ``cuda`` or ``cuda:1``
-    progress : wraps the list of cells while they are worked on, such as `tqdm`
+    **options
+        See `SweepOptions`.
 
     Returns
     -------
@@ -61,130 +104,223 @@ def sweep(
     ProbeError
         When the input cannot be used; the message says what, where, and how to mend it.
     """
-    labels = read_labels(train_labels, name="train_labels", n_samples=train.n_samples)
-    held_out = _read_test_labels(train, test, test_labels)
-    _check_axes(train)
-    grid = _grid(alpha, alphas, k_fold)
-    task = resolve_task(task_type, labels)
-    folds = FoldPlan.without_folds(len(labels))
-    if k_fold:
-        folds = plan_folds(labels, n_folds=n_folds, seed=seed, task_type=task.task_type)
-    plan = _plan(task, labels, held_out, grid, folds, resolve_device(device))
-    results = _search_all(plan, train, test, progress)
-    _warn(results)
-    return SweepResult(
-        task_type=task.task_type,
-        metric=task.metric,
-        layers=tuple(int(layer) for layer in train.layers),
-        positions=tuple(int(position) for position in train.positions),
-        classes=None if task.classes is None else tuple(task.classes.tolist()),
-        alpha=float(alpha),
-        alpha_grid=None if alphas is None else grid,
-        k_fold=k_fold,
-        n_folds=n_folds,
-        seed=seed,
-        train_labels=labels,
-        test_labels=held_out,
-        fold_of_sample=folds.fold_of_sample if k_fold else None,
-        test_predictions=None if held_out is None else stack(results, "test_predictions"),
-        cv_predictions=stack(results, "cv_predictions") if k_fold else None,
-        **{field: stack(results, field) for field in _STACKED},
-    )
+    held_out = None if test_labels is None else {"labels": test_labels}
+    return sweep_labels(train, {"labels": train_labels}, test, held_out, **options)["labels"]
 
 
-_STACKED = (
-    "status",
-    "coef",
-    "certificate",
-    "selected_alpha",
-    "train_score",
-    "test_score",
-    "cv_score",
-    "alpha_cv_score",
-    "train_predictions",
-)
-
-
-def _plan(
-    task: Task,
-    labels: Float64[np.ndarray, " train_sample"],
-    held_out: Float64[np.ndarray, " test_sample"] | None,
-    grid: tuple[float, ...],
-    folds: FoldPlan,
-    device: torch.device,
-) -> SearchPlan:
-    def on_device(values: Float64[np.ndarray, "sample output"]) -> Float64[torch.Tensor, "sample output"]:
-        return torch.from_numpy(values.copy()).to(device)  # torch must not wrap pandas' read-only memory
-
-    test_targets = np.zeros((0, task.n_outputs)) if held_out is None else task.targets(held_out, "test_labels")
-    return SearchPlan(
-        task=task,
-        alphas=grid,
-        penalties=tuple(penalties_of(grid, task.task_type)),
-        folds=folds,
-        train_targets=on_device(task.targets(labels, "train_labels")),
-        test_targets=on_device(test_targets),
-    )
-
-
-def _search_all(
-    plan: SearchPlan,
+def sweep_labels(
     train: CellSource,
-    test: CellSource | None,
-    progress: Callable[[Iterable[Cell]], Iterable[Cell]] | None,
-) -> list[list[CellResult]]:
-    """Search the cells, positions outside, layers inside."""
-    cells = [Cell(int(layer), int(position)) for position in train.positions for layer in train.layers]
-    device = plan.train_targets.device
-    found: list[CellResult] = []
-    for cell in cells if progress is None else progress(cells):
-        features = _load(train, cell, device)
-        held_out = features[:0] if test is None else _load(test, cell, device)
-        found.append(search_cell(plan, features, held_out))
-    n_layers = len(train.layers)
-    return [found[start : start + n_layers] for start in range(0, len(found), n_layers)]
+    train_labels: Mapping[str, Any],
+    test: CellSource | None = None,
+    test_labels: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, SweepResult]:
+    """Do what `sweep` does for several labels by name; numbers that share their folds share the factorisations.
 
+    Parameters
+    ----------
+    train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
+    train_labels, test_labels : one number per sample, for each name
+    **options
+        See `SweepOptions`.
 
-def _load(source: CellSource, cell: Cell, device: torch.device) -> torch.Tensor:
-    array = source.cell(cell.layer, cell.position)
-    if array.shape != (source.n_samples, source.n_features):
-        raise CellError(
-            f"layer {cell.layer}, position {cell.position} came with shape {array.shape}; "
-            f"the source promises {(source.n_samples, source.n_features)}"
-        )
-    return to_float64(array, device)
+    Returns
+    -------
+    dict of SweepResult
+        By name.
 
-
-def _check_axes(train: CellSource) -> None:
-    for name in ("layers", "positions", "n_samples", "n_features"):
-        value = getattr(train, name)
-        if not (value if isinstance(value, int) else len(value)):
-            raise CellError(f"train has no {name.removeprefix('n_')}; give at least one")
-
-
-def _read_test_labels(
-    train: CellSource, test: CellSource | None, test_labels: Any
-) -> Float64[np.ndarray, " test_sample"] | None:
+    Raises
+    ------
+    ProbeError
+        When the input cannot be used; the message says what, where, and how to mend it.
+    """
+    given = SweepOptions(**options)
+    check_axes(train, "train")
     if (test is None) != (test_labels is None):
         missing = "test_labels" if test_labels is None else "test"
         raise LabelError(f"{missing} is missing; give test and test_labels together, or neither")
-    if test is None:
-        return None
-    check_same_axes(train, test)
-    return read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
+    if test is not None:
+        check_axes(test, "test")
+        check_same_axes(train, test)
+    devices = resolve_devices(given.device)
+    alphas = choose_alphas(given.alpha, given.alphas, k_fold=given.k_fold, train=train)
+    weights = read_weights(given.sample_weight, train.n_samples)
+    labels = [_read_label(name, train, train_labels, test, test_labels, given) for name in train_labels]
+    results: dict[str, SweepResult] = {}
+    for group in _groups(labels):
+        results |= _sweep_group(group, train, test, alphas, weights, devices, given)
+    _warn(results)
+    return {name: results[name] for name in train_labels}
 
 
-def _grid(alpha: float, alphas: Sequence[float] | None, k_fold: bool) -> tuple[float, ...]:
-    grid = (float(alpha),) if alphas is None else tuple(float(value) for value in alphas)
-    if len(grid) > 1 and not k_fold:
-        raise PenaltyError(
-            f"alphas has {len(grid)} values but nothing to choose between them with; use --k_fold, or give one alpha"
-        )
-    return grid
+@dataclass(frozen=True)
+class _Label:
+    """One label: read, checked, with its task and folds."""
+
+    name: str
+    task: Task
+    folds: FoldPlan
+    train: Float64[np.ndarray, " train_sample"]
+    test: Float64[np.ndarray, " test_sample"] | None
 
 
-def _warn(results: list[list[CellResult]]) -> None:
-    statuses = [cell.status for row in results for cell in row]
+def _read_label(
+    name: str,
+    train: CellSource,
+    train_labels: Mapping[str, Any],
+    test: CellSource | None,
+    test_labels: Mapping[str, Any] | None,
+    given: SweepOptions,
+) -> _Label:
+    labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
+    task = resolve_task(given.task_type, labels)
+    folds = FoldPlan.without_folds(len(labels))
+    if given.k_fold:
+        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed, task_type=task.task_type)
+    held_out = None
+    if test is not None and test_labels is not None:
+        if name not in test_labels:
+            raise LabelError(f"{name!r} is a label of the training rows only; the test rows have {list(test_labels)}")
+        held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
+        task.targets(held_out, _named("test", name))
+    return _Label(name, task, folds, labels, held_out)
+
+
+def _named(split: str, name: str) -> str:
+    return f"{split}_labels" if name == "labels" else f"{split} label {name!r}"
+
+
+def _groups(labels: Sequence[_Label]) -> list[list[_Label]]:
+    """Labels that are fitted together: numbers with the same folds; classes one by one."""
+    groups: list[list[_Label]] = []
+    for label in labels:
+        if label.task.task_type == "regression":
+            for group in groups:
+                same = np.array_equal(group[0].folds.fold_of_sample, label.folds.fold_of_sample)
+                if group[0].task.task_type == "regression" and same:
+                    group.append(label)
+                    break
+            else:
+                groups.append([label])
+        else:
+            groups.append([label])
+    return groups
+
+
+def _sweep_group(
+    group: Sequence[_Label],
+    train: CellSource,
+    test: CellSource | None,
+    alphas: tuple[float, ...],
+    weights: Float64[np.ndarray, " train_sample"] | None,
+    devices: Sequence[torch.device],
+    given: SweepOptions,
+) -> dict[str, SweepResult]:
+    task, folds = group[0].task, group[0].folds
+    penalties = tuple(penalties_of(alphas, task.task_type))
+    workload = Workload(
+        n_train=train.n_samples,
+        n_test=0 if test is None else test.n_samples,
+        n_features=train.n_features,
+        n_outputs=task.n_outputs,
+        n_targets=len(group),
+        n_alphas=len(alphas),
+        n_folds=folds.n_folds,
+        is_regression=task.task_type == "regression",
+    )
+    budget = given.budget_bytes
+    plan = plan_blocks(
+        cells_of(train),
+        workload,
+        budget_bytes=free_bytes(devices) if budget is None else budget,
+        n_workers=most_workers(devices[0]),
+        joins_cells=devices[0].type != "cpu",
+    )
+    preprocessing = Preprocessing(given.fit_intercept, given.standardize)
+
+    def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
+        sets = TrainingSets.of(folds, weights, device)
+        labels = tuple(_label_plan(label, device) for label in group)
+        search_plan = SearchPlan(labels, penalties, sets, preprocessing)
+        rows = Rows(train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=plan.chunk_rows, device=device)
+        held_out = None
+        if test is not None:
+            no_lots = np.zeros(test.n_samples, dtype=np.int64)
+            held_out = Rows(test, block, no_lots, 1, chunk_rows=plan.chunk_rows, device=device)
+        return search_block(search_plan, rows, held_out)
+
+    grids = [_Grid(len(train.positions), len(train.layers)) for _ in group]
+    with workers(devices, plan.n_workers) as submit:
+        pending = deque(submit(search, block) for block in plan.blocks)
+        progress = given.progress
+        for _ in plan.blocks if progress is None else progress(plan.blocks):
+            for grid, result in zip(grids, pending.popleft().result(), strict=True):
+                grid.append(result)
+    return {label.name: _assemble(label, grid, train, alphas, given) for label, grid in zip(group, grids, strict=True)}
+
+
+class _Grid:
+    """Results of the cells so far, in arrays that are as large as they will be."""
+
+    def __init__(self, n_positions: int, n_layers: int) -> None:
+        self._shape = (n_positions, n_layers)
+        self._arrays: dict[str, Shaped[np.ndarray, "cell ..."]] = {}
+        self._n_done = 0
+
+    def append(self, block: BlockResult) -> None:
+        """Put the next cells in their place."""
+        n_cells = len(block.status)
+        for field in fields(block):
+            values = getattr(block, field.name)
+            if field.name not in self._arrays:
+                self._arrays[field.name] = np.empty((self._shape[0] * self._shape[1], *values.shape[1:]), values.dtype)
+            self._arrays[field.name][self._n_done : self._n_done + n_cells] = values
+        self._n_done += n_cells
+
+    def __getitem__(self, name: str) -> Shaped[np.ndarray, "position layer ..."]:
+        values = self._arrays[name]
+        return values.reshape(*self._shape, *values.shape[1:])
+
+
+def _label_plan(label: _Label, device: torch.device) -> LabelPlan:
+    test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
+    train = label.task.targets(label.train, "train_labels")
+    # torch must not wrap pandas' read-only memory.
+    return LabelPlan(label.task, *(torch.from_numpy(values.copy()).to(device) for values in (train, test)))
+
+
+def _assemble(
+    label: _Label, grid: _Grid, train: CellSource, alphas: tuple[float, ...], given: SweepOptions
+) -> SweepResult:
+    selected = grid["selected"]
+    as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
+    return SweepResult(
+        task_type=label.task.task_type,
+        metric=label.task.metric,
+        layers=tuple(int(layer) for layer in train.layers),
+        positions=tuple(int(position) for position in train.positions),
+        classes=None if label.task.classes is None else tuple(label.task.classes.tolist()),
+        alpha=float(given.alpha),
+        alpha_grid=None if given.alphas is None else alphas,
+        k_fold=given.k_fold,
+        n_folds=given.n_folds,
+        seed=given.seed,
+        fit_intercept=given.fit_intercept,
+        standardize=given.standardize,
+        selected_alpha=np.where(selected < 0, np.nan, np.asarray(alphas)[selected]),
+        alpha_cv_score=grid["alpha_cv_score"],
+        train_predictions=grid["train_predictions"],
+        test_predictions=None if label.test is None else grid["test_predictions"],
+        cv_predictions=grid["cv_predictions"] if given.k_fold else None,
+        train_labels=label.train,
+        test_labels=label.test,
+        fold_of_sample=label.folds.fold_of_sample if given.k_fold else None,
+        **{name: grid[name] for name in as_given},
+    )
+
+
+def _warn(results: Mapping[str, SweepResult]) -> None:
+    statuses = [status for result in results.values() for status in result.status.ravel()]
     count = statuses.count(Status.NOT_CONVERGED)
     if count:
         warnings.warn(f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}", ProbeWarning, stacklevel=3)

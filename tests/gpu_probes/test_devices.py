@@ -1,48 +1,49 @@
-import ml_dtypes
-import numpy as np
+import threading
+
 import pytest
 import torch
 
-from gpu_probes.devices import resolve_device, to_float64
-from gpu_probes.errors import CellError, DeviceError
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_stored_dtypes_are_widened_exactly(dtype, device: str):
-    stored = np.random.default_rng(0).standard_normal((5, 3)).astype(dtype)
-    widened = to_float64(stored, torch.device(device))
-    assert widened.dtype == torch.float64
-    np.testing.assert_array_equal(widened.cpu().numpy(), stored.astype(np.float64))
-
-
-@pytest.mark.filterwarnings("error")
-def test_read_only_and_strided_arrays_are_copied():
-    stored = np.arange(24, dtype=np.float32).reshape(4, 2, 3)[:, 1]
-    stored.flags.writeable = False
-    widened = to_float64(stored, torch.device("cpu"))
-    widened.zero_()
-    assert stored[0, 0] == 3
-
-
-@pytest.mark.parametrize("bad", [np.zeros((2, 2), dtype=np.int64), np.zeros(3, dtype=np.float32)])
-def test_other_arrays_are_refused(bad: np.ndarray):
-    with pytest.raises(CellError, match=r"a cell came as .* of shape .*; it should be \[sample, feature\] in"):
-        to_float64(bad, torch.device("cpu"))
+from gpu_probes.devices import resolve_devices, workers
+from gpu_probes.errors import DeviceError, ProbeWarning
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mps", "device 'mps' cannot compute in float64, which the probes need for now; use --device cpu"),
-        ("tpu", "device 'tpu' is unknown; use auto, cpu, cuda or cuda:1"),
+        ("tpu", "device 'tpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
         ("cuda:x", "device 'cuda:x' is unknown"),
         ("cuda:99", r"device 'cuda:99' is not there \(\d+ CUDA devices\); use --device cpu"),
     ],
 )
 def test_devices_that_do_not_work(name: str, message: str):
     with pytest.raises(DeviceError, match=message):
-        resolve_device(name)
+        resolve_devices(name)
 
 
-def test_auto_is_a_device_that_is_there():
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+def test_auto_is_all_gpus_or_the_cpu():
+    n_gpus = torch.cuda.device_count()
+    expected = [torch.device("cuda", index) for index in range(n_gpus)] or [torch.device("cpu")]
+    assert list(resolve_devices("auto")) == expected
+
+
+def test_apples_gpus_have_no_float64_and_the_user_is_told():
+    with pytest.warns(ProbeWarning, match="mps has no float64; the probes are fitted on the CPU"):
+        assert resolve_devices("mps") == (torch.device("cpu"),)
+
+
+def test_workers_share_the_cores_and_give_them_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        both_here = threading.Barrier(2, timeout=30)
+
+        def look(device: torch.device) -> tuple[str, int]:
+            both_here.wait()
+            return device.type, torch.get_num_threads()
+
+        with workers([torch.device("cpu")], 2) as submit:
+            futures = [submit(look), submit(look)]
+            assert [future.result() for future in futures] == [("cpu", 2)] * 2
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from gpu_probes.errors import FoldError
 from gpu_probes.folds import FoldPlan, plan_folds
-from gpu_probes.moments import fold_moments, training_moments
 
 CONTINUOUS = np.linspace(0.05, 0.95, 23)
 BINARY = np.array([0.0, 1.0, 1.0] * 8)
@@ -54,25 +52,6 @@ def test_rare_values_of_a_regression_may_be_fewer_than_the_folds():
 def test_folds_that_the_labels_do_not_allow(labels, n_folds, task_type, message):
     with pytest.raises(FoldError, match=message):
         plan_folds(labels, n_folds=n_folds, seed=0, task_type=task_type)
-
-
-def test_training_moments_are_those_of_the_training_rows():
-    rng = np.random.default_rng(0)
-    features, targets = rng.standard_normal((23, 4)), rng.standard_normal((23, 2))
-    plan = plan_folds(CONTINUOUS, n_folds=5, seed=0, task_type="regression")
-    ours = training_moments(fold_moments(torch.tensor(features), torch.tensor(targets), plan), plan)
-    for k in range(6):
-        rows = plan.fold_of_sample != k
-        assert ours.count[k] == rows.sum()
-        np.testing.assert_allclose(ours.gram[k], features[rows].T @ features[rows], rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(ours.cross[k], features[rows].T @ targets[rows], rtol=1e-12, atol=1e-12)
-
-
-def test_a_dominant_fold_does_not_cancel_the_others_away():
-    features = torch.tensor([[1e9], [1.0], [1.0]], dtype=torch.float64)
-    plan = FoldPlan(np.array([0, 1, 2]), 3)
-    ours = training_moments(fold_moments(features, features, plan), plan)
-    assert ours.gram[0].item() == 2.0
 
 
 def test_without_folds_the_only_fit_is_on_everything():

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,9 @@ from sklearn.linear_model import LogisticRegression
 
 from gpu_probes import logistic
 from gpu_probes.folds import FoldPlan, plan_folds
-from gpu_probes.objective import ProbeFits, SigmoidLoss, SoftmaxLoss, c_from_alpha
+from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, c_from_alpha
+from gpu_probes.preprocessing import Preprocessing
+from tests.gpu_probes.blocks import block_of, only_cell
 
 CS = [1e-3, 1.0, 1e3]
 
@@ -24,11 +28,12 @@ def classes_of(n_samples: int, n_features: int, n_classes: int, outliers: bool) 
 
 def fit(
     features: np.ndarray, labels: np.ndarray, alphas: list[float], folds: FoldPlan, device: str = "cpu"
-) -> ProbeFits:
+) -> SimpleNamespace:
     one_hot = torch.tensor((labels[:, None] == np.unique(labels)).astype(np.float64), device=device)
     binary = one_hot.shape[1] == 2
     targets, loss = (one_hot[:, 1:], SigmoidLoss()) if binary else (one_hot, SoftmaxLoss())
-    return logistic.fit_logistic(torch.tensor(features, device=device), targets, folds, alphas, loss)
+    rows, sets = block_of(features, folds, device)
+    return only_cell(logistic.fit_logistic(rows, targets, sets, alphas, loss, Preprocessing()))
 
 
 def converged_reference(features: np.ndarray, labels: np.ndarray, c: float) -> np.ndarray:

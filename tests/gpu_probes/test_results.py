@@ -33,7 +33,7 @@ def read(path: Path) -> dict:
 
 PERFORMANCE = [
     *("layer_performance", "layer_indices", "positions", "n_layers", "n_positions", "d_model", "task_type", "metric"),
-    *("k_fold", "n_folds", "alpha", "alpha_grid", "selected_alphas"),
+    *("k_fold", "n_folds", "alpha", "fit_intercept", "standardize", "alpha_grid", "selected_alphas"),
 ]
 BEST = [
     *("best_position", "best_position_idx", "best_layer", "best_layer_number", "cv_score", "test_score"),
@@ -131,7 +131,8 @@ def test_table_has_a_row_per_cell(tmp_path: Path):
     result.save(tmp_path)
     table = pd.read_parquet(tmp_path / "cells.parquet")
     assert list(table) == [
-        *("layer", "position", "train_score", "test_score", "cv_score", "alpha", "status", "reason", "certificate")
+        *("layer", "position", "train_score", "test_score", "cv_score", "alpha", "status", "reason"),
+        *("certificate", "solver"),
     ]
     assert table["layer"].tolist() == [0, 5, 10] * 2
     assert table["position"].tolist() == [-2] * 3 + [-1] * 3
@@ -139,17 +140,22 @@ def test_table_has_a_row_per_cell(tmp_path: Path):
     constant = table[(table.layer == 0) & (table.position == -1)].iloc[0]
     assert (constant.status, pd.isna(constant.cv_score)) == ("CONSTANT_CELL", True)
     assert table["reason"].isna().sum() == 5
+    assert table["solver"].dropna().tolist() == ["cholesky"] * 5
+    assert (table["certificate"].dropna() <= 1e-14).all()
 
 
 def test_probes_round_trip(tmp_path: Path):
-    result = run(CLASSES)
+    result = run(CLASSES, fit_intercept=True)
     result.save(tmp_path)
     tensors = safetensors.numpy.load_file(tmp_path / "probes.safetensors")
     np.testing.assert_array_equal(tensors["coef"], result.coef)
     assert tensors["coef"].shape == (2, 3, 3, 6)
     assert tensors["coef"].dtype == np.float64
     assert tensors["intercept"].shape == (2, 3, 3)
-    assert not tensors["intercept"].any()
+    np.testing.assert_array_equal(tensors["intercept"], result.intercept)
+    defined = ~np.isnan(tensors["intercept"]).any(-1)
+    assert defined.sum() == 5
+    assert tensors["intercept"][defined].any()
     with safetensors.safe_open(tmp_path / "probes.safetensors", "numpy") as file:
         metadata = {key: json.loads(value) for key, value in file.metadata().items()}
     assert (metadata["layers"], metadata["positions"]) == ([0, 5, 10], [-2, -1])

@@ -4,7 +4,10 @@ import torch
 from sklearn.linear_model import Ridge
 
 from gpu_probes.folds import FoldPlan, plan_folds
-from gpu_probes.ridge import CERTIFICATE_LIMIT, factorise, fit_ridge
+from gpu_probes.objective import Solver
+from gpu_probes.preprocessing import Preprocessing
+from gpu_probes.ridge import CERTIFICATE_LIMIT, fit_ridge
+from tests.gpu_probes.blocks import block_of, only_cell
 
 ALPHAS = [1e-3, 1.0, 1e3]
 
@@ -20,7 +23,9 @@ def conditioned(n_samples: int, n_features: int, condition: float, seed: int = 0
 
 
 def fit(features: np.ndarray, labels: np.ndarray, alphas: list[float], folds: FoldPlan, device: str = "cpu"):
-    return fit_ridge(torch.tensor(features, device=device), torch.tensor(labels[:, None], device=device), folds, alphas)
+    rows, sets = block_of(features, folds, device)
+    targets = torch.tensor(labels[:, None], device=device)
+    return only_cell(fit_ridge(rows, targets, sets, alphas, Preprocessing())[0])
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -45,24 +50,33 @@ def test_every_fold_and_alpha_equals_scikit_learn(shape: tuple[int, int], condit
                 assert relative_error(features[~train] @ coef, reference.predict(features[~train])) < 1e-6
 
 
-def test_refinement_recovers_what_the_gram_matrix_loses():
-    features, labels = conditioned(200, 40, 1e6)
-    penalty = 1e-6
-    ours = fit(features, labels, [penalty], FoldPlan.without_folds(200)).coef[0, 0, 0].numpy()
-    reference = Ridge(alpha=penalty, fit_intercept=False, solver="svd").fit(features, labels).coef_
-    gram = features.T @ features + penalty * np.eye(40)
-    plain = np.linalg.solve(gram, features.T @ labels)
-    assert relative_error(ours, reference) < 0.01 * relative_error(plain, reference)
+@pytest.mark.parametrize(
+    ("shape", "condition", "penalty", "solver"),
+    [
+        ((200, 40), 1e7, 1e-8, Solver.CORRECTED),
+        ((40, 200), 1e7, 1e-7, Solver.CORRECTED),
+        ((200, 40), 1e11, 1e-16, Solver.QR),
+        ((40, 200), 1e11, 1e-16, Solver.QR),
+    ],
+)
+def test_precision_steps_up_where_the_squared_matrix_loses_it(shape, condition, penalty, solver):
+    features, labels = conditioned(*shape, condition)
+    ours = fit(features, labels, [penalty], FoldPlan.without_folds(len(labels)))
+    assert ours.solver.item() == solver
+    assert ours.converged.all()
+    reference = features @ Ridge(alpha=penalty, fit_intercept=False, solver="svd").fit(features, labels).coef_
+    assert np.abs(ours.decision[0, 0, :, 0].numpy() - reference).max() < 1e-6 * labels.std()
 
 
 def test_targets_are_columns_of_one_right_hand_side():
     features, labels = conditioned(80, 20, 1e2)
     targets = torch.tensor(np.stack([labels, labels[::-1] * 3.0], axis=1))
     folds = plan_folds(labels, n_folds=4, seed=0, task_type="regression")
-    together = fit_ridge(torch.tensor(features), targets, folds, ALPHAS)
+    rows, sets = block_of(features, folds)
+    together = fit_ridge(rows, targets, sets, ALPHAS, Preprocessing())
     for t in range(2):
-        alone = fit_ridge(torch.tensor(features), targets[:, t : t + 1].contiguous(), folds, ALPHAS)
-        torch.testing.assert_close(together.coef[:, :, t], alone.coef[:, :, 0], rtol=1e-9, atol=1e-12)
+        alone = fit_ridge(rows, targets[:, t : t + 1].contiguous(), sets, ALPHAS, Preprocessing())[0]
+        torch.testing.assert_close(together[t].coef, alone.coef, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(100, 20), (20, 50)], ids=str)
@@ -118,9 +132,3 @@ def test_zero_labels_give_a_zero_probe():
     fits = fit(features, 0 * labels, [1.0], FoldPlan.without_folds(30))
     assert fits.converged.all()
     assert (fits.coef == 0).all()
-
-
-def test_factor_reproduces_the_matrix():
-    matrix = torch.tensor(np.diag([1.0, 2.0, 3.0]))[None]
-    factor = factorise(matrix, 0.5)
-    torch.testing.assert_close(factor.cholesky @ factor.cholesky.mT, matrix + 0.5 * torch.eye(3, dtype=matrix.dtype))

@@ -58,18 +58,19 @@ def test_multiclass_auc_is_scikit_learns_one_vs_rest_macro(seed: int, n_classes:
 
 def test_rounding_of_identical_rows_is_flat_and_a_true_spread_is_not():
     rng = np.random.default_rng(0)
-    row, coef = torch.tensor(rng.standard_normal(500) * 100), torch.tensor(rng.standard_normal((1, 1, 500)))
+    row, coef = torch.tensor(rng.standard_normal(500) * 100), torch.tensor(rng.standard_normal((1, 1, 1, 500)))
     same = row.repeat(40, 1)
-    level = rounding_level(same, coef)
+    level = rounding_level(row.norm()[None], coef)
     noise = torch.tensor(rng.uniform(-1e-13, 1e-13, 40))
-    decision = (same @ coef[0, 0] * (1 + noise))[None, :, None]
+    decision = (same @ coef[0, 0, 0] * (1 + noise))[None, None, :, None]
     assert decision.unique().numel() > 1
     assert is_flat(decision, level).all()
-    assert not is_flat(decision * torch.linspace(1, 1.001, 40)[None, :, None], level).any()
+    assert not is_flat(decision * torch.linspace(1, 1.001, 40)[None, None, :, None], level).any()
 
 
 def test_nan_predictions_are_flat():
-    assert is_flat(torch.full((1, 4, 1), torch.nan, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)).all()
+    decision = torch.full((1, 1, 4, 1), torch.nan, dtype=torch.float64)
+    assert is_flat(decision, torch.zeros(1, 1, 1, dtype=torch.float64)).all()
 
 
 def test_flat_columns_score_nan_and_the_others_do_not():

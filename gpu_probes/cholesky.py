@@ -1,0 +1,75 @@
+"""Cholesky factors of penalised symmetric matrices, a block of cells at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64
+from torch import Tensor
+
+# Columns of one panel: narrow enough for its own factor to cost little, wide enough for the matrix product.
+_PANEL = 96
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Lower triangular factors of ``matrix + penalty I``; `singular` where there is none."""
+
+    lower: Float64[Tensor, "cell n n"]
+    singular: Bool[Tensor, " cell"]
+
+    def solve(self, right_side: Float64[Tensor, "cell n column"]) -> Float64[Tensor, "cell n column"]:
+        """Apply the inverse; NaN where the matrix is singular."""
+        half = torch.linalg.solve_triangular(self.lower, right_side, upper=False)
+        solution = torch.linalg.solve_triangular(self.lower.mT, half, upper=True)
+        return torch.where(self.singular[:, None, None], torch.nan, solution)
+
+    @property
+    def distortion(self) -> Float64[Tensor, " cell"]:
+        """How many times too small the factor's own rounding can make a quadratic form of the inverse."""
+        rows = self.lower.tril().square().sum(-1)
+        pivots = self.lower.diagonal(dim1=-2, dim2=-1).square()
+        return 1 + rows.shape[-1] * torch.finfo(rows.dtype).eps * rows.amax(-1) / pivots.amin(-1)
+
+
+def factorise(matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
+    """Factorise ``matrix + penalty I``, given by its lower triangle; sees no right-hand side.
+
+    Without a penalty, a pivot that is lost in rounding (1 - R^2 of that column on the ones before it) is singular.
+    """
+    penalised = matrix.clone()
+    penalised.diagonal(dim1=-2, dim2=-1).add_(penalty)
+    singular = _factorise_in_place(penalised)
+    if penalty == 0:
+        pivots = penalised.diagonal(dim1=-2, dim2=-1).square()
+        lost = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
+        singular = singular | (pivots <= lost).any(-1)
+    return Factor(penalised, singular)
+
+
+def _factorise_in_place(matrix: Float64[Tensor, "cell n n"]) -> Bool[Tensor, " cell"]:
+    """Left-looking, panel by panel: all but the narrow panels' own factors is matrix products.
+
+    LAPACK's own, as torch calls it, copies each matrix twice and reached a third of the rate of its matrix product;
+    cuSOLVER's batched one is made for small matrices.
+
+    Returns
+    -------
+    singular : where a pivot is not above zero
+    """
+    n = matrix.shape[-1]
+    singular = torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device)
+    eye = torch.eye(min(_PANEL, n), dtype=matrix.dtype, device=matrix.device)
+    for start in range(0, n, _PANEL):
+        stop = min(start + _PANEL, n)
+        done = matrix[:, start:, :start]
+        panel = torch.baddbmm(matrix[:, start:, start:stop], done, done[:, : stop - start].mT, alpha=-1)
+        corner, info = torch.linalg.cholesky_ex(panel[:, : stop - start])
+        singular |= info != 0
+        matrix[:, start:stop, start:stop] = corner
+        if stop < n:
+            identity = eye[: stop - start, : stop - start].expand(len(matrix), -1, -1)
+            inverse = torch.linalg.solve_triangular(corner, identity, upper=False)
+            matrix[:, stop:, start:stop] = panel[:, stop - start :] @ inverse.mT
+    return singular

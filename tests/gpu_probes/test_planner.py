@@ -1,0 +1,58 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_probes import BudgetError, Cell
+from gpu_probes.planner import Workload, cell_nbytes, plan_blocks
+
+CELLS = [Cell(layer, -1) for layer in range(29)]
+
+
+def workload(**changes) -> Workload:
+    given = {
+        "n_train": 8000, "n_test": 2000, "n_features": 1536, "n_outputs": 1, "n_targets": 1, "n_alphas": 10,
+        "n_folds": 5, "is_regression": True,
+    }  # fmt: skip
+    return Workload(**given | changes)
+
+
+@given(
+    n_train=st.integers(2, 10**6),
+    n_features=st.integers(1, 5000),
+    budget=st.integers(10**6, 2**38),
+    n_workers=st.integers(1, 64),
+    joins=st.booleans(),
+    regression=st.booleans(),
+)
+def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget, n_workers, joins, regression):
+    work = workload(n_train=n_train, n_features=n_features, is_regression=regression)
+    try:
+        plan = plan_blocks(CELLS, work, budget_bytes=budget, n_workers=n_workers, joins_cells=joins)
+    except BudgetError:
+        assert cell_nbytes(work, max(n_train if work.is_dual else 0, 256)) > budget
+        return
+    assert [cell for block in plan.blocks for cell in block] == CELLS
+    assert plan.predicted_bytes <= budget
+    assert 1 <= plan.n_workers <= n_workers
+    assert plan.chunk_rows >= max(n_train, work.n_test) or (plan.n_workers == 1 and len(plan.blocks) == len(CELLS))
+
+
+def test_a_million_rows_fit_four_gib():
+    for regression in (True, False):
+        work = workload(n_train=10**6, n_test=1000, n_alphas=1, is_regression=regression)
+        plan = plan_blocks(CELLS[:2], work, budget_bytes=4 * 2**30, n_workers=2, joins_cells=False)
+        assert 1000 < plan.chunk_rows < 10**6
+
+
+def test_small_cells_are_joined_and_large_ones_are_not():
+    small = plan_blocks(CELLS, workload(n_train=100, n_features=16), budget_bytes=2**33, n_workers=2, joins_cells=False)
+    assert len(small.blocks) == 2
+    large = plan_blocks(CELLS, workload(), budget_bytes=2**33, n_workers=2, joins_cells=False)
+    assert len(large.blocks) == len(CELLS)
+    gpu = plan_blocks(CELLS, workload(), budget_bytes=2**36, n_workers=2, joins_cells=True)
+    assert len(gpu.blocks) == 2
+
+
+def test_less_than_one_cell_says_what_it_takes():
+    with pytest.raises(BudgetError, match=r"one cell takes 0\.\d+ GiB and the budget is 0\.01 GiB; allow more with"):
+        plan_blocks(CELLS, workload(), budget_bytes=2**23, n_workers=2, joins_cells=False)
