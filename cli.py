@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from activation_store import ActivationStore
     from activation_store.interop import PtActivations
 
@@ -61,7 +64,13 @@ def probesweep() -> None:
     type=click.Path(path_type=Path),
     help="Zarr store to write; a name that ends in .pt gets that file as well.",
 )
-@click.option("--label_column", default="success_rate", show_default=True, help="Column of numbers to predict.")
+@click.option(
+    "--label_column",
+    multiple=True,
+    default=("success_rate",),
+    show_default=True,
+    help="Column of numbers to predict; give it again for more.",
+)
 @click.option("--question_column", default="question", show_default=True, help="Column of texts or chat messages.")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
 @click.option("--eoi_tokens", type=int, help="Store the last N tokens.  [default: the chat template's tail]")
@@ -124,36 +133,59 @@ def extract(dry_run: bool, **options: Any) -> None:
     show_default=True,
     help="auto: by scikit-learn's type_of_target of the training labels.",
 )
-@click.option("--alpha", default=1.0, show_default=True, help="Penalty, as scikit-learn's Ridge; C = 1/alpha.")
-@click.option("--alphas", "--alpha_grid", help="Comma-separated grid; each cell takes its best by CV (needs --k_fold).")
+@click.option(
+    "--label_column", multiple=True, help="Label to predict; give it again for more.  [default: all in the store]"
+)
+@click.option(
+    "--alpha",
+    default=1.0,
+    show_default=True,
+    help="Penalty, as scikit-learn's Ridge; C = 1/alpha. --alphas replaces it.",
+)
+@click.option(
+    "--alphas",
+    "--alpha_grid",
+    help="Comma-separated grid, or auto (powers of ten that suit the features); each cell takes its best by CV "
+    "(needs --k_fold).",
+)
+@click.option("--fit_intercept", is_flag=True, help="Add an intercept, without a penalty.")
+@click.option("--standardize", is_flag=True, help="Features to mean 0, deviation 1, on each fit's training rows alone.")
+@click.option("--weight_column", help="Label column of the training store that holds sample weights, not a label.")
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the folds.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-def train(train_activations: Path, test_activations: Path, output_dir: Path, **options: Any) -> None:
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
+@click.option("--budget_gib", type=float, help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]")
+def train(
+    train_activations: Path, test_activations: Path, output_dir: Path, label_column: tuple[str, ...], **options: Any
+) -> None:
     """Fit a linear probe at every layer and position, and say which predicts best.
 
-    Ridge for numbers (Spearman), logistic for classes (ROC-AUC). The same command again does nothing when it is done.
+    Ridge for numbers (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. The same command
+    again does nothing when it is done.
 
     Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
     --k_fold --alphas 1,100,10000
     """
     from activation_store.interop import open_activations
 
-    options["alphas"] = _numbers(options["alphas"], "--alphas")
+    if options["alphas"] != "auto":
+        options["alphas"] = _numbers(options["alphas"], "--alphas")
     train_store, test_store = open_activations(train_activations), open_activations(test_activations)
     _check_same_origin(train_store, test_store)
+    labels = _choose_labels(label_column, options["weight_column"], train_store, test_store)
+    folders = {label: output_dir / label if len(labels) > 1 else output_dir for label in labels}
     request = {
         "probesweep": version("probesweep"),
         "train": _describe(train_store),
         "test": _describe(test_store),
-        "options": {name: value for name, value in options.items() if name != "device"},
+        "labels": labels,
+        "options": {name: value for name, value in options.items() if name not in ("device", "budget_gib")},
     }
-    finished = _read_json(output_dir / "run.json")
-    missing = [name for name in finished.get("files", []) if not (output_dir / name).exists()]
-    if finished.get("request") != request or missing:
-        _run_sweep(train_store, test_store, output_dir, request, options)
-    click.echo(_summary(output_dir))
+    if not all(_is_finished(folder, request) for folder in folders.values()):
+        _run_sweep(train_store, test_store, folders, request, options)
+    for label, folder in folders.items():
+        click.echo(f"{label}: " * (len(folders) > 1) + _summary(folder))
 
 
 @probesweep.command()
@@ -219,13 +251,47 @@ def import_(source: Path, output_path: Path) -> None:
 
 def _check_same_origin(train_store: Activations, test_store: Activations) -> None:
     """Refuse to test on another model's activations or on another label."""
-    for field in ("weights", "tokenizer", "chat_template_kwargs", "label_columns"):
+    for field in ("weights", "tokenizer", "chat_template_kwargs"):
         values = [store.fingerprint.get(field) for store in (train_store, test_store)]
         if None not in values and values[0] != values[1]:
             raise click.UsageError(
                 f"{train_store.path} and {test_store.path} differ in {field}: {values[0]} and {values[1]}; "
-                "extract both with the same model, template and label column"
+                "extract both with the same model and template"
             )
+
+
+def _choose_labels(
+    wanted: tuple[str, ...], weight_column: str | None, train_store: Activations, test_store: Activations
+) -> list[str]:
+    """The labels to predict, all of the training store's unless some are named."""
+    held = [name for name in train_store.labels if name != weight_column]
+    needed = ((train_store, [*wanted, *filter(None, [weight_column])]), (test_store, wanted or held))
+    for store, names in needed:
+        missing = [name for name in names if name not in store.labels]
+        if missing and _names_labels(store):
+            raise click.UsageError(
+                f"{store.path} has no label {missing[0]!r}; it holds {', '.join(store.labels)}. Extract it with "
+                f"--label_column {missing[0]}, or choose another with --label_column"
+            )
+    if not (wanted or held):
+        raise click.UsageError(f"{train_store.path} holds no label besides the weights; extract it with another one")
+    return list(dict.fromkeys(wanted or held))
+
+
+def _names_labels(store: Activations) -> bool:
+    """Whether the labels have names: the one of a .pt file goes with any name."""
+    return store.fingerprint.get("label_columns") is not None
+
+
+def _label(store: Activations, name: str) -> pd.Series:
+    labels = store.labels
+    return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
+
+
+def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
+    """Whether the folder holds all files of the same training."""
+    run = _read_json(folder / "run.json")
+    return run.get("request") == request and all((folder / name).exists() for name in run.get("files", []))
 
 
 def _check_writable(output_dir: Path) -> None:
@@ -238,41 +304,44 @@ def _check_writable(output_dir: Path) -> None:
 def _run_sweep(
     train_store: Activations,
     test_store: Activations,
-    output_dir: Path,
+    folders: dict[str, Path],
     request: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
     from tqdm import tqdm
 
     from activation_store.durable import commit_file
-    from gpu_probes import score_number, sweep
+    from gpu_probes import score_number, sweep_labels
 
-    _check_writable(output_dir)
-    (output_dir / "run.json").unlink(missing_ok=True)
-    train_labels, test_labels = (store.labels.iloc[:, 0] for store in (train_store, test_store))
-    result = sweep(
+    for folder in folders.values():
+        _check_writable(folder)
+        (folder / "run.json").unlink(missing_ok=True)
+    budget_gib, weight_column = options["budget_gib"], options["weight_column"]
+    results = sweep_labels(
         train_store,
-        train_labels,
+        {label: _label(train_store, label) for label in folders},
         test_store,
-        test_labels,
-        progress=lambda cells: tqdm(cells, unit="cell", desc="train", disable=None),
-        **options,
+        {label: _label(test_store, label) for label in folders},
+        sample_weight=None if weight_column is None else train_store.labels[weight_column],
+        budget_bytes=None if budget_gib is None else int(budget_gib * 2**30),
+        progress=partial(tqdm, unit="block of cells", desc="train", disable=None),
+        **{name: value for name, value in options.items() if name not in ("budget_gib", "weight_column")},
     )
     lengths, test_lengths = train_store.n_tokens, test_store.n_tokens
-    baseline = None
-    if lengths is not None and test_lengths is not None:
-        baseline = score_number(result, lengths, test_lengths)
-    result.save(output_dir)
-    inference = {"baselines": {"prompt_length": baseline}}
-    commit_file(output_dir / "inference.json", [_encode_json(inference)])
-    # run.json comes last: where it stands, the files that it names are whole and belong to its request.
-    run = {
-        "request": request,
-        "command": sys.argv,
-        "position_tokens": train_store.position_tokens,
-        "files": sorted(file.name for file in output_dir.glob("[!.]*")),
-    }
-    commit_file(output_dir / "run.json", [_encode_json(run)])
+    for label, folder in folders.items():
+        baseline = None
+        if lengths is not None and test_lengths is not None:
+            baseline = score_number(results[label], lengths, test_lengths)
+        files = results[label].save(folder)
+        commit_file(folder / "inference.json", [_encode_json({"baselines": {"prompt_length": baseline}})])
+        # run.json comes last: where it stands, the files that it names are whole and belong to its request.
+        run = {
+            "request": request,
+            "command": sys.argv,
+            "position_tokens": train_store.position_tokens,
+            "files": sorted([*files, "inference.json"]),
+        }
+        commit_file(folder / "run.json", [_encode_json(run)])
 
 
 def _summary(output_dir: Path) -> str:
@@ -351,7 +420,9 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
     try:
         return [float(item) for item in text.split(",")]
     except ValueError as error:
-        raise click.UsageError(f"{flag} {text!r}: write numbers with commas between, such as 1,10,100") from error
+        raise click.UsageError(
+            f"{flag} {text!r}: write numbers with commas between, such as 1,10,100, or auto"
+        ) from error
 
 
 def _encode_json(document: dict[str, Any]) -> bytes:

@@ -52,8 +52,10 @@ class Extraction:
         Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
     output_path : str or Path
         Folder of the Zarr v3 store to write.
-    label_column, question_column : str
-        Columns of the dataset. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
+    label_column : str or sequence of str
+        Columns of numbers to predict.
+    question_column : str
+        Column of the questions. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
         user's message.
     layers : str or sequence of int
         "all", or indices into Hugging Face ``hidden_states`` as "-1", "0,1,2", "0-8" or a sequence.
@@ -91,7 +93,7 @@ class Extraction:
     model: str
     dataset_path: str | Path
     output_path: str | Path
-    label_column: str = "success_rate"
+    label_column: str | Sequence[str] = "success_rate"
     question_column: str = "question"
     layers: str | Sequence[int] = "all"
     eoi_tokens: int | None = None
@@ -168,10 +170,12 @@ class Extraction:
     def _job(self) -> Job:
         """Check everything that can be checked without the weights, the cheapest first."""
         check_output_path(Path(self.output_path))
-        check_label_column(self.label_column)
+        labels = [self.label_column] if isinstance(self.label_column, str) else list(dict.fromkeys(self.label_column))
+        for label in labels:
+            check_label_column(label)
         check_at_least_one(batch_size=self.batch_size, shard_samples=self.shard_samples, max_length=self.max_length)
         check_device_map(self.device, self.device_map)
-        dataset = read_dataset(Path(self.dataset_path), self.question_column, [self.label_column], self.max_samples)
+        dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples)
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.job import Job
         from activation_store.models import ModelSource, load_tokenizer, read_model_info, resolve_device

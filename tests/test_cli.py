@@ -71,6 +71,10 @@ def train(stores: Path, output_dir: Path, *options: object, suffix: str = "") ->
     )  # fmt: skip
 
 
+def performance(output_dir: Path) -> dict:
+    return json.loads((output_dir / "performance.json").read_text())
+
+
 def test_help_names_the_commands_and_imports_nothing_heavy():
     done = run_process("--help")
     assert "extract" in done.stdout
@@ -329,7 +333,34 @@ def test_another_label_or_model_is_refused(stores, tmp_path):
         "--output_dir", tmp_path / "o",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "differ in label_columns: ['success_rate'] and ['right']" in done.stderr
+    assert "test_right.zarr has no label 'success_rate'; it holds right. Extract it with --label_column" in done.stderr
+
+
+def test_several_labels_get_a_folder_each_and_weights_are_no_label(stores, tiny_model, tmp_path):
+    for split in ("train", "test"):
+        table = pd.read_parquet(stores / f"{split}.parquet")
+        table["weight"] = np.arange(len(table)) % 3
+        table.to_parquet(tmp_path / f"{split}.parquet")
+        done = run(
+            "extract", "--model", tiny_model("llama"), "--dataset_path", tmp_path / f"{split}.parquet", "--output_path",
+            tmp_path / f"{split}.zarr", "--use_chat_template", "--layers", "1", "--label_column", "success_rate",
+            "--label_column", "right", "--label_column", "weight",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    done = train(tmp_path, tmp_path / "out", "--k_fold", "--weight_column", "weight", "--alphas", "auto")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["right", "success_rate"]
+    assert "success_rate: 1 layers x" in done.stdout
+    assert "right: 1 layers x" in done.stdout
+    metrics = {label: performance(tmp_path / "out" / label)["metric"] for label in ("success_rate", "right")}
+    assert metrics == {"success_rate": "spearman", "right": "roc_auc"}
+    assert len(performance(tmp_path / "out/right")["alpha_grid"]) >= 6
+    before = tree(tmp_path / "out")
+    assert train(tmp_path, tmp_path / "out", "--k_fold", "--weight_column", "weight", "--alphas", "auto").stdout
+    assert tree(tmp_path / "out") == before
+    one = train(tmp_path, tmp_path / "one", "--label_column", "right", "--fit_intercept", "--standardize")
+    assert one.returncode == 0, one.stderr
+    assert performance(tmp_path / "one")["standardize"] is True
 
 
 def test_other_values_under_the_same_name_train_again(stores, tmp_path):
