@@ -258,6 +258,14 @@ def _check_same_origin(train_store: Activations, test_store: Activations) -> Non
                 f"{train_store.path} and {test_store.path} differ in {field}: {values[0]} and {values[1]}; "
                 "extract both with the same model and template"
             )
+    origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train_store, test_store)]
+    days = [origin.get("template_day") for origin in origins]
+    if days[0] != days[1]:
+        click.echo(
+            f"warning: the chat template can write the day into prompts: {days[0]} in the training rows', {days[1]} in "
+            "the test rows'",
+            err=True,
+        )
 
 
 def _choose_labels(

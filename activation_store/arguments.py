@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from activation_store.errors import InputError
 from activation_store.metadata import RESERVED_NAMES
 
+# Of transformers' apply_chat_template.
+_CALL_ARGUMENTS = {
+    *("conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -45,6 +50,16 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
             )
         wanted.update(range(low, high + 1) if dash else [low % (n_blocks + 1)])
     return tuple(sorted(wanted))
+
+
+def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
+    """Refuse arguments that are not the template's but of how it is called."""
+    reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
+    if reserved:
+        raise InputError(
+            f"--chat_template_kwargs: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
+            'what the template writes; give it the template\'s own variables, such as {"enable_thinking": false}'
+        )
 
 
 def check_output_path(path: Path) -> None:

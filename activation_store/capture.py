@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor, nn
 
+from activation_store.dtypes import numpy_dtype
 from activation_store.errors import ParityError
 from activation_store.footprint import token_nbytes
 from activation_store.models import LoadedDecoder, ModelInfo, ModelSource, load_decoder
-from activation_store.parity import ROUNDING_MARGIN, choose_rows, layer_errors, tolerance
+from activation_store.parity import MOST_ROUNDING, ROUNDING_MARGIN, choose_rows, layer_errors, tolerance
 from activation_store.prefix import SharedPrefix
 from activation_store.prompts import TokenIds
 from activation_store.structure import PreHook, Structure, find_structure, first_nonfinite_module, given_state, hooks
@@ -64,6 +65,7 @@ class HiddenStates:
         self._n_features = n_features
         self._way = _Way(hooked=True)
         self._copies: torch.cuda.Stream | None = None
+        self.parity: dict[str, float] = {}
 
     @classmethod
     def load(
@@ -160,13 +162,24 @@ class HiddenStates:
         allowed = np.full(len(self._layers), tolerance(expected.dtype))
         given_up: list[str] = []
         for way in self._ways():
-            errors = layer_errors(np.concatenate([self._run(batch, positions, way) for batch in batches]), expected)
+            try:
+                found = [self._run(batch, positions, way) for batch in batches]
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # Models are programs: what they raise is theirs to choose.
+                if not way.hooked:
+                    raise
+                what = "reusing the prompts' common prefix" if way.prefix else "reading layers with hooks"
+                given_up.append(f"{what} fails ({error}): doing without")
+                continue
+            errors = layer_errors(np.concatenate(found), expected)
             if (errors > allowed).any():
                 allowed = np.maximum(allowed, self._rounding(batches, positions, expected))
             if (errors <= allowed).all():
                 self._way = way
                 for warning in given_up:
                     logger.warning("%s", warning)
+                self._report(errors, allowed)
                 return
             worst = int((errors / allowed).argmax())
             size = f"at layer {self._layers[worst]} by {errors[worst]:.2g} of its size"
@@ -183,7 +196,20 @@ class HiddenStates:
         plain = _Way(hooked=False)
         copies = [self._run([prompt] * len(batch), positions, plain)[:1] for batch in batches for prompt in batch]
         errors = layer_errors(np.concatenate(copies), expected)
-        return np.where(np.isfinite(errors), ROUNDING_MARGIN * errors, 0.0)
+        return np.where(np.isfinite(errors), np.minimum(ROUNDING_MARGIN * errors, MOST_ROUNDING), 0.0)
+
+    def _report(self, errors: Float64[np.ndarray, " layer"], allowed: Float64[np.ndarray, " layer"]) -> None:
+        """Keep what the check found; say so where more than the usual was let pass."""
+        usual = tolerance(numpy_dtype(str(self._dtype).removeprefix("torch.")))
+        worst = int(errors.argmax())
+        self.parity = {"tolerance": float(allowed[worst]), "largest_error": float(errors[worst])}
+        if errors[worst] > usual:
+            logger.warning(
+                "layer %d of a prompt in a batch differs by %.2g of its size from the same prompt alone; copies of one "
+                "prompt differ as much, so this is taken for rounding",
+                self._layers[worst],
+                errors[worst],
+            )
 
     def _ways(self) -> list[_Way]:
         """How a batch can be run, fastest first."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Any, Protocol, runtime_checkable
 
-import jinja2
-
 from activation_store.errors import InputError
 
 # Stands for the user's text while the rest of a prompt is looked for; letters, which no template strips or escapes.
@@ -71,14 +69,24 @@ def user_texts(question: Question) -> list[str]:
     return [message["content"] for message in as_messages(question) if message["role"] == "user"]
 
 
+def other_texts(question: Question) -> list[str]:
+    """What other roles say in it: the system, earlier answers."""
+    return [message["content"] for message in as_messages(question) if message["role"] != "user"]
+
+
 def question_text(question: Question) -> str:
     """A question as it is stored: a text as it is, a conversation as JSON."""
-    return question if isinstance(question, str) else json.dumps(question, ensure_ascii=False)
+    return question if isinstance(question, str) else json.dumps(question, ensure_ascii=False, default=str)
 
 
 def replace_last(question: Question, text: str) -> Question:
     """The same question with another last user message."""
     return text if isinstance(question, str) else [*question[:-1], {**question[-1], "content": text}]
+
+
+def writes_the_day(tokenizer: Tokenizer) -> bool:
+    """Whether a template can write today's date into prompts (Llama 3, SmolLM3)."""
+    return "strftime_now" in str(tokenizer.chat_template)
 
 
 def render(tokenizer: Tokenizer, question: Question, template_kwargs: dict[str, Any]) -> str:
@@ -99,7 +107,7 @@ def render_all(
     conversations = [as_messages(question) for question in questions]
     try:
         return _apply(tokenizer, conversations, template_kwargs)
-    except (jinja2.TemplateError, TypeError):
+    except Exception:  # Templates are programs: what they raise is theirs to choose.
         for row, conversation in enumerate(conversations, first_row):
             _render_or_say_why(tokenizer, conversation, template_kwargs, row)
         raise
@@ -114,7 +122,7 @@ def _render_or_say_why(
 ) -> None:
     try:
         _apply(tokenizer, [conversation], template_kwargs)
-    except (jinja2.TemplateError, TypeError) as error:
+    except Exception as error:
         roles = ", ".join(str(message["role"]) for message in conversation)
         raise InputError(
             f"row {row}: the chat template refuses {str(conversation[-1]['content'])[:40]!r} (roles: {roles}) "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,11 @@ from activation_store.arguments import (
     check_disk,
     check_label_column,
     check_output_path,
+    check_template_kwargs,
     parse_layers,
 )
 from activation_store.batches import BatchPlan
+from activation_store.chat import writes_the_day
 from activation_store.dataset import read_dataset
 from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError
@@ -122,7 +125,7 @@ class Extraction:
         Raises
         ------
         InputError
-            Dataset, model or an argument cannot be used as given; raised before the weights are loaded.
+            Dataset, model or an argument cannot be used as given; nearly always raised before the weights are loaded.
         FingerprintMismatchError
             `output_path` holds a store of other inputs.
         NonFiniteError
@@ -142,8 +145,13 @@ class Extraction:
         with writer:
             _warn_of_other_versions(writer)
             if writer.pending_shards:
-                plan = self._as_asked(BatchPlan.of(writer.spec.provenance))
-                fill(writer, states or job.load(plan.prefix_tokens, plan.max_rows), job.prompts, plan)
+                stored = BatchPlan.of(writer.spec.provenance)
+                plan = self._as_asked(stored)
+                states = states or job.load(plan.prefix_tokens, plan.max_rows)
+                plan = job.plan_that_fits(plan, states)
+                if plan != stored:
+                    _warn_of_another_plan(writer, stored, plan)
+                fill(writer, states, job.prompts, plan)
             writer.finish(examine(ActivationStore.open(writer.path)))
         if writer.changed_shards:
             logger.warning(
@@ -175,6 +183,7 @@ class Extraction:
             check_label_column(label)
         check_at_least_one(batch_size=self.batch_size, shard_samples=self.shard_samples, max_length=self.max_length)
         check_device_map(self.device, self.device_map)
+        check_template_kwargs(self.chat_template_kwargs or {})
         dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples)
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.job import Job
@@ -212,12 +221,14 @@ class Extraction:
             template_kwargs=self.chat_template_kwargs or {},
             uses_template=self.use_chat_template,
             cut_to=max_length if self.truncate else None,
+            template_day=date.today().isoformat() if self.use_chat_template and writes_the_day(tokenizer) else None,
         )
 
     def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
         """Take up the store that is there or create it; the model where that had to be loaded."""
         path, job = Path(self.output_path), self._job
         if is_store(path):
+            _warn_of_another_day(path, job)
             return _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint), None
         if self.repair:
             raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
@@ -230,6 +241,7 @@ class Extraction:
             "dataset_path": str(self.dataset_path),
             "attention_implementation": states.attention,
             "batch_plan": job.plan(states, self.batch_size).describe(),
+            "parity": states.parity,
         }
         return StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()), states
 
@@ -241,6 +253,28 @@ class Extraction:
         return BatchPlan(
             plan.max_tokens, self.batch_size or plan.max_rows, plan.prefix_tokens if self.prefix_cache else 0
         )
+
+
+def _warn_of_another_day(path: Path, job: Job) -> None:
+    """Say why the prompts of a store that was begun on another day are others now."""
+    begun = ActivationStore.open(path).spec.provenance.get("template_day")
+    if begun is not None and begun != job.template_day:
+        logger.warning(
+            "%s was begun on %s, and this chat template can write the day into prompts; if they differ, fix the day "
+            "with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
+            path,
+            begun,
+        )
+
+
+def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPlan) -> None:
+    """Say so when the rows that are left go into other batches than one run would have put them into."""
+    logger.warning(
+        "%s was begun with the batches of %s and goes on with %s: the last bits of the values that are left may differ",
+        writer.path,
+        stored.describe(),
+        plan.describe(),
+    )
 
 
 def _warn_of_other_versions(writer: StoreWriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,10 +16,12 @@ from tqdm import tqdm
 
 from activation_store.batches import BatchPlan
 from activation_store.errors import NonFiniteError
-from activation_store.prompts import Prompts, TokenIds
+from activation_store.prompts import Prompts, TokenIds, show_rows
 from activation_store.spec import StoreSpec
 from activation_store.splitting import SplittingRunner
 from activation_store.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
 
 Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
 
@@ -39,7 +42,8 @@ class PromptRunner(Protocol):
 def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: BatchPlan) -> None:
     """Write all pending shards of a store.
 
-    Memory: the shard that is being collected, and at most one shard's worth of values that wait for the disk.
+    Memory: the shard that is being collected, at most one shard's worth of values that wait for the disk, and the batch
+    that has just been run (which is no larger than a shard, mostly much smaller).
 
     Parameters
     ----------
@@ -61,23 +65,23 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
     OSError, StoreError
         As `StoreWriter.add`.
     """
-    spec, runner = writer.spec, SplittingRunner(states.start)
+    spec, runner, n_tokens = writer.spec, SplittingRunner(states.start), prompts.n_tokens
     try:
         with _Meter(writer) as meter, _BackgroundWriter(writer) as background:
             for shard in writer.pending_shards:
-                for batch in plan.batches(prompts.n_tokens, spec.layout.rows(shard)):
+                for batch in plan.batches(n_tokens, spec.layout.rows(shard)):
                     batch_prompts = [prompts.row(row) for row in batch.tolist()]
                     for rows, block in runner.blocks(batch, batch_prompts, spec.positions):
                         background.add(rows, block)
-                        meter.update(len(rows), int(prompts.n_tokens[rows].sum()))
+                        meter.update(len(rows), int(n_tokens[rows].sum()))
     except _BadValuesError as bad:
-        module = states.first_nonfinite_module(prompts.row(bad.rows[0]))
+        module = states.first_nonfinite_module(prompts.row(bad.row))
         origin = f", first returned by {module}" if module else ""
         overflow = "float16 ends at 65504: try --dtype bfloat16 or float32"
         way_out = overflow if spec.dtype == "float16" else "try --dtype float32, or drop these rows"
         raise NonFiniteError(
-            f"the model gives NaN or infinity for rows {bad.rows[:10]}, first at layer {bad.layer}, "
-            f"in {spec.dtype}{origin}; {way_out}"
+            f"the model gives NaN or infinity for {show_rows(bad.rows)} of those run so far, first at layer "
+            f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}"
         ) from None
 
 
@@ -120,10 +124,22 @@ class _BackgroundWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an interrupt too: a shard whose last rows are queued is committed.
-        self._executor.shutdown(wait=True)
-        if error is None:
-            for future, _ in self._waiting:
-                future.result()
+        impatient = False
+        while True:
+            try:
+                self._executor.shutdown(wait=True, cancel_futures=impatient)
+                break
+            except (KeyboardInterrupt, SystemExit):
+                # The store's lock is let go of next: not while the thread still writes.
+                impatient = True
+        if impatient and error is None:
+            raise KeyboardInterrupt
+        for future, _ in self._waiting:
+            problem = None if future.cancelled() else future.exception()
+            if problem is not None and error is None:
+                raise problem
+            if problem is not None and problem is not error:
+                logger.warning("while it ended, writing failed: %s", problem)
 
 
 class _Meter:
@@ -161,16 +177,21 @@ class _Meter:
 
 
 class _BadValuesError(Exception):
-    """Some rows hold NaN or infinity, first at a layer."""
+    """Some rows hold NaN or infinity; the first layer where one does, and a row that does there."""
 
-    def __init__(self, rows: list[int], layer: int) -> None:
-        super().__init__(rows, layer)
+    def __init__(self, rows: list[int], layer: int, row: int) -> None:
+        super().__init__(rows, layer, row)
         self.rows = rows
         self.layer = layer
+        self.row = row
 
 
 def _check_finite(block: Block, rows: Integer[np.ndarray, " row"], spec: StoreSpec) -> None:
     finite = np.isfinite(block)
     if not finite.all():
-        bad = np.sort(rows[~finite.all(axis=(1, 2, 3))]).tolist()
-        raise _BadValuesError(bad, spec.layers[int((~finite).any(axis=(0, 2, 3)).argmax())])
+        bad = np.asarray(~finite.all(axis=(2, 3)))
+        first_layer = int(bad.any(axis=0).argmax())
+        at_first = rows[bad[:, first_layer]]
+        raise _BadValuesError(
+            np.sort(rows[np.any(bad, axis=1)]).tolist(), spec.layers[first_layer], int(at_first.min())
+        )

@@ -44,9 +44,13 @@ def token_nbytes(decoder: nn.Module, n_features: int, longest: int) -> int:
     longest : int
         Tokens of the longest prompt.
     """
+    # Not of quantized weights, which are packed into shapes of their own.
     embeddings = {id(module.weight) for module in decoder.modules() if isinstance(module, nn.Embedding)}
-    matrices = [weight for weight in decoder.parameters() if weight.ndim > 1 and id(weight) not in embeddings]
-    widest = max((max(weight.shape[-2:]) for weight in matrices), default=n_features)
+    floating = [weight for weight in decoder.parameters() if weight.ndim > 1 and weight.is_floating_point()]
+    matrices = [weight for weight in floating if id(weight) not in embeddings]
+    linear = [module for module in decoder.modules() if isinstance(module, nn.Linear)]
+    widths = [width for module in linear for width in (module.in_features, module.out_features)]
+    widest = max([n_features, *widths, *(max(weight.shape[-2:]) for weight in matrices)])
     n_bytes = (_STATES_PER_TOKEN * n_features + _WIDEST_PER_TOKEN * widest) * _VALUE_NBYTES
     config: Any = getattr(decoder, "config", None)
     if getattr(config, "_attn_implementation", None) == "eager":

@@ -15,11 +15,12 @@ from activation_store.capture import HiddenStates
 from activation_store.chat import Tokenizer, question_text
 from activation_store.dataset import Dataset
 from activation_store.dtypes import numpy_dtype
+from activation_store.errors import DeviceMemoryError
 from activation_store.footprint import enough_tokens, free_nbytes, token_nbytes, weights_nbytes
 from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import COORDINATES
 from activation_store.models import ModelInfo, ModelSource, empty_decoder, tokenizer_hash
-from activation_store.parity import FIRST_ROWS
+from activation_store.parity import first_rows
 from activation_store.prompts import Prompts
 from activation_store.spec import StoreSpec, library_versions
 from activation_store.truncation import TRUNCATION_RULE
@@ -53,6 +54,8 @@ class Job:
         Whether questions go through it.
     cut_to : int or None
         Tokens that longer prompts were cut to.
+    template_day : str or None
+        Today (ISO 8601), where the template can write it into prompts.
     """
 
     dataset: Dataset
@@ -67,6 +70,7 @@ class Job:
     template_kwargs: dict[str, Any]
     uses_template: bool
     cut_to: int | None
+    template_day: str | None
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -102,12 +106,18 @@ class Job:
         max_rows : int or None
             Most rows of a batch.
         """
-        states = HiddenStates.load(
-            self.source, self.info, self.layers, dtype=self.dtype, device=self.device, device_map=self.device_map
-        )
-        states.use_prefix(self.prompts.row(0)[:prefix_tokens])
-        first = [self.prompts.row(row) for row in range(min(FIRST_ROWS, len(self.prompts.n_tokens)))]
-        states.check(first, self.prompts.positions, max_rows=max_rows or len(first))
+        try:
+            states = HiddenStates.load(
+                self.source, self.info, self.layers, dtype=self.dtype, device=self.device, device_map=self.device_map
+            )
+            states.use_prefix(self.prompts.row(0)[:prefix_tokens])
+            first = [self.prompts.row(row) for row in first_rows(self.prompts.n_tokens)]
+            states.check(first, self.prompts.positions, max_rows=max_rows or len(first))
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use --device_map auto, "
+                "a --dtype of 16 bits, or --device cpu"
+            ) from error
         return states
 
     def plan(self, states: HiddenStates, max_rows: int | None) -> BatchPlan:
@@ -115,6 +125,13 @@ class Job:
         longest = int(self.prompts.n_tokens.max())
         n_tokens = token_budget(enough_tokens(states.device), free_nbytes(states.device), states.token_nbytes(longest))
         return BatchPlan(n_tokens, max_rows, states.n_prefix)
+
+    def plan_that_fits(self, plan: BatchPlan, states: HiddenStates) -> BatchPlan:
+        """A plan made earlier, perhaps on a larger machine or with a prefix that is not reused now."""
+        present = self.plan(states, plan.max_rows)
+        # Half of the free memory is planned with: up to twice that does no harm, and keeps the batches as they were.
+        fits = plan.max_tokens <= 2 * present.max_tokens
+        return BatchPlan(plan.max_tokens if fits else present.max_tokens, plan.max_rows, states.n_prefix)
 
     def plan_unloaded(self, prefix_tokens: int, max_rows: int | None) -> tuple[BatchPlan, int]:
         """Plan batches for the memory that will be free.
@@ -154,6 +171,7 @@ class Job:
             provenance={
                 "model_revision": self.info.revision,
                 "template_tail": prompts.tail,
+                "template_day": self.template_day,
                 "truncated_rows": list(prompts.truncated_rows),
                 "control_strings": {
                     "rows_as_text": len(prompts.control_rows.as_text),

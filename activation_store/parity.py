@@ -6,14 +6,23 @@ from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Integer, Shaped
 
 from activation_store.prompts import TokenIds
 
 # Among the first rows, a few of different lengths, none long: a second of work for a small model.
-FIRST_ROWS = 64
+_FIRST_ROWS = 64
 _MAX_ROWS = 4
 _SHORT = 96
+
+
+def first_rows(n_tokens: Integer[np.ndarray, " sample"]) -> list[int]:
+    """Rows to choose from: the first ones, and the shortest one of another length where these have one only."""
+    rows = list(range(min(_FIRST_ROWS, len(n_tokens))))
+    others = np.flatnonzero(n_tokens != n_tokens[0])
+    if len(others) and others[0] >= len(rows):
+        rows.append(int(others[n_tokens[others].argmin()]))
+    return rows
 
 
 def choose_rows(prompts: Sequence[TokenIds]) -> list[int]:
@@ -22,9 +31,9 @@ def choose_rows(prompts: Sequence[TokenIds]) -> list[int]:
     Parameters
     ----------
     prompts : sequence of ndarray [token]
-        Prompts in dataset order.
+        The prompts to choose from.
     """
-    n_tokens = [len(prompt) for prompt in prompts[:FIRST_ROWS]]
+    n_tokens = [len(prompt) for prompt in prompts]
     by_length = sorted(range(len(n_tokens)), key=n_tokens.__getitem__)
     distinct = list({n_tokens[row]: row for row in reversed(by_length)}.values())[::-1]
     usable = [row for row in distinct if n_tokens[row] <= _SHORT]
@@ -64,3 +73,5 @@ def tolerance(dtype: np.dtype) -> float:
 # An error above the tolerance is rounding still where copies of one prompt in a batch, which have neither padding nor
 # other rows to see, differ as much from that prompt alone: deep models in 16 bits, experts that are nearly tied.
 ROUNDING_MARGIN = 4
+# Copies do see how many they are: what depends on that (the room of an expert, statistics of a batch) is no rounding.
+MOST_ROUNDING = 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from activation_store.prompts import TokenIds
+
+logger = logging.getLogger(__name__)
 
 
 class _ReadOnly:
@@ -63,9 +66,15 @@ class SharedPrefix:
     @classmethod
     @torch.inference_mode()
     def of(cls, decoder: nn.Module, token_ids: TokenIds, device: torch.device) -> SharedPrefix | None:
-        """Run the prefix; None where the model's cache is not one of keys and values per token."""
+        """Run the prefix; None where the model's cache is not one of keys and values per token, or does not work."""
         ids = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
-        cache = getattr(decoder(input_ids=ids, use_cache=True), "past_key_values", None)
+        try:
+            cache = getattr(decoder(input_ids=ids, use_cache=True), "past_key_values", None)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # Models are programs: what they raise is theirs to choose.
+            logger.warning("this model fails with a cache, so no prefix is reused: %s", error)
+            return None
         if type(cache) is not DynamicCache or not all(_is_filled(layer, len(token_ids)) for layer in cache.layers):
             return None
         cache.layers = [_read_only(layer) for layer in cache.layers]

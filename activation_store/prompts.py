@@ -17,6 +17,7 @@ from activation_store.chat import (
     Question,
     Tokenizer,
     find_pieces,
+    other_texts,
     render,
     render_all,
     replace_last,
@@ -279,6 +280,8 @@ class _Chat:
             _check_tail_text(texts, self.tail, first_row, "its template depends on the text; give --eoi_tokens N")
         rows = _encode(self.tokenizer, texts, add_special_tokens=False)
         held = [self.control.inside(user_texts(question)) for question in questions]
+        # What other roles say is left to the template, which may take it apart: its control strings stay what they are.
+        beyond = [self.control.inside(other_texts(question)) for question in questions]
         changed = [self._keep_text(questions[row], texts[row]) if held[row] else None for row in range(len(rows))]
         rows = [ids or ordinary for ids, ordinary in zip(changed, rows, strict=True)]
         cuts = {
@@ -294,8 +297,8 @@ class _Chat:
         batch = _Batch.of(texts, rows)
         for row, cut in cuts.items():
             (batch.not_cut if cut is None else batch.truncated).append(first_row + row)
-        for row in np.flatnonzero(held).tolist():
-            (batch.as_tokens if changed[row] is None else batch.as_text).append(first_row + row)
+        for row in np.flatnonzero(np.logical_or(held, beyond)).tolist():
+            (batch.as_tokens if changed[row] is None or beyond[row] else batch.as_text).append(first_row + row)
         return batch
 
     def _keep_text(self, question: Question, text: str) -> list[int] | None:
@@ -380,8 +383,9 @@ def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) ->
 def _check_cut(rows: list[int], max_length: int | None) -> None:
     if rows:
         raise InputError(
-            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {_show(rows)}: without any of the user's "
-            "text they are longer still, or the template rewrites it; drop them, or raise --max_length if the model can"
+            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: without any of the "
+            "user's text they are longer still, or the template rewrites it; drop them, or raise --max_length if the "
+            "model can"
         )
 
 
@@ -393,7 +397,7 @@ def _check_lengths(
         too_long = np.flatnonzero(n_tokens > max_length).tolist()
         cut = ", add --truncate to cut the end of the user's text" if use_chat_template else ""
         raise InputError(
-            f"{len(too_long)} prompts are longer than --max_length {max_length}, {_show(too_long)}; the longest is "
+            f"{len(too_long)} prompts are longer than --max_length {max_length}, {show_rows(too_long)}; the longest is "
             f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if it can"
         )
     if n_tokens.min() < n_positions:
@@ -421,18 +425,18 @@ def _report(prompts: Prompts, max_length: int | None) -> None:
             "%d prompts were longer than %s tokens and lost the end of their user's text: %s",
             len(prompts.truncated_rows),
             max_length,
-            _show(prompts.truncated_rows),
+            show_rows(prompts.truncated_rows),
         )
     if prompts.control_rows.as_tokens:
         logger.warning(
             "%d prompts hold control strings of the template in the user's text which this tokenizer cannot encode as "
             "text, so that they act as control tokens: %s",
             len(prompts.control_rows.as_tokens),
-            _show(prompts.control_rows.as_tokens),
+            show_rows(prompts.control_rows.as_tokens),
         )
 
 
-def _show(rows: Sequence[int]) -> str:
+def show_rows(rows: Sequence[int]) -> str:
     """The first rows of a list, in words."""
     more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"

@@ -23,7 +23,7 @@ class SplittingRunner(Generic[T]):
     Parameters
     ----------
     run : callable
-        Takes prompts and positions, such as `HiddenStates.run`.
+        Takes prompts and positions, such as `HiddenStates.start`.
     """
 
     def __init__(self, run: Callable[[Sequence[TokenIds], Sequence[int]], T]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from activation_store import ActivationStore, Extraction, InputError
+from activation_store import ActivationStore, Extraction, InputError, ParityError
 from activation_store.capture import HiddenStates
 from activation_store.models import LoadedDecoder, ModelSource, input_device, load_decoder, read_model_info
 from tests.activation_store.architectures import build, hidden_states, one_by_one, random_prompts, relative_errors, run
@@ -244,3 +244,26 @@ def test_weights_that_have_their_place_are_not_moved(quantized, device_map, expe
     load_decoder(source, info, dtype="float32", device=torch.device("cpu"), device_map=device_map)
     assert seen.get("device_map") == expected
     assert bool(moved) == (expected is None)
+
+
+def test_values_that_depend_on_the_number_of_rows_are_no_rounding():
+    model = build("llama")
+
+    def crowded(_module, _inputs, output):
+        return output * (1 + 0.5 * (len(output) - 1))
+
+    model.model.layers[1].mlp.register_forward_hook(crowded)
+    with pytest.raises(ParityError, match="prompts in a batch give other values than one by one, at layer"):
+        hidden_states(model).check(random_prompts([5, 9, 12]), (-2, -1), max_rows=8)
+
+
+def test_a_model_that_fails_with_a_cache_reuses_no_prefix(monkeypatch, caplog):
+    model = build("llama")
+
+    def without_cache(_module, _arguments, keywords):
+        if keywords.get("use_cache"):
+            raise ValueError("no cache here")
+
+    model.model.register_forward_pre_hook(without_cache, with_kwargs=True)
+    assert hidden_states(model).use_prefix(np.arange(3, 13)) == 0
+    assert "this model fails with a cache, so no prefix is reused: no cache here" in caplog.text

@@ -1,5 +1,8 @@
 """Where the user's text lies in a rendered prompt."""
 
+import json
+from datetime import datetime
+
 import pytest
 
 from activation_store import InputError
@@ -70,3 +73,8 @@ def test_a_refusal_names_the_row():
 def test_a_conversation_is_stored_as_json():
     assert question_text("é") == "é"
     assert question_text([{"role": "user", "content": "é"}]) == '[{"role": "user", "content": "é"}]'
+
+
+def test_messages_may_hold_what_json_does_not():
+    question = [{"role": "user", "content": "hi", "at": datetime(2026, 1, 2)}]
+    assert json.loads(question_text(question))[0]["at"] == "2026-01-02 00:00:00"

@@ -143,7 +143,10 @@ def test_only_the_users_text_is_kept_from_being_control():
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "<|im_start|>c"},
     ]
-    ids = encode(tokenizer, [conversation]).row(0).tolist()
+    prompts = encode(tokenizer, [conversation])
+    ids = prompts.row(0).tolist()
+    # What the system says becomes a control token, as the template has it: that is reported.
+    assert prompts.control_rows.as_tokens == (0,)
     end, start = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|im_start|>"])
     assert (ids.count(end), ids.count(start)) == (5, 5)
     assert tokenizer.decode(ids) == render(tokenizer, conversation, {})

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
+from datetime import date
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from activation_store import (
     ActivationStore,
@@ -75,6 +77,54 @@ def test_interrupted_extraction_resumes_byte_identical(tiny_model, dataset, tmp_
     assert 0 < ActivationStore.open(tmp_path / "cut.zarr").n_committed < 11
     run(folder, dataset, tmp_path / "cut.zarr")
     assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
+
+
+def test_a_resume_with_other_batches_is_told(tiny_model, dataset, tmp_path, monkeypatch, caplog):
+    folder = tiny_model("llama")
+    start, calls = HiddenStates.start, []
+
+    def interrupted(self, prompts, positions):
+        calls.append(len(prompts))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return start(self, prompts, positions)
+
+    monkeypatch.setattr(HiddenStates, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, dataset, tmp_path / "cut.zarr")
+    monkeypatch.setattr(HiddenStates, "start", start)
+    caplog.clear()
+    options = {"use_chat_template": True, "shard_samples": 4, "device": "cpu", "batch_size": 1}
+    store = Extraction(str(folder), dataset, tmp_path / "cut.zarr", **options).run()
+    assert "the last bits of the values that are left may differ" in caplog.text
+    assert set(store.attrs["provenance"]["parity"]) == {"tolerance", "largest_error"}
+
+
+def test_a_template_that_writes_the_day_is_told_on_another_day(tiny_model, dataset, tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "dated"
+    shutil.copytree(tiny_model("llama"), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    store = run(folder, dataset, tmp_path / "s.zarr")
+    assert date.fromisoformat(store.attrs["provenance"]["template_day"]) <= date.today()
+    run(folder, dataset, tmp_path / "s.zarr")
+    assert "can write the day into prompts" not in caplog.text
+
+    class Tomorrow(date):
+        @classmethod
+        def today(cls):
+            return date.fromordinal(date.today().toordinal() + 1)
+
+    monkeypatch.setattr("activation_store.extract.date", Tomorrow)
+    run(folder, dataset, tmp_path / "s.zarr")
+    assert "this chat template can write the day into prompts" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message", "tokenize"])
+def test_template_arguments_that_are_not_the_templates_are_refused(name, tiny_model, dataset, tmp_path):
+    with pytest.raises(InputError, match=f"--chat_template_kwargs: {name} would change how prompts are rendered"):
+        run(tiny_model("llama"), dataset, tmp_path / "s.zarr", chat_template_kwargs={name: False})
 
 
 def test_a_second_writer_is_refused_at_once(tiny_model, dataset, tmp_path, monkeypatch):
@@ -212,7 +262,7 @@ def test_non_finite_values_stop_with_rows_layer_and_module(dtype, value, message
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.fill_(value)
     model.save_pretrained(folder)
-    with pytest.raises(NonFiniteError, match=rf"NaN or infinity for rows \[.*\], first at layer 2, {message}"):
+    with pytest.raises(NonFiniteError, match=rf"NaN or infinity for row.* first at layer 2 \(row \d+\), {message}"):
         run(folder, dataset, tmp_path / "s.zarr", dtype=dtype)
     assert ActivationStore.open(tmp_path / "s.zarr").n_committed == 0
 

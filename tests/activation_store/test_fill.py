@@ -1,7 +1,9 @@
 """The loop over shards: what it keeps in memory, what overlaps, what an error or an interrupt leaves behind."""
 
 import errno
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -123,6 +125,43 @@ def test_an_interrupt_keeps_the_shard_whose_rows_are_in(writer):
 def test_values_that_are_not_finite_stop_it(writer, bad):
     values = make_values(writer.spec)
     values[6, 1, 0, 3] = bad
-    with pytest.raises(NonFiniteError, match=r"rows \[6\], first at layer 2, in float32, first .* module of row 6"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"for row 6 of those run so far, first at layer 2 \(row 6\), in float32, .* module of row 6",
+    ):
         fill(writer, Recorded(values), numbered_prompts(11), PLAN)
     assert 1 in writer.pending_shards
+
+
+def test_a_second_interrupt_does_not_leave_the_thread_writing(writer, monkeypatch):
+    """The lock is let go of when `fill` returns: nothing may be written after that."""
+    real, begun, finished = writer.add, threading.Event(), []
+
+    def add_slowly(rows, block):
+        begun.set()
+        time.sleep(0.5)
+        real(rows, block)
+        finished.append(rows)
+
+    def impatient(rows):
+        if len(states.rows) >= 2:
+            begun.wait(timeout=60)
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "add", add_slowly)
+    states = Recorded(make_values(writer.spec), impatient)
+    with pytest.raises(KeyboardInterrupt):
+        fill(writer, states, numbered_prompts(11), PLAN)
+    n_finished = len(finished)
+    assert n_finished == 1
+    time.sleep(1)
+    assert len(finished) == n_finished
+
+
+def test_the_named_module_is_that_of_a_row_that_breaks_first(writer):
+    values = make_values(writer.spec)
+    values[4, 2, 0, 3], values[5, 0, 0, 3] = np.nan, np.inf
+    layer = writer.spec.layers[0]
+    with pytest.raises(NonFiniteError, match=rf"first at layer {layer} \(row 5\), .* module of row 5"):
+        fill(writer, Recorded(values), numbered_prompts(11), BatchPlan(100, 4, 0))

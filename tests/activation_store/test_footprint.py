@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from activation_store.footprint import enough_tokens, free_nbytes, token_nbytes, weights_nbytes
@@ -51,3 +52,11 @@ def test_what_a_device_can_take():
     assert 2**20 < free_nbytes(cpu) < 2**50
     assert enough_tokens(cpu) == 256 * torch.get_num_threads()
     assert enough_tokens(torch.device("cuda")) > 10_000
+
+
+def test_packed_weights_do_not_count_as_wide():
+    plain = nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 64))
+    packed = nn.Sequential(nn.Linear(64, 256), nn.Linear(256, 64))
+    for layer in packed:
+        layer.weight = nn.Parameter(torch.zeros(64 * 256 // 2, 1, dtype=torch.uint8), requires_grad=False)
+    assert token_nbytes(packed, 64, 10) == token_nbytes(plain, 64, 10)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from activation_store import ParityError
-from activation_store.parity import choose_rows, layer_errors, tolerance
+from activation_store.parity import choose_rows, first_rows, layer_errors, tolerance
 from activation_store.structure import Structure
 from tests.activation_store.architectures import build, hidden_states, one_by_one, random_prompts, relative_errors, run
 
@@ -18,8 +18,14 @@ def test_rows_of_different_lengths_are_chosen_none_long():
     assert choose_rows(random_prompts([300, 200, 400])) == [1, 0]
     assert choose_rows(random_prompts([7, 7, 7])) == [0, 1]
     assert choose_rows(random_prompts([7])) == [0]
-    # Only the first rows are looked at.
-    assert choose_rows(random_prompts([9] * 64 + [5])) == [0, 1]
+
+
+def test_only_the_first_rows_are_looked_at_unless_they_have_one_length():
+    mixed = np.array([9] * 63 + [8] + [5] * 10)
+    assert first_rows(mixed) == list(range(64))
+    assert first_rows(np.array([9] * 64 + [12, 5, 5])) == [*range(64), 65]
+    assert first_rows(np.array([9] * 70)) == list(range(64))
+    assert first_rows(np.array([9, 9, 5])) == [0, 1, 2]
 
 
 def test_errors_are_relative_to_each_vector():
