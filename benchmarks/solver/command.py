@@ -1,0 +1,23 @@
+"""``python -m benchmarks solver``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+
+@click.command("solver")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+)
+@click.option("--quick", is_flag=True, help="Small cells, once: whether it runs, not how fast it is.")
+@click.option("--device", default="cpu", show_default=True, help="Where ours is fitted: cpu, cuda, cuda:1.")
+def main(json_path: Path | None, quick: bool, device: str) -> None:
+    """Fit the same cells with this package and as the original scripts did, and with what scikit-learn does best."""
+    # Before torch is imported, and as the command line has it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from benchmarks.solver import suite
+
+    suite.measure_solver(suite.QUICK if quick else suite.FULL, Path(), device).publish(json_path)
