@@ -224,9 +224,11 @@ def test_interrupt_exits_130_and_resumes(tiny_model, dataset, tmp_path):
         "extract", "--model", tiny_model("llama"), "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
         "--use_chat_template", "--shard_samples", 2, "--batch_size", 1,
     ]  # fmt: skip
-    # A forward pass that is slow enough to be caught in the act.
-    slow = "import time, sys; from activation_store.capture import HiddenStates as H; start = H.start\n"
-    slow += "H.start = lambda *a, **k: (time.sleep(0.3), start(*a, **k))[1]\nimport cli; cli.main()"
+    # The ninth forward pass never ends, so that the signal meets a run that is under way.
+    slow = "import itertools, time; from activation_store.capture import HiddenStates as H\n"
+    slow += "start, passes = H.start, itertools.count()\n"
+    slow += "H.start = lambda *a, **k: (next(passes) < 8 or time.sleep(600), start(*a, **k))[1]\n"
+    slow += "import cli; cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
