@@ -224,8 +224,10 @@ def test_interrupt_exits_130_and_resumes(tiny_model, dataset, tmp_path):
         "extract", "--model", tiny_model("llama"), "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
         "--use_chat_template", "--shard_samples", 2, "--batch_size", 1,
     ]  # fmt: skip
-    # The ninth forward pass never ends, so that the signal meets a run that is under way.
-    slow = "import itertools, time; from activation_store.capture import HiddenStates as H\n"
+    # The ninth forward pass never ends, so that the signal meets a run that is under way. A shell's background jobs
+    # ignore SIGINT, and what they start inherits that.
+    slow = "import itertools, signal, time; from activation_store.capture import HiddenStates as H\n"
+    slow += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     slow += "start, passes = H.start, itertools.count()\n"
     slow += "H.start = lambda *a, **k: (next(passes) < 8 or time.sleep(600), start(*a, **k))[1]\n"
     slow += "import cli; cli.main()"
