@@ -33,7 +33,12 @@ class Spread:
         return cls(float(np.median(figures)), float(min(figures)), float(max(figures)))
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}..{self.high:.2f})"
+        return f"{_number(self.median)} ({_number(self.low)}..{_number(self.high)})"
+
+
+def _number(value: float) -> str:
+    size = abs(value)
+    return f"{value:.2f}" if size >= 0.1 or size == 0 else f"{value:.3f}" if size >= 0.001 else f"{value:.0e}"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ with half the squared error, the log loss of one sigmoid, or the log loss of a s
 scripts set C = 1/alpha, so the penalty is alpha for both.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -50,6 +52,14 @@ class ProbeFits:
     certificate: Float64[Tensor, "cell fit penalty"]
     converged: Bool[Tensor, "cell fit penalty"]
     solver: Int8[Tensor, "cell fit penalty"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[ProbeFits]) -> ProbeFits:
+        """Fits of several groups of penalties as one."""
+        if len(parts) == 1:
+            return parts[0]
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts], 2) for name in names})
 
 
 def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tensor, "*#fit"]) -> Float64[Tensor, "..."]:

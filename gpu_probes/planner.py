@@ -13,6 +13,8 @@ _SMALL_BLOCK_BYTES = 2**25
 _MIN_CHUNK_ROWS = 256
 _FLOAT = 8
 _STORED = 4  # most stores hold float32 or half of that
+# The C library gives freed blocks below this size back to the system only from the end of a thread's heap.
+_KEPT_BY_ALLOCATOR = 2**25
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class BlockPlan:
 
     blocks: tuple[tuple[Cell, ...], ...]
     chunk_rows: int
+    penalties_at_once: int
     n_workers: int
     predicted_bytes: int
 
@@ -70,32 +73,51 @@ def plan_blocks(
     whole = max(workload.n_train, workload.n_test, 1)
     # The dual needs all training rows at once.
     fewest = max(_MIN_CHUNK_ROWS, workload.n_train if workload.is_dual else 0)
-    chunk_rows, n_workers = whole, min(n_workers, len(cells))
-    while cell_nbytes(workload, chunk_rows) * n_workers > budget_bytes:
+    chunk_rows, penalties, n_workers = whole, workload.n_alphas, min(n_workers, len(cells))
+    while cell_nbytes(workload, chunk_rows, penalties) * n_workers > budget_bytes:
+        mostly_columns = _columns_nbytes(workload, chunk_rows, penalties) > _reading_nbytes(workload, whole, chunk_rows)
         if n_workers > 1:
             n_workers -= 1
-        elif chunk_rows <= fewest:
+        elif penalties > 1 and not workload.is_regression and (mostly_columns or chunk_rows <= fewest):
+            penalties = -(-penalties // 2)
+        elif chunk_rows > fewest:
+            chunk_rows = max(chunk_rows // 2, fewest)
+        else:
             raise BudgetError(
-                f"one cell takes {cell_nbytes(workload, chunk_rows) / 2**30:.2f} GiB and the budget is "
+                f"one cell takes {cell_nbytes(workload, chunk_rows, penalties) / 2**30:.2f} GiB and the budget is "
                 f"{budget_bytes / 2**30:.2f} GiB; allow more with --budget_gib, or give fewer alphas or folds"
             )
-        else:
-            chunk_rows = max(chunk_rows // 2, fewest)
-    per_cell = cell_nbytes(workload, chunk_rows)
+    per_cell = cell_nbytes(workload, chunk_rows, penalties)
     fitting = budget_bytes // (per_cell * n_workers)
     wanted = fitting if joins_cells else max(_SMALL_BLOCK_BYTES // per_cell, 1)
     size = max(min(fitting, wanted, -(-len(cells) // n_workers)), 1) if chunk_rows == whole else 1
     blocks = tuple(tuple(cells[start : start + size]) for start in range(0, len(cells), size))
-    return BlockPlan(blocks, chunk_rows, n_workers, per_cell * size * n_workers)
+    return BlockPlan(blocks, chunk_rows, penalties, n_workers, per_cell * size * n_workers)
 
 
-def cell_nbytes(workload: Workload, chunk_rows: int) -> int:
-    """Peak memory of one cell of a block while it is worked on, in bytes."""
-    train, test = (min(chunk_rows, n) for n in (workload.n_train, workload.n_test))
-    features = _FLOAT * workload.n_features
-    reading = max(train, test) * _STORED * workload.n_features
-    solving = _ridge_nbytes(workload) if workload.is_regression else _logistic_nbytes(workload)
-    return train * features + max(solving, reading, test * features + reading) + _columns_nbytes(workload, train)
+def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int) -> int:
+    """Peak memory of one cell of a block while it is worked on, in bytes.
+
+    Parameters
+    ----------
+    workload : what one cell takes
+    chunk_rows : rows that are read at a time
+    penalties : how many a logistic regression works on at a time; ridge takes them one by one
+    """
+    is_whole = chunk_rows >= workload.n_train
+    train, test = (_reading_nbytes(workload, n_rows, chunk_rows) for n_rows in (workload.n_train, workload.n_test))
+    # Rows that come at once are kept for all passes; else they are read while everything else is there.
+    kept = _FLOAT * workload.n_train * workload.n_features if is_whole else 0
+    solving = _ridge_nbytes(workload) if workload.is_regression else _logistic_nbytes(workload, penalties)
+    fitting = max(train, kept + solving) if is_whole else train + solving
+    needed = max(fitting, kept + test) + _columns_nbytes(workload, chunk_rows, penalties)
+    return needed + min(needed // 3, _KEPT_BY_ALLOCATOR)
+
+
+def _reading_nbytes(w: Workload, n_rows: int, chunk_rows: int) -> int:
+    """A chunk as it is stored and in float64, and the one before it, which is still at work."""
+    n_copies = 1 if n_rows <= chunk_rows else 2
+    return min(n_rows, chunk_rows) * w.n_features * (_STORED + n_copies * _FLOAT)
 
 
 def _ridge_nbytes(w: Workload) -> int:
@@ -105,17 +127,21 @@ def _ridge_nbytes(w: Workload) -> int:
     return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2
 
 
-def _logistic_nbytes(w: Workload) -> int:
+def _logistic_nbytes(w: Workload, penalties: int) -> int:
     """The bound's Gram matrix, a penalised copy and its factor, and a factor per penalty and output kept."""
     size = min(w.n_train, w.n_features)
     basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_dual else 0
-    return (3 + w.n_alphas * w.n_outputs) * _FLOAT * size**2 + basis
+    return (3 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
 
 
-def _columns_nbytes(w: Workload, train_rows: int) -> int:
+def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:
     """Decision values of all rows for all fits, and what is derived from them."""
-    columns = w.n_fits * w.n_alphas * w.n_outputs * w.n_targets
-    coefficients = 4 * columns * w.n_features
-    per_row = columns * (w.n_train + 3 * train_rows if w.is_regression else 10 * w.n_train)
+    per_penalty = w.n_fits * w.n_outputs * w.n_targets
+    coefficients = 4 * per_penalty * w.n_alphas * w.n_features
+    decision = per_penalty * w.n_alphas * w.n_train
+    if w.is_regression:
+        at_work = 3 * per_penalty * w.n_alphas * min(chunk_rows, w.n_train)
+    else:
+        at_work = 9 * per_penalty * penalties * w.n_train
     scoring = 6 * w.n_alphas * w.n_outputs * w.n_train
-    return _FLOAT * (coefficients + per_row + scoring)
+    return _FLOAT * (coefficients + decision + at_work + scoring)

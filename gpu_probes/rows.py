@@ -93,6 +93,7 @@ class Rows:
         self._source, self._cells, self._lots, self._n_lots = source, cells, lot_of_sample, n_lots
         self._chunk_rows = chunk_rows
         self._kept: Chunk | None = None
+        self._staging: Tensor | None = None
         self._blanked: Bool[Tensor, " cell"] | None = None
 
     def blank(self, cells: Bool[Tensor, " cell"]) -> None:
@@ -124,7 +125,7 @@ class Rows:
             stop = min(start + self._chunk_rows, self.n_samples)
             chunk = self._read(start, stop, [next(reader)[1] for reader in readers])
             if stop - start == self.n_samples:
-                self._kept = chunk
+                self._kept, self._staging = chunk, None
             yield chunk
 
     def _pieces(self, cell: Cell) -> Iterator[tuple[int, Shaped[np.ndarray, "row feature"]]]:
@@ -153,19 +154,34 @@ class Rows:
         for index, reader in enumerate(readers):
             for first, piece in reader:
                 if staged is None:
-                    staged = _staging((self.n_cells, stop - start, self.n_features), piece.dtype, self.device)
+                    staged = self._staging_of(piece.dtype)[:, : stop - start]
                 elif piece.dtype.name != str(staged.dtype).removeprefix("torch."):
                     raise CellError(f"{_name(self._cells[index])} came as {piece.dtype.name} after {staged.dtype}")
                 rows = place[first - start : first - start + len(piece)]
                 _bits(staged)[index, rows] = _as_bits(piece)
         assert staged is not None
-        features = staged.to(self.device, non_blocking=True).to(torch.float64)
+        # float64 rows on a CPU would stay those of the staging memory.
+        is_reused = self._staging is not None
+        features = staged.to(self.device, non_blocking=True).to(torch.float64, copy=is_reused)
         if self._blanked is not None:
             features[self._blanked] = 0
         counts = np.bincount(lots, minlength=self._n_lots)
         ends = np.cumsum(counts)
         slices = tuple(slice(int(end - count), int(end)) for end, count in zip(ends, counts, strict=True))
         return Chunk(torch.as_tensor(order + start, device=self.device), slices, features)
+
+    def _staging_of(self, dtype: np.dtype[np.generic]) -> Tensor:
+        """Host memory for a chunk in its stored type.
+
+        Pinned for a GPU, so that the copy need not wait, and new for each chunk: torch knows when the copy is over.
+        On a CPU always the same, which the C library would not give back.
+        """
+        kind, shape = getattr(torch, dtype.name), (self.n_cells, min(self._chunk_rows, self.n_samples), self.n_features)
+        if self.device.type == "cuda":
+            return torch.empty(shape, dtype=kind, pin_memory=True)
+        if self._staging is None or self._staging.dtype != kind:
+            self._staging = torch.empty(shape, dtype=kind)
+        return self._staging
 
     def _check(self, cell: Cell, held: range, block: np.ndarray, expected: int) -> None:
         if held.start != expected or held.stop > self.n_samples or block.shape != (len(held), self.n_features):
@@ -205,11 +221,6 @@ def look_over(rows: Rows) -> Overview:
         if bool(constant.any()):
             constant &= (features == first).all(2).all(1)
     return Overview(finite, constant & finite, largest)
-
-
-def _staging(shape: tuple[int, int, int], dtype: np.dtype[np.generic], device: torch.device) -> Tensor:
-    """Host memory for a chunk in its stored type; pinned, so that the copy to a GPU need not wait."""
-    return torch.empty(shape, dtype=getattr(torch, dtype.name), pin_memory=device.type == "cuda")
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

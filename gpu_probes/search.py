@@ -39,6 +39,7 @@ class SearchPlan:
 
     labels: tuple[LabelPlan, ...]
     penalties: tuple[float, ...]
+    penalties_at_once: int
     sets: TrainingSets
     preprocessing: Preprocessing
 
@@ -82,11 +83,13 @@ class Evaluation:
 
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
     """Fit and score some cells; one result for each label."""
-    seen, seen_test = look_over(train), None if test is None else look_over(test)
+    seen = look_over(train)
     train.blank(~seen.finite | seen.constant)
+    fitted = _fit(plan, train)
+    seen_test = None if test is None else look_over(test)
     return [
         _search_label(plan, label, fits, seen, test, seen_test)
-        for label, fits in zip(plan.labels, _fit(plan, train), strict=True)
+        for label, fits in zip(plan.labels, fitted, strict=True)
     ]
 
 
@@ -96,7 +99,10 @@ def _fit(plan: SearchPlan, train: Rows) -> list[ProbeFits]:
         targets = torch.cat([label.train_targets for label in plan.labels], 1)
         return fit_ridge(train, targets, plan.sets, plan.penalties, plan.preprocessing)
     loss = SigmoidLoss() if first.task.n_outputs == 1 else SoftmaxLoss()
-    return [fit_logistic(train, first.train_targets, plan.sets, plan.penalties, loss, plan.preprocessing)]
+    at_once = plan.penalties_at_once
+    groups = [plan.penalties[start : start + at_once] for start in range(0, len(plan.penalties), at_once)]
+    parts = [fit_logistic(train, first.train_targets, plan.sets, few, loss, plan.preprocessing) for few in groups]
+    return [ProbeFits.joined(parts)]
 
 
 def _search_label(

@@ -241,7 +241,7 @@ def _sweep_group(
     def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
         sets = TrainingSets.of(folds, weights, device)
         labels = tuple(_label_plan(label, device) for label in group)
-        search_plan = SearchPlan(labels, penalties, sets, preprocessing)
+        search_plan = SearchPlan(labels, penalties, plan.penalties_at_once, sets, preprocessing)
         rows = Rows(train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=plan.chunk_rows, device=device)
         held_out = None
         if test is not None:

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 
 from activation_store.reader import ActivationStore
 from benchmarks.extract.agreement import check_agreement
-from benchmarks.extract.process import Usage, watch
 from benchmarks.measure import Spread, Table, Target, WrongResultError
+from benchmarks.process import Usage, watch
 
 EXTRACT, EXTRACT_TEST, TRAIN = "extract", "extract, test rows", "train"
 _N_WORDS = 64

@@ -13,11 +13,25 @@ import click
     "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
 )
 @click.option("--quick", is_flag=True, help="Small cells, once: whether it runs, not how fast it is.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(["ridge", "logistic", "growth", "memory", "rows", "accuracy"]),
+    help="Only this; can be given several times.",
+)
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where files are written and removed again.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where ours is fitted: cpu, cuda, cuda:1.")
-def main(json_path: Path | None, quick: bool, device: str) -> None:
+def main(json_path: Path | None, quick: bool, parts: tuple[str, ...], folder: Path, device: str) -> None:
     """Fit the same cells with this package and as the original scripts did, and with what scikit-learn does best."""
     # Before torch is imported, and as the command line has it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from benchmarks.solver import suite
 
-    suite.measure_solver(suite.QUICK if quick else suite.FULL, Path(), device).publish(json_path)
+    size = suite.QUICK if quick else suite.FULL
+    suite.measure_solver(size, parts or list(suite.PARTS), folder, device).publish(json_path)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Shaped
 
 from gpu_probes import ArrayCellSource
 
@@ -15,17 +16,17 @@ _RANK = 64
 
 @dataclass(frozen=True)
 class Cells:
-    """Training and test cells ``[sample, layer, position, feature]`` in float32, and their labels."""
+    """Training and test cells ``[sample, layer, position, feature]``, and their labels."""
 
-    train: Float32[np.ndarray, "sample layer position feature"]
-    test: Float32[np.ndarray, "sample layer position feature"]
+    train: Shaped[np.ndarray, "sample layer position feature"]
+    test: Shaped[np.ndarray, "sample layer position feature"]
     train_labels: Float64[np.ndarray, " sample"]
     test_labels: Float64[np.ndarray, " sample"]
 
     @property
     def n_cells(self) -> int:
-        """Cells of one position."""
-        return self.train.shape[1]
+        """Cells of all layers and positions."""
+        return self.train.shape[1] * self.train.shape[2]
 
     def sources(self) -> tuple[ArrayCellSource, ArrayCellSource]:
         """As a sweep takes them."""
@@ -38,19 +39,52 @@ class Cells:
         return Cells(self.train, self.test, *labels)
 
 
-def make_cells(n_samples: int, n_features: int, n_cells: int, seed: int = 0) -> Cells:
+class Activations:
     """A few strong directions, noise in all others, a mean, and three features far above the rest.
 
-    So the eigenvalues of X'X spread over many powers of ten, as those of activations do. A fifth as many test rows.
+    So the eigenvalues of X'X spread over many powers of ten, as those of activations do.
     """
-    rng = np.random.default_rng(seed)
-    n_all, rank = n_samples + n_samples // 5, min(n_features, _RANK)
-    directions = rng.standard_normal((rank, n_features)) * np.logspace(0.5, -1.5, rank)[:, None]
-    array = (rng.standard_normal((n_all, n_cells, rank)) @ directions).astype(np.float32)
-    array += 0.3 * rng.standard_normal(array.shape, dtype=np.float32)
-    array[..., :N_OUTLIERS] *= 200
-    array += rng.standard_normal(n_features).astype(np.float32)
-    labels = array[:, 0, N_OUTLIERS:].astype(np.float64) @ rng.standard_normal(n_features - N_OUTLIERS)
-    labels = labels / labels.std() + rng.standard_normal(n_all)
-    cells = array[:, :, None]
-    return Cells(cells[:n_samples], cells[n_samples:], labels[:n_samples], labels[n_samples:])
+
+    def __init__(self, n_features: int, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        rank = min(n_features, _RANK)
+        strengths = np.logspace(0.5, -1.5, rank)[:, None]
+        self._directions = (self._rng.standard_normal((rank, n_features)) * strengths).astype(np.float32)
+        self._mean = self._rng.standard_normal(n_features).astype(np.float32)
+        self._weights = self._rng.standard_normal(n_features - N_OUTLIERS)
+
+    def draw(self, n_rows: int, cells: Sequence[int]) -> Float32[np.ndarray, "row *cell feature"]:
+        """Rows of cells, whose numbers along their axes are given."""
+        rank, n_features = self._directions.shape
+        rows = self._rng.standard_normal((n_rows, *cells, rank), dtype=np.float32) @ self._directions
+        rows += 0.3 * self._rng.standard_normal((n_rows, *cells, n_features), dtype=np.float32)
+        rows[..., :N_OUTLIERS] *= 200
+        rows += self._mean
+        return rows
+
+    def label(self, rows: Float32[np.ndarray, "row feature"]) -> Float64[np.ndarray, " row"]:
+        """Numbers of which one cell's ordinary features tell half of the variance."""
+        told = (rows[:, N_OUTLIERS:] - self._mean[N_OUTLIERS:]).astype(np.float64) @ self._weights
+        return told / told.std() + self._rng.standard_normal(len(rows))
+
+
+def make_cells(n_samples: int, n_features: int, n_cells: int) -> Cells:
+    """Cells of one position in float32; a fifth as many test rows."""
+    activations = Activations(n_features)
+    array = activations.draw(n_samples + n_samples // 5, [n_cells, 1])
+    labels = activations.label(array[:, 0, 0])
+    return Cells(array[:n_samples], array[n_samples:], labels[:n_samples], labels[n_samples:])
+
+
+def make_hostile_cells(n_samples: int, n_features: int) -> Cells:
+    """The same with features that ruin a solver: collinear at 1,000 times the median rms, duplicate, constant."""
+    cells = make_cells(n_samples, n_features, 1)
+    rng = np.random.default_rng(1)
+    columns = np.concatenate([cells.train, cells.test]).astype(np.float64)
+    rms = np.sqrt(np.median(np.square(columns).mean((0, 1, 2))))
+    common = rng.standard_normal(columns.shape[:3])[..., None]
+    columns[..., :N_OUTLIERS] = 1000 * rms * (common + 1e-6 * rng.standard_normal((*columns.shape[:3], N_OUTLIERS)))
+    columns[..., 3:6] = columns[..., 6:9]
+    columns[..., 9:12] = (0.0, 1.0, 1000 * rms)
+    array = columns.astype(np.float32)
+    return Cells(array[:n_samples], array[n_samples:], cells.train_labels, cells.test_labels)

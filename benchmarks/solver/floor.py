@@ -34,15 +34,26 @@ def measure_rates(n: int) -> Rates:
 
 
 def floor_s(n_samples: int, n_features: int, n_alphas: int, rates: Rates) -> float:
-    """Seconds of one cell: half of a full product for the symmetric Gram matrix, then the factors.
+    """Seconds of one cell at these rates."""
+    return _gram(n_samples, n_features) / rates.gemm + _factors(n_samples, n_features, n_alphas) / rates.cholesky
 
-    In the dual, of the smaller matrices of the training rows.
-    """
+
+def n_operations(n_samples: int, n_features: int, n_alphas: int) -> float:
+    """Multiplications and additions of one cell that an exact fit cannot do without."""
+    return _gram(n_samples, n_features) + _factors(n_samples, n_features, n_alphas)
+
+
+def _gram(n_samples: int, n_features: int) -> float:
+    """Half of a full product, for the symmetric Gram matrix; in the dual of the rows."""
     small, large = sorted((n_samples, n_features))
+    return small**2 * large
+
+
+def _factors(n_samples: int, n_features: int, n_alphas: int) -> float:
+    """One for each fit; in the dual of the smaller matrices of the training rows."""
     n_kept = n_samples - n_samples // N_FOLDS
     orders = [n_features] * (N_FOLDS + 1) if n_samples >= n_features else [n_kept] * N_FOLDS + [n_samples]
-    factors = n_alphas * sum(order**3 / 3 for order in orders)
-    return small**2 * large / rates.gemm + factors / rates.cholesky
+    return n_alphas * sum(order**3 / 3 for order in orders)
 
 
 def _median_s(action: Callable[[], object]) -> float:

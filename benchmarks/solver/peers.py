@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import scipy.linalg
+from himalaya.backend import set_backend
+from himalaya.kernel_ridge import KernelRidgeCV
+from himalaya.ridge import RidgeCV
 from jaxtyping import Float
 from scipy.stats import spearmanr
 from sklearn.exceptions import ConvergenceWarning
@@ -84,6 +87,35 @@ def gram_per_fold(cells: Cells, n_cells: int, alphas: Sequence[float]) -> None:
                 spearmanr(y[held_out], X[held_out] @ coef)
                 if kept is everything:
                     spearmanr(cells.test_labels, test @ coef)
+
+
+def ridge_of_all_alphas(cells: Cells, n_cells: int, alphas: Sequence[float]) -> None:
+    """scikit-learn with the alphas as so many targets of one fit, which then makes its Gram matrix once, in float64."""
+    y = cells.train_labels
+    alpha_of_target: Any = np.array(alphas)
+    targets = np.repeat(y[:, None], len(alphas), axis=1)
+    splits = list(KFold(N_FOLDS, shuffle=True, random_state=SEED).split(y))
+    for cell in range(n_cells):
+        X, test = (rows[:, cell, 0].astype(np.float64) for rows in (cells.train, cells.test))
+        parts = [(kept, X[held_out], y[held_out]) for kept, held_out in splits]
+        for kept, rows, labels in [*parts, (np.arange(len(y)), test, cells.test_labels)]:
+            model = Ridge(alpha=alpha_of_target, fit_intercept=False).fit(X[kept], targets[kept])
+            for predictions in np.atleast_2d(model.predict(rows).T):
+                spearmanr(labels, predictions)
+
+
+def himalaya(cells: Cells, n_cells: int, alphas: Sequence[float]) -> None:
+    """Himalaya's cross-validated ridge in float64, in the kernel where it advises that; scores are its own R2."""
+    set_backend("torch")
+    splitter: Any = KFold(N_FOLDS, shuffle=True, random_state=SEED)
+    for cell in range(n_cells):
+        X, test = (rows[:, cell, 0].astype(np.float64) for rows in (cells.train, cells.test))
+        if X.shape[0] < X.shape[1]:
+            model = KernelRidgeCV(alphas=np.array(alphas), kernel="linear", cv=splitter)
+        else:
+            model = RidgeCV(alphas=np.array(alphas), fit_intercept=False, cv=splitter)
+        model.fit(X, cells.train_labels[:, None])
+        spearmanr(cells.test_labels, np.asarray(model.predict(test))[:, 0])
 
 
 def _score(model: Any, X: Matrix, y: np.ndarray, *, classifies: bool) -> float:

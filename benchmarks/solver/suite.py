@@ -2,168 +2,281 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.measure import Report, Spread, StealClock, Table, Target, hardware, progress
-from benchmarks.solver.data import Cells, make_cells
-from benchmarks.solver.exactness import check_logistic, check_ridge
-from benchmarks.solver.floor import floor_s, measure_rates
-from benchmarks.solver.peers import gram_per_fold, logistic_as_it_was, logistic_converged, loop, ridge
-from gpu_probes import SweepResult, sweep
+from activation_store.extract import Extraction
+from activation_store.reader import ActivationStore
+from benchmarks.extract.sets import DATA
+from benchmarks.measure import Limit, Report, Spread, StealClock, Table, Target, hardware, progress, scratch_folder
+from benchmarks.solver.data import Cells, make_cells, make_hostile_cells
+from benchmarks.solver.exactness import (
+    LOGISTIC_LIMIT,
+    RIDGE_LIMIT,
+    errors_limits,
+    errors_table,
+    logistic_excess,
+    measure_errors,
+    ridge_error,
+)
+from benchmarks.solver.floor import Rates, floor_s, measure_rates, n_operations
+from benchmarks.solver.memory import Load, measure_memory, memory_limit, memory_table
+from benchmarks.solver.peers import (
+    gram_per_fold,
+    himalaya,
+    logistic_as_it_was,
+    logistic_converged,
+    loop,
+    ridge,
+    ridge_of_all_alphas,
+)
+from benchmarks.solver.race import Contender, Race, geometric_mean, race
+from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_table, rows_target
+from benchmarks.solver.scaling import growth_limits, growth_table, measure_growth
 
-LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "himalaya")
 RIDGE_GRID = tuple(float(alpha) for alpha in np.logspace(-2, 5, 10))
 LOGISTIC_GRID = tuple(float(alpha) for alpha in np.logspace(0, 5, 10))
+# For one alpha.
+ONE_ALPHA = (100.0,)
+F64, F32, GRAM, ALL_ALPHAS, HIMALAYA = (
+    "original, float64", "original, float32", "Gram per fold", "Ridge of all alphas", "himalaya",
+)  # fmt: skip
+FLOOR, NEWTON, ORIGINAL = "floor", "newton-cholesky", "original"
+SHAPES = ((1000, 576), (8000, 576), (2000, 1536), (8000, 1536), (1000, 4096))
 
 
 @dataclass(frozen=True)
 class Size:
-    """Shapes that are fitted, on how many cells and how often; peers are timed on one cell and a few of the alphas."""
+    """How large the parts are.
+
+    Parameters
+    ----------
+    ridge_shapes, logistic_shapes : tuple of (rows, features)
+        Of the races; peers are timed on one cell and a few of the alphas.
+    n_cells, n_rounds : int
+        Of the races.
+    growth : tuple of (rows, features, cells)
+        The smallest of the sweeps that grow.
+    loads : tuple of Load
+        Sweeps whose memory is watched.
+    many : ManyRows
+        More rows than fit.
+    hostile : tuple of (rows, features)
+    embedded_layers : tuple of int
+        Of the embedded model; none: it is left out.
+    n_logistic : int
+        Cells of the embedded model whose logistic fits are compared.
+    """
 
     ridge_shapes: tuple[tuple[int, int], ...]
     logistic_shapes: tuple[tuple[int, int], ...]
     n_cells: int
     n_rounds: int
+    growth: tuple[int, int, int]
+    loads: tuple[Load, ...]
+    many: ManyRows
+    hostile: tuple[int, int]
+    embedded_layers: tuple[int, ...]
+    n_logistic: int
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Room for the many rows, twice."""
+        return 4 * self.many.n_samples * self.many.n_features * self.many.n_cells
 
 
-SHAPES = ((1000, 576), (8000, 576), (2000, 1536), (8000, 1536), (1000, 4096))
-FULL = Size(SHAPES, SHAPES[:4], n_cells=4, n_rounds=3)
-QUICK = Size(((200, 40), (40, 90)), ((200, 40),), n_cells=2, n_rounds=1)
+_GIB = 2**30
+FULL = Size(
+    SHAPES,
+    SHAPES[:4],
+    n_cells=4,
+    n_rounds=3,
+    growth=(1500, 576, 4),
+    loads=(
+        Load(8000, 576, 6, ONE_ALPHA, True, 8 * _GIB),
+        Load(8000, 576, 6, RIDGE_GRID, True, 8 * _GIB),
+        Load(8000, 1536, 4, RIDGE_GRID, True, 8 * _GIB),
+        Load(1000, 4096, 4, RIDGE_GRID, True, 8 * _GIB),
+        Load(40_000, 1536, 2, ONE_ALPHA, True, _GIB // 2),
+        Load(8000, 576, 4, LOGISTIC_GRID, False, 8 * _GIB),
+        Load(2000, 1536, 2, LOGISTIC_GRID, False, 8 * _GIB),
+        Load(800, 1536, 4, LOGISTIC_GRID, False, 8 * _GIB),
+        Load(40_000, 576, 2, ONE_ALPHA, False, _GIB // 4),
+    ),
+    many=ManyRows(1_000_000, 1536, 2, 4 * _GIB),
+    hostile=(2000, 300),
+    embedded_layers=tuple(range(0, 31, 5)),
+    n_logistic=8,
+)
+QUICK = Size(
+    ((200, 40), (40, 90)),
+    ((200, 40),),
+    n_cells=2,
+    n_rounds=1,
+    growth=(100, 20, 2),
+    loads=(Load(3000, 200, 2, ONE_ALPHA, True, _GIB),),
+    many=ManyRows(20_000, 30, 1, _GIB),
+    hostile=(200, 30),
+    embedded_layers=(),
+    n_logistic=1,
+)
 
 
-@dataclass(frozen=True)
-class Race:
-    """Seconds per cell of each contender, round by round."""
+@dataclass
+class Findings:
+    """What the parts have found so far."""
 
-    seconds: dict[str, list[float]]
-
-    def ratio(self, name: str) -> Spread:
-        """How many times as long a contender took as ours, from the ratios within each round."""
-        return Spread.of([theirs / ours for theirs, ours in zip(self.seconds[name], self.seconds["ours"], strict=True)])
+    tables: list[Table] = field(default_factory=list)
+    targets: list[Target | Limit] = field(default_factory=list)
 
 
-def measure_solver(size: Size, folder: Path, device: str) -> Report:
-    """Run everything."""
-    clock = StealClock()
-    tables, targets, setting = [], [], {}
-    for n_alphas, wanted in ((1, (5, 3, 0.6)), (10, (14, 8, 0.6))):
-        rows, exact = _ridge_rows(size, n_alphas, device)
-        tables.append(Table(f"ridge, {n_alphas} alphas: times of ours, per cell", rows))
-        setting |= exact
-        names = ("original, float64", "original, float32", "floor")
-        targets += [
-            Target(f"ridge, {n_alphas} alphas, geometric mean: {name} / ours", at_least, _geometric_mean(rows, name))
-            for name, at_least in zip(names, wanted, strict=True)
-        ]
-    for n_alphas in (1, 10):
-        rows, exact = _logistic_rows(size, n_alphas, device)
-        tables.append(Table(f"logistic, {n_alphas} alphas: times of ours, per cell", rows))
-        setting |= exact
-        targets += [
-            Target(f"logistic, {n_alphas} alphas, geometric mean: {name} / ours", at_least, _geometric_mean(rows, name))
-            for name, at_least in (("newton-cholesky", 10), ("original", 40))
-        ]
-    setting |= {"device": device, **asdict(size), "cpu stolen, %": clock.percent()}
-    return Report("solver", hardware(folder, LIBRARIES), setting, tables, targets)
-
-
-def _ridge_rows(size: Size, n_alphas: int, device: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    grid, rows, exact = _grid(RIDGE_GRID, n_alphas), [], {}
-    for n_samples, n_features in size.ridge_shapes:
-        progress(f"ridge, {n_samples} x {n_features}, {n_alphas} alphas")
-        cells = make_cells(n_samples, n_features, size.n_cells)
-        few = grid[::3]
-        scale = len(grid) / len(few)
-        contenders: dict[str, tuple[Callable[[], object], float]] = {
-            "original, float64": (partial(loop, cells, 1, few, np.float64, ridge), scale),
-            "original, float32": (partial(loop, cells, 1, few, np.float32, ridge), scale),
-            "Gram per fold": (partial(gram_per_fold, cells, 1, grid), 1.0),
-        }
-        result, race = _race(cells, grid, device, contenders, size.n_rounds)
-        floor = floor_s(n_samples, n_features, n_alphas, measure_rates(min(n_samples, n_features)))
-        race.seconds["floor"] = [floor] * size.n_rounds
-        rows.append(_row(n_samples, n_features, race))
-        exact[f"ridge {n_samples} x {n_features}, {n_alphas} alphas"] = check_ridge(result, cells)
-    return rows, exact
-
-
-def _logistic_rows(size: Size, n_alphas: int, device: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    grid, rows, exact = _grid(LOGISTIC_GRID, n_alphas), [], {}
-    for n_samples, n_features in size.logistic_shapes:
-        progress(f"logistic, {n_samples} x {n_features}, {n_alphas} alphas")
-        cells = make_cells(n_samples, n_features, size.n_cells).binary()
-        few = grid[::4]
-        scale = len(grid) / len(few)
-        contenders: dict[str, tuple[Callable[[], object], float]] = {
-            "newton-cholesky": (
-                partial(loop, cells, 1, few, np.float64, logistic_converged),
-                scale,
-            ),
-            "original": (partial(loop, cells, 1, few, np.float32, logistic_as_it_was), scale),
-        }
-        result, race = _race(cells, grid, device, contenders, 1)
-        rows.append(_row(n_samples, n_features, race))
-        exact[f"logistic {n_samples} x {n_features}, {n_alphas} alphas"] = check_logistic(result, cells)
-    return rows, exact
-
-
-def _grid(grid: Sequence[float], n_alphas: int) -> tuple[float, ...]:
-    return tuple(grid) if n_alphas > 1 else (100.0,)
-
-
-def _race(
-    cells: Cells,
-    grid: tuple[float, ...],
-    device: str,
-    contenders: dict[str, tuple[Callable[[], object], float]],
-    n_rounds: int,
-) -> tuple[SweepResult, Race]:
-    """Time ours and the others in turn; a first round of ours warms up."""
-    train, test = cells.sources()
-
-    def ours() -> SweepResult:
-        return sweep(train, cells.train_labels, test, cells.test_labels, alphas=grid, k_fold=True, device=device)
-
-    result, seconds = ours(), {name: [] for name in ("ours", *contenders)}
-    for _ in range(n_rounds):
-        seconds["ours"].append(_seconds(ours) / cells.n_cells)
-        for name, (action, scale) in contenders.items():
-            seconds[name].append(scale * _seconds(action))
-    return result, Race(seconds)
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _row(n_samples: int, n_features: int, race: Race) -> dict[str, Any]:
-    return {
-        "shape": f"{n_samples} x {n_features}",
-        "ours, s": Spread.of(race.seconds["ours"]),
-        **{name: race.ratio(name) for name in race.seconds if name != "ours"},
+def measure_solver(size: Size, parts: Sequence[str], folder: Path, device: str) -> Report:
+    """Run some of the `PARTS`."""
+    clock, found = StealClock(), Findings()
+    with scratch_folder(folder, size.disk_nbytes) as scratch:
+        for name in parts:
+            PARTS[name](size, scratch, device, found)
+    setting = {
+        "device": device,
+        "parts": ", ".join(parts),
+        "folds": 5,
+        "cells of a race": size.n_cells,
+        "rounds": size.n_rounds,
+        "cpu stolen, %": clock.percent(),
     }
+    return Report("solver", hardware(folder, LIBRARIES), setting, found.tables, found.targets)
 
 
-def _geometric_mean(rows: Sequence[dict[str, Any]], name: str) -> Spread:
-    def mean(figures: Sequence[float]) -> float:
-        return math.exp(sum(map(math.log, figures)) / len(figures))
+def _ridge(size: Size, folder: Path, device: str, found: Findings) -> None:
+    rates = {shape: measure_rates(min(shape)) for shape in size.ridge_shapes}
+    for grid, wanted in ((ONE_ALPHA, {F64: 5.0, F32: 3.0}), (RIDGE_GRID, {F64: 14.0, F32: 8.0})):
+        races, rows, errors = [], [], []
+        for shape in size.ridge_shapes:
+            progress(f"ridge, {shape[0]} x {shape[1]}, {len(grid)} alphas")
+            cells, few = make_cells(*shape, size.n_cells), grid[::3]
+            scale = len(grid) / len(few)
+            contenders = {
+                F64: Contender(partial(loop, cells, 1, few, np.float64, ridge), scale),
+                F32: Contender(partial(loop, cells, 1, few, np.float32, ridge), scale),
+                GRAM: Contender(partial(gram_per_fold, cells, 1, grid)),
+                ALL_ALPHAS: Contender(partial(ridge_of_all_alphas, cells, 1, grid)),
+                HIMALAYA: Contender(partial(himalaya, cells, 1, grid), is_slow=True),
+            }
+            result, times = race(cells, grid, device, contenders, size.n_rounds)
+            races.append(_with_floor(times, shape, len(grid), rates[shape]))
+            errors.append(ridge_error(result, cells))
+            share = {"of GEMM rate": f"{_gemm_share(times, shape, len(grid), rates[shape]):.2f}"}
+            rows.append(_row(shape, races[-1]) | share | {"off, sd": f"{errors[-1]:.0e}"})
+        name = f"ridge, {len(grid)} alpha{'s'[: len(grid) > 1]}"
+        found.tables.append(Table(f"{name}: seconds of ours per cell; times of ours", rows))
+        found.targets += _mean_targets(name, races, wanted | {FLOOR: 0.6})
+        slowest = min(r.ratio(peer).median for r in races for peer in (F64, GRAM, ALL_ALPHAS, HIMALAYA))
+        found.targets.append(Target(f"{name}: no peer in float64 is faster at any shape", 1.0, Spread.of([slowest])))
+        found.targets.append(Limit(f"{name}: off an SVD's predictions, sd", RIDGE_LIMIT, Spread.of([max(errors)])))
 
-    spreads: list[Spread] = [row[name] for row in rows]
-    return Spread(
-        mean([spread.median for spread in spreads]),
-        mean([spread.low for spread in spreads]),
-        mean([spread.high for spread in spreads]),
-    )
+
+def _logistic(size: Size, folder: Path, device: str, found: Findings) -> None:
+    for grid in (ONE_ALPHA, LOGISTIC_GRID):
+        races, rows, excesses = [], [], []
+        for shape in size.logistic_shapes:
+            progress(f"logistic, {shape[0]} x {shape[1]}, {len(grid)} alphas")
+            cells, few = make_cells(*shape, size.n_cells).binary(), grid[::4]
+            scale = len(grid) / len(few)
+            contenders = {
+                NEWTON: Contender(partial(loop, cells, 1, few, np.float64, logistic_converged), scale, is_slow=True),
+                ORIGINAL: Contender(partial(loop, cells, 1, few, np.float32, logistic_as_it_was), scale, is_slow=True),
+            }
+            result, times = race(cells, grid, device, contenders, size.n_rounds)
+            races.append(times)
+            excesses.append(logistic_excess(result, cells))
+            rows.append(_row(shape, times) | {"objective, relative": f"{excesses[-1]:+.0e}"})
+        name = f"logistic, {len(grid)} alpha{'s'[: len(grid) > 1]}"
+        found.tables.append(Table(f"{name}: seconds of ours per cell; times of ours", rows))
+        found.targets += _mean_targets(name, races, {NEWTON: 10.0, ORIGINAL: 40.0})
+        found.targets.append(
+            Limit(f"{name}: objective above newton-cholesky's", LOGISTIC_LIMIT, Spread.of([max(excesses)]))
+        )
+
+
+def _growth(size: Size, folder: Path, device: str, found: Findings) -> None:
+    progress("growth")
+    growth = measure_growth(*size.growth, n_rounds=size.n_rounds, device=device)
+    found.tables.append(growth_table(growth))
+    found.targets += growth_limits(growth)
+
+
+def _memory(size: Size, folder: Path, device: str, found: Findings) -> None:
+    measured = []
+    for load in size.loads:
+        progress(f"memory: {load.name}")
+        measured.append(measure_memory(load, folder / "log"))
+    found.tables.append(memory_table(measured))
+    found.targets.append(memory_limit(measured))
+
+
+def _many_rows(size: Size, folder: Path, device: str, found: Findings) -> None:
+    progress(f"{size.many.n_samples:,} rows")
+    fitted = measure_many_rows(size.many, folder)
+    found.tables.append(rows_table(size.many, fitted))
+    found.targets.append(rows_target(size.many, fitted))
+
+
+def _accuracy(size: Size, folder: Path, device: str, found: Findings) -> None:
+    progress("accuracy: features that ruin a solver")
+    hostile = make_hostile_cells(*size.hostile)
+    errors = [measure_errors("collinear, duplicate, constant features", hostile, n_logistic=1, device=device)]
+    if size.embedded_layers:
+        progress("accuracy: the embedded model")
+        cells = _embedded(folder, size.embedded_layers)
+        errors.append(measure_errors("embedded model", cells, n_logistic=size.n_logistic, device=device))
+    found.tables += [errors_table(one) for one in errors]
+    found.targets += [limit for one in errors for limit in errors_limits(one)]
+
+
+PARTS: Mapping[str, Callable[[Size, Path, str, Findings], None]] = {
+    "ridge": _ridge,
+    "logistic": _logistic,
+    "growth": _growth,
+    "memory": _memory,
+    "rows": _many_rows,
+    "accuracy": _accuracy,
+}
+
+
+def _embedded(folder: Path, layers: Sequence[int]) -> Cells:
+    """Some layers and all positions of the embedded model's activations."""
+    stores: list[ActivationStore] = []
+    for split in ("train", "test"):
+        dataset, output = DATA / f"success_smollm2_{split}.parquet", folder / f"{split}.zarr"
+        stores.append(Extraction("smollm2", dataset, output, layers=list(layers), use_chat_template=True).run())
+    arrays = [np.asarray(store[:]) for store in stores]
+    labels = [store.labels["success_rate"].to_numpy(np.float64) for store in stores]
+    return Cells(arrays[0], arrays[1], labels[0], labels[1])
+
+
+def _with_floor(times: Race, shape: tuple[int, int], n_alphas: int, rates: Rates) -> Race:
+    floor = floor_s(*shape, n_alphas, rates)
+    return Race({**times.seconds, FLOOR: [floor] * len(times.seconds["ours"])})
+
+
+def _gemm_share(times: Race, shape: tuple[int, int], n_alphas: int, rates: Rates) -> float:
+    """Operations that cannot be done without, per second, by the rate of the matrix product."""
+    return n_operations(*shape, n_alphas) / times.ours.median / rates.gemm
+
+
+def _row(shape: tuple[int, int], times: Race) -> dict[str, Any]:
+    ratios = {name: times.ratio(name) for name in times.seconds if name != "ours"}
+    return {"shape": f"{shape[0]} x {shape[1]}", "ours, s": times.ours, **ratios}
+
+
+def _mean_targets(name: str, races: Sequence[Race], wanted: Mapping[str, float]) -> list[Target]:
+    return [
+        Target(f"{name}, geometric mean: {peer} / ours", at_least, geometric_mean([r.ratio(peer) for r in races]))
+        for peer, at_least in wanted.items()
+    ]

@@ -15,9 +15,9 @@ from benchmarks.__main__ import main
 from benchmarks.extract import larger, memory, methods, sets, speed, suite
 from benchmarks.extract.agreement import check_agreement
 from benchmarks.extract.larger import Larger
-from benchmarks.extract.process import watch
 from benchmarks.extract.subject import Subject
 from benchmarks.measure import Limit, Spread, WrongResultError
+from benchmarks.process import watch
 
 TINY = suite.Size(
     embedded_rows=20,

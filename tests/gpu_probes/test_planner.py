@@ -29,7 +29,7 @@ def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget,
     try:
         plan = plan_blocks(CELLS, work, budget_bytes=budget, n_workers=n_workers, joins_cells=joins)
     except BudgetError:
-        assert cell_nbytes(work, max(n_train if work.is_dual else 0, 256)) > budget
+        assert cell_nbytes(work, max(n_train if work.is_dual else 0, 256), work.n_alphas if regression else 1) > budget
         return
     assert [cell for block in plan.blocks for cell in block] == CELLS
     assert plan.predicted_bytes <= budget
@@ -39,9 +39,10 @@ def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget,
 
 def test_a_million_rows_fit_four_gib():
     for regression in (True, False):
-        work = workload(n_train=10**6, n_test=1000, n_alphas=1, is_regression=regression)
+        work = workload(n_train=10**6, n_test=1000, is_regression=regression)
         plan = plan_blocks(CELLS[:2], work, budget_bytes=4 * 2**30, n_workers=2, joins_cells=False)
         assert 1000 < plan.chunk_rows < 10**6
+        assert (plan.penalties_at_once < 10) is not regression
 
 
 def test_small_cells_are_joined_and_large_ones_are_not():

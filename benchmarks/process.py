@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-# Imported once, in the process that all others are forked from: for each of them it would take many seconds.
-_PRELOAD = ("activation_store.capture", "benchmarks.extract.memory", "benchmarks.extract.larger")
 _INTERVAL_S = 0.005
 
 
@@ -58,7 +56,8 @@ def watch(task: Callable[..., None], *arguments: Any, log: Path, limit_nbytes: i
         Most anonymous memory (RLIMIT_DATA): what is asked for beyond it is refused, though it were never touched.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOAD))
+    # Imported once, in the process that all others are forked from: for each of them it would take many seconds.
+    context.set_forkserver_preload([task.__module__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, log, limit_nbytes, task, arguments))
     process.start()

@@ -1,0 +1,26 @@
+"""``python -m benchmarks job``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("job")
+@click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+)
+@click.option("--quick", is_flag=True, help="A few small cells: whether it runs, not how fast it is.")
+@click.option("--device", default="cuda", show_default=True, help="Where ours is fitted: cpu, cuda, cuda:1.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path(),
+    help="Where the stores are written and removed again.",
+)
+def main(json_path: Path | None, quick: bool, device: str, folder: Path) -> None:
+    """Fit all probes of a model of 1,536 features on a GPU, and a few of them by scikit-learn on all cores."""
+    from benchmarks.job import suite
+
+    suite.measure_job(suite.QUICK if quick else suite.FULL, folder, device).publish(json_path)
