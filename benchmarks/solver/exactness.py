@@ -68,26 +68,24 @@ class Errors:
 
 def measure_errors(data: str, cells: Cells, *, n_logistic: int, device: str) -> Errors:
     """Compare every cell's held-out ridge predictions, and the logistic objective of some cells spread over them."""
-    ridge = np.zeros(len(ALPHAS))
     n_layers, n_positions = cells.train.shape[1:3]
-    results = [_sweep(cells, alpha, device) for alpha in ALPHAS]
-    for position, layer in np.ndindex(n_positions, n_layers):
-        expected = _held_out(cells.train[:, layer, position], cells.train_labels)
-        if expected is None:
-            continue
-        for k, result in enumerate(results):
-            assert result.cv_predictions is not None
-            off = np.abs(result.cv_predictions[position, layer, :, 0] - expected[k]).max()
-            ridge[k] = max(ridge[k], off / cells.train_labels.std())
-    binary = cells.binary()
-    chosen = np.unique(np.linspace(0, n_layers * n_positions - 1, n_logistic).astype(int))
-    excess = np.full(len(ALPHAS), -np.inf)
+    expected = {
+        (position, layer): held_out
+        for position, layer in np.ndindex(n_positions, n_layers)
+        if (held_out := _held_out(cells.train[:, layer, position], cells.train_labels)) is not None
+    }
+    ridge, excess = np.zeros(len(ALPHAS)), np.full(len(ALPHAS), -np.inf)
+    varying, binary = list(expected), cells.binary()
+    chosen = [varying[i] for i in np.unique(np.linspace(0, len(varying) - 1, n_logistic).astype(int))]
     for k, alpha in enumerate(ALPHAS):
-        result = sweep(ArrayCellSource(cells.train), binary.train_labels, alpha=alpha, device=device)
-        for flat in chosen.tolist():
-            cell = flat // n_layers, flat % n_layers
-            if np.isfinite(result.selected_alpha[cell]):
-                excess[k] = max(excess[k], logistic_excess(result, binary, cell))
+        source = ArrayCellSource(cells.train)
+        options = {"alpha": alpha, "n_folds": N_FOLDS, "seed": SEED, "device": device}
+        predictions = sweep(source, cells.train_labels, k_fold=True, **options).cv_predictions
+        assert predictions is not None
+        off = [np.abs(predictions[cell][:, 0] - held_out[k]).max() for cell, held_out in expected.items()]
+        ridge[k] = max(off) / cells.train_labels.std()
+        fitted = sweep(source, binary.train_labels, **options)
+        excess[k] = max(logistic_excess(fitted, binary, cell) for cell in chosen)
     return Errors(data, ridge.tolist(), excess.tolist())
 
 
@@ -110,11 +108,6 @@ def errors_limits(errors: Errors) -> list[Limit]:
         Limit(f"{errors.data}: ridge predictions, sd", RIDGE_LIMIT, Spread.of([max(errors.ridge_sd)])),
         Limit(f"{errors.data}: logistic objective, relative", LOGISTIC_LIMIT, Spread.of([max(errors.logistic_excess)])),
     ]
-
-
-def _sweep(cells: Cells, alpha: float, device: str) -> SweepResult:
-    source = ArrayCellSource(cells.train)
-    return sweep(source, cells.train_labels, alpha=alpha, k_fold=True, n_folds=N_FOLDS, seed=SEED, device=device)
 
 
 def _held_out(X: Matrix, y: Numbers) -> Float64[np.ndarray, "alpha sample"] | None:

@@ -234,7 +234,8 @@ def _accuracy(size: Size, folder: Path, device: str, found: Findings) -> None:
     if size.embedded_layers:
         progress("accuracy: the embedded model")
         cells = _embedded(folder, size.embedded_layers)
-        errors.append(measure_errors("embedded model", cells, n_logistic=size.n_logistic, device=device))
+        for name, part in (("embedded model", cells), ("embedded model, positions pooled", _pooled(cells))):
+            errors.append(measure_errors(name, part, n_logistic=size.n_logistic, device=device))
     found.tables += [errors_table(one) for one in errors]
     found.targets += [limit for one in errors for limit in errors_limits(one)]
 
@@ -258,6 +259,15 @@ def _embedded(folder: Path, layers: Sequence[int]) -> Cells:
     arrays = [np.asarray(store[:]) for store in stores]
     labels = [store.labels["success_rate"].to_numpy(np.float64) for store in stores]
     return Cells(arrays[0], arrays[1], labels[0], labels[1])
+
+
+def _pooled(cells: Cells) -> Cells:
+    """Each layer's positions as rows of one cell, so that there are more rows than features."""
+    n_positions = cells.train.shape[2]
+    train, test = (
+        np.moveaxis(rows, 2, 1).reshape(-1, rows.shape[1], 1, rows.shape[3]) for rows in (cells.train, cells.test)
+    )
+    return Cells(train, test, *(np.repeat(labels, n_positions) for labels in (cells.train_labels, cells.test_labels)))
 
 
 def _with_floor(times: Race, shape: tuple[int, int], n_alphas: int, rates: Rates) -> Race:
