@@ -3,6 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from gpu_probes import logistic
@@ -105,3 +107,28 @@ def test_softmax_coefficients_sum_to_zero_over_classes():
 
 def test_c_is_one_over_alpha():
     assert c_from_alpha(4.0) == 0.25
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("shape", [(100, 20), (30, 50)], ids=str)
+def test_half_the_features_twice_with_half_the_alpha_is_the_same_fit(shape: tuple[int, int], n_classes: int):
+    features, labels = classes_of(*shape, n_classes, outliers=True)
+    folds = FoldPlan.without_folds(len(labels))
+    once = fit(features, labels, [2.0], folds)
+    twice = fit(np.hstack([features, features]) / 2, labels, [1.0], folds)
+    torch.testing.assert_close(twice.decision, once.decision, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_features", [20, 90], ids=["N>D", "N<D"])
+@given(row=st.integers(0, 59))
+@settings(max_examples=5)
+def test_what_is_predicted_for_a_row_that_is_held_out_does_not_depend_on_its_class(n_features: int, row: int):
+    features, labels = classes_of(60, n_features, 3, outliers=False)
+    folds = plan_folds(labels, n_folds=3, seed=0, task_type="classification")
+    changed = labels.copy()
+    changed[row] = (labels[row] + 1) % 3
+    before, after = (fit(features, given, [1.0], folds).decision for given in (labels, changed))
+    fold = int(folds.fold_of_sample[row])
+    torch.testing.assert_close(after[fold, 0, row], before[fold, 0, row], rtol=1e-6, atol=1e-7)
+    others = [other for other in range(3) if other != fold]
+    assert not torch.allclose(after[others, 0, row], before[others, 0, row], rtol=1e-3)

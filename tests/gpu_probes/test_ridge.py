@@ -132,3 +132,14 @@ def test_zero_labels_give_a_zero_probe():
     fits = fit(features, 0 * labels, [1.0], FoldPlan.without_folds(30))
     assert fits.converged.all()
     assert (fits.coef == 0).all()
+
+
+def test_the_dual_is_the_primal_of_the_rotated_rows():
+    features, labels = conditioned(30, 50, 1e3)
+    folds = plan_folds(labels, n_folds=5, seed=1, task_type="regression")
+    _, _, right = np.linalg.svd(features, full_matrices=False)
+    dual, primal = fit(features, labels, ALPHAS, folds), fit(features @ right.T, labels, ALPHAS, folds)
+    np.testing.assert_allclose(dual.decision.numpy(), primal.decision.numpy(), atol=1e-7 * np.abs(labels).max())
+    np.testing.assert_allclose(
+        dual.coef.numpy() @ right.T, primal.coef.numpy(), atol=1e-6 * float(primal.coef.abs().max())
+    )
