@@ -155,7 +155,11 @@ def extract(dry_run: bool, **options: Any) -> None:
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the folds.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
-@click.option("--budget_gib", type=float, help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]")
+@click.option(
+    "--budget_gib",
+    type=click.FloatRange(0, min_open=True, max=2**20),
+    help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]",
+)
 def train(
     train_activations: Path, test_activations: Path, output_dir: Path, label_column: tuple[str, ...], **options: Any
 ) -> None:
@@ -273,6 +277,8 @@ def _choose_labels(
 ) -> list[str]:
     """The labels to predict, all of the training store's unless some are named."""
     held = [name for name in train_store.labels if name != weight_column]
+    if not _names_labels(train_store) and (weight_column or len(set(wanted)) > 1):
+        raise click.UsageError(f"{train_store.path} has one label without a name; --label_column can be given once")
     needed = ((train_store, [*wanted, *filter(None, [weight_column])]), (test_store, wanted or held))
     for store, names in needed:
         missing = [name for name in names if name not in store.labels]
@@ -323,7 +329,6 @@ def _run_sweep(
 
     for folder in folders.values():
         _check_writable(folder)
-        (folder / "run.json").unlink(missing_ok=True)
     budget_gib, weight_column = options["budget_gib"], options["weight_column"]
     results = sweep_labels(
         train_store,
@@ -340,6 +345,7 @@ def _run_sweep(
         baseline = None
         if lengths is not None and test_lengths is not None:
             baseline = score_number(results[label], lengths, test_lengths)
+        (folder / "run.json").unlink(missing_ok=True)
         files = results[label].save(folder)
         commit_file(folder / "inference.json", [_encode_json({"baselines": {"prompt_length": baseline}})])
         # run.json comes last: where it stands, the files that it names are whole and belong to its request.

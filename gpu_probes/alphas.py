@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Float64, Shaped
 
 from gpu_probes.cells import Cell, CellSource, cells_of
 from gpu_probes.errors import PenaltyError
+from gpu_probes.objective import penalties_of
+from gpu_probes.preprocessing import Preprocessing
 
 AUTO = "auto"
 # Below the first, ridge is least squares but for the directions that carry nothing; above the second, all
@@ -19,25 +21,36 @@ _SAMPLE_ROWS = 256
 
 
 def choose_alphas(
-    alpha: float, alphas: Sequence[float] | Literal["auto"] | None, *, k_fold: bool, train: CellSource
+    alpha: float,
+    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None,
+    *,
+    k_fold: bool,
+    train: CellSource,
+    preprocessing: Preprocessing,
+    total_weight: float,
 ) -> tuple[float, ...]:
     """The alphas to fit: `alpha` alone, a grid, or for ``auto`` the decades that suit the features.
 
-    ``auto`` goes from 1e-4 times the mean eigenvalue of X'X, in the cell where it is lowest, to 100 times that in the
-    cell where it is highest, rounded outwards to powers of ten. It sees training features only, never a label.
+    ``auto`` goes from 1e-4 times the mean eigenvalue of X'X (of the features as they are fitted: centred,
+    standardized, weighted), in the cell where it is lowest, to 100 times that in the cell where it is highest, rounded
+    outwards to powers of ten. It sees training features only, never a label.
 
     Raises
     ------
     PenaltyError
-        When there is something to choose between and no cross-validation to choose with.
+        When there is something to choose between and no cross-validation to choose with, or `alpha` is no penalty.
     """
+    penalties_of([alpha], "regression")
     if alphas is None:
         return (float(alpha),)
-    if not k_fold and (alphas == AUTO or len(alphas) > 1):
+    is_auto = isinstance(alphas, str)
+    if is_auto and alphas != AUTO:
+        raise PenaltyError(f"alphas {alphas!r} is unknown; give numbers, or auto")
+    if not k_fold and (is_auto or len(alphas) > 1):
         raise PenaltyError("several alphas are given but nothing to choose between them with; use --k_fold")
-    if alphas != AUTO:
+    if not is_auto:
         return tuple(float(value) for value in alphas)
-    scales = [_mean_eigenvalue(train, cell) for cell in cells_of(train)]
+    scales = [total_weight * _mean_variance(train, cell, preprocessing) for cell in cells_of(train)]
     scales = [scale for scale in scales if 0 < scale < math.inf]
     if not scales:
         return (float(alpha),)
@@ -45,12 +58,19 @@ def choose_alphas(
     return tuple(float(f"1e{power}") for power in range(low, high + 1))
 
 
-def _mean_eigenvalue(source: CellSource, cell: Cell) -> float:
-    """Mean eigenvalue of X'X, estimated from the first rows."""
-    total, n_rows = 0.0, 0
-    for _, block in source.cell_blocks(cell.layer, cell.position):
-        part = np.asarray(block[: _SAMPLE_ROWS - n_rows], dtype=np.float64)
-        total, n_rows = total + float(np.square(part).sum()), n_rows + len(part)
-        if n_rows >= _SAMPLE_ROWS:
-            break
-    return total / n_rows * source.n_samples / source.n_features
+def _mean_variance(source: CellSource, cell: Cell, preprocessing: Preprocessing) -> float:
+    """Mean over the features of their mean square, as they are fitted; estimated from the first rows."""
+    blocks = [np.asarray(block, dtype=np.float64) for block in _first_blocks(source, cell)]
+    rows = np.concatenate(blocks)[:_SAMPLE_ROWS]
+    if preprocessing.centres:
+        rows = rows - rows.mean(0)
+    squares = np.square(rows).mean(0)
+    return float((squares > 0).mean() if preprocessing.standardize else squares.mean())
+
+
+def _first_blocks(source: CellSource, cell: Cell) -> Iterator[Shaped[np.ndarray, "row feature"]]:
+    """Blocks of a cell until there are rows enough, cut to what is needed of them."""
+    for held, block in source.cell_blocks(cell.layer, cell.position):
+        yield block[:_SAMPLE_ROWS]
+        if held.stop >= _SAMPLE_ROWS:
+            return

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Columns of one panel: narrow enough for its own factor to cost little, wide enough for the matrix product.
 _PANEL = 96
+# By a factor of ten each, from rounding to more than the diagonal.
+_MAX_RAISES = 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,26 @@ def factorise(matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
         lost = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1)
         singular = singular | (pivots <= lost).any(-1)
     return Factor(penalised, singular)
+
+
+def factorise_near(matrix: Float64[Tensor, "cell n n"], penalty: float, n_penalised: int) -> Factor:
+    """Factorise a matrix whose first `n_penalised` diagonal entries get the penalty, or one close to it.
+
+    For preconditioners: where rounding leaves no factor, the diagonal is raised, first by what rounding can be, until
+    there is one.
+    """
+    near = matrix.clone()
+    lower, singular = near, torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device)
+    near.diagonal(dim1=-2, dim2=-1)[:, :n_penalised].add_(penalty)
+    raised = matrix.shape[-1] * torch.finfo(matrix.dtype).eps * near.diagonal(dim1=-2, dim2=-1).amax(-1)
+    for _ in range(_MAX_RAISES):
+        lower = near.clone()
+        singular = _factorise_in_place(lower)
+        if not bool(singular.any()):
+            break
+        near.diagonal(dim1=-2, dim2=-1).add_(torch.where(singular, raised, 0.0)[:, None])
+        raised = 10 * raised
+    return Factor(lower, singular)
 
 
 def _factorise_in_place(matrix: Float64[Tensor, "cell n n"]) -> Bool[Tensor, " cell"]:

@@ -43,7 +43,7 @@ class Status(Enum):
     NON_FINITE = "the training features hold NaN or infinity"
     CONSTANT_LABELS = "all training labels are equal, so there is nothing to tell apart"
     SINGULAR = "the solution is not unique at this alpha (to float64); use a larger alpha"
-    CONSTANT_FOLD = "a held-out fold holds only one label value or lacks a class, so its score is undefined"
+    CONSTANT_FOLD = "a held-out fold has one label value or lacks a class, so its score is undefined; use fewer folds"
     CONSTANT_PREDICTIONS = "the predictions do not differ by more than rounding error, so they have no ranking"
     TEST_CONSTANT_CELL = "every test row is identical here, so the test score is undefined"
     TEST_NON_FINITE = "the test features hold NaN or infinity, so the test score is undefined"

@@ -43,7 +43,8 @@ class Task:
         if self.classes is None:
             return labels[:, None]
         foreign = np.flatnonzero(~np.isin(labels, self.classes))
-        if foreign.size:
+        # Where there is one class only, nothing is fitted that could be tested.
+        if foreign.size and len(self.classes) > 1:
             raise LabelError(
                 f"{name} has {foreign.size} labels that training never saw (first: {labels[foreign[0]]:g} in row "
                 f"{foreign[0]}; classes: {self.classes.tolist()}); drop those rows or use --task_type regression"

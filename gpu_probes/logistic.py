@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from gpu_probes.cholesky import Factor, factorise
+from gpu_probes.cholesky import Factor, factorise_near
 from gpu_probes.moments import add_gram
 from gpu_probes.objective import Loss, ProbeFits, Solver, duality_gap
 from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
@@ -188,6 +188,20 @@ class Problem:
             summed += _sum_back(tile, errors[:, held])
         return self.design.back(self.columns, summed, errors.sum(1)) + self.design.penalised(self.columns, point)
 
+    def gap(
+        self,
+        predictions: Float64[Tensor, "cell row column output"],
+        gradient: Float64[Tensor, "cell column output parameter"],
+    ) -> Float64[Tensor, "cell column"]:
+        """Bound on the excess of the objective; an intercept, which has no penalty, adds what its Newton step gains."""
+        n_features = self.design.n_features
+        bound = duality_gap(gradient[..., :n_features].square().sum((2, 3)), self.columns.penalty)
+        if self.design.n_intercepts:
+            curvature = (self.weights[..., None] * predictions * (1 - predictions)).sum(1)
+            slope = gradient[..., n_features].square()
+            bound = bound + torch.where(slope > 0, slope / (2 * curvature), 0.0).sum(2)
+        return bound
+
     def hessian_times(
         self,
         predictions: Float64[Tensor, "cell row column output"],
@@ -224,10 +238,8 @@ class Preconditioner:
         curvature = torch.einsum("cnk,cnko->cno", counts, predictions * (1 - predictions))
         n_columns = (counts > 0).sum(2)[..., None].clamp(min=1)
         blocks = [part.design.gram(weight) for weight in (curvature / n_columns).unbind(2)]
-        factors = [self._factorise(part.design, block, self._penalties[index]) for block in blocks]
-        if not any(bool(factor.singular.any()) for factor in factors):
-            self._factors[index] = factors
-            self.refreshed[index] = True
+        self._factors[index] = [self._factorise(part.design, block, self._penalties[index]) for block in blocks]
+        self.refreshed[index] = True
 
     def apply(
         self, columns: Columns, vector: Float64[Tensor, "cell column output parameter"], indices: Sequence[int]
@@ -248,16 +260,12 @@ class Preconditioner:
         return self._loss.project(_pick(everywhere, place, 1))
 
     def _factorise(self, design: Design, matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
-        if design.n_intercepts:
-            # Not penalised; `factorise` adds the penalty to all of the diagonal.
-            matrix = matrix.clone()
-            matrix[:, -1, -1] -= penalty
-        return factorise(matrix, penalty)
+        return factorise_near(matrix, penalty, design.n_features)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A truncated Newton direction for each column; `capped` where conjugate gradients ran out of steps."""
+    """A truncated Newton direction of each column; `capped` where conjugate gradients ran out of steps or failed."""
 
     direction: Float64[Tensor, "cell column output parameter"]
     change: Float64[Tensor, "cell row column output"]
@@ -285,7 +293,7 @@ def fit_logistic(
     decision = problem.decide(point)
     gradient = problem.gradient(loss.predictions(decision), point)
     at_zero = problem.objective(torch.zeros_like(decision), torch.zeros_like(point))
-    gap = duality_gap(gradient[..., : design.n_features].square().sum((2, 3)), columns.penalty) / at_zero
+    gap = problem.gap(loss.predictions(decision), gradient) / at_zero
     coef, offset = design.raw(columns, point)
     if design.basis is not None:
         coef = (coef.flatten(1, 2) @ design.basis.mT).unflatten(1, coef.shape[1:3])
@@ -308,9 +316,10 @@ def minimise(
 ) -> tuple[Float64[Tensor, "cell column output parameter"], Bool[Tensor, "cell column"]]:
     """Minimise every column from zero; columns that are done are dropped from the work.
 
-    A column is done when its Newton decrement bounds the relative error of its coefficients: the objective is
-    strongly convex, so penalty |w - w*|^2 <= decrement near the minimum; or when it bounds the excess of the objective
-    by its rounding.
+    A step is small when its decrement bounds the relative error of the coefficients (the objective is strongly convex,
+    so penalty |w - w*|^2 <= decrement near the minimum) or the excess of the objective by its rounding. The decrement
+    of a truncated step is an estimate. So a column is done when, after a small step, its gap is within the limit; or,
+    where rounding or a tiny penalty keeps the gap above it, after another small step.
 
     Returns
     -------
@@ -323,7 +332,7 @@ def minimise(
     at_zero = problem.objective(decision, point)
     gradient_at_zero = _norm(problem.gradient(problem.loss.predictions(decision), point))
     settled = torch.zeros(n_cells, n_columns, dtype=torch.bool, device=point.device)
-    active, stale = ~settled, torch.zeros_like(settled)
+    active, stale, nearly = ~settled, torch.zeros_like(settled), torch.zeros_like(settled)
     for _ in range(MAX_NEWTON_STEPS):
         kept = _first(active)
         part, start, at = problem.take(kept), _pick(point, kept, 1), _pick(decision, kept, 2)
@@ -332,19 +341,27 @@ def minimise(
         for index in part.columns.penalty_index[was_stale].unique().tolist():
             preconditioner.refresh(index, part, predictions)
         gradient = part.gradient(predictions, start)
+        was_small, wanted = _pick(nearly, kept, 1), _pick(active, kept, 1)
+        certain = was_small & (part.gap(predictions, gradient) <= CERTIFICATE_LIMIT * _pick(at_zero, kept, 1))
+        _put(settled, kept, 1, certain | _pick(settled, kept, 1))
+        wanted = wanted & ~certain
+        _put(active, kept, 1, wanted)
+        if not bool(wanted.any()):
+            break
         forcing = (_norm(gradient) / _pick(gradient_at_zero, kept, 1)).sqrt().clamp(max=0.1)
         max_steps = torch.where(was_stale, _MAX_CG_STEPS_REFRESHED, _MAX_CG_STEPS)
-        step = newton_direction(part, predictions, gradient, forcing, max_steps, preconditioner)
-        length = line_search(part, at, start, step) * _pick(active, kept, 1)
+        step = newton_direction(part, predictions, gradient, wanted, forcing, max_steps, preconditioner)
+        length = line_search(part, at, start, step) * wanted
         _put(decision, kept, 2, at + length[:, None, :, None] * step.change)
         now = start + length[:, :, None, None] * step.direction
         _put(point, kept, 1, now)
         _put(stale, kept, 1, step.capped)
         size = _inner(part.design.penalised(part.columns, now), now)
         enough = torch.maximum(_TOLERANCE**2 * size, _pick(at_zero, kept, 1) * torch.finfo(size.dtype).eps)
-        small = (-step.slope <= enough) & ~step.capped
-        _put(settled, kept, 1, small | _pick(settled, kept, 1))
-        _put(active, kept, 1, _pick(active, kept, 1) & ~small & (length > 0))
+        small = wanted & (-step.slope <= enough) & ~step.capped
+        _put(nearly, kept, 1, small | was_small)
+        _put(settled, kept, 1, (small & was_small) | _pick(settled, kept, 1))
+        _put(active, kept, 1, wanted & ~(small & was_small) & (length > 0))
         if not bool(active.any()):
             break
     return point, settled
@@ -354,18 +371,19 @@ def newton_direction(
     part: Problem,
     predictions: Float64[Tensor, "cell row column output"],
     gradient: Float64[Tensor, "cell column output parameter"],
+    wanted: Bool[Tensor, "cell column"],
     forcing: Float64[Tensor, "cell column"],
     max_steps: Int64[Tensor, "cell column"],
     preconditioner: Preconditioner,
 ) -> Step:
-    """Solve H d = -g by conjugate gradients, to `forcing` in the preconditioner's norm."""
+    """Solve H d = -g for the wanted columns by conjugate gradients, to `forcing` in the preconditioner's norm."""
     direction, change = torch.zeros_like(gradient), torch.zeros_like(predictions)
     indices = part.columns.penalty_index.unique().tolist()
     residual = -gradient
     search = preconditioner.apply(part.columns, residual, indices)
     size = _inner(residual, search)
     goal = forcing.square() * size
-    live = size > 0
+    live = wanted & (size > 0)
     n_steps = 0
     kept, working, there = None, part, predictions
     while bool(live.any()):
@@ -384,10 +402,12 @@ def newton_direction(
         preconditioned = preconditioner.apply(working.columns, left, indices)
         new_size = torch.where(going, _inner(left, preconditioned), old_size)
         _put(residual, kept, 1, left)
-        _put(search, kept, 1, preconditioned + (new_size / old_size)[:, :, None, None] * along)
+        # A column that has come to its end may still be there to fill up its cell's.
+        ratio = torch.where(going, new_size / old_size, 0.0)
+        _put(search, kept, 1, preconditioned + ratio[:, :, None, None] * along)
         _put(size, kept, 1, new_size)
         live = live & (size > goal) & (n_steps < max_steps)
-    return Step(direction, change, _inner(gradient, direction), capped=size > goal)
+    return Step(direction, change, _inner(gradient, direction), capped=wanted & ~(size <= goal))
 
 
 def line_search(

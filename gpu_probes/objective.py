@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -53,6 +53,10 @@ class ProbeFits:
     converged: Bool[Tensor, "cell fit penalty"]
     solver: Int8[Tensor, "cell fit penalty"]
 
+    def moved(self, origin: Float64[Tensor, "cell feature"]) -> ProbeFits:
+        """The same probes of rows from which `origin` has not been subtracted."""
+        return replace(self, intercept=self.intercept - (self.coef * origin[:, None, None, None]).sum(-1))
+
     @classmethod
     def joined(cls, parts: Sequence[ProbeFits]) -> ProbeFits:
         """Fits of several groups of penalties as one."""
@@ -62,18 +66,13 @@ class ProbeFits:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts], 2) for name in names})
 
 
-def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tensor, "*#fit"]) -> Float64[Tensor, "..."]:
+def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tensor, "*#fit"]) -> Tensor:
     """Bound on the excess of the objective over its minimum: |gradient|^2 / (2 penalty).
 
     The objective is strongly convex with modulus `penalty`. The same number is the duality gap at the dual point
     that belongs to the coefficients, the rows' errors. Infinite without a penalty, where it bounds nothing.
     """
     return torch.where(penalty > 0, gradient_square / (2 * penalty), torch.inf)
-
-
-def c_from_alpha(alpha: float) -> float:
-    """scikit-learn's C for an alpha: C = 1/alpha, as the original scripts have it."""
-    return 1.0 / alpha
 
 
 def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:

@@ -11,6 +11,7 @@ from gpu_probes.errors import BudgetError
 # Blocks of cells that are small are joined, up to this much: the cost of a call is spread over them.
 _SMALL_BLOCK_BYTES = 2**25
 _MIN_CHUNK_ROWS = 256
+_BLOCKS_PER_WORKER = 4
 _FLOAT = 8
 _STORED = 4  # most stores hold float32 or half of that
 # The C library gives freed blocks below this size back to the system only from the end of a thread's heap.
@@ -29,6 +30,9 @@ class Workload:
     n_alphas: int
     n_folds: int
     is_regression: bool
+    centres: bool = False
+    standardize: bool = False
+    unpenalised: bool = False
 
     @property
     def n_fits(self) -> int:
@@ -37,8 +41,19 @@ class Workload:
 
     @property
     def is_dual(self) -> bool:
-        """Whether there are fewer rows than features."""
-        return self.n_train < self.n_features
+        """Whether a ridge solves for a number per row: some fit has fewer rows than features.
+
+        Not for alpha 0 if the fit on everything has enough of them: then there may be one solution, and the rows' own
+        system has many.
+        """
+        fewest = self.n_train - -(-self.n_train // self.n_folds) if self.n_folds else self.n_train
+        too_few = self.n_train if self.unpenalised else fewest
+        return self.is_regression and too_few < self.n_features
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether a logistic regression works in the span of its rows (see `gpu_probes.logistic.Design`)."""
+        return not self.is_regression and self.n_train < self.n_features and not self.standardize
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,13 @@ class BlockPlan:
 
 
 def plan_blocks(
-    cells: Sequence[Cell], workload: Workload, *, budget_bytes: int, n_workers: int, joins_cells: bool
+    cells: Sequence[Cell],
+    workload: Workload,
+    *,
+    budget_bytes: int,
+    n_workers: int,
+    joins_cells: bool,
+    n_devices: int = 1,
 ) -> BlockPlan:
     """Choose the largest blocks and chunks that stay within a budget.
 
@@ -61,9 +82,10 @@ def plan_blocks(
     ----------
     cells : all cells, in the order of the result
     workload : what one cell takes
-    budget_bytes : what everything may take besides the result itself
-    n_workers : blocks that are worked on at the same time, at most
-    joins_cells : fill the budget with cells (a GPU) rather than only join small ones (CPU cores)
+    budget_bytes : what the work on one device may take besides the result itself
+    n_workers : blocks that one device works on at the same time, at most
+    joins_cells : work on many cells at once (a GPU) rather than only join small ones (CPU cores)
+    n_devices : how many share the cells
 
     Raises
     ------
@@ -71,9 +93,9 @@ def plan_blocks(
         When not even one cell fits, a few rows at a time.
     """
     whole = max(workload.n_train, workload.n_test, 1)
-    # The dual needs all training rows at once.
-    fewest = max(_MIN_CHUNK_ROWS, workload.n_train if workload.is_dual else 0)
-    chunk_rows, penalties, n_workers = whole, workload.n_alphas, min(n_workers, len(cells))
+    # A number per row needs all training rows at once.
+    fewest = max(_MIN_CHUNK_ROWS, workload.n_train if workload.is_dual or workload.is_reduced else 0)
+    chunk_rows, penalties, n_workers = whole, workload.n_alphas, min(n_workers, -(-len(cells) // n_devices))
     while cell_nbytes(workload, chunk_rows, penalties) * n_workers > budget_bytes:
         mostly_columns = _columns_nbytes(workload, chunk_rows, penalties) > _reading_nbytes(workload, whole, chunk_rows)
         if n_workers > 1:
@@ -90,7 +112,9 @@ def plan_blocks(
     per_cell = cell_nbytes(workload, chunk_rows, penalties)
     fitting = budget_bytes // (per_cell * n_workers)
     wanted = fitting if joins_cells else max(_SMALL_BLOCK_BYTES // per_cell, 1)
-    size = max(min(fitting, wanted, -(-len(cells) // n_workers)), 1) if chunk_rows == whole else 1
+    # Several blocks for each worker of a GPU: one is read and copied while another is computed.
+    n_turns = n_workers * n_devices * (_BLOCKS_PER_WORKER if joins_cells else 1)
+    size = max(min(fitting, wanted, -(-len(cells) // n_turns)), 1) if chunk_rows == whole else 1
     blocks = tuple(tuple(cells[start : start + size]) for start in range(0, len(cells), size))
     return BlockPlan(blocks, chunk_rows, penalties, n_workers, per_cell * size * n_workers)
 
@@ -121,16 +145,20 @@ def _reading_nbytes(w: Workload, n_rows: int, chunk_rows: int) -> int:
 
 
 def _ridge_nbytes(w: Workload) -> int:
-    """Matrices: those of the lots, and of one fit its sum, the penalised copy, and the factor."""
+    """Matrices: those of the lots, and of one fit its sum, the penalised copy, and the factor.
+
+    In the dual the kernels, made for each fit from its own centred copy of the rows if they are centred.
+    """
     if w.is_dual:
-        return 4 * _FLOAT * w.n_train**2
+        copies = 3 * _FLOAT * w.n_train * w.n_features if w.centres else 0
+        return 4 * _FLOAT * w.n_train**2 + copies
     return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2
 
 
 def _logistic_nbytes(w: Workload, penalties: int) -> int:
     """The bound's Gram matrix, a penalised copy and its factor, and a factor per penalty and output kept."""
-    size = min(w.n_train, w.n_features)
-    basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_dual else 0
+    size = w.n_train if w.is_reduced else w.n_features
+    basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_reduced else 0
     return (3 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 
@@ -48,7 +48,8 @@ class Frame:
         scale = torch.ones_like(mean)
         if preprocessing.standardize:
             variance = sums.squares / sums.weight - mean.square()
-            # As StandardScaler: what does not vary (but for rounding) keeps its scale.
+            # As StandardScaler: what does not vary (but for rounding) keeps its scale. The rows are shifted by the
+            # first of them, so the mean is not far from 0 and nothing cancels.
             varies = variance > 1e3 * torch.finfo(mean.dtype).eps * mean.square()
             scale = torch.where(varies, variance, 1.0).sqrt()
         target_mean = sums.targets / sums.weight
@@ -71,6 +72,10 @@ class Frame:
         nothing = torch.zeros_like(features[:, 0])
         sums, squares = (weight @ features, weight @ features.square()) if preprocessing.centres else (nothing, nothing)
         return cls.of(Marginals(weight.sum(), sums, squares, weight @ targets), preprocessing)
+
+    def take(self, cells: Int64[Tensor, " kept"]) -> Frame:
+        """Some of the cells."""
+        return replace(self, centre=self.centre[cells], scale=self.scale[cells])
 
     def apply(self, features: Float64[Tensor, "cell row feature"]) -> Float64[Tensor, "cell row feature"]:
         """Shift and scale."""

@@ -24,8 +24,8 @@ from gpu_probes.objective import ProbeFits, Solver, duality_gap
 from gpu_probes.preprocessing import Frame, Preprocessing
 from gpu_probes.rows import Rows, TrainingSets
 
-# Relative to the objective at zero: training predictions within 1e-7 of the targets' rms. Held-out ones can be further
-# off at small penalties, so corrections, which are cheap, aim at 1e-8.
+# Relative to half the sum of squared deviations of the targets: training predictions within 1e-7 deviations. Held-out
+# ones can be further off at small penalties, so corrections, which are cheap, aim at 1e-8.
 CERTIFICATE_LIMIT = 1e-14
 _CERTIFICATE_GOAL = 1e-16
 _MAX_CORRECTIONS = 4
@@ -176,15 +176,20 @@ def fit_ridge(
     sets: TrainingSets,
     penalties: Sequence[float],
     preprocessing: Preprocessing,
+    *,
+    dual: bool,
 ) -> list[ProbeFits]:
     """Fit every training set at every penalty; one factorisation serves all targets.
+
+    `dual` solves for a number per row: where some fit has fewer rows than features, the primal solution of a small
+    penalty is exact on those rows but less so on others.
 
     Returns
     -------
     list of ProbeFits
         One for each target, with one output.
     """
-    space = (Dual if rows.n_samples < rows.n_features else Primal)(rows, targets, sets, preprocessing)
+    space = (Dual if dual else Primal)(rows, targets, sets, preprocessing)
     unknowns: list[Tensor] = []
     singular = torch.zeros(rows.n_cells, sets.n_fits, len(penalties), dtype=torch.bool, device=targets.device)
     for fit in range(sets.n_fits):
@@ -222,9 +227,9 @@ class _Solutions:
         self._penalties = targets.new_tensor(list(penalties))[:, None, None]
         self._unknowns, self._singular = unknowns, singular
         weights = sets.weights(torch.arange(rows.n_samples, device=targets.device))
-        centres = torch.stack([frame.target_centre for frame in space.frames])
-        at_zero = 0.5 * torch.einsum("fn,fnt->ft", weights, (targets - centres[:, None]).square())
-        # Targets that are all zero are fitted by zeros, which have no gap.
+        means = (weights @ targets) / weights.sum(1, keepdim=True)
+        at_zero = 0.5 * torch.einsum("fn,fnt->ft", weights, (targets - means[:, None]).square())
+        # Targets that do not vary have no scale of their own.
         self._at_zero = torch.where(at_zero > 0, at_zero, 1.0)
         fits = range(sets.n_fits)
         self._coef = torch.stack([space.coef(fit, unknowns[fit]) for fit in fits], 1)
@@ -241,6 +246,7 @@ class _Solutions:
     def correct(self, fit: int, k: int) -> None:
         """Correct the solution of one fit from its residual, until its gap is small enough."""
         penalty, unknown = self._penalties[k : k + 1], self._unknowns[fit][:, k : k + 1]
+        among = self.above(_CERTIFICATE_GOAL)[:, fit, k]
         factor = factorise(self._space.system(fit).matrix, float(penalty))
         coef, measured = self._coef[:, fit, k : k + 1], None
         for n_corrections in range(_MAX_CORRECTIONS + 1):
@@ -249,7 +255,7 @@ class _Solutions:
             step = factor.solve(residual.flatten(1, 2).mT).mT.unflatten(1, residual.shape[1:3])
             gap = self._space.excess(residual, step, factor) / self._at_zero[fit]
             solver = Solver.CORRECTED if n_corrections else Solver.CHOLESKY
-            self._keep_better(fit, k, coef, intercept[:, 0], measured.decision, gap, solver)
+            self._keep_better(fit, k, among, coef, intercept[:, 0], measured.decision, gap, solver)
             if not bool(self.above(_CERTIFICATE_GOAL)[:, fit, k].any()):
                 return
             unknown = unknown + step
@@ -257,22 +263,28 @@ class _Solutions:
 
     def solve_rows(self, fit: int, k: int) -> None:
         """Find one fit anew from a QR factorisation of its rows below ``sqrt(penalty) I``, without any squares."""
-        penalty, frame, d = float(self._penalties[k]), self._space.frames[fit], self._rows.n_features
-        triangle = torch.eye(d, d + self._targets.shape[1], dtype=torch.float64, device=self._targets.device)
-        triangle = (penalty**0.5 * triangle).expand(self._rows.n_cells, -1, -1)
+        among = self.above(CERTIFICATE_LIMIT)[:, fit, k]
+        cells = torch.nonzero(among).flatten()
+        penalty, d, n_targets = float(self._penalties[k]), self._rows.n_features, self._targets.shape[1]
+        frame, whole = self._space.frames[fit].take(cells), self._space.frames[fit]
+        triangle = torch.eye(d, d + n_targets, dtype=torch.float64, device=self._targets.device)
+        triangle = (penalty**0.5 * triangle).expand(len(cells), -1, -1)
         for chunk in self._rows.chunks():
-            root = self._sets.weights(chunk.samples)[fit].sqrt()[:, None]
-            shifted = (self._targets[chunk.samples] - frame.target_centre).expand(self._rows.n_cells, -1, -1)
-            below = root * torch.cat([frame.apply(chunk.features), shifted], 2)
-            triangle = torch.linalg.qr(torch.cat([triangle, below], 1), mode="r").R
+            for samples, features in zip(chunk.samples.split(d), chunk.features.split(d, 1), strict=True):
+                root = self._sets.weights(samples)[fit].sqrt()[:, None]
+                shifted = (self._targets[samples] - frame.target_centre).expand(len(cells), -1, -1)
+                below = root * torch.cat([frame.apply(features[cells]), shifted], 2)
+                triangle = torch.linalg.qr(torch.cat([triangle, below], 1), mode="r").R
         triangle, right_side = triangle[:, :d, :d], triangle[:, :d, d:]
         unknown = torch.linalg.solve_triangular(triangle, right_side, upper=True)
-        coef = frame.raw(unknown.mT)[:, None]
+        coef = self._coef[:, fit, k : k + 1].clone()
+        coef[cells] = frame.raw(unknown.mT)[:, None]
         intercept, (measured,) = self._measure([fit], coef[:, None])
-        gradient = frame.back(measured.back, measured.total)[:, 0].mT - penalty * unknown
+        gradient = whole.back(measured.back, measured.total)[cells, 0].mT - penalty * unknown
         half = torch.linalg.solve_triangular(triangle.mT, gradient, upper=False)
-        gap = 0.5 * half.square().sum(1)[:, None] / self._at_zero[fit]
-        self._keep_better(fit, k, coef, intercept[:, 0], measured.decision, gap, Solver.QR)
+        gap = torch.full_like(self._gap[:, fit, k : k + 1], torch.inf)
+        gap[cells] = 0.5 * half.square().sum(1)[:, None] / self._at_zero[fit]
+        self._keep_better(fit, k, among, coef, intercept[:, 0], measured.decision, gap, Solver.QR)
 
     def by_target(self) -> list[ProbeFits]:
         """One result for each target."""
@@ -282,7 +294,7 @@ class _Solutions:
                 intercept=self._intercept[:, :, :, t : t + 1],
                 decision=self._decision[:, :, :, t, :, None],
                 certificate=self._gap[..., t],
-                converged=self._gap[..., t] <= CERTIFICATE_LIMIT,
+                converged=(self._gap[..., t] <= CERTIFICATE_LIMIT) & self._coef[:, :, :, t].isfinite().all(-1),
                 solver=self._solver,
             )
             for t in range(self._targets.shape[1])
@@ -318,15 +330,16 @@ class _Solutions:
         self,
         fit: int,
         k: int,
+        among: Bool[Tensor, " cell"],
         coef: Float64[Tensor, "cell 1 target feature"],
         intercept: Float64[Tensor, "cell 1 target"],
         decision: Float64[Tensor, "cell 1 target sample"],
         gap: Float64[Tensor, "cell 1 target"],
         solver: Solver,
     ) -> None:
-        """Take what has a smaller gap than before, cell by cell."""
+        """Take what has a smaller gap than before, cell by cell, among some cells."""
         held = self._gap[:, fit, k]
-        better = (gap[:, 0].amax(-1) < held.amax(-1)) | held.isnan().any(-1)
+        better = among & ((gap[:, 0].amax(-1) < held.amax(-1)) | held.isnan().any(-1))
         new = ((self._coef, coef), (self._intercept, intercept), (self._decision, decision), (self._gap, gap))
         for values, candidate in new:
             values[better, fit, k] = candidate[better, 0]

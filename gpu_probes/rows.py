@@ -95,6 +95,13 @@ class Rows:
         self._kept: Chunk | None = None
         self._staging: Tensor | None = None
         self._blanked: Bool[Tensor, " cell"] | None = None
+        self._origin: Float64[Tensor, "cell feature"] | None = None
+
+    def shift(self, origin: Float64[Tensor, "cell feature"]) -> None:
+        """Subtract one row from all, so that sums of squares do not cancel where the mean is far from 0."""
+        self._origin = origin
+        if self._kept is not None:
+            self._kept.features.sub_(origin[:, None])
 
     def blank(self, cells: Bool[Tensor, " cell"]) -> None:
         """Show zeros for cells without a fit, so that what they hold does not reach the work on the others."""
@@ -163,6 +170,8 @@ class Rows:
         # float64 rows on a CPU would stay those of the staging memory.
         is_reused = self._staging is not None
         features = staged.to(self.device, non_blocking=True).to(torch.float64, copy=is_reused)
+        if self._origin is not None:
+            features.sub_(self._origin[:, None])
         if self._blanked is not None:
             features[self._blanked] = 0
         counts = np.bincount(lots, minlength=self._n_lots)
@@ -200,6 +209,7 @@ class Overview:
     finite: Bool[Tensor, " cell"]
     constant: Bool[Tensor, " cell"]
     largest_norm: Float64[Tensor, " cell"]
+    first_row: Float64[Tensor, "cell feature"]
 
 
 def look_over(rows: Rows) -> Overview:
@@ -220,7 +230,8 @@ def look_over(rows: Rows) -> Overview:
         constant &= (features[:, :8] == first).all(2).all(1)
         if bool(constant.any()):
             constant &= (features == first).all(2).all(1)
-    return Overview(finite, constant & finite, largest)
+    assert first is not None
+    return Overview(finite, constant & finite, largest, first[:, 0])
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -40,6 +40,7 @@ class SearchPlan:
     labels: tuple[LabelPlan, ...]
     penalties: tuple[float, ...]
     penalties_at_once: int
+    dual: bool
     sets: TrainingSets
     preprocessing: Preprocessing
 
@@ -84,12 +85,15 @@ class Evaluation:
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
     """Fit and score some cells; one result for each label."""
     seen = look_over(train)
+    if plan.preprocessing.centres:
+        train.shift(seen.first_row)
     train.blank(~seen.finite | seen.constant)
     fitted = _fit(plan, train)
+    if plan.preprocessing.centres:
+        fitted = [fits.moved(seen.first_row) for fits in fitted]
     seen_test = None if test is None else look_over(test)
     return [
-        _search_label(plan, label, fits, seen, test, seen_test)
-        for label, fits in zip(plan.labels, fitted, strict=True)
+        _search_label(plan, label, fits, seen, test, seen_test) for label, fits in zip(plan.labels, fitted, strict=True)
     ]
 
 
@@ -97,7 +101,7 @@ def _fit(plan: SearchPlan, train: Rows) -> list[ProbeFits]:
     first = plan.labels[0]
     if first.task.task_type == "regression":
         targets = torch.cat([label.train_targets for label in plan.labels], 1)
-        return fit_ridge(train, targets, plan.sets, plan.penalties, plan.preprocessing)
+        return fit_ridge(train, targets, plan.sets, plan.penalties, plan.preprocessing, dual=plan.dual)
     loss = SigmoidLoss() if first.task.n_outputs == 1 else SoftmaxLoss()
     at_once = plan.penalties_at_once
     groups = [plan.penalties[start : start + at_once] for start in range(0, len(plan.penalties), at_once)]
@@ -123,8 +127,9 @@ def _search_label(
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
+        # At any alpha: it had a part in the choice.
+        (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3)).flatten(1).any(1)),
         *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
-        (Status.NOT_CONVERGED, ~_at(fits.converged.mT, chosen).all(1)),
     ]
     no_probe = unchosen | torch.stack([affected for reason, affected in reasons if reason in _NO_PROBE]).any(0)
 

@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from gpu_probes.errors import LabelError, ProbeWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_task
 from gpu_probes.objective import penalties_of
-from gpu_probes.planner import Workload, plan_blocks
+from gpu_probes.planner import BlockPlan, Workload, plan_blocks
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.results import SweepResult
 from gpu_probes.rows import Rows, TrainingSets
@@ -39,7 +39,7 @@ class SweepOptions:
         training labels binary or multiclass.
     alpha : float
         Penalty of every probe.
-    alphas : sequence of float or "auto", optional
+    alphas : sequence or array of float, or "auto", optional
         Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
         powers of ten that suit the training features.
     k_fold : bool
@@ -63,7 +63,7 @@ class SweepOptions:
 
     task_type: str = "auto"
     alpha: float = 1.0
-    alphas: Sequence[float] | Literal["auto"] | None = None
+    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
     k_fold: bool = False
     n_folds: int = 5
     seed: int = 42
@@ -73,6 +73,11 @@ class SweepOptions:
     device: str = "auto"
     budget_bytes: int | None = None
     progress: Progress | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to the features before a fit."""
+        return Preprocessing(self.fit_intercept, self.standardize)
 
 
 def sweep(
@@ -143,11 +148,22 @@ def sweep_labels(
         check_axes(test, "test")
         check_same_axes(train, test)
     devices = resolve_devices(given.device)
-    alphas = choose_alphas(given.alpha, given.alphas, k_fold=given.k_fold, train=train)
     weights = read_weights(given.sample_weight, train.n_samples)
+    alphas = choose_alphas(
+        given.alpha,
+        given.alphas,
+        k_fold=given.k_fold,
+        train=train,
+        preprocessing=given.preprocessing,
+        total_weight=float(train.n_samples if weights is None else weights.sum()),
+    )
     labels = [_read_label(name, train, train_labels, test, test_labels, given) for name in train_labels]
+    for label in labels:
+        _check_weights(label, weights)
+    # All are planned before the first is fitted: what is wrong with one shows at once.
+    planned = [_plan_group(group, train, test, alphas, devices, given) for group in _groups(labels)]
     results: dict[str, SweepResult] = {}
-    for group in _groups(labels):
+    for group in planned:
         results |= _sweep_group(group, train, test, alphas, weights, devices, given)
     _warn(results)
     return {name: results[name] for name in train_labels}
@@ -176,7 +192,7 @@ def _read_label(
     task = resolve_task(given.task_type, labels)
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
-        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed, task_type=task.task_type)
+        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed)
     held_out = None
     if test is not None and test_labels is not None:
         if name not in test_labels:
@@ -184,6 +200,19 @@ def _read_label(
         held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
         task.targets(held_out, _named("test", name))
     return _Label(name, task, folds, labels, held_out)
+
+
+def _check_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> None:
+    """Raise `LabelError` where a fold's training rows all have weight 0."""
+    if weights is None:
+        return
+    of_fit = label.folds.lots_of_fit() @ np.bincount(label.folds.fold_of_sample, weights, label.folds.n_lots)
+    empty = np.flatnonzero(of_fit == 0)
+    if empty.size:
+        raise LabelError(
+            f"sample_weight is 0 for all training rows of {label.name!r} outside fold {empty[0]}; use fewer folds, "
+            "another --seed, or other weights"
+        )
 
 
 def _named(split: str, name: str) -> str:
@@ -207,26 +236,38 @@ def _groups(labels: Sequence[_Label]) -> list[list[_Label]]:
     return groups
 
 
-def _sweep_group(
-    group: Sequence[_Label],
+@dataclass(frozen=True)
+class _Group:
+    """Labels that are fitted together, and how."""
+
+    labels: Sequence[_Label]
+    penalties: tuple[float, ...]
+    workload: Workload
+    plan: BlockPlan
+
+
+def _plan_group(
+    labels: Sequence[_Label],
     train: CellSource,
     test: CellSource | None,
     alphas: tuple[float, ...],
-    weights: Float64[np.ndarray, " train_sample"] | None,
     devices: Sequence[torch.device],
     given: SweepOptions,
-) -> dict[str, SweepResult]:
-    task, folds = group[0].task, group[0].folds
+) -> _Group:
+    task = labels[0].task
     penalties = tuple(penalties_of(alphas, task.task_type))
     workload = Workload(
         n_train=train.n_samples,
         n_test=0 if test is None else test.n_samples,
         n_features=train.n_features,
         n_outputs=task.n_outputs,
-        n_targets=len(group),
+        n_targets=len(labels),
         n_alphas=len(alphas),
-        n_folds=folds.n_folds,
+        n_folds=labels[0].folds.n_folds,
         is_regression=task.task_type == "regression",
+        centres=given.preprocessing.centres,
+        standardize=given.standardize,
+        unpenalised=0.0 in penalties,
     )
     budget = given.budget_bytes
     plan = plan_blocks(
@@ -235,13 +276,32 @@ def _sweep_group(
         budget_bytes=free_bytes(devices) if budget is None else budget,
         n_workers=most_workers(devices[0]),
         joins_cells=devices[0].type != "cpu",
+        n_devices=len(devices),
     )
-    preprocessing = Preprocessing(given.fit_intercept, given.standardize)
+    return _Group(labels, penalties, workload, plan)
+
+
+def _sweep_group(
+    group: _Group,
+    train: CellSource,
+    test: CellSource | None,
+    alphas: tuple[float, ...],
+    weights: Float64[np.ndarray, " train_sample"] | None,
+    devices: Sequence[torch.device],
+    given: SweepOptions,
+) -> dict[str, SweepResult]:
+    plan, folds = group.plan, group.labels[0].folds
 
     def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
         sets = TrainingSets.of(folds, weights, device)
-        labels = tuple(_label_plan(label, device) for label in group)
-        search_plan = SearchPlan(labels, penalties, plan.penalties_at_once, sets, preprocessing)
+        search_plan = SearchPlan(
+            labels=tuple(_label_plan(label, device) for label in group.labels),
+            penalties=group.penalties,
+            penalties_at_once=plan.penalties_at_once,
+            dual=group.workload.is_dual,
+            sets=sets,
+            preprocessing=given.preprocessing,
+        )
         rows = Rows(train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=plan.chunk_rows, device=device)
         held_out = None
         if test is not None:
@@ -249,14 +309,17 @@ def _sweep_group(
             held_out = Rows(test, block, no_lots, 1, chunk_rows=plan.chunk_rows, device=device)
         return search_block(search_plan, rows, held_out)
 
-    grids = [_Grid(len(train.positions), len(train.layers)) for _ in group]
+    grids = [_Grid(len(train.positions), len(train.layers)) for _ in group.labels]
     with workers(devices, plan.n_workers) as submit:
         pending = deque(submit(search, block) for block in plan.blocks)
         progress = given.progress
         for _ in plan.blocks if progress is None else progress(plan.blocks):
             for grid, result in zip(grids, pending.popleft().result(), strict=True):
                 grid.append(result)
-    return {label.name: _assemble(label, grid, train, alphas, given) for label, grid in zip(group, grids, strict=True)}
+    return {
+        label.name: _assemble(label, grid, train, alphas, given)
+        for label, grid in zip(group.labels, grids, strict=True)
+    }
 
 
 class _Grid:

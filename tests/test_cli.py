@@ -429,3 +429,31 @@ def test_repair(stores, tiny_model, tmp_path):
     assert run(*command).returncode == 0
     assert run("verify", tmp_path / "s.zarr").returncode == 0
     assert tree(tmp_path / "s.zarr") == tree(stores / "train.zarr")
+
+
+def test_a_wrong_option_leaves_the_finished_result_as_it_is(stores, tmp_path):
+    output = tmp_path / "out"
+    assert train(stores, output, "--k_fold").returncode == 0
+    before = tree(output)
+    for options, message in (
+        (("--k_fold", "--alphas", "1,-1"), "alpha -1.0 is not a penalty"),
+        (("--k_fold", "--seed", "-1"), "seed -1 is none that NumPy takes"),
+        (("--k_fold", "--budget_gib", "0"), "--budget_gib"),
+        (("--k_fold", "--alphas", "1,10", "--budget_gib", "0.00001"), "one cell takes"),
+    ):
+        done = train(stores, output, *options)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert tree(output) == before
+
+
+def test_a_pt_has_one_label_and_no_weights(stores, tmp_path):
+    paths = {split: tmp_path / f"{split}.pt" for split in ("train", "test")}
+    for split, path in paths.items():
+        assert run("export", stores / f"{split}.zarr", path).returncode == 0
+    given = ["train", "--train_activations", paths["train"], "--test_activations", paths["test"]]
+    for options in (("--label_column", "a", "--label_column", "b"), ("--weight_column", "w")):
+        done = run(*given, "--output_dir", tmp_path / "out", *options)
+        assert done.returncode == 2
+        assert "has one label without a name" in done.stderr

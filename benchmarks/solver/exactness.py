@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Shaped
@@ -79,7 +80,7 @@ def measure_errors(data: str, cells: Cells, *, n_logistic: int, device: str) -> 
     chosen = [varying[i] for i in np.unique(np.linspace(0, len(varying) - 1, n_logistic).astype(int))]
     for k, alpha in enumerate(ALPHAS):
         source = ArrayCellSource(cells.train)
-        options = {"alpha": alpha, "n_folds": N_FOLDS, "seed": SEED, "device": device}
+        options: dict[str, Any] = {"alpha": alpha, "n_folds": N_FOLDS, "seed": SEED, "device": device}
         predictions = sweep(source, cells.train_labels, k_fold=True, **options).cv_predictions
         assert predictions is not None
         off = [np.abs(predictions[cell][:, 0] - held_out[k]).max() for cell, held_out in expected.items()]

@@ -16,7 +16,7 @@ def test_moments_of_a_fit_are_those_of_its_training_rows(n_features: int, weight
     rng = np.random.default_rng(0)
     features, targets = rng.standard_normal((23, n_features)), rng.standard_normal((23, 2))
     weights = rng.uniform(0, 2, 23) if weighted else np.ones(23)
-    plan = plan_folds(LABELS, n_folds=5, seed=0, task_type="regression")
+    plan = plan_folds(LABELS, n_folds=5, seed=0)
     rows, sets = block_of(features, plan, device, weights if weighted else None, chunk_rows)
     lots = lot_moments(rows, torch.tensor(targets, device=device), sets)
     for fit in range(6):

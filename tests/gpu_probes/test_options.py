@@ -152,3 +152,97 @@ def test_every_fit_has_a_certificate_and_a_solver():
     ridge = run(ARRAY, LABELS)
     assert (ridge.certificate <= 1e-14).all()
     assert (ridge.solver == Solver.CHOLESKY).all()
+
+
+@pytest.mark.parametrize("labels", [LABELS, CLASSES], ids=["ridge", "logistic"])
+@pytest.mark.parametrize("array", [ARRAY[:, :1, :1], WIDE[:, :1]], ids=["N>D", "N<D"])
+@pytest.mark.parametrize("options", [{"standardize": True, "fit_intercept": True}, {"fit_intercept": True}], ids=str)
+def test_features_far_from_zero_are_fitted_as_near_it(array: np.ndarray, labels: np.ndarray, options: dict):
+    # Powers of two: adding them changes no digit of the rows, which are rounded so that they have few.
+    near = np.round(array * 2**10) / 2**10
+    far = near + 2.0**20
+    results = [run(rows, labels, **options) for rows in (near, far)]
+    np.testing.assert_allclose(
+        results[1].cv_predictions, results[0].cv_predictions, atol=1e-6 * np.abs(results[0].cv_predictions).max()
+    )
+
+
+def test_an_intercept_that_dwarfs_the_features_is_right_whatever_the_penalty():
+    labels = (np.arange(N) % 5 > 0).astype(float)
+    result = run(ARRAY, labels, alpha=1e18, fit_intercept=True, k_fold=False)
+    np.testing.assert_allclose(result.train_predictions, 0.8, atol=1e-8)
+    assert (result.certificate <= 1e-12).all()
+
+
+def test_held_out_rows_of_folds_with_fewer_rows_than_features_are_exact_at_a_small_penalty():
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((110, 100)) * 10
+    X[:, :3] *= 200
+    labels = rng.standard_normal(110) + 100.3
+    result = run(X[:, None, None], labels, alpha=1e-3)
+    splits = KFold(5, shuffle=True, random_state=42).split(labels)
+    expected = reference(Ridge(alpha=1e-3, fit_intercept=False, solver="svd"), X, labels, np.ones(110), splits, False)
+    np.testing.assert_allclose(result.cv_predictions[0, 0, :, 0], expected, atol=1e-6 * labels.std())
+
+
+def test_auto_alphas_suit_the_features_as_they_are_fitted():
+    for array in (ARRAY, 1e-4 * ARRAY, 1e4 * ARRAY):
+        grid = run(array, LABELS, alphas="auto", standardize=True).alpha_grid
+        # The mean eigenvalue of standardized features: the rows, but for the constant feature.
+        assert (grid[0], grid[-1]) == (1e-3, 1e4)
+    shifted = ARRAY + 1e6
+    assert (
+        run(shifted, LABELS, alphas="auto", fit_intercept=True).alpha_grid
+        == run(ARRAY, LABELS, alphas="auto", fit_intercept=True).alpha_grid
+    )
+    tenfold = run(ARRAY, LABELS, alphas="auto", sample_weight=np.full(N, 10.0)).alpha_grid
+    np.testing.assert_allclose(tenfold, 10 * np.array(run(ARRAY, LABELS, alphas="auto").alpha_grid))
+
+
+def test_a_grid_may_be_an_array():
+    assert run(ARRAY, LABELS, alphas=np.logspace(-1, 1, 3)).alpha_grid == (0.1, 1.0, 10.0)
+    with pytest.raises(PenaltyError, match="alphas 'all' is unknown; give numbers, or auto"):
+        run(ARRAY, LABELS, alphas="all")
+    with pytest.raises(PenaltyError, match="alpha -1"):
+        run(ARRAY, LABELS, alpha=-1.0, alphas=[0.1, 1.0])
+
+
+@pytest.mark.parametrize("constant", [0.1, 3.1, 3.0])
+def test_a_constant_feature_beside_an_intercept_is_singular_without_a_penalty(constant: float):
+    array = RNG.standard_normal((N, 1, 1, 5))
+    array[..., 2] = constant
+    result = run(array, LABELS, alpha=0.0, fit_intercept=True)
+    assert result.status[0, 0].name == "SINGULAR"
+
+
+def test_a_fold_without_any_weight_is_an_error():
+    with pytest.raises(LabelError, match="sample_weight is 0 for all training rows of 'labels' outside fold"):
+        run(ARRAY, LABELS, sample_weight=np.eye(N)[0])
+
+
+def test_what_is_wrong_with_one_label_shows_before_any_is_fitted():
+    fitted = []
+    source = ArrayCellSource(ARRAY)
+    with pytest.raises(PenaltyError, match="alpha 0 means"):
+        sweep_labels(source, {"a": LABELS, "b": CLASSES}, alpha=0.0, device="cpu", progress=fitted.append)
+    assert not fitted
+
+
+def test_a_constant_label_and_a_rare_class_harm_no_other_label():
+    source = ArrayCellSource(ARRAY)
+    rare = np.zeros(N)
+    rare[:3] = 1
+    labels = {"a": LABELS, "constant": np.ones(N), "rare": rare}
+    tested = {"a": LABELS, "constant": CLASSES, "rare": CLASSES}
+    results = sweep_labels(source, labels, source, tested, k_fold=True, device="cpu")
+    statuses = {name: {status.name for status in result.status.ravel()} for name, result in results.items()}
+    assert statuses == {"a": {"OK"}, "constant": {"CONSTANT_LABELS"}, "rare": {"CONSTANT_FOLD"}}
+    assert np.isfinite(results["rare"].test_score).all()
+    assert np.isnan(results["rare"].cv_score).all()
+
+
+def test_as_many_folds_as_samples_leave_the_score_undefined_and_the_rest_whole():
+    result = run(ARRAY[:20], LABELS[:20], n_folds=20)
+    assert {status.name for status in result.status.ravel()} == {"CONSTANT_FOLD"}
+    assert np.isfinite(result.cv_predictions).all()
+    assert np.isfinite(result.train_score).all()

@@ -29,7 +29,8 @@ def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget,
     try:
         plan = plan_blocks(CELLS, work, budget_bytes=budget, n_workers=n_workers, joins_cells=joins)
     except BudgetError:
-        assert cell_nbytes(work, max(n_train if work.is_dual else 0, 256), work.n_alphas if regression else 1) > budget
+        at_once = n_train if work.is_dual or work.is_reduced else 0
+        assert cell_nbytes(work, max(at_once, 256), work.n_alphas if regression else 1) > budget
         return
     assert [cell for block in plan.blocks for cell in block] == CELLS
     assert plan.predicted_bytes <= budget
@@ -51,9 +52,29 @@ def test_small_cells_are_joined_and_large_ones_are_not():
     large = plan_blocks(CELLS, workload(), budget_bytes=2**33, n_workers=2, joins_cells=False)
     assert len(large.blocks) == len(CELLS)
     gpu = plan_blocks(CELLS, workload(), budget_bytes=2**36, n_workers=2, joins_cells=True)
-    assert len(gpu.blocks) == 2
+    assert len(gpu.blocks) == 8
 
 
 def test_less_than_one_cell_says_what_it_takes():
     with pytest.raises(BudgetError, match=r"one cell takes 0\.\d+ GiB and the budget is 0\.01 GiB; allow more with"):
         plan_blocks(CELLS, workload(), budget_bytes=2**23, n_workers=2, joins_cells=False)
+
+
+@pytest.mark.parametrize("n_devices", [1, 3, 8])
+def test_every_gpu_gets_several_blocks_for_each_of_its_threads(n_devices: int):
+    cells = [Cell(layer, position) for position in range(-5, 0) for layer in range(29)]
+    plan = plan_blocks(cells, workload(), budget_bytes=2**37, n_workers=2, joins_cells=True, n_devices=n_devices)
+    assert len(plan.blocks) >= 3 * 2 * n_devices
+    assert [cell for block in plan.blocks for cell in block] == cells
+
+
+def test_rows_that_a_number_each_is_solved_for_come_at_once():
+    wide = workload(n_train=1000, n_features=1100)
+    assert wide.is_dual
+    assert workload(n_train=1200, n_features=1000).is_dual
+    assert not workload(n_train=1200, n_features=1000, unpenalised=True).is_dual
+    assert not workload(n_train=1200, n_features=1000, is_regression=False).is_dual
+    assert workload(n_train=900, n_features=1000, is_regression=False).is_reduced
+    assert not workload(n_train=900, n_features=1000, is_regression=False, standardize=True).is_reduced
+    plan = plan_blocks(CELLS, wide, budget_bytes=2**27, n_workers=2, joins_cells=False)
+    assert plan.chunk_rows >= 1000

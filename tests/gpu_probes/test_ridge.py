@@ -25,7 +25,7 @@ def conditioned(n_samples: int, n_features: int, condition: float, seed: int = 0
 def fit(features: np.ndarray, labels: np.ndarray, alphas: list[float], folds: FoldPlan, device: str = "cpu"):
     rows, sets = block_of(features, folds, device)
     targets = torch.tensor(labels[:, None], device=device)
-    return only_cell(fit_ridge(rows, targets, sets, alphas, Preprocessing())[0])
+    return only_cell(fit_ridge(rows, targets, sets, alphas, Preprocessing(), dual=rows.n_samples < rows.n_features)[0])
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -36,7 +36,7 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 @pytest.mark.parametrize("condition", [1e1, 1e6])
 def test_every_fold_and_alpha_equals_scikit_learn(shape: tuple[int, int], condition: float, device: str):
     features, labels = conditioned(*shape, condition)
-    folds = plan_folds(labels, n_folds=5, seed=42, task_type="regression")
+    folds = plan_folds(labels, n_folds=5, seed=42)
     fits = fit(features, labels, ALPHAS, folds, device)
     assert fits.converged.all()
     assert fits.certificate.max() <= CERTIFICATE_LIMIT
@@ -71,18 +71,18 @@ def test_precision_steps_up_where_the_squared_matrix_loses_it(shape, condition, 
 def test_targets_are_columns_of_one_right_hand_side():
     features, labels = conditioned(80, 20, 1e2)
     targets = torch.tensor(np.stack([labels, labels[::-1] * 3.0], axis=1))
-    folds = plan_folds(labels, n_folds=4, seed=0, task_type="regression")
+    folds = plan_folds(labels, n_folds=4, seed=0)
     rows, sets = block_of(features, folds)
-    together = fit_ridge(rows, targets, sets, ALPHAS, Preprocessing())
+    together = fit_ridge(rows, targets, sets, ALPHAS, Preprocessing(), dual=False)
     for t in range(2):
-        alone = fit_ridge(rows, targets[:, t : t + 1].contiguous(), sets, ALPHAS, Preprocessing())[0]
+        alone = fit_ridge(rows, targets[:, t : t + 1].contiguous(), sets, ALPHAS, Preprocessing(), dual=False)[0]
         torch.testing.assert_close(together[t].coef, alone.coef, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(100, 20), (20, 50)], ids=str)
 def test_half_the_features_twice_with_half_the_alpha_is_the_same_fit(shape: tuple[int, int]):
     features, labels = conditioned(*shape, 1e2)
-    folds = plan_folds(labels, n_folds=5, seed=1, task_type="regression")
+    folds = plan_folds(labels, n_folds=5, seed=1)
     once = fit(features, labels, [2.0], folds)
     twice = fit(np.hstack([features, features]) / 2, labels, [1.0], folds)
     np.testing.assert_allclose(
@@ -136,7 +136,7 @@ def test_zero_labels_give_a_zero_probe():
 
 def test_the_dual_is_the_primal_of_the_rotated_rows():
     features, labels = conditioned(30, 50, 1e3)
-    folds = plan_folds(labels, n_folds=5, seed=1, task_type="regression")
+    folds = plan_folds(labels, n_folds=5, seed=1)
     _, _, right = np.linalg.svd(features, full_matrices=False)
     dual, primal = fit(features, labels, ALPHAS, folds), fit(features @ right.T, labels, ALPHAS, folds)
     np.testing.assert_allclose(dual.decision.numpy(), primal.decision.numpy(), atol=1e-7 * np.abs(labels).max())
