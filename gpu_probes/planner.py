@@ -156,10 +156,10 @@ def _ridge_nbytes(w: Workload) -> int:
 
 
 def _logistic_nbytes(w: Workload, penalties: int) -> int:
-    """The bound's Gram matrix, a penalised copy and its factor, and a factor per penalty and output kept."""
+    """A Gram matrix, penalised copies before and after they are factorised, and a factor per penalty and output."""
     size = w.n_train if w.is_reduced else w.n_features
     basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_reduced else 0
-    return (3 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
+    return (4 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
 
 
 def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:

@@ -106,7 +106,7 @@ FULL = Size(
         Load(40_000, 1536, 2, ONE_ALPHA, True, _GIB // 2),
         Load(8000, 576, 4, LOGISTIC_GRID, False, 8 * _GIB),
         Load(2000, 1536, 2, LOGISTIC_GRID, False, 8 * _GIB),
-        Load(800, 1536, 4, LOGISTIC_GRID, False, 8 * _GIB),
+        Load(800, 1536, 8, LOGISTIC_GRID, False, 8 * _GIB),
         Load(40_000, 576, 2, ONE_ALPHA, False, _GIB // 4),
     ),
     many=ManyRows(1_000_000, 1536, 2, 4 * _GIB),
