@@ -1,7 +1,8 @@
 """Scores, many columns at once: Spearman and ROC-AUC with midranks, NaN where undefined."""
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from gpu_probes.objective import TaskType
@@ -9,11 +10,25 @@ from gpu_probes.objective import TaskType
 
 def midranks(values: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
     """Rank from 1; equal values share the mean of their ranks (scipy's ``rankdata``)."""
-    values = values.contiguous()
-    ordered = values.sort(dim=-1).values
-    below = torch.searchsorted(ordered, values, right=False)
-    not_above = torch.searchsorted(ordered, values, right=True)
-    return (below + not_above + 1).to(values.dtype) / 2
+    order = _argsort(values)
+    ordered = values.gather(-1, order)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    place = torch.arange(values.shape[-1], device=values.device).expand_as(order)
+    ranks = place + 1.0
+    if not bool(differs.all()):
+        edge = torch.ones_like(order[..., :1], dtype=torch.bool)
+        first = torch.where(torch.cat([edge, differs], -1), place, 0).cummax(-1).values
+        is_last = torch.cat([differs, edge], -1)
+        last = torch.where(is_last, place, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+        ranks = (first + last) / 2.0 + 1
+    return torch.empty_like(values).scatter_(-1, order, ranks.to(values.dtype))
+
+
+def _argsort(values: Float64[Tensor, "*batch sample"]) -> Int64[Tensor, "*batch sample"]:
+    """Order of the values along the last axis; on a CPU NumPy's, which sorts many times faster than torch."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+    return values.argsort(dim=-1)
 
 
 def spearman(
