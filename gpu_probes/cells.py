@@ -1,7 +1,7 @@
 """Where the features come from: one (layer, position) cell at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
@@ -10,10 +10,10 @@ from gpu_probes.errors import CellError
 
 
 class Cell(NamedTuple):
-    """One (layer, position): the values on the axes, not their indices."""
+    """One (layer, position): the values on the axes, not their indices; names where several are joined to one."""
 
-    layer: int
-    position: int
+    layer: int | str
+    position: int | str
 
 
 @runtime_checkable
@@ -21,12 +21,12 @@ class CellSource(Protocol):
     """Anything that hands out cells, layer by layer and position by position, in blocks of consecutive samples."""
 
     @property
-    def layers(self) -> Sequence[int]:
+    def layers(self) -> Sequence[int | str]:
         """Indices into the model's ``hidden_states``."""
         ...
 
     @property
-    def positions(self) -> Sequence[int]:
+    def positions(self) -> Sequence[int | str]:
         """Negative token positions, -1 = the last real token."""
         ...
 
@@ -40,7 +40,7 @@ class CellSource(Protocol):
         """Columns of every cell."""
         ...
 
-    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:
+    def cell_blocks(self, layer: Any, position: Any) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:
         """Iterate over all samples in order: their indices and features (float16, bfloat16, float32 or float64).
 
         Blocks may be views of anything; they are only read, several cells at a time, from several threads.
@@ -73,8 +73,8 @@ class ArrayCellSource:
             raise CellError(f"array has shape {array.shape}; give it the axes [sample, layer, position, feature]")
         self._array = array
         self.n_samples, n_layers, n_positions, self.n_features = array.shape
-        self.layers = _axis("layers", layers, range(n_layers))
-        self.positions = _axis("positions", positions, range(-n_positions, 0))
+        self.layers = _numbers("layers", layers, range(n_layers))
+        self.positions = _numbers("positions", positions, range(-n_positions, 0))
 
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
         """Return the ``[sample, feature]`` view of one cell.
@@ -97,7 +97,12 @@ class ArrayCellSource:
 
 def cells_of(source: CellSource) -> list[Cell]:
     """All cells, positions outside, layers inside: the order of the result files."""
-    return [Cell(int(layer), int(position)) for position in source.positions for layer in source.layers]
+    return [Cell(layer, position) for position in axis(source.positions) for layer in axis(source.layers)]
+
+
+def axis(values: Sequence[int | str]) -> tuple[int | str, ...]:
+    """Numbers of an axis as Python's own, names as they are."""
+    return tuple(value if isinstance(value, str) else int(value) for value in values)
 
 
 def check_axes(source: CellSource, name: str) -> None:
@@ -120,7 +125,7 @@ def check_same_axes(train: CellSource, test: CellSource) -> None:
         )
 
 
-def _axis(name: str, given: Sequence[int] | None, default: range) -> tuple[int, ...]:
+def _numbers(name: str, given: Sequence[int] | None, default: range) -> tuple[int, ...]:
     values = tuple(default if given is None else given)
     if len(values) != len(default) or len(set(values)) != len(values):
         raise CellError(

@@ -1,11 +1,14 @@
 """Fold plans: scikit-learn's own splits, as one fold number per sample."""
 
+from __future__ import annotations
+
 import warnings
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from gpu_probes.errors import FoldError
 from gpu_probes.labels import label_kind
@@ -13,16 +16,19 @@ from gpu_probes.labels import label_kind
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """Which fold each sample is held out in.
+    """Which fold each sample is held out in, and what each fit of a cell is trained on.
 
-    A cell is fitted once without each fold and once on everything: fit k leaves out fold k, the last fit none.
+    Fit k leaves out fold k, the last fit none; between them, for nested cross-validation, come the fits that leave
+    out a pair of folds.
     """
 
     fold_of_sample: Int64[np.ndarray, " sample"]
     n_folds: int
+    nested: bool = False
+    stratified: bool = False
 
     @classmethod
-    def without_folds(cls, n_samples: int) -> "FoldPlan":
+    def without_folds(cls, n_samples: int) -> FoldPlan:
         """All samples in one lot that is never held out: the only fit is the one on everything."""
         return cls(np.zeros(n_samples, dtype=np.int64), 0)
 
@@ -31,32 +37,59 @@ class FoldPlan:
         """Groups of samples that are in or out together."""
         return max(self.n_folds, 1)
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Folds that the fits for nested cross-validation leave out; fit ``n_folds + i`` leaves out pair i."""
+        return list(combinations(range(self.n_folds), 2)) if self.nested else []
+
     def lots_of_fit(self) -> Float64[np.ndarray, "fit lot"]:
         """1.0 where the lot is in the fit's training set."""
-        leave_one_out = 1.0 - np.eye(self.n_folds, self.n_lots)
-        return np.vstack([leave_one_out, np.ones((1, self.n_lots))])
+        left_out = [(fold,) for fold in range(self.n_folds)] + self.pairs + [()]
+        return np.array([[float(lot not in out) for lot in range(self.n_lots)] for out in left_out])
 
 
-def plan_folds(labels: Float64[np.ndarray, " sample"], *, n_folds: int, seed: int) -> FoldPlan:
-    """Split as ``KFold`` or ``StratifiedKFold(n_folds, shuffle=True, random_state=seed)`` does.
+def plan_folds(
+    labels: Float64[np.ndarray, " sample"],
+    *,
+    n_folds: int,
+    seed: int,
+    groups: Int64[np.ndarray, " sample"] | None = None,
+    nested: bool = False,
+) -> FoldPlan:
+    """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or one of its kin.
 
-    The splitter follows from the labels alone (stratified for binary and multiclass ones), whatever the task.
+    ``StratifiedKFold`` for binary and multiclass labels, whatever the task; ``GroupKFold`` and ``StratifiedGroupKFold``
+    where there are groups.
 
     Raises
     ------
     FoldError
-        When there are fewer than two folds, more folds than samples or than members of every class, or no such seed.
+        When there are fewer than two folds, more folds than samples, groups or than members of every class, no such
+        seed, or groups so uneven that a fold stays empty.
     """
     stratified = label_kind(labels) in ("binary", "multiclass")
     _check_folds(labels, n_folds, seed, stratified=stratified)
-    splitter = (StratifiedKFold if stratified else KFold)(n_folds, shuffle=True, random_state=seed)
+    if groups is None:
+        splitter = (StratifiedKFold if stratified else KFold)(n_folds, shuffle=True, random_state=seed)
+    else:
+        _check_groups(groups, n_folds)
+        splitter = (StratifiedGroupKFold if stratified else GroupKFold)(n_folds, shuffle=True, random_state=seed)
     fold_of_sample = np.full(len(labels), -1, dtype=np.int64)
     with warnings.catch_warnings():
         # Values that some folds lack: harmless for a regression; classes get a status there.
         warnings.simplefilter("ignore", UserWarning)
-        for fold, (_, held_out) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels)):
+        for fold, (_, held_out) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels, groups)):
+            if not len(held_out):
+                raise FoldError(f"the groups are so uneven that fold {fold} stays empty; use fewer folds")
             fold_of_sample[held_out] = fold
-    return FoldPlan(fold_of_sample, n_folds)
+    # Without a third fold nothing is left to train on.
+    return FoldPlan(fold_of_sample, n_folds, nested=nested and n_folds > 2, stratified=stratified)
+
+
+def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
+    n_groups = len(np.unique(groups))
+    if n_folds > n_groups:
+        raise FoldError(f"n_folds {n_folds} is more than the {n_groups} groups; use fewer folds or smaller groups")
 
 
 def _check_folds(labels: Float64[np.ndarray, " sample"], n_folds: int, seed: int, *, stratified: bool) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gpu_probes.cholesky import Factor, factorise_near
 from gpu_probes.moments import add_gram
-from gpu_probes.objective import Loss, ProbeFits, Solver, duality_gap
+from gpu_probes.objective import HeldOut, Loss, ProbeFits, Solver, duality_gap
 from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
 from gpu_probes.rows import Rows, TrainingSets
 
@@ -28,6 +28,8 @@ MAX_NEWTON_STEPS = 100
 CERTIFICATE_LIMIT = 1e-12
 # Bound on the relative error of the coefficients before the last step, which squares it.
 _TOLERANCE = 1e-5
+# For fits that only take part in a choice.
+_ROUGH_TOLERANCE = 1e-4
 # After about as many steps as a factor of its own costs, a penalty gets one, and then as many as it needs.
 _MAX_CG_STEPS = 16
 _MAX_CG_STEPS_REFRESHED = 256
@@ -39,15 +41,27 @@ _TILE_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Columns:
-    """Fits that are worked on at once: which training set and which penalty each has, cell by cell."""
+    """Fits that are worked on at once: place among all, training set and penalty of each, cell by cell.
 
+    The place counts penalties fastest.
+    """
+
+    place: Int64[Tensor, "cell column"]
     fit: Int64[Tensor, "cell column"]
     penalty_index: Int64[Tensor, "cell column"]
     penalty: Float64[Tensor, "cell column"]
 
+    @classmethod
+    def of(cls, n_cells: int, fits: Int64[Tensor, " fit"], penalties: Float64[Tensor, " penalty"]) -> Columns:
+        """Every penalty for each of some fits."""
+        place = torch.arange(len(fits) * len(penalties), device=fits.device)
+        index = place % len(penalties)
+        columns = (place, fits.repeat_interleave(len(penalties)), index, penalties[index])
+        return cls(*(column.expand(n_cells, -1) for column in columns))
+
     def take(self, kept: Int64[Tensor, "cell kept"]) -> Columns:
         """Some of the columns of each cell."""
-        return Columns(self.fit.gather(1, kept), self.penalty_index.gather(1, kept), self.penalty.gather(1, kept))
+        return Columns(*(values.gather(1, kept) for values in (self.place, self.fit, self.penalty_index, self.penalty)))
 
 
 class Design:
@@ -57,9 +71,7 @@ class Design:
     number for each feature, and at the end the intercept if there is one.
     """
 
-    def __init__(
-        self, rows: Rows, targets: Float64[Tensor, "sample output"], sets: TrainingSets, preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing) -> None:
         self._rows, self._reduced, self.basis = rows, None, None
         if rows.n_samples < rows.n_features and not preprocessing.standardize:
             # The solution lies in the span of the rows: any other part would only add to the penalty.
@@ -69,7 +81,6 @@ class Design:
         self.n_features = rows.n_features if self._reduced is None else rows.n_samples
         self.n_intercepts = int(preprocessing.fit_intercept)
         self.order = rows.order
-        self.targets = targets[self.order]
         self.weights = sets.weights(self.order)
         frames = [Frame.of(sums, preprocessing) for sums in self._marginals(preprocessing)]
         self._full = frames[-1]
@@ -94,6 +105,17 @@ class Design:
         centre, scale = self._frames_of(columns)
         coef = point[..., : self.n_features] / scale
         return coef, point[..., self.n_features :].sum(-1) - (coef * centre).sum(-1)
+
+    def framed(
+        self,
+        columns: Columns,
+        coef: Float64[Tensor, "cell column output feature"],
+        offset: Float64[Tensor, "cell column output"],
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """The point of raw coefficients and offset: the inverse of `raw`."""
+        centre, scale = self._frames_of(columns)
+        intercept = (offset + (coef * centre).sum(-1))[..., None]
+        return torch.cat([coef * scale, intercept], -1) if self.n_intercepts else coef * scale
 
     def back(
         self,
@@ -132,33 +154,46 @@ class Design:
 
     def _marginals(self, preprocessing: Preprocessing) -> list[Marginals]:
         n_cells, n_fits = self._rows.n_cells, len(self.weights)
-        features = self.targets.new_zeros(n_cells, n_fits, self.n_features)
+        features = self.weights.new_zeros(n_cells, n_fits, self.n_features)
         squares = torch.zeros_like(features)
         if preprocessing.centres:
             for held, tile in self.tiles():
                 features += self.weights[:, held] @ tile
                 squares += self.weights[:, held] @ tile.square()
-        weight, targets = self.weights.sum(1), self.weights @ self.targets
-        return [Marginals(weight[fit], features[:, fit], squares[:, fit], targets[fit]) for fit in range(n_fits)]
+        weight, no_targets = self.weights.sum(1), self.weights.new_zeros(0)
+        return [Marginals(weight[fit], features[:, fit], squares[:, fit], no_targets) for fit in range(n_fits)]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Columns of a block at work: their design, loss, and how much each row counts for each of them."""
+    """Columns of a block at work: their design, loss, targets, and how much each row counts for each of them.
+
+    Targets that all columns share come once.
+    """
 
     design: Design
     loss: Loss
     columns: Columns
     weights: Float64[Tensor, "cell row column"]
+    targets: Float64[Tensor, "#cell row #column output"]
 
     @classmethod
-    def of(cls, design: Design, loss: Loss, columns: Columns) -> Problem:
+    def of(
+        cls, design: Design, loss: Loss, columns: Columns, targets: Float64[Tensor, "#cell sample #column output"]
+    ) -> Problem:
         """Look up the weights of each column's training set."""
-        return cls(design, loss, columns, design.weights[columns.fit].mT.contiguous())
+        return cls(design, loss, columns, design.weights[columns.fit].mT.contiguous(), targets[:, design.order])
 
     def take(self, kept: Int64[Tensor, "cell kept"]) -> Problem:
         """Some of the columns of each cell."""
-        return Problem(self.design, self.loss, self.columns.take(kept), _pick(self.weights, kept, 2))
+        targets = self.targets if self.targets.shape[2] == 1 else _pick(self.targets, kept, 2)
+        return Problem(self.design, self.loss, self.columns.take(kept), _pick(self.weights, kept, 2), targets)
+
+    @property
+    def at_zero(self) -> Float64[Tensor, "cell column output parameter"]:
+        """The point where all coefficients are zero."""
+        n_parameters = self.design.n_features + self.design.n_intercepts
+        return self.weights.new_zeros(*self.columns.fit.shape, self.targets.shape[-1], n_parameters)
 
     def decide(
         self, point: Float64[Tensor, "cell column output parameter"]
@@ -173,7 +208,7 @@ class Problem:
         point: Float64[Tensor, "cell column output parameter"],
     ) -> Float64[Tensor, "cell column"]:
         """The objective of each column."""
-        losses = (self.weights * self.loss.value(decision, self.design.targets)).sum(1)
+        losses = (self.weights * self.loss.value(decision, self.targets)).sum(1)
         return losses + 0.5 * _inner(self.design.penalised(self.columns, point), point)
 
     def gradient(
@@ -182,7 +217,7 @@ class Problem:
         point: Float64[Tensor, "cell column output parameter"],
     ) -> Float64[Tensor, "cell column output parameter"]:
         """Gradient of the objective at `point`, which gave `predictions`."""
-        errors = self.weights[..., None] * (predictions - self.design.targets[:, None])
+        errors = self.weights[..., None] * (predictions - self.targets)
         summed = torch.zeros_like(point[..., : self.design.n_features])
         for held, tile in self.design.tiles():
             summed += _sum_back(tile, errors[:, held])
@@ -245,11 +280,9 @@ class Preconditioner:
         self, columns: Columns, vector: Float64[Tensor, "cell column output parameter"], indices: Sequence[int]
     ) -> Float64[Tensor, "cell column output parameter"]:
         """Approximately apply the inverse Hessian of columns, whose penalties are among `indices`."""
-        n_penalties = len(self._penalties)
-        place = columns.fit * n_penalties + columns.penalty_index
         everywhere = vector.new_zeros(len(vector), self._n_columns, *vector.shape[2:])
-        _put(everywhere, place, 1, vector)
-        by_penalty = everywhere.unflatten(1, (-1, n_penalties))
+        _put(everywhere, columns.place, 1, vector)
+        by_penalty = everywhere.unflatten(1, (-1, len(self._penalties)))
         for index in indices:
             factors, right_side = self._factors[index], by_penalty[:, :, index]
             if len(factors) == 1:
@@ -257,7 +290,7 @@ class Preconditioner:
             else:
                 solved = torch.stack([f.solve(right_side[:, :, o].mT).mT for o, f in enumerate(factors)], 2)
             by_penalty[:, :, index] = solved
-        return self._loss.project(_pick(everywhere, place, 1))
+        return self._loss.project(_pick(everywhere, columns.place, 1))
 
     def _factorise(self, design: Design, matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
         return factorise_near(matrix, penalty, design.n_features)
@@ -282,17 +315,15 @@ def fit_logistic(
     preprocessing: Preprocessing,
 ) -> ProbeFits:
     """Fit every training set at every penalty."""
-    design = Design(rows, targets, sets, preprocessing)
+    design = Design(rows, sets, preprocessing)
     n_fits, n_penalties = sets.n_fits, len(penalties)
-    fit = torch.arange(n_fits, device=targets.device).repeat_interleave(n_penalties)
-    index = torch.arange(n_penalties, device=targets.device).repeat(n_fits)
-    columns = Columns(*(c.expand(rows.n_cells, -1) for c in (fit, index, targets.new_tensor(list(penalties))[index])))
-    problem = Problem.of(design, loss, columns)
+    columns = Columns.of(rows.n_cells, torch.arange(n_fits, device=targets.device), targets.new_tensor(list(penalties)))
+    problem = Problem.of(design, loss, columns, targets[None, :, None])
     preconditioner = Preconditioner(problem, penalties)
-    point, settled = minimise(problem, preconditioner)
+    point, settled = _minimise_all(problem, preconditioner, sets)
     decision = problem.decide(point)
     gradient = problem.gradient(loss.predictions(decision), point)
-    at_zero = problem.objective(torch.zeros_like(decision), torch.zeros_like(point))
+    at_zero = problem.objective(torch.zeros_like(decision), problem.at_zero)
     gap = problem.gap(loss.predictions(decision), gradient) / at_zero
     coef, offset = design.raw(columns, point)
     if design.basis is not None:
@@ -311,36 +342,92 @@ def fit_logistic(
     )
 
 
-def minimise(
-    problem: Problem, preconditioner: Preconditioner
+def decide_held_out_logistic(
+    rows: Rows,
+    shuffled: Float64[Tensor, "sample shuffle output"],
+    sets: TrainingSets,
+    penalties: Sequence[float],
+    loss: Loss,
+    preprocessing: Preprocessing,
+) -> HeldOut:
+    """Fit other versions of the targets without each fold, and decide the fold's samples."""
+    design = Design(rows, sets, preprocessing)
+    shape = (shuffled.shape[1], sets.n_folds, len(penalties))
+    fits = torch.arange(sets.n_folds, device=shuffled.device).repeat(shape[0])
+    columns = Columns.of(rows.n_cells, fits, shuffled.new_tensor(list(penalties)))
+    targets = shuffled.repeat_interleave(sets.n_folds * len(penalties), 1).expand(rows.n_cells, -1, -1, -1)
+    problem = Problem.of(design, loss, columns, targets)
+    preconditioner = Preconditioner(problem, penalties)
+    point, _ = minimise(problem, preconditioner, problem.at_zero, tolerance=_ROUGH_TOLERANCE, certify=False)
+    by_sample = problem.weights.new_empty(targets.shape)
+    by_sample[:, design.order] = problem.decide(point)
+    decision = by_sample.unflatten(2, shape).permute(0, 2, 3, 4, 1, 5)
+    for fold in range(sets.n_folds):
+        in_fold = torch.nonzero(sets.lot_of_sample == fold).flatten()
+        for k, penalty in enumerate(penalties):
+            yield fold, penalty, decision[:, :, fold, k][:, :, in_fold]
+
+
+def _minimise_all(
+    problem: Problem, preconditioner: Preconditioner, sets: TrainingSets
 ) -> tuple[Float64[Tensor, "cell column output parameter"], Bool[Tensor, "cell column"]]:
-    """Minimise every column from zero; columns that are done are dropped from the work.
+    """Fits without a fold and on everything from zero; those without a pair of folds from where these lead."""
+    columns, point = problem.columns, problem.at_zero
+    n_cells, n_columns = columns.fit.shape
+    settled = torch.zeros(n_cells, n_columns, dtype=torch.bool, device=point.device)
+    by_fit = torch.arange(n_columns, device=point.device).unflatten(0, (sets.n_fits, -1))
+    own = by_fit[sets.own_fits].flatten().expand(n_cells, -1)
+    found, done = minimise(problem.take(own), preconditioner, _pick(point, own, 1))
+    _put(point, own, 1, found)
+    _put(settled, own, 1, done)
+    if sets.pairs:
+        coef, offset = (values.unflatten(1, by_fit.shape) for values in problem.design.raw(columns, point))
+        first, second = torch.tensor(sets.pairs, device=point.device).mT
+        # What a fold adds to the solution hardly depends on whether the other one is there.
+        coef, offset = (v[:, first] + v[:, second] - v[:, -1:] for v in (coef, offset))
+        paired = by_fit[sets.n_folds : -1].flatten().expand(n_cells, -1)
+        part = problem.take(paired)
+        start = problem.design.framed(part.columns, coef.flatten(1, 2), offset.flatten(1, 2))
+        found, done = minimise(part, preconditioner, start, tolerance=_ROUGH_TOLERANCE, certify=False)
+        _put(point, paired, 1, found)
+        _put(settled, paired, 1, done)
+    return point, settled
+
+
+def minimise(
+    problem: Problem,
+    preconditioner: Preconditioner,
+    start: Float64[Tensor, "cell column output parameter"],
+    *,
+    tolerance: float = _TOLERANCE,
+    certify: bool = True,
+) -> tuple[Float64[Tensor, "cell column output parameter"], Bool[Tensor, "cell column"]]:
+    """Minimise every column; columns that are done are dropped from the work.
 
     A step is small when its decrement bounds the relative error of the coefficients (the objective is strongly convex,
     so penalty |w - w*|^2 <= decrement near the minimum) or the excess of the objective by its rounding. The decrement
     of a truncated step is an estimate. So a column is done when, after a small step, its gap is within the limit; or,
-    where rounding or a tiny penalty keeps the gap above it, after another small step.
+    where rounding or a tiny penalty keeps the gap above it, after another small step. Without `certify` one small step
+    is enough.
 
     Returns
     -------
     point, settled
     """
-    n_cells, n_columns = problem.columns.fit.shape
-    n_outputs, design = problem.design.targets.shape[1], problem.design
-    point = design.targets.new_zeros(n_cells, n_columns, n_outputs, design.n_features + design.n_intercepts)
-    decision = design.targets.new_zeros(n_cells, len(design.targets), n_columns, n_outputs)
-    at_zero = problem.objective(decision, point)
-    gradient_at_zero = _norm(problem.gradient(problem.loss.predictions(decision), point))
-    settled = torch.zeros(n_cells, n_columns, dtype=torch.bool, device=point.device)
+    point, decision = start.clone(), problem.decide(start)
+    nothing, undecided = problem.at_zero, torch.zeros_like(decision)
+    at_zero = problem.objective(undecided, nothing)
+    gradient_at_zero = _norm(problem.gradient(problem.loss.predictions(undecided), nothing))
+    settled = torch.zeros(point.shape[:2], dtype=torch.bool, device=point.device)
     active, stale, nearly = ~settled, torch.zeros_like(settled), torch.zeros_like(settled)
     for _ in range(MAX_NEWTON_STEPS):
         kept = _first(active)
-        part, start, at = problem.take(kept), _pick(point, kept, 1), _pick(decision, kept, 2)
+        part, here, at = problem.take(kept), _pick(point, kept, 1), _pick(decision, kept, 2)
         predictions = part.loss.predictions(at)
         was_stale = _pick(stale, kept, 1)
         for index in part.columns.penalty_index[was_stale].unique().tolist():
             preconditioner.refresh(index, part, predictions)
-        gradient = part.gradient(predictions, start)
+        gradient = part.gradient(predictions, here)
         was_small, wanted = _pick(nearly, kept, 1), _pick(active, kept, 1)
         certain = was_small & (part.gap(predictions, gradient) <= CERTIFICATE_LIMIT * _pick(at_zero, kept, 1))
         _put(settled, kept, 1, certain | _pick(settled, kept, 1))
@@ -351,17 +438,18 @@ def minimise(
         forcing = (_norm(gradient) / _pick(gradient_at_zero, kept, 1)).sqrt().clamp(max=0.1)
         max_steps = torch.where(was_stale, _MAX_CG_STEPS_REFRESHED, _MAX_CG_STEPS)
         step = newton_direction(part, predictions, gradient, wanted, forcing, max_steps, preconditioner)
-        length = line_search(part, at, start, step) * wanted
+        length = line_search(part, at, here, step) * wanted
         _put(decision, kept, 2, at + length[:, None, :, None] * step.change)
-        now = start + length[:, :, None, None] * step.direction
+        now = here + length[:, :, None, None] * step.direction
         _put(point, kept, 1, now)
         _put(stale, kept, 1, step.capped)
         size = _inner(part.design.penalised(part.columns, now), now)
-        enough = torch.maximum(_TOLERANCE**2 * size, _pick(at_zero, kept, 1) * torch.finfo(size.dtype).eps)
+        enough = torch.maximum(tolerance**2 * size, _pick(at_zero, kept, 1) * torch.finfo(size.dtype).eps)
         small = wanted & (-step.slope <= enough) & ~step.capped
         _put(nearly, kept, 1, small | was_small)
-        _put(settled, kept, 1, (small & was_small) | _pick(settled, kept, 1))
-        _put(active, kept, 1, wanted & ~(small & was_small) & (length > 0))
+        done = small & was_small if certify else small
+        _put(settled, kept, 1, done | _pick(settled, kept, 1))
+        _put(active, kept, 1, wanted & ~done & (length > 0))
         if not bool(active.any()):
             break
     return point, settled

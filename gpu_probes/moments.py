@@ -79,6 +79,40 @@ def lot_moments(rows: Rows, targets: Float64[Tensor, "sample target"], sets: Tra
     return out
 
 
+@dataclass(frozen=True)
+class Crosses:
+    """Products of features and targets of every lot, and the targets' own sums."""
+
+    targets: Float64[Tensor, "lot target"]
+    cross: Float64[Tensor, "cell lot feature target"]
+
+    def of_fit(
+        self, included: Float64[Tensor, " lot"]
+    ) -> tuple[Float64[Tensor, "cell feature target"], Float64[Tensor, " target"]]:
+        """Sum up the lots that train a fit."""
+        first, *others = torch.nonzero(included).flatten().tolist()
+        cross, targets = self.cross[:, first].clone(), self.targets[first].clone()
+        for lot in others:
+            cross += self.cross[:, lot]
+            targets += self.targets[lot]
+        return cross, targets
+
+
+def lot_crosses(rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets) -> Crosses:
+    """Sum up the rows of each lot for other targets, whose Gram matrices are there already."""
+    n_lots, n_targets = sets.included.shape[1], targets.shape[1]
+    out = Crosses(
+        targets.new_zeros(n_lots, n_targets), targets.new_zeros(rows.n_cells, n_lots, rows.n_features, n_targets)
+    )
+    for chunk in rows.chunks():
+        for lot, held in enumerate(chunk.lots):
+            samples, features = chunk.samples[held], chunk.features[:, held]
+            weighted = targets[samples] * sets.weight_of_sample[samples, None]
+            out.targets[lot] += weighted.sum(0)
+            out.cross[:, lot] += features.mT @ weighted
+    return out
+
+
 def add_gram(
     gram: Float64[Tensor, "feature feature"],
     features: Float64[Tensor, "row feature"],

@@ -13,7 +13,7 @@ scripts set C = 1/alpha, so the penalty is alpha for both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -66,6 +66,11 @@ class ProbeFits:
         return cls(**{name: torch.cat([getattr(part, name) for part in parts], 2) for name in names})
 
 
+# For shuffled targets: fold, penalty, and the decision values of the fold's samples by fits that left it out,
+# ``[cell, shuffle, sample, output]``, samples in ascending order; a constant of all samples of a fold may be missing.
+HeldOut = Iterator[tuple[int, float, Float64[Tensor, "cell shuffle sample output"]]]
+
+
 def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tensor, "*#fit"]) -> Tensor:
     """Bound on the excess of the objective over its minimum: |gradient|^2 / (2 penalty).
 
@@ -102,8 +107,10 @@ class Loss(Protocol):
     curvature_bound: ClassVar[float]
 
     def value(
-        self, decision: Float64[Tensor, "*batch row column output"], targets: Float64[Tensor, "row output"]
-    ) -> Float64[Tensor, "*batch row column"]:
+        self,
+        decision: Float64[Tensor, "cell row column output"],
+        targets: Float64[Tensor, "#cell row #column output"],
+    ) -> Float64[Tensor, "cell row column"]:
         """Loss of each row."""
         ...
 
@@ -130,10 +137,10 @@ class SigmoidLoss:
     curvature_bound: ClassVar[float] = 0.25
 
     def value(
-        self, decision: Float64[Tensor, "*batch row column 1"], targets: Float64[Tensor, "row 1"]
-    ) -> Float64[Tensor, "*batch row column"]:
+        self, decision: Float64[Tensor, "cell row column 1"], targets: Float64[Tensor, "#cell row #column 1"]
+    ) -> Float64[Tensor, "cell row column"]:
         """Return log(1 + exp(z)) - y z, by logaddexp (torch's softplus turns linear at 20)."""
-        return (torch.logaddexp(decision, decision.new_zeros(())) - targets[:, None] * decision).sum(-1)
+        return (torch.logaddexp(decision, decision.new_zeros(())) - targets * decision).sum(-1)
 
     def predictions(self, decision: Float64[Tensor, "*batch 1"]) -> Float64[Tensor, "*batch 1"]:
         """Probability of the second class."""
@@ -156,10 +163,10 @@ class SoftmaxLoss:
     curvature_bound: ClassVar[float] = 0.5
 
     def value(
-        self, decision: Float64[Tensor, "*batch row column output"], targets: Float64[Tensor, "row output"]
-    ) -> Float64[Tensor, "*batch row column"]:
+        self, decision: Float64[Tensor, "cell row column output"], targets: Float64[Tensor, "#cell row #column output"]
+    ) -> Float64[Tensor, "cell row column"]:
         """Return log(sum exp z) - z_y."""
-        return torch.logsumexp(decision, -1) - (targets[:, None] * decision).sum(-1)
+        return torch.logsumexp(decision, -1) - (targets * decision).sum(-1)
 
     def predictions(self, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
         """Probability of each class."""

@@ -12,6 +12,8 @@ from gpu_probes.errors import BudgetError
 _SMALL_BLOCK_BYTES = 2**25
 _MIN_CHUNK_ROWS = 256
 _BLOCKS_PER_WORKER = 4
+# Shuffled targets of a ridge, and columns of a logistic regression, that are wide enough for a matrix product.
+_MOST_SHUFFLES, _MOST_COLUMNS = 1024, 512
 _FLOAT = 8
 _STORED = 4  # most stores hold float32 or half of that
 # The C library gives freed blocks below this size back to the system only from the end of a thread's heap.
@@ -33,11 +35,13 @@ class Workload:
     centres: bool = False
     standardize: bool = False
     unpenalised: bool = False
+    n_pairs: int = 0
+    n_shuffles: int = 0
 
     @property
     def n_fits(self) -> int:
-        """Fits of a cell at one alpha."""
-        return self.n_folds + 1
+        """Fits of a cell at one alpha: without each fold, without each pair of them, and on everything."""
+        return self.n_folds + self.n_pairs + 1
 
     @property
     def is_dual(self) -> bool:
@@ -63,6 +67,7 @@ class BlockPlan:
     blocks: tuple[tuple[Cell, ...], ...]
     chunk_rows: int
     penalties_at_once: int
+    shuffles_at_once: int
     n_workers: int
     predicted_bytes: int
 
@@ -96,30 +101,43 @@ def plan_blocks(
     # A number per row needs all training rows at once.
     fewest = max(_MIN_CHUNK_ROWS, workload.n_train if workload.is_dual or workload.is_reduced else 0)
     chunk_rows, penalties, n_workers = whole, workload.n_alphas, min(n_workers, -(-len(cells) // n_devices))
-    while cell_nbytes(workload, chunk_rows, penalties) * n_workers > budget_bytes:
+    shuffles = min(workload.n_shuffles, most_shuffles(workload))
+    while cell_nbytes(workload, chunk_rows, penalties, shuffles) * n_workers > budget_bytes:
         mostly_columns = _columns_nbytes(workload, chunk_rows, penalties) > _reading_nbytes(workload, whole, chunk_rows)
-        if n_workers > 1:
+        if shuffles > 1 and _shuffles_nbytes(workload, penalties, shuffles) * n_workers > budget_bytes // 2:
+            shuffles = -(-shuffles // 2)
+        elif n_workers > 1:
             n_workers -= 1
         elif penalties > 1 and not workload.is_regression and (mostly_columns or chunk_rows <= fewest):
             penalties = -(-penalties // 2)
         elif chunk_rows > fewest:
             chunk_rows = max(chunk_rows // 2, fewest)
+        elif shuffles > 1:
+            shuffles = -(-shuffles // 2)
         else:
+            needed = cell_nbytes(workload, chunk_rows, penalties, shuffles)
             raise BudgetError(
-                f"one cell takes {cell_nbytes(workload, chunk_rows, penalties) / 2**30:.2f} GiB and the budget is "
-                f"{budget_bytes / 2**30:.2f} GiB; allow more with --budget_gib, or give fewer alphas or folds"
+                f"one cell takes {needed / 2**30:.2f} GiB and the budget is {budget_bytes / 2**30:.2f} GiB; allow more "
+                "with --budget_gib, or give fewer alphas or folds"
             )
-    per_cell = cell_nbytes(workload, chunk_rows, penalties)
+    per_cell = cell_nbytes(workload, chunk_rows, penalties, shuffles)
     fitting = budget_bytes // (per_cell * n_workers)
     wanted = fitting if joins_cells else max(_SMALL_BLOCK_BYTES // per_cell, 1)
     # Several blocks for each worker of a GPU: one is read and copied while another is computed.
     n_turns = n_workers * n_devices * (_BLOCKS_PER_WORKER if joins_cells else 1)
     size = max(min(fitting, wanted, -(-len(cells) // n_turns)), 1) if chunk_rows == whole else 1
     blocks = tuple(tuple(cells[start : start + size]) for start in range(0, len(cells), size))
-    return BlockPlan(blocks, chunk_rows, penalties, n_workers, per_cell * size * n_workers)
+    return BlockPlan(blocks, chunk_rows, penalties, max(shuffles, 1), n_workers, per_cell * size * n_workers)
 
 
-def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int) -> int:
+def most_shuffles(workload: Workload) -> int:
+    """Shuffled targets that are worth working on at once."""
+    if workload.is_regression:
+        return _MOST_SHUFFLES
+    return max(_MOST_COLUMNS // (max(workload.n_folds, 1) * workload.n_alphas * workload.n_outputs), 1)
+
+
+def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int, shuffles: int = 0) -> int:
     """Peak memory of one cell of a block while it is worked on, in bytes.
 
     Parameters
@@ -127,6 +145,7 @@ def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int) -> int:
     workload : what one cell takes
     chunk_rows : rows that are read at a time
     penalties : how many a logistic regression works on at a time; ridge takes them one by one
+    shuffles : how many shuffled targets are worked on at a time
     """
     is_whole = chunk_rows >= workload.n_train
     train, test = (_reading_nbytes(workload, n_rows, chunk_rows) for n_rows in (workload.n_train, workload.n_test))
@@ -134,6 +153,7 @@ def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int) -> int:
     kept = _FLOAT * workload.n_train * workload.n_features if is_whole else 0
     solving = _ridge_nbytes(workload) if workload.is_regression else _logistic_nbytes(workload, penalties)
     fitting = max(train, kept + solving) if is_whole else train + solving
+    fitting += _shuffles_nbytes(workload, penalties, shuffles)
     needed = max(fitting, kept + test) + _columns_nbytes(workload, chunk_rows, penalties)
     return needed + min(needed // 3, _KEPT_BY_ALLOCATOR)
 
@@ -160,6 +180,15 @@ def _logistic_nbytes(w: Workload, penalties: int) -> int:
     size = w.n_train if w.is_reduced else w.n_features
     basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_reduced else 0
     return (4 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
+
+
+def _shuffles_nbytes(w: Workload, penalties: int, shuffles: int) -> int:
+    """Shuffled targets, right sides, solutions, decision values of a fold and their ranks."""
+    n_folds = max(w.n_folds, 1)
+    if w.is_regression:
+        in_fold, n = -(-w.n_train // n_folds), w.n_train if w.is_dual else (n_folds + 2) * w.n_features
+        return _FLOAT * shuffles * (w.n_train + 6 * in_fold + n)
+    return _FLOAT * shuffles * n_folds * penalties * w.n_outputs * (10 * w.n_train + 6 * w.n_features)
 
 
 def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:

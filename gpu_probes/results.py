@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,9 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
+from gpu_probes.nested import NestedCV, choose_by_fold
 from gpu_probes.objective import Solver, TaskType
+from gpu_probes.permutation import PermutationTest, compare_with_shuffles
 
 Json = Any
 
@@ -41,12 +44,16 @@ class SweepResult:
 
     `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
     its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
+
+    For nested cross-validation, `inner_score` is the CV score of each cell over the other folds, at the alpha that
+    they choose (`inner_alpha`); `outer_score` is the score on the fold itself of that alpha's fit on the others.
+    `null_score` is the CV score, each at its best alpha, of shuffled labels.
     """
 
     task_type: TaskType
     metric: Literal["spearman", "roc_auc"]
-    layers: tuple[int, ...]
-    positions: tuple[int, ...]
+    layers: tuple[int | str, ...]
+    positions: tuple[int | str, ...]
     classes: tuple[float, ...] | None
     alpha: float
     alpha_grid: tuple[float, ...] | None
@@ -71,6 +78,13 @@ class SweepResult:
     train_labels: Float64[np.ndarray, " train_sample"]
     test_labels: Float64[np.ndarray, " test_sample"] | None
     fold_of_sample: Int64[np.ndarray, " train_sample"] | None
+    group_of_sample: Int64[np.ndarray, " train_sample"] | None
+    inner_score: Float64[np.ndarray, "position layer fold"]
+    inner_alpha: Float64[np.ndarray, "position layer fold"]
+    outer_score: Float64[np.ndarray, "position layer fold"]
+    nested_predictions: Float64[np.ndarray, "position layer train_sample output"]
+    null_score: Float64[np.ndarray, "position layer shuffle"]
+    shuffle_scheme: str
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -96,6 +110,21 @@ class SweepResult:
             test_score=_null(self.test_score[p, i]),
             alpha=float(self.selected_alpha[p, i]),
         )
+
+    @cached_property
+    def nested_cv(self) -> NestedCV | str:
+        """The honest estimate of the choice of cell and alpha, or the reason why there is none."""
+        if self.fold_of_sample is None:
+            return "there are no folds (k_fold)"
+        by_fold = (self.inner_score, self.inner_alpha, self.outer_score)
+        return choose_by_fold(self.layers, self.positions, *by_fold, self.nested_predictions, self.fold_of_sample)
+
+    @cached_property
+    def permutation(self) -> PermutationTest | str:
+        """How often shuffled labels do as well, or the reason why that is not known."""
+        if not self.null_score.shape[-1]:
+            return self.shuffle_scheme
+        return compare_with_shuffles(self.cv_score, self.null_score, self.shuffle_scheme)
 
     def reason(self, position_index: int, layer_index: int) -> str | None:
         """Why a cell needs a second look, or None."""

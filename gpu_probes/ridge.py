@@ -1,28 +1,21 @@
 """Ridge: factorise once, solve many, and certify against the rows themselves.
 
-The minimiser of ``1/2 |y - Xw|^2 + 1/2 penalty |w|^2`` solves ``(X'X + penalty I) w = X'y``. With fewer rows than
-features it is ``w = X'u`` with ``(XX' + penalty I) u = y``, a smaller system with the same solution. An intercept is
-eliminated by centring X and y on each fit's training rows.
-
-Both systems square the condition number of X. So every solution is measured by its duality gap, from residuals that
-never use the squared matrix. Where that is too large, the solution is corrected from those residuals; where even that
-is not enough, it is found anew from a QR factorisation of the rows.
+Both systems of `gpu_probes.spaces` square the condition number of X. So every solution is measured by its duality gap,
+from residuals that never use the squared matrix. Where that is too large, the solution is corrected from those
+residuals; where even that is not enough, it is found anew from a QR factorisation of the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from gpu_probes.cholesky import Factor, factorise
-from gpu_probes.moments import add_gram, lot_moments
-from gpu_probes.objective import ProbeFits, Solver, duality_gap
-from gpu_probes.preprocessing import Frame, Preprocessing
-from gpu_probes.rows import Rows, TrainingSets
+from gpu_probes.objective import HeldOut, ProbeFits, Solver
+from gpu_probes.spaces import Dual, Measured, Primal
 
 # Relative to half the sum of squared deviations of the targets: training predictions within 1e-7 deviations. Held-out
 # ones can be further off at small penalties, so corrections, which are cheap, aim at 1e-8.
@@ -31,165 +24,15 @@ _CERTIFICATE_GOAL = 1e-16
 _MAX_CORRECTIONS = 4
 
 
-@dataclass(frozen=True)
-class System:
-    """``(matrix + penalty I) unknown = right_side`` of one fit; only the lower triangle of `matrix` counts."""
-
-    matrix: Float64[Tensor, "cell n n"]
-    right_side: Float64[Tensor, "cell target n"]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the rows say of one fit's coefficients: predictions, and weighted errors summed back over the rows."""
-
-    decision: Float64[Tensor, "cell penalty target sample"]
-    back: Float64[Tensor, "cell penalty target feature"]
-    total: Float64[Tensor, "cell penalty target"]
-
-
-class Primal:
-    """Unknowns are the coefficients of the shifted and scaled features."""
-
-    def __init__(
-        self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
-    ) -> None:
-        self._moments = lot_moments(rows, targets, sets)
-        self._included = sets.included
-        self.frames = [Frame.of(self._moments.marginals(lots), preprocessing) for lots in sets.included]
-
-    def system(self, fit: int) -> System:
-        """Gram matrix and right side, centred and scaled by their sums."""
-        moments, frame = self._moments.of_fit(self._included[fit]), self.frames[fit]
-        matrix, cross = moments.gram, moments.cross.mT
-        if frame.preprocessing.centres:
-            matrix.baddbmm_(frame.centre[:, :, None], -moments.weight * frame.centre[:, None, :])
-            cross = cross - moments.targets[:, None] * frame.centre[:, None]
-        if frame.preprocessing.standardize:
-            matrix.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
-        return System(matrix, cross / frame.scale[:, None])
-
-    def coef(
-        self, fit: int, unknown: Float64[Tensor, "cell penalty target n"]
-    ) -> Float64[Tensor, "cell penalty target feature"]:
-        """Raw coefficients."""
-        return self.frames[fit].raw(unknown)
-
-    def residual(
-        self,
-        fit: int,
-        penalty: Float64[Tensor, "penalty 1 1"],
-        unknown: Float64[Tensor, "cell penalty target n"],
-        measured: Measured,
-    ) -> Float64[Tensor, "cell penalty target n"]:
-        """Right side minus system times unknown, by way of the rows: minus the gradient of the objective."""
-        return self.frames[fit].back(measured.back, measured.total) - penalty * unknown
-
-    def gap(
-        self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]
-    ) -> Float64[Tensor, "cell penalty target"]:
-        """Bound on the excess of the objective."""
-        return duality_gap(residual.square().sum(-1), penalty)
-
-    def excess(
-        self,
-        residual: Float64[Tensor, "cell penalty target n"],
-        step: Float64[Tensor, "cell penalty target n"],
-        factor: Factor,
-    ) -> Float64[Tensor, "cell penalty target"]:
-        """Excess of the objective, ``1/2 r'(X'X + penalty I)^-1 r``: half the residual times the step it leads to."""
-        return 0.5 * factor.distortion[:, None, None] * (residual * step).sum(-1)
-
-
-class Dual:
-    """Unknowns are one number per training row; they fit in memory, or there were more features than that."""
-
-    def __init__(
-        self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
-    ) -> None:
-        (chunk,) = rows.chunks()
-        self._features, self._samples, self._targets = chunk.features, chunk.samples, targets[chunk.samples]
-        weights = sets.weights(chunk.samples)
-        self._root = weights.sqrt()
-        self._kept = [torch.nonzero(weight).flatten() for weight in weights]
-        self.frames = [Frame.of_rows(self._features, self._targets, weight, preprocessing) for weight in weights]
-        self._kernel = None if preprocessing.centres else _kernel(self._features)
-
-    def system(self, fit: int) -> System:
-        """The training rows' part of the kernel."""
-        kept, frame = self._kept[fit], self.frames[fit]
-        root = self._root[fit, kept]
-        if self._kernel is None:
-            kernel = _kernel(frame.apply(self._features[:, kept]))
-        else:
-            kernel = self._kernel[:, kept][:, :, kept]
-        kernel.mul_(root).mul_(root[:, None])
-        right_side = root * (self._targets[kept] - frame.target_centre).mT
-        return System(kernel, right_side.expand(len(kernel), -1, -1))
-
-    def coef(
-        self, fit: int, unknown: Float64[Tensor, "cell penalty target n"]
-    ) -> Float64[Tensor, "cell penalty target feature"]:
-        """Raw coefficients: the rows summed up by the unknowns."""
-        kept, frame = self._kept[fit], self.frames[fit]
-        by_row = unknown.new_zeros(*unknown.shape[:3], self._features.shape[1])
-        by_row[..., kept] = self._root[fit, kept] * unknown
-        summed = (by_row.flatten(1, 2) @ self._features).unflatten(1, unknown.shape[1:3])
-        return frame.raw(frame.back(summed, by_row.sum(-1)))
-
-    def residual(
-        self,
-        fit: int,
-        penalty: Float64[Tensor, "penalty 1 1"],
-        unknown: Float64[Tensor, "cell penalty target n"],
-        measured: Measured,
-    ) -> Float64[Tensor, "cell penalty target n"]:
-        """Right side minus system times unknown, by way of the coefficients."""
-        kept = self._kept[fit]
-        errors = self._targets[kept].mT - measured.decision[..., self._samples[kept]]
-        return self._root[fit, kept] * errors - penalty * unknown
-
-    def gap(
-        self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]
-    ) -> Float64[Tensor, "cell penalty target"]:
-        """Bound on the excess of the objective: ``1/2 r'K (K + penalty I)^-1 r <= 1/2 r'r``."""
-        return 0.5 * residual.square().sum(-1).expand(-1, len(penalty), -1)
-
-    def excess(
-        self, residual: Float64[Tensor, "cell penalty target n"], step: Tensor, factor: Factor
-    ) -> Float64[Tensor, "cell penalty target"]:
-        """The same bound, which is sharp."""
-        return 0.5 * residual.square().sum(-1)
-
-
-def _kernel(features: Float64[Tensor, "cell row feature"]) -> Float64[Tensor, "cell row row"]:
-    """XX', its lower triangle."""
-    kernel = features.new_zeros(*features.shape[:2], features.shape[1])
-    for cell, rows in enumerate(features):
-        add_gram(kernel[cell], rows.mT)
-    return kernel
-
-
-def fit_ridge(
-    rows: Rows,
-    targets: Float64[Tensor, "sample target"],
-    sets: TrainingSets,
-    penalties: Sequence[float],
-    preprocessing: Preprocessing,
-    *,
-    dual: bool,
-) -> list[ProbeFits]:
+def fit_ridge(space: Primal | Dual, penalties: Sequence[float]) -> list[ProbeFits]:
     """Fit every training set at every penalty; one factorisation serves all targets.
-
-    `dual` solves for a number per row: where some fit has fewer rows than features, the primal solution of a small
-    penalty is exact on those rows but less so on others.
 
     Returns
     -------
     list of ProbeFits
         One for each target, with one output.
     """
-    space = (Dual if dual else Primal)(rows, targets, sets, preprocessing)
+    rows, targets, sets = space.rows, space.targets, space.sets
     unknowns: list[Tensor] = []
     singular = torch.zeros(rows.n_cells, sets.n_fits, len(penalties), dtype=torch.bool, device=targets.device)
     for fit in range(sets.n_fits):
@@ -199,10 +42,10 @@ def fit_ridge(
             factor = factorise(system.matrix, penalty)
             solved.append(factor.solve(system.right_side.mT).mT)
             if penalty == 0:
-                too_few = sets.n_rows(fit) < rows.n_features + preprocessing.fit_intercept
+                too_few = sets.n_rows(fit) < rows.n_features + space.preprocessing.fit_intercept
                 singular[:, fit, k] = factor.singular | too_few
         unknowns.append(torch.stack(solved, 1))
-    solutions = _Solutions(rows, targets, sets, penalties, space, unknowns, singular)
+    solutions = _Solutions(space, penalties, unknowns, singular)
     for fit, k in torch.nonzero(solutions.above(_CERTIFICATE_GOAL).any(0)).tolist():
         solutions.correct(fit, k)
     for fit, k in torch.nonzero(solutions.above(CERTIFICATE_LIMIT).any(0)).tolist():
@@ -210,19 +53,39 @@ def fit_ridge(
     return solutions.by_target()
 
 
+def decide_held_out_ridge(
+    space: Primal | Dual, penalties: Sequence[float], shuffled: Float64[Tensor, "sample shuffle"]
+) -> HeldOut:
+    """Fit other versions of the target without each fold, and decide the fold's samples."""
+    right_sides = space.other_targets(shuffled)
+    for fold in range(space.sets.n_folds):
+        matrix, right_side = space.system(fold).matrix, right_sides(fold)
+        for penalty in penalties:
+            factor = factorise(matrix, penalty)
+            pieces = [_solve_between(factor, held_out, right_side) for held_out in space.held_out(fold)]
+            yield fold, penalty, torch.cat(pieces, 1).mT.unsqueeze(3)
+
+
+def _solve_between(
+    factor: Factor, left: Float64[Tensor, "cell row n"], right: Float64[Tensor, "cell n column"]
+) -> Float64[Tensor, "cell row column"]:
+    """Product ``left (matrix + penalty I)^-1 right``, from the side that has less to solve."""
+    if left.shape[1] < right.shape[2]:
+        return factor.solve(left.mT).mT @ right
+    return left @ factor.solve(right)
+
+
 class _Solutions:
     """All fits of a block, and how each was found."""
 
     def __init__(
         self,
-        rows: Rows,
-        targets: Float64[Tensor, "sample target"],
-        sets: TrainingSets,
-        penalties: Sequence[float],
         space: Primal | Dual,
+        penalties: Sequence[float],
         unknowns: list[Tensor],
         singular: Bool[Tensor, "cell fit penalty"],
     ) -> None:
+        rows, targets, sets = space.rows, space.targets, space.sets
         self._rows, self._targets, self._sets, self._space = rows, targets, sets, space
         self._penalties = targets.new_tensor(list(penalties))[:, None, None]
         self._unknowns, self._singular = unknowns, singular

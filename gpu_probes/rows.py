@@ -29,6 +29,7 @@ class TrainingSets:
     included: Float64[Tensor, "fit lot"]
     weight_of_sample: Float64[Tensor, " sample"]
     weighted: bool
+    pairs: tuple[tuple[int, int], ...]
 
     @classmethod
     def of(cls, folds: FoldPlan, weights: Float64[np.ndarray, " sample"] | None, device: torch.device) -> TrainingSets:
@@ -36,12 +37,22 @@ class TrainingSets:
         lots = torch.as_tensor(folds.fold_of_sample, device=device)
         counts = torch.ones(len(lots), dtype=torch.float64) if weights is None else torch.from_numpy(weights.copy())
         included = torch.as_tensor(folds.lots_of_fit(), device=device)
-        return cls(lots, included, counts.to(device), weighted=weights is not None)
+        return cls(lots, included, counts.to(device), weights is not None, tuple(folds.pairs))
 
     @property
     def n_fits(self) -> int:
-        """Probes of a cell at one penalty: one without each fold, one on everything."""
+        """Probes of a cell at one penalty: one without each fold, one without each pair of them, one on everything."""
         return self.included.shape[0]
+
+    @property
+    def n_folds(self) -> int:
+        """Folds that are held out; 0 without cross-validation."""
+        return self.n_fits - len(self.pairs) - 1
+
+    @property
+    def own_fits(self) -> list[int]:
+        """The fits without each fold and the one on everything: those that are not for nested cross-validation."""
+        return [*range(self.n_folds), self.n_fits - 1]
 
     def n_rows(self, fit: int) -> int:
         """Rows that count in a fit."""

@@ -11,17 +11,20 @@ from gpu_probes.objective import TaskType
 def midranks(values: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
     """Rank from 1; equal values share the mean of their ranks (scipy's ``rankdata``)."""
     order = _argsort(values)
-    ordered = values.gather(-1, order)
+    return torch.empty_like(values).scatter_(-1, order, _ranks_in_order(values.gather(-1, order)))
+
+
+def _ranks_in_order(ordered: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
+    """Midranks of ascending values."""
+    place = torch.arange(ordered.shape[-1], dtype=ordered.dtype, device=ordered.device)
     differs = ordered[..., 1:] != ordered[..., :-1]
-    place = torch.arange(values.shape[-1], device=values.device).expand_as(order)
-    ranks = place + 1.0
-    if not bool(differs.all()):
-        edge = torch.ones_like(order[..., :1], dtype=torch.bool)
-        first = torch.where(torch.cat([edge, differs], -1), place, 0).cummax(-1).values
-        is_last = torch.cat([differs, edge], -1)
-        last = torch.where(is_last, place, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-        ranks = (first + last) / 2.0 + 1
-    return torch.empty_like(values).scatter_(-1, order, ranks.to(values.dtype))
+    if bool(differs.all()):
+        return (place + 1).expand_as(ordered)
+    edge = torch.ones_like(ordered[..., :1], dtype=torch.bool)
+    first = torch.where(torch.cat([edge, differs], -1), place, 0).cummax(-1).values
+    is_last = torch.cat([differs, edge], -1)
+    last = torch.where(is_last, place, ordered.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
+    return (first + last) / 2 + 1
 
 
 def _argsort(values: Float64[Tensor, "*batch sample"]) -> Int64[Tensor, "*batch sample"]:
@@ -32,26 +35,29 @@ def _argsort(values: Float64[Tensor, "*batch sample"]) -> Int64[Tensor, "*batch 
 
 
 def spearman(
-    targets: Float64[Tensor, " sample"], predictions: Float64[Tensor, "column sample"]
-) -> Float64[Tensor, " column"]:
+    targets: Float64[Tensor, "*#column sample"], predictions: Float64[Tensor, "*column sample"]
+) -> Float64[Tensor, "*column"]:
     """Pearson correlation of midranks; NaN where either side is constant."""
     x = midranks(targets)
-    y = midranks(predictions)
-    x, y = x - x.mean(), y - y.mean(-1, keepdim=True)
-    return (y @ x) / (y.square().sum(-1).sqrt() * x.square().sum().sqrt())
+    x = x - x.mean(-1, keepdim=True)
+    # Ranks are put into the order of the predictions rather than the predictions' into the samples': one pass less.
+    order = _argsort(predictions)
+    y = _ranks_in_order(predictions.gather(-1, order))
+    y = y - (1 + order.shape[-1]) / 2
+    product = torch.linalg.vecdot(x.expand_as(order).gather(-1, order), y)
+    return product / (y.square().sum(-1).sqrt() * x.square().sum(-1).sqrt())
 
 
 def roc_auc(
-    targets: Float64[Tensor, "sample output"], predictions: Float64[Tensor, "column sample output"]
-) -> Float64[Tensor, " column"]:
+    targets: Float64[Tensor, "*#column sample output"], predictions: Float64[Tensor, "*column sample output"]
+) -> Float64[Tensor, "*column"]:
     """Area under the ROC curve, the Mann-Whitney way; the mean of one-vs-rest areas for several outputs.
 
     NaN where an output has no positives or no negatives.
     """
-    ranks = midranks(predictions.mT)
-    positives = targets.sum(0)
-    negatives = targets.shape[0] - positives
-    rank_sum = torch.einsum("con,no->co", ranks, targets)
+    positives = targets.sum(-2)
+    negatives = targets.shape[-2] - positives
+    rank_sum = torch.linalg.vecdot(midranks(predictions.mT), targets.mT)
     area = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
     return area.mean(-1)
 
@@ -84,13 +90,10 @@ def labels_rank(task_type: TaskType, targets: Float64[Tensor, "sample output"]) 
 
 def score(
     task_type: TaskType,
-    targets: Float64[Tensor, "sample output"],
-    predictions: Float64[Tensor, "column sample output"],
-    flat: Bool[Tensor, " column"],
-) -> Float64[Tensor, " column"]:
+    targets: Float64[Tensor, "*#column sample output"],
+    predictions: Float64[Tensor, "*column sample output"],
+) -> Float64[Tensor, "*column"]:
     """The task's metric for each column, NaN where it is undefined."""
     if task_type == "regression":
-        value = spearman(targets[:, 0], predictions[:, :, 0])
-    else:
-        value = roc_auc(targets, predictions)
-    return torch.where(flat, torch.nan, value)
+        return spearman(targets[..., 0], predictions[..., 0])
+    return roc_auc(targets, predictions)

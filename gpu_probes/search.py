@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,21 +12,23 @@ from torch import Tensor
 
 from gpu_probes.errors import Status
 from gpu_probes.labels import Task
-from gpu_probes.logistic import fit_logistic
-from gpu_probes.objective import ProbeFits, SigmoidLoss, SoftmaxLoss
+from gpu_probes.logistic import decide_held_out_logistic, fit_logistic
+from gpu_probes.objective import HeldOut, ProbeFits, SigmoidLoss, SoftmaxLoss
 from gpu_probes.preprocessing import Preprocessing
-from gpu_probes.ridge import fit_ridge
+from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
 from gpu_probes.scoring import is_flat, labels_rank, rounding_level, score
+from gpu_probes.spaces import Dual, Primal
 
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """One label: its task, and its targets on the device."""
+    """One label: its task, its targets on the device, and the orders in which to shuffle them."""
 
     task: Task
     train_targets: Float64[Tensor, "train_sample output"]
     test_targets: Float64[Tensor, "test_sample output"]
+    shuffles: Int64[Tensor, "shuffle train_sample"]
 
     @property
     def is_constant(self) -> bool:
@@ -40,6 +43,7 @@ class SearchPlan:
     labels: tuple[LabelPlan, ...]
     penalties: tuple[float, ...]
     penalties_at_once: int
+    shuffles_at_once: int
     dual: bool
     sets: TrainingSets
     preprocessing: Preprocessing
@@ -47,7 +51,7 @@ class SearchPlan:
     @property
     def n_folds(self) -> int:
         """Folds that are held out; 0 without cross-validation."""
-        return self.sets.n_fits - 1
+        return self.sets.n_folds
 
     def fold_rows(self, fold: int) -> Int64[Tensor, " row"]:
         """Samples that a fold holds out."""
@@ -71,6 +75,11 @@ class BlockResult:
     train_predictions: Float64[np.ndarray, "cell train_sample output"]
     test_predictions: Float64[np.ndarray, "cell test_sample output"]
     cv_predictions: Float64[np.ndarray, "cell train_sample output"]
+    inner_score: Float64[np.ndarray, "cell fold"]
+    inner_selected: Int64[np.ndarray, "cell fold"]
+    outer_score: Float64[np.ndarray, "cell fold"]
+    nested_predictions: Float64[np.ndarray, "cell train_sample output"]
+    null_score: Float64[np.ndarray, "cell shuffle"]
 
 
 @dataclass(frozen=True)
@@ -82,42 +91,105 @@ class Evaluation:
     flat: Bool[Tensor, "cell column"]
 
 
+@dataclass(frozen=True)
+class CrossValidation:
+    """Held-out predictions of every penalty, and their scores fold by fold."""
+
+    predictions: Float64[Tensor, "cell penalty sample output"]
+    fold_scores: Float64[Tensor, "fold cell penalty"]
+    scores: Float64[Tensor, "cell penalty"]
+    flat: Bool[Tensor, "cell penalty"]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Cross-validation of the choice of alpha: for each fold, the alpha that the other folds choose."""
+
+    inner_score: Float64[Tensor, "cell fold"]
+    selected: Int64[Tensor, "cell fold"]
+    outer_score: Float64[Tensor, "cell fold"]
+    predictions: Float64[Tensor, "cell sample output"]
+
+
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
     """Fit and score some cells; one result for each label."""
     seen = look_over(train)
     if plan.preprocessing.centres:
         train.shift(seen.first_row)
     train.blank(~seen.finite | seen.constant)
-    fitted = _fit(plan, train)
+    is_regression = plan.labels[0].task.task_type == "regression"
+    fitted, null_scores = (_fit_numbers if is_regression else _fit_classes)(plan, train)
     if plan.preprocessing.centres:
         fitted = [fits.moved(seen.first_row) for fits in fitted]
     seen_test = None if test is None else look_over(test)
     return [
-        _search_label(plan, label, fits, seen, test, seen_test) for label, fits in zip(plan.labels, fitted, strict=True)
+        _search_label(plan, label, fits, null, seen, test, seen_test)
+        for label, fits, null in zip(plan.labels, fitted, null_scores, strict=True)
     ]
 
 
-def _fit(plan: SearchPlan, train: Rows) -> list[ProbeFits]:
-    first = plan.labels[0]
-    if first.task.task_type == "regression":
-        targets = torch.cat([label.train_targets for label in plan.labels], 1)
-        return fit_ridge(train, targets, plan.sets, plan.penalties, plan.preprocessing, dual=plan.dual)
-    loss = SigmoidLoss() if first.task.n_outputs == 1 else SoftmaxLoss()
+Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell shuffle"]]]
+
+
+def _fit_numbers(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of each label, and CV scores of its shuffles, which share the sums over the rows."""
+    targets = torch.cat([label.train_targets for label in plan.labels], 1)
+    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
+    fitted = fit_ridge(space, plan.penalties)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
+
+    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+
+
+def _fit_classes(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of the only label, a few penalties at a time, and CV scores of its shuffles."""
+    (label,) = plan.labels
+    loss = SigmoidLoss() if label.task.n_outputs == 1 else SoftmaxLoss()
     at_once = plan.penalties_at_once
     groups = [plan.penalties[start : start + at_once] for start in range(0, len(plan.penalties), at_once)]
-    parts = [fit_logistic(train, first.train_targets, plan.sets, few, loss, plan.preprocessing) for few in groups]
-    return [ProbeFits.joined(parts)]
+    parts = [fit_logistic(rows, label.train_targets, plan.sets, few, loss, plan.preprocessing) for few in groups]
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle output"]) -> HeldOut:
+        for few in groups:
+            yield from decide_held_out_logistic(rows, shuffled, plan.sets, few, loss, plan.preprocessing)
+
+    return [ProbeFits.joined(parts)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+
+
+def _score_shuffles(
+    plan: SearchPlan,
+    label: LabelPlan,
+    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
+    n_cells: int,
+) -> Float64[Tensor, "cell shuffle"]:
+    """CV score of each shuffle of the labels at its best penalty, as `_search_label` finds that of the labels."""
+    parts = [label.train_targets.new_empty(n_cells, 0)]
+    for start in range(0, len(label.shuffles), plan.shuffles_at_once):
+        orders = label.shuffles[start : start + plan.shuffles_at_once]
+        shuffled = label.train_targets[orders.mT]
+        scores = shuffled.new_zeros(n_cells, len(plan.penalties), orders.shape[0])
+        for fold, penalty, decision in decide(shuffled):
+            targets = shuffled[plan.fold_rows(fold)].transpose(0, 1)
+            k = plan.penalties.index(penalty)
+            scores[:, k] += score(label.task.task_type, targets[None], _predict(label.task, decision)) / plan.n_folds
+        best = scores.nan_to_num(-torch.inf).amax(1)
+        parts.append(torch.where(best.isinf(), torch.nan, best))
+    return torch.cat(parts, 1)
 
 
 def _search_label(
     plan: SearchPlan,
     label: LabelPlan,
     fits: ProbeFits,
+    null_score: Float64[Tensor, "cell shuffle"],
     seen: Overview,
     test: Rows | None,
     seen_test: Overview | None,
 ) -> BlockResult:
     cv = _cross_validate(plan, label, fits, seen)
+    nested = _nest(plan, label, fits, seen, cv)
     # argmax takes the first of equals; an alpha without a score never wins, unless none has one.
     chosen = cv.scores.nan_to_num(-torch.inf).argmax(1)
     unchosen = cv.scores.isnan().all(1) if len(plan.penalties) > 1 else torch.zeros_like(chosen, dtype=torch.bool)
@@ -125,10 +197,11 @@ def _search_label(
     on_train = _evaluate(label.task, label.train_targets, _at(fits.decision[:, -1], chosen)[:, None], coef, seen)
     decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
+    own = plan.sets.own_fits
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
         # At any alpha: it had a part in the choice.
-        (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3)).flatten(1).any(1)),
+        (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3))[:, own].flatten(1).any(1)),
         *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
     ]
     no_probe = unchosen | torch.stack([affected for reason, affected in reasons if reason in _NO_PROBE]).any(0)
@@ -141,8 +214,8 @@ def _search_label(
         status=_first_reason(reasons),
         coef=host(coef),
         intercept=host(intercept),
-        certificate=host(fits.certificate),
-        solver=host(fits.solver),
+        certificate=host(fits.certificate[:, own]),
+        solver=host(fits.solver[:, own]),
         selected=torch.where(no_probe, -1, chosen).cpu().numpy(),
         train_score=host(on_train.scores[:, 0]),
         test_score=host(on_test.scores[:, 0]),
@@ -151,6 +224,11 @@ def _search_label(
         train_predictions=host(on_train.predictions[:, 0]),
         test_predictions=host(on_test.predictions[:, 0]),
         cv_predictions=host(_at(cv.predictions, chosen)),
+        inner_score=host(nested.inner_score),
+        inner_selected=nested.selected.cpu().numpy(),
+        outer_score=host(nested.outer_score),
+        nested_predictions=host(nested.predictions),
+        null_score=host(null_score),
     )
 
 
@@ -166,7 +244,7 @@ def _train_reasons(
     fits: ProbeFits,
     seen: Overview,
     chosen: Int64[Tensor, " cell"],
-    cv: Evaluation,
+    cv: CrossValidation,
     on_train: Evaluation,
 ) -> list[Reason]:
     """What may be wrong with a cell's training, worst first."""
@@ -178,7 +256,7 @@ def _train_reasons(
         (Status.CONSTANT_LABELS, nowhere | label.is_constant),
         (Status.NON_FINITE, ~seen.finite),
         (Status.CONSTANT_CELL, seen.constant),
-        (Status.SINGULAR, ~_at(fits.coef.transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
+        (Status.SINGULAR, ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
         (Status.CONSTANT_FOLD, nowhere | unranked),
         (Status.CONSTANT_PREDICTIONS, flat),
     ]
@@ -202,21 +280,56 @@ def _first_reason(reasons: list[Reason]) -> Shaped[np.ndarray, " cell"]:
     return statuses[first]
 
 
-def _cross_validate(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview) -> Evaluation:
+def _cross_validate(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview) -> CrossValidation:
     """Predict each sample with the fit that left it out; a score is the mean of its fold scores."""
     n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
     predictions = fits.decision.new_full((n_cells, n_penalties, n_samples, n_outputs), torch.nan)
     scores = fits.decision.new_full((max(plan.n_folds, 1), n_cells, n_penalties), torch.nan)
     flat = torch.zeros(n_cells, n_penalties, dtype=torch.bool, device=predictions.device)
     for fold in range(plan.n_folds):
-        rows = plan.fold_rows(fold)
-        held_out = _evaluate(
-            label.task, label.train_targets[rows], fits.decision[:, fold][:, :, rows], fits.coef[:, fold], seen
-        )
-        predictions[:, :, rows] = held_out.predictions
+        held_out = _hold_out(plan, label, fits, seen, fold, fit=fold)
+        predictions[:, :, plan.fold_rows(fold)] = held_out.predictions
         scores[fold] = held_out.scores
         flat |= held_out.flat
-    return Evaluation(predictions, scores.mean(0), flat)
+    return CrossValidation(predictions, scores, scores.mean(0), flat)
+
+
+def _nest(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, cv: CrossValidation) -> Nested:
+    """For each fold, choose the alpha by cross-validation over the other folds alone.
+
+    The fit that leaves out folds j and k is scored on j when k is to stay unseen, and on k when j is.
+    """
+    n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
+    nowhere = fits.decision.new_full((n_cells, n_samples, n_outputs), torch.nan)
+    if not plan.sets.pairs:
+        nothing = fits.decision.new_empty(n_cells, 0)
+        return Nested(nothing, nothing.long(), nothing, nowhere)
+    scores = fits.decision.new_zeros(plan.n_folds, n_cells, n_penalties)
+    for index, pair in enumerate(plan.sets.pairs):
+        for scored, unseen in (pair, pair[::-1]):
+            held_out = _hold_out(plan, label, fits, seen, scored, fit=plan.n_folds + index)
+            scores[unseen] += held_out.scores / (plan.n_folds - 1)
+    best = scores.nan_to_num(-torch.inf).max(2)
+    selected, unchosen = best.indices.mT, scores.isnan().all(2).mT
+    outer = cv.fold_scores.permute(1, 2, 0).gather(1, selected[:, None]).squeeze(1)
+    for fold in range(plan.n_folds):
+        rows = plan.fold_rows(fold)
+        nowhere[:, rows] = _at(cv.predictions[:, :, rows], selected[:, fold])
+    return Nested(
+        inner_score=torch.where(unchosen, torch.nan, best.values.mT),
+        selected=selected,
+        outer_score=torch.where(unchosen, torch.nan, outer),
+        predictions=nowhere,
+    )
+
+
+def _hold_out(
+    plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, fold: int, *, fit: int
+) -> Evaluation:
+    """Score a fit on a fold that it left out."""
+    rows = plan.fold_rows(fold)
+    decision = fits.decision[:, fit][:, :, rows]
+    return _evaluate(label.task, label.train_targets[rows], decision, fits.coef[:, fit], seen)
 
 
 def _evaluate(
@@ -234,8 +347,8 @@ def _evaluate(
     columns = coef.reshape(*decision.shape[:2], *coef.shape[-2:])
     level = rounding_level(seen.largest_norm, columns)
     flat = is_flat(decision, level)
-    flattened = score(task.task_type, targets, predictions.flatten(0, 1), flat.flatten())
-    return Evaluation(predictions, flattened.unflatten(0, flat.shape), flat)
+    scores = score(task.task_type, targets[None, None], predictions)
+    return Evaluation(predictions, torch.where(flat, torch.nan, scores), flat)
 
 
 def _predict(task: Task, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float64, Shaped
 
 from gpu_probes.alphas import choose_alphas
-from gpu_probes.cells import Cell, CellSource, cells_of, check_axes, check_same_axes
+from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
-from gpu_probes.errors import LabelError, ProbeWarning, Status
+from gpu_probes.errors import FoldError, LabelError, ProbeWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
+from gpu_probes.groups import Grouping, group_samples
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_task
 from gpu_probes.objective import penalties_of
 from gpu_probes.planner import BlockPlan, Workload, plan_blocks
@@ -24,6 +25,7 @@ from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.results import SweepResult
 from gpu_probes.rows import Rows, TrainingSets
 from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
+from gpu_probes.shuffles import Shuffles, draw_shuffles
 
 Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
 
@@ -46,6 +48,14 @@ class SweepOptions:
         Cross-validate; without it no best cell is chosen.
     n_folds, seed : int
         scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
+    nested_cv : bool
+        With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
+    groups : one number or text per training sample, optional
+        Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
+    prompts : one text per training sample, optional
+        Samples with the same prompt, but for case and whitespace, are held out together as well.
+    permutations : int
+        With `k_fold`, shuffles of the labels to compare the CV scores with; every one is fitted in every cell.
     fit_intercept : bool
         Add an intercept, which is not penalised.
     standardize : bool
@@ -67,6 +77,10 @@ class SweepOptions:
     k_fold: bool = False
     n_folds: int = 5
     seed: int = 42
+    nested_cv: bool = True
+    groups: Any = None
+    prompts: Sequence[str] | None = None
+    permutations: int = 0
     fit_intercept: bool = False
     standardize: bool = False
     sample_weight: Any = None
@@ -141,6 +155,7 @@ def sweep_labels(
     """
     given = SweepOptions(**options)
     check_axes(train, "train")
+    _check_statistics(given)
     if (test is None) != (test_labels is None):
         missing = "test_labels" if test_labels is None else "test"
         raise LabelError(f"{missing} is missing; give test and test_labels together, or neither")
@@ -157,14 +172,15 @@ def sweep_labels(
         preprocessing=given.preprocessing,
         total_weight=float(train.n_samples if weights is None else weights.sum()),
     )
-    labels = [_read_label(name, train, train_labels, test, test_labels, given) for name in train_labels]
+    grouping = group_samples(train.n_samples, given.groups, given.prompts)
+    labels = [_read_label(name, train, train_labels, test, test_labels, grouping, given) for name in train_labels]
     for label in labels:
         _check_weights(label, weights)
     # All are planned before the first is fitted: what is wrong with one shows at once.
     planned = [_plan_group(group, train, test, alphas, devices, given) for group in _groups(labels)]
     results: dict[str, SweepResult] = {}
     for group in planned:
-        results |= _sweep_group(group, train, test, alphas, weights, devices, given)
+        results |= _sweep_group(group, train, test, alphas, weights, grouping, devices, given)
     _warn(results)
     return {name: results[name] for name in train_labels}
 
@@ -178,6 +194,12 @@ class _Label:
     folds: FoldPlan
     train: Float64[np.ndarray, " train_sample"]
     test: Float64[np.ndarray, " test_sample"] | None
+    shuffles: Shuffles | str
+
+    @property
+    def n_shuffles(self) -> int:
+        """How often the labels are shuffled."""
+        return 0 if isinstance(self.shuffles, str) else len(self.shuffles.order)
 
 
 def _read_label(
@@ -186,20 +208,25 @@ def _read_label(
     train_labels: Mapping[str, Any],
     test: CellSource | None,
     test_labels: Mapping[str, Any] | None,
+    grouping: Grouping,
     given: SweepOptions,
 ) -> _Label:
     labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
     task = resolve_task(given.task_type, labels)
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
-        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed)
+        groups = None if grouping.is_trivial else grouping.group
+        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed, groups=groups, nested=given.nested_cv)
+    shuffles: Shuffles | str = "permutations were not asked for"
+    if given.permutations:
+        shuffles = draw_shuffles(labels, grouping, folds, n_shuffles=given.permutations, seed=given.seed)
     held_out = None
     if test is not None and test_labels is not None:
         if name not in test_labels:
             raise LabelError(f"{name!r} is a label of the training rows only; the test rows have {list(test_labels)}")
         held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
         task.targets(held_out, _named("test", name))
-    return _Label(name, task, folds, labels, held_out)
+    return _Label(name, task, folds, labels, held_out, shuffles)
 
 
 def _check_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> None:
@@ -213,6 +240,13 @@ def _check_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] 
             f"sample_weight is 0 for all training rows of {label.name!r} outside fold {empty[0]}; use fewer folds, "
             "another --seed, or other weights"
         )
+
+
+def _check_statistics(given: SweepOptions) -> None:
+    if given.permutations < 0:
+        raise FoldError(f"permutations {given.permutations} is less than none; use 0 or more, such as 1000")
+    if given.permutations and not given.k_fold:
+        raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
 
 
 def _named(split: str, name: str) -> str:
@@ -268,6 +302,8 @@ def _plan_group(
         centres=given.preprocessing.centres,
         standardize=given.standardize,
         unpenalised=0.0 in penalties,
+        n_pairs=len(labels[0].folds.pairs),
+        n_shuffles=max(label.n_shuffles for label in labels),
     )
     budget = given.budget_bytes
     plan = plan_blocks(
@@ -287,6 +323,7 @@ def _sweep_group(
     test: CellSource | None,
     alphas: tuple[float, ...],
     weights: Float64[np.ndarray, " train_sample"] | None,
+    grouping: Grouping,
     devices: Sequence[torch.device],
     given: SweepOptions,
 ) -> dict[str, SweepResult]:
@@ -298,6 +335,7 @@ def _sweep_group(
             labels=tuple(_label_plan(label, device) for label in group.labels),
             penalties=group.penalties,
             penalties_at_once=plan.penalties_at_once,
+            shuffles_at_once=plan.shuffles_at_once,
             dual=group.workload.is_dual,
             sets=sets,
             preprocessing=given.preprocessing,
@@ -317,7 +355,7 @@ def _sweep_group(
             for grid, result in zip(grids, pending.popleft().result(), strict=True):
                 grid.append(result)
     return {
-        label.name: _assemble(label, grid, train, alphas, given)
+        label.name: _assemble(label, grid, train, alphas, grouping, given)
         for label, grid in zip(group.labels, grids, strict=True)
     }
 
@@ -348,20 +386,27 @@ class _Grid:
 def _label_plan(label: _Label, device: torch.device) -> LabelPlan:
     test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
     train = label.task.targets(label.train, "train_labels")
+    order = np.zeros((0, len(train)), dtype=np.int64) if isinstance(label.shuffles, str) else label.shuffles.order
     # torch must not wrap pandas' read-only memory.
-    return LabelPlan(label.task, *(torch.from_numpy(values.copy()).to(device) for values in (train, test)))
+    return LabelPlan(label.task, *(torch.from_numpy(values.copy()).to(device) for values in (train, test, order)))
 
 
 def _assemble(
-    label: _Label, grid: _Grid, train: CellSource, alphas: tuple[float, ...], given: SweepOptions
+    label: _Label,
+    grid: _Grid,
+    train: CellSource,
+    alphas: tuple[float, ...],
+    grouping: Grouping,
+    given: SweepOptions,
 ) -> SweepResult:
     selected = grid["selected"]
     as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
+    as_given += ("inner_score", "outer_score", "nested_predictions", "null_score")
     return SweepResult(
         task_type=label.task.task_type,
         metric=label.task.metric,
-        layers=tuple(int(layer) for layer in train.layers),
-        positions=tuple(int(position) for position in train.positions),
+        layers=axis(train.layers),
+        positions=axis(train.positions),
         classes=None if label.task.classes is None else tuple(label.task.classes.tolist()),
         alpha=float(given.alpha),
         alpha_grid=None if given.alphas is None else alphas,
@@ -378,6 +423,9 @@ def _assemble(
         train_labels=label.train,
         test_labels=label.test,
         fold_of_sample=label.folds.fold_of_sample if given.k_fold else None,
+        group_of_sample=None if grouping.is_trivial else grouping.group,
+        shuffle_scheme=label.shuffles if isinstance(label.shuffles, str) else label.shuffles.scheme,
+        inner_alpha=np.asarray(alphas)[grid["inner_selected"]],
         **{name: grid[name] for name in as_given},
     )
 

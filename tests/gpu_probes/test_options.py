@@ -87,7 +87,7 @@ def test_a_small_budget_reads_the_rows_in_pieces_and_gives_the_same(labels: np.n
     labels = np.concatenate([labels] * 20)
     options = {"alphas": [0.1, 10.0], "fit_intercept": True}
     whole = run(array, labels, **options)
-    pieces = run(array, labels, budget_bytes=1_400_000, **options)
+    pieces = run(array, labels, budget_bytes=3_000_000, **options)
     for name in ("cv_predictions", "train_predictions", "cv_score", "selected_alpha"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), atol=1e-6, rtol=1e-6)
     with pytest.raises(

@@ -7,6 +7,7 @@ from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.objective import Solver
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import CERTIFICATE_LIMIT, fit_ridge
+from gpu_probes.spaces import Dual, Primal
 from tests.gpu_probes.blocks import block_of, only_cell
 
 ALPHAS = [1e-3, 1.0, 1e3]
@@ -25,7 +26,8 @@ def conditioned(n_samples: int, n_features: int, condition: float, seed: int = 0
 def fit(features: np.ndarray, labels: np.ndarray, alphas: list[float], folds: FoldPlan, device: str = "cpu"):
     rows, sets = block_of(features, folds, device)
     targets = torch.tensor(labels[:, None], device=device)
-    return only_cell(fit_ridge(rows, targets, sets, alphas, Preprocessing(), dual=rows.n_samples < rows.n_features)[0])
+    space = (Dual if rows.n_samples < rows.n_features else Primal)(rows, targets, sets, Preprocessing())
+    return only_cell(fit_ridge(space, alphas)[0])
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -73,9 +75,10 @@ def test_targets_are_columns_of_one_right_hand_side():
     targets = torch.tensor(np.stack([labels, labels[::-1] * 3.0], axis=1))
     folds = plan_folds(labels, n_folds=4, seed=0)
     rows, sets = block_of(features, folds)
-    together = fit_ridge(rows, targets, sets, ALPHAS, Preprocessing(), dual=False)
+    together = fit_ridge(Primal(rows, targets, sets, Preprocessing()), ALPHAS)
     for t in range(2):
-        alone = fit_ridge(rows, targets[:, t : t + 1].contiguous(), sets, ALPHAS, Preprocessing(), dual=False)[0]
+        target = targets[:, t : t + 1].contiguous()
+        alone = fit_ridge(Primal(rows, target, sets, Preprocessing()), ALPHAS)[0]
         torch.testing.assert_close(together[t].coef, alone.coef, rtol=1e-9, atol=1e-12)
 
 

@@ -73,12 +73,14 @@ def test_nan_predictions_are_flat():
     assert is_flat(decision, torch.zeros(1, 1, 1, dtype=torch.float64)).all()
 
 
-def test_flat_columns_score_nan_and_the_others_do_not():
-    targets = torch.tensor([[0.0], [1.0], [2.0]], dtype=torch.float64)
-    predictions = targets.expand(2, 3, 1).contiguous()
-    value = score("regression", targets, predictions, torch.tensor([True, False]))
-    assert value[0].isnan()
-    assert value[1] == pytest.approx(1.0)
+def test_targets_of_their_own_for_each_column_score_as_one_by_one():
+    rng = np.random.default_rng(0)
+    targets, predictions = (torch.tensor(rng.integers(0, 2, (5, 40, 1)).astype(float)) for _ in range(2))
+    for task_type in ("regression", "classification"):
+        together = score(task_type, targets, predictions.expand(3, -1, -1, -1))
+        for column in range(5):
+            alone = score(task_type, targets[column], predictions[column])
+            np.testing.assert_allclose(together[:, column], alone, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +98,4 @@ def test_labels_that_cannot_be_ranked_have_no_score(task_type: str, rows: list[l
     targets = torch.tensor(rows, dtype=torch.float64)
     assert labels_rank(task_type, targets) is defined
     predictions = torch.rand(1, *targets.shape, dtype=torch.float64)
-    assert score(task_type, targets, predictions, torch.tensor([False])).isfinite().item() is defined
+    assert score(task_type, targets, predictions).isfinite().item() is defined
