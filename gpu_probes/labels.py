@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64
 from sklearn.utils.multiclass import type_of_target
 
 from gpu_probes.errors import LabelError
-from gpu_probes.objective import TaskType
+from gpu_probes.objective import ProbeKind, TaskType
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,25 @@ def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task
             f"training labels are {kind}, not classes (row {first} is {labels[first]:g}); use --task_type regression"
         )
     return Task("classification", np.unique(labels))
+
+
+def resolve_probe(probe: str, task: Task) -> ProbeKind:
+    """Choose the probe: ``auto`` is ridge for numbers and logistic for classes.
+
+    Raises
+    ------
+    LabelError
+        When there is no such probe for the task.
+    """
+    natural: ProbeKind = "ridge" if task.classes is None else "logistic"
+    if probe in ("auto", natural):
+        return natural
+    if probe == "mass_mean":
+        return "mass_mean"
+    if probe == "lda" and task.classes is not None:
+        return "lda"
+    usable = "ridge, mass_mean" if task.classes is None else "logistic, lda, mass_mean"
+    raise LabelError(f"probe {probe!r} does not go with {task.task_type}; use auto, {usable}, or another --task_type")
 
 
 def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:

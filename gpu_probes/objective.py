@@ -25,6 +25,7 @@ from torch import Tensor
 from gpu_probes.errors import PenaltyError
 
 TaskType = Literal["regression", "classification"]
+ProbeKind = Literal["ridge", "logistic", "lda", "mass_mean"]
 
 
 class Solver(IntEnum):
@@ -36,6 +37,7 @@ class Solver(IntEnum):
     QR = 3
     NEWTON_CG = 4
     NEWTON_CHOLESKY = 5
+    CLOSED_FORM = 6
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
 from gpu_probes.nested import NestedCV, choose_by_fold
-from gpu_probes.objective import Solver, TaskType
+from gpu_probes.objective import ProbeKind, Solver, TaskType
 from gpu_probes.permutation import PermutationTest, compare_with_shuffles
 
 Json = Any
@@ -51,6 +51,7 @@ class SweepResult:
     """
 
     task_type: TaskType
+    probe: ProbeKind
     metric: Literal["spearman", "roc_auc"]
     layers: tuple[int | str, ...]
     positions: tuple[int | str, ...]
@@ -235,6 +236,7 @@ class SweepResult:
             "n_positions": len(self.positions),
             "d_model": self.n_features,
             "task_type": self.task_type,
+            "probe": self.probe,
             "metric": self.metric,
             "k_fold": self.k_fold,
             "n_folds": self.n_folds if self.k_fold else None,
@@ -303,6 +305,7 @@ class SweepResult:
             "positions": self.positions,
             "layers": self.layers,
             "task_type": self.task_type,
+            "probe": self.probe,
             "metric": self.metric,
             "classes": self.classes,
             "selected_alpha": _nulls(self.selected_alpha),

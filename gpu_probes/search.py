@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Bool, Float64, Int8, Int64, Shaped
 from torch import Tensor
 
+from gpu_probes.discriminant import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
 from gpu_probes.errors import Status
 from gpu_probes.labels import Task
 from gpu_probes.logistic import decide_held_out_logistic, fit_logistic
-from gpu_probes.objective import HeldOut, ProbeFits, SigmoidLoss, SoftmaxLoss
+from gpu_probes.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, SoftmaxLoss
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
 from gpu_probes.scoring import is_flat, labels_rank, rounding_level, score
-from gpu_probes.spaces import Dual, Primal
+from gpu_probes.spaces import Dual, Framed, Primal
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class LabelPlan:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What is the same for every cell; several labels only for regression."""
+    """What is the same for every cell; several labels only for ridges."""
 
+    probe: ProbeKind
     labels: tuple[LabelPlan, ...]
     penalties: tuple[float, ...]
     penalties_at_once: int
@@ -117,8 +119,7 @@ def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[Block
     if plan.preprocessing.centres:
         train.shift(seen.first_row)
     train.blank(~seen.finite | seen.constant)
-    is_regression = plan.labels[0].task.task_type == "regression"
-    fitted, null_scores = (_fit_numbers if is_regression else _fit_classes)(plan, train)
+    fitted, null_scores = _FITS[plan.probe](plan, train)
     if plan.preprocessing.centres:
         fitted = [fits.moved(seen.first_row) for fits in fitted]
     seen_test = None if test is None else look_over(test)
@@ -131,7 +132,7 @@ def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[Block
 Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell shuffle"]]]
 
 
-def _fit_numbers(plan: SearchPlan, rows: Rows) -> Found:
+def _fit_ridge(plan: SearchPlan, rows: Rows) -> Found:
     """Fits of each label, and CV scores of its shuffles, which share the sums over the rows."""
     targets = torch.cat([label.train_targets for label in plan.labels], 1)
     space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
@@ -143,7 +144,7 @@ def _fit_numbers(plan: SearchPlan, rows: Rows) -> Found:
     return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
 
 
-def _fit_classes(plan: SearchPlan, rows: Rows) -> Found:
+def _fit_logistic(plan: SearchPlan, rows: Rows) -> Found:
     """Fits of the only label, a few penalties at a time, and CV scores of its shuffles."""
     (label,) = plan.labels
     loss = SigmoidLoss() if label.task.n_outputs == 1 else SoftmaxLoss()
@@ -156,6 +157,47 @@ def _fit_classes(plan: SearchPlan, rows: Rows) -> Found:
             yield from decide_held_out_logistic(rows, shuffled, plan.sets, few, loss, plan.preprocessing)
 
     return [ProbeFits.joined(parts)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+
+
+def _fit_lda(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of the only label, by way of ridges on its classes."""
+    (label,) = plan.labels
+    targets = _one_hot(label.train_targets)
+    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        # For two classes the ridge's decision is the LDA's, scaled.
+        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
+
+    return [fit_lda(space, plan.penalties)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+
+
+def _fit_mass_mean(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of each label along the difference of means, or the covariance with a number."""
+    space = Framed.of(rows, plan.sets, plan.preprocessing)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        return decide_held_out_means(space, plan.penalties, shuffled.squeeze(2))
+
+    fitted = [
+        fit_covariance(space, label.train_targets, len(plan.penalties))
+        if label.task.classes is None
+        else fit_mass_mean(space, _one_hot(label.train_targets), len(plan.penalties))
+        for label in plan.labels
+    ]
+    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+
+
+def _one_hot(targets: Float64[Tensor, "sample output"]) -> Float64[Tensor, "sample class"]:
+    return torch.cat([1 - targets, targets], 1) if targets.shape[1] == 1 else targets
+
+
+_FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], Found]] = {
+    "ridge": _fit_ridge,
+    "logistic": _fit_logistic,
+    "lda": _fit_lda,
+    "mass_mean": _fit_mass_mean,
+}
 
 
 def _score_shuffles(

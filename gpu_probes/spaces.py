@@ -17,7 +17,7 @@ from torch import Tensor
 from gpu_probes.cholesky import Factor
 from gpu_probes.moments import add_gram, lot_crosses, lot_moments, mirrored
 from gpu_probes.objective import duality_gap
-from gpu_probes.preprocessing import Frame, Preprocessing
+from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
 from gpu_probes.rows import Rows, TrainingSets
 
 
@@ -38,15 +38,62 @@ class Measured:
     total: Float64[Tensor, "cell penalty target"]
 
 
-class Primal:
+class Framed:
+    """The rows as each fit sees them: shifted and scaled on its own training rows."""
+
+    def __init__(self, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing, frames: list[Frame]) -> None:
+        self.rows, self.sets, self.preprocessing, self.frames = rows, sets, preprocessing, frames
+
+    @classmethod
+    def of(cls, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing) -> Framed:
+        """Sum up what shifts and scales take, in one pass."""
+        sums = torch.zeros(rows.n_cells, sets.n_fits, rows.n_features, dtype=torch.float64, device=rows.device)
+        squares, weight = torch.zeros_like(sums), sums.new_zeros(sets.n_fits)
+        for chunk in rows.chunks():
+            weights = sets.weights(chunk.samples)
+            weight += weights.sum(1)
+            sums += weights @ chunk.features
+            squares += weights @ chunk.features.square()
+        marginals = [Marginals(weight[f], sums[:, f], squares[:, f], weight.new_zeros(0)) for f in range(sets.n_fits)]
+        return cls(rows, sets, preprocessing, [Frame.of(marginal, preprocessing) for marginal in marginals])
+
+    def project(self, coef: Float64[Tensor, "cell fit output feature"]) -> Float64[Tensor, "cell fit sample output"]:
+        """Raw features times raw coefficients."""
+        decision = coef.new_empty(*coef.shape[:2], self.rows.n_samples, coef.shape[2])
+        for chunk in self.rows.chunks():
+            decision[:, :, chunk.samples] = chunk.features[:, None] @ coef.mT
+        return decision
+
+    def other_targets(
+        self, targets: Float64[Tensor, "sample column"]
+    ) -> Callable[[int], Float64[Tensor, "cell n column"]]:
+        """Right sides of each fit for other targets; what they add to an intercept is left out."""
+        crosses = lot_crosses(self.rows, targets, self.sets)
+
+        def right_side(fit: int) -> Float64[Tensor, "cell n column"]:
+            cross, total = crosses.of_fit(self.sets.included[fit])
+            if not self.preprocessing.centres:
+                return cross
+            return self.frames[fit].back(cross.mT, total.expand(len(cross), -1)).mT
+
+        return right_side
+
+    def held_out(self, fit: int) -> Iterator[Float64[Tensor, "cell row n"]]:
+        """Rows of the fold that a fit left out, piece by piece: times an unknown, their decision but for a constant."""
+        for chunk in self.rows.chunks():
+            yield self.frames[fit].apply(chunk.features[:, chunk.lots[fit]])
+
+
+class Primal(Framed):
     """Unknowns are the coefficients of the shifted and scaled features."""
 
     def __init__(
         self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
     ) -> None:
-        self.rows, self.targets, self.sets, self.preprocessing = rows, targets, sets, preprocessing
+        self.targets = targets
         self._moments = lot_moments(rows, targets, sets)
-        self.frames = [Frame.of(self._moments.marginals(lots), preprocessing) for lots in sets.included]
+        frames = [Frame.of(self._moments.marginals(lots), preprocessing) for lots in sets.included]
+        super().__init__(rows, sets, preprocessing, frames)
 
     def system(self, fit: int) -> System:
         """Gram matrix and right side, centred and scaled by their sums."""
@@ -74,25 +121,6 @@ class Primal:
     ) -> Float64[Tensor, "cell penalty target n"]:
         """Right side minus system times unknown, by way of the rows: minus the gradient of the objective."""
         return self.frames[fit].back(measured.back, measured.total) - penalty * unknown
-
-    def other_targets(
-        self, targets: Float64[Tensor, "sample column"]
-    ) -> Callable[[int], Float64[Tensor, "cell n column"]]:
-        """Right sides of each fit for other targets; what they add to an intercept is left out."""
-        crosses = lot_crosses(self.rows, targets, self.sets)
-
-        def right_side(fit: int) -> Float64[Tensor, "cell n column"]:
-            cross, total = crosses.of_fit(self.sets.included[fit])
-            if not self.preprocessing.centres:
-                return cross
-            return self.frames[fit].back(cross.mT, total.expand(len(cross), -1)).mT
-
-        return right_side
-
-    def held_out(self, fit: int) -> Iterator[Float64[Tensor, "cell row n"]]:
-        """Rows of the fold that a fit left out, piece by piece: times an unknown, their decision but for a constant."""
-        for chunk in self.rows.chunks():
-            yield self.frames[fit].apply(chunk.features[:, chunk.lots[fit]])
 
     def gap(
         self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]

@@ -15,11 +15,11 @@ from jaxtyping import Float64, Shaped
 from gpu_probes.alphas import choose_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
-from gpu_probes.errors import FoldError, LabelError, ProbeWarning, Status
+from gpu_probes.errors import FoldError, LabelError, PenaltyError, ProbeWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
-from gpu_probes.labels import Task, read_labels, read_weights, resolve_task
-from gpu_probes.objective import penalties_of
+from gpu_probes.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
+from gpu_probes.objective import ProbeKind, penalties_of
 from gpu_probes.planner import BlockPlan, Workload, plan_blocks
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.results import SweepResult
@@ -39,6 +39,10 @@ class SweepOptions:
     task_type : str
         ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
         training labels binary or multiclass.
+    probe : str
+        ``auto``: ridge for numbers, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
+        added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
+        covariance with a number), without a penalty. The last two always have an intercept.
     alpha : float
         Penalty of every probe.
     alphas : sequence or array of float, or "auto", optional
@@ -72,6 +76,7 @@ class SweepOptions:
     """
 
     task_type: str = "auto"
+    probe: str = "auto"
     alpha: float = 1.0
     alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
     k_fold: bool = False
@@ -91,7 +96,7 @@ class SweepOptions:
     @property
     def preprocessing(self) -> Preprocessing:
         """What is done to the features before a fit."""
-        return Preprocessing(self.fit_intercept, self.standardize)
+        return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
 
 def sweep(
@@ -191,6 +196,7 @@ class _Label:
 
     name: str
     task: Task
+    probe: ProbeKind
     folds: FoldPlan
     train: Float64[np.ndarray, " train_sample"]
     test: Float64[np.ndarray, " test_sample"] | None
@@ -213,6 +219,12 @@ def _read_label(
 ) -> _Label:
     labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
     task = resolve_task(given.task_type, labels)
+    probe = resolve_probe(given.probe, task)
+    if given.permutations and given.probe in ("lda", "mass_mean") and task.n_outputs > 1:
+        raise LabelError(
+            f"permutations of {given.probe} are for two classes, and {_named('train', name)} has {task.n_outputs}; use "
+            "--probe logistic"
+        )
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
         groups = None if grouping.is_trivial else grouping.group
@@ -226,7 +238,7 @@ def _read_label(
             raise LabelError(f"{name!r} is a label of the training rows only; the test rows have {list(test_labels)}")
         held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
         task.targets(held_out, _named("test", name))
-    return _Label(name, task, folds, labels, held_out, shuffles)
+    return _Label(name, task, probe, folds, labels, held_out, shuffles)
 
 
 def _check_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> None:
@@ -247,6 +259,8 @@ def _check_statistics(given: SweepOptions) -> None:
         raise FoldError(f"permutations {given.permutations} is less than none; use 0 or more, such as 1000")
     if given.permutations and not given.k_fold:
         raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
+    if given.probe == "mass_mean" and given.alphas is not None:
+        raise PenaltyError("mass_mean has no alpha to choose; leave out alphas")
 
 
 def _named(split: str, name: str) -> str:
@@ -254,13 +268,13 @@ def _named(split: str, name: str) -> str:
 
 
 def _groups(labels: Sequence[_Label]) -> list[list[_Label]]:
-    """Labels that are fitted together: numbers with the same folds; classes one by one."""
+    """Labels that are fitted together: ridges with the same folds; others one by one."""
     groups: list[list[_Label]] = []
     for label in labels:
-        if label.task.task_type == "regression":
+        if label.probe == "ridge":
             for group in groups:
                 same = np.array_equal(group[0].folds.fold_of_sample, label.folds.fold_of_sample)
-                if group[0].task.task_type == "regression" and same:
+                if group[0].probe == "ridge" and same:
                     group.append(label)
                     break
             else:
@@ -288,17 +302,17 @@ def _plan_group(
     devices: Sequence[torch.device],
     given: SweepOptions,
 ) -> _Group:
-    task = labels[0].task
-    penalties = tuple(penalties_of(alphas, task.task_type))
+    task, probe = labels[0].task, labels[0].probe
+    penalties = tuple(penalties_of(alphas, "classification" if probe == "logistic" else "regression"))
     workload = Workload(
         n_train=train.n_samples,
         n_test=0 if test is None else test.n_samples,
         n_features=train.n_features,
         n_outputs=task.n_outputs,
-        n_targets=len(labels),
+        n_targets=max(task.n_outputs, 2) if probe == "lda" else len(labels),
         n_alphas=len(alphas),
         n_folds=labels[0].folds.n_folds,
-        is_regression=task.task_type == "regression",
+        is_regression=probe != "logistic",
         centres=given.preprocessing.centres,
         standardize=given.standardize,
         unpenalised=0.0 in penalties,
@@ -332,6 +346,7 @@ def _sweep_group(
     def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
         sets = TrainingSets.of(folds, weights, device)
         search_plan = SearchPlan(
+            probe=group.labels[0].probe,
             labels=tuple(_label_plan(label, device) for label in group.labels),
             penalties=group.penalties,
             penalties_at_once=plan.penalties_at_once,
@@ -404,6 +419,7 @@ def _assemble(
     as_given += ("inner_score", "outer_score", "nested_predictions", "null_score")
     return SweepResult(
         task_type=label.task.task_type,
+        probe=label.probe,
         metric=label.task.metric,
         layers=axis(train.layers),
         positions=axis(train.positions),
@@ -413,7 +429,7 @@ def _assemble(
         k_fold=given.k_fold,
         n_folds=given.n_folds,
         seed=given.seed,
-        fit_intercept=given.fit_intercept,
+        fit_intercept=given.preprocessing.fit_intercept,
         standardize=given.standardize,
         selected_alpha=np.where(selected < 0, np.nan, np.asarray(alphas)[selected]),
         alpha_cv_score=grid["alpha_cv_score"],

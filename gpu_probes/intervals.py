@@ -1,0 +1,248 @@
+"""Confidence intervals for scores of fixed predictions.
+
+The bootstrap resamples rows, or whole clusters of them, and corrects for bias and skewness (BCa, Efron 1987, with the
+acceleration from the jackknife). The area under the ROC curve of two classes has a variance in closed form (DeLong
+1988, by midranks: Sun & Xu 2014). What is not in them: that another training set would give another probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64, Shaped
+from scipy import stats
+
+from gpu_probes.scoring import midranks, roc_auc, spearman
+
+Metric = Literal["spearman", "r2", "roc_auc"]
+N_RESAMPLES = 2000
+LEVEL = 0.95
+_FEWEST_UNITS = 8
+_BATCH_VALUES = 2**21
+_MOST_UNDEFINED = 0.1
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score, or a difference of two, and its confidence interval; None with a reason where undefined."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    level: float
+    method: str
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As in the files."""
+        return asdict(self)
+
+
+def score_interval(
+    metric: Metric,
+    actual: Float64[np.ndarray, " sample"],
+    predicted: Shaped[np.ndarray, "sample ..."],
+    *,
+    clusters: Int64[np.ndarray, " sample"] | None = None,
+    folds: Int64[np.ndarray, " sample"] | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Interval of a score: DeLong's for two classes, else by bootstrap.
+
+    Parameters
+    ----------
+    metric : spearman, r2 or roc_auc
+    actual : ndarray [sample]
+        Numbers; for classes indices from 0.
+    predicted : ndarray [sample] or, for more than two classes, [sample, class]
+    clusters : ndarray [sample], optional
+        Rows of a cluster are resampled together.
+    folds : ndarray [sample], optional
+        The score is the mean of the scores within each fold, as in cross-validation; rows are resampled within them.
+    level : float
+    seed : int
+        Of the resamples.
+    """
+    if metric == "roc_auc" and predicted.ndim == 1 and clusters is None and folds is None:
+        return _delong(actual, predicted[None], level)
+    return _bootstrap(metric, actual, predicted[None], clusters, folds, level, seed)
+
+
+def difference_interval(
+    metric: Metric,
+    actual: Float64[np.ndarray, " sample"],
+    first: Shaped[np.ndarray, "sample ..."],
+    second: Shaped[np.ndarray, "sample ..."],
+    *,
+    clusters: Int64[np.ndarray, " sample"] | None = None,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Interval of the difference of two scores on the same rows, first minus second; as `score_interval`."""
+    both = np.stack([first, second])
+    if metric == "roc_auc" and first.ndim == 1 and clusters is None:
+        return _delong(actual, both, level)
+    return _bootstrap(metric, actual, both, clusters, None, level, seed)
+
+
+def _delong(
+    actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, "side sample"], level: float
+) -> Interval:
+    """A single area on the logit scale, which keeps it within 0 and 1; a difference as it is."""
+    positive = actual == 1
+    m, n = int(positive.sum()), int((~positive).sum())
+    if min(m, n) < 2:
+        return Interval(None, None, None, level, "DeLong", "there are fewer than two rows of a class")
+    ranks, above, below = (
+        midranks(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+        for values in (predicted, predicted[:, positive], predicted[:, ~positive])
+    )
+    placed_above = (ranks[:, positive] - above) / n
+    placed_below = 1 - (ranks[:, ~positive] - below) / m
+    areas = placed_above.mean(1)
+    covariance = np.atleast_2d(np.cov(placed_above)) / m + np.atleast_2d(np.cov(placed_below)) / n
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    if len(areas) == 2:
+        difference = areas[0] - areas[1]
+        half = z * np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
+        return Interval(float(difference), float(difference - half), float(difference + half), level, "DeLong, paired")
+    area, variance = float(areas[0]), covariance[0, 0]
+    if variance == 0 or not 0 < area < 1:
+        return Interval(area, None, None, level, "DeLong", "the classes are separated without an error")
+    half = z * np.sqrt(variance) / (area * (1 - area))
+    low, high = (float(1 / (1 + np.exp(-(np.log(area / (1 - area)) + step)))) for step in (-half, half))
+    return Interval(area, low, high, level, "DeLong, logit scale")
+
+
+def _bootstrap(
+    metric: Metric,
+    actual: Float64[np.ndarray, " sample"],
+    predicted: Shaped[np.ndarray, "side sample ..."],
+    clusters: Int64[np.ndarray, " sample"] | None,
+    folds: Int64[np.ndarray, " sample"] | None,
+    level: float,
+    seed: int,
+) -> Interval:
+    method = "bootstrap, BCa" + ("" if clusters is None else ", whole groups")
+    parts = [np.arange(len(actual))] if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
+    units = [_units(rows, clusters) for rows in parts]
+
+    def score(rows: Int64[np.ndarray, "resample row"]) -> Float64[np.ndarray, " resample"]:
+        return _score_rows(metric, actual, predicted, rows)
+
+    estimate = float(np.mean([score(rows[None])[0] for rows in parts]))
+    if np.isnan(estimate):
+        return Interval(None, None, None, level, method, "the score itself is undefined")
+    if sum(map(len, units)) < _FEWEST_UNITS:
+        return Interval(estimate, None, None, level, method, f"there are fewer than {_FEWEST_UNITS} rows or groups")
+    rng = np.random.default_rng(seed)
+    resampled = np.mean([_resample(score, part, rng) for part in units], axis=0)
+    defined = resampled[~np.isnan(resampled)]
+    if len(defined) < (1 - _MOST_UNDEFINED) * N_RESAMPLES:
+        return Interval(estimate, None, None, level, method, "the score is undefined in too many resamples")
+    left_out = _jackknife(score, units, parts)
+    low, high = _bca(estimate, defined, left_out, level)
+    return Interval(estimate, low, high, level, method)
+
+
+def _units(
+    rows: Int64[np.ndarray, " row"], clusters: Int64[np.ndarray, " sample"] | None
+) -> list[Int64[np.ndarray, " member"]]:
+    """What is resampled as one."""
+    if clusters is None:
+        return list(rows[:, None])
+    order = rows[np.argsort(clusters[rows], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1)
+
+
+Score = Callable[[Int64[np.ndarray, "resample row"]], Float64[np.ndarray, " resample"]]
+
+
+def _resample(
+    score: Score, units: list[Int64[np.ndarray, " member"]], rng: np.random.Generator
+) -> Float64[np.ndarray, " resample"]:
+    """Scores of units drawn with replacement."""
+    drawn = rng.integers(0, len(units), (N_RESAMPLES, len(units)))
+    sizes = np.array([len(unit) for unit in units])
+    if (sizes == sizes[0]).all():
+        members = np.stack(units)
+        at_once = max(_BATCH_VALUES // members.size, 1)
+        batches = (drawn[start : start + at_once] for start in range(0, N_RESAMPLES, at_once))
+        return np.concatenate([score(members[batch].reshape(len(batch), -1)) for batch in batches])
+    return np.concatenate([score(np.concatenate([units[unit] for unit in one])[None]) for one in drawn])
+
+
+def _jackknife(
+    score: Score, units: list[list[Int64[np.ndarray, " member"]]], parts: list[Int64[np.ndarray, " row"]]
+) -> Float64[np.ndarray, " unit"]:
+    """The mean over the folds without each unit in turn."""
+    whole = [float(score(rows[None])[0]) for rows in parts]
+    left_out = []
+    for index, (rows, part) in enumerate(zip(parts, units, strict=True)):
+        others = sum(whole[:index]) + sum(whole[index + 1 :])
+        for batch in _without_each(rows, part):
+            left_out.append((score(batch) + others) / len(parts))
+    values = np.concatenate(left_out)
+    return values[~np.isnan(values)]
+
+
+def _without_each(
+    rows: Int64[np.ndarray, " row"], units: list[Int64[np.ndarray, " member"]]
+) -> Iterator[Int64[np.ndarray, "unit kept"]]:
+    """Rows without each unit, several at a time where the units are single rows."""
+    if len(units) < len(rows):
+        for unit in units:
+            yield np.setdiff1d(rows, unit)[None]
+        return
+    at_once = max(_BATCH_VALUES // len(rows), 1)
+    for start in range(0, len(rows), at_once):
+        out = np.arange(start, min(start + at_once, len(rows)))
+        place = np.arange(len(rows) - 1)[None]
+        yield rows[place + (place >= out[:, None])]
+
+
+def _bca(
+    estimate: float,
+    resampled: Float64[np.ndarray, " resample"],
+    left_out: Float64[np.ndarray, " unit"],
+    level: float,
+) -> tuple[float, float]:
+    """Quantiles of the resamples, moved by their bias and by how skewed the score is."""
+    # Ties count half, as a score of few rows takes few values.
+    share = ((resampled < estimate).mean() + (resampled <= estimate).mean()) / 2
+    bias = stats.norm.ppf(np.clip(share, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
+    deviation = left_out.mean() - left_out
+    spread = np.square(deviation).sum() ** 1.5
+    acceleration = (deviation**3).sum() / (6 * spread) if spread > 0 else 0.0
+    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    quantiles = stats.norm.cdf(bias + z / (1 - acceleration * z))
+    low, high = np.quantile(resampled, quantiles)
+    return float(low), float(high)
+
+
+def _score_rows(
+    metric: Metric,
+    actual: Float64[np.ndarray, " sample"],
+    predicted: Shaped[np.ndarray, "side sample ..."],
+    rows: Int64[np.ndarray, "resample row"],
+) -> Float64[np.ndarray, " resample"]:
+    """The score on each set of rows, or the difference of the two sides' scores."""
+    y = torch.from_numpy(actual[rows])
+    scores = [_score(metric, y, torch.from_numpy(side[rows])) for side in predicted]
+    return (scores[0] if len(scores) == 1 else scores[0] - scores[1]).numpy()
+
+
+def _score(metric: Metric, y: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    if metric == "spearman":
+        return spearman(y, predicted)
+    if metric == "r2":
+        deviations = (y - y.mean(-1, keepdim=True)).square().sum(-1)
+        return torch.where(deviations > 0, 1 - (y - predicted).square().sum(-1) / deviations, torch.nan)
+    if predicted.dim() == 2:
+        return roc_auc(y[..., None], predicted[..., None])
+    return roc_auc((y[..., None] == torch.arange(predicted.shape[-1])).to(predicted.dtype), predicted)
