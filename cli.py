@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from activation_store import ActivationStore
     from activation_store.interop import PtActivations
+    from gpu_probes import About
 
     Activations = ActivationStore | PtActivations
 
@@ -70,6 +72,9 @@ def probesweep() -> None:
     default=("success_rate",),
     show_default=True,
     help="Column of numbers to predict; give it again for more.",
+)
+@click.option(
+    "--group_column", multiple=True, help="Column of numbers or texts to keep for train --groups; again for more."
 )
 @click.option("--question_column", default="question", show_default=True, help="Column of texts or chat messages.")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
@@ -134,6 +139,14 @@ def extract(dry_run: bool, **options: Any) -> None:
     help="auto: by scikit-learn's type_of_target of the training labels.",
 )
 @click.option(
+    "--probe",
+    type=click.Choice(["auto", "ridge", "logistic", "lda", "mass_mean"]),
+    default="auto",
+    show_default=True,
+    help="auto: ridge for numbers, logistic for classes.",
+)
+@click.option("--join", help="Probe on joined cells: layers (all of a position), mean (of positions), or 20@-4,18@-1.")
+@click.option(
     "--label_column", multiple=True, help="Label to predict; give it again for more.  [default: all in the store]"
 )
 @click.option(
@@ -153,7 +166,26 @@ def extract(dry_run: bool, **options: Any) -> None:
 @click.option("--weight_column", help="Label column of the training store that holds sample weights, not a label.")
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
-@click.option("--seed", default=42, show_default=True, help="Seed of the folds.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything drawn at random.")
+@click.option("--groups", help="Column of the training store whose samples are held out together (--group_column).")
+@click.option(
+    "--split_repeats",
+    is_flag=True,
+    help="Let folds separate training prompts that are the same text; by default they are held out together.",
+)
+@click.option(
+    "--drop_overlap", is_flag=True, help="Score test prompts that are among the training prompts apart, not as test."
+)
+@click.option(
+    "--permutations", default=0, show_default=True, help="Shuffles of the labels for p-values, such as 1000 (--k_fold)."
+)
+@click.option(
+    "--no_nested_cv",
+    "nested_cv",
+    flag_value=False,
+    default=True,
+    help="Leave out the honest estimate of the best cell's score.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
 @click.option(
     "--budget_gib",
@@ -172,6 +204,7 @@ def train(
     --k_fold --alphas 1,100,10000
     """
     from activation_store.interop import open_activations
+    from gpu_probes.summary import summarize
 
     if options["alphas"] != "auto":
         options["alphas"] = _numbers(options["alphas"], "--alphas")
@@ -189,7 +222,38 @@ def train(
     if not all(_is_finished(folder, request) for folder in folders.values()):
         _run_sweep(train_store, test_store, folders, request, options)
     for label, folder in folders.items():
-        click.echo(f"{label}: " * (len(folders) > 1) + _summary(folder))
+        click.echo(f"{label}: " * (len(folders) > 1) + summarize(folder))
+
+
+@probesweep.command()
+@click.argument("probes", type=click.Path(path_type=Path))
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--label_column", help="Label of the stores to score against.  [default: the one of the training]")
+@click.option("--output_path", type=click.Path(path_type=Path), help="JSON file for the scores of every cell.")
+def transfer(probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None) -> None:
+    """Score the probes of a training, or of several in one folder, on other stores.
+
+    A row for each result folder in PROBES, a column for each STORE: the score of the best probe on all its rows.
+
+    Example: probesweep transfer results train.zarr test.zarr other.zarr
+    """
+    from activation_store.durable import commit_file
+    from activation_store.interop import open_activations
+    from gpu_probes.transfer import find_trainings, score_all, tabulate
+
+    trainings = find_trainings(probes)
+    opened = [open_activations(store) for store in stores]
+    for training in trainings:
+        for store in opened:
+            _check_same_model(training.run, store)
+    scores = [
+        [score_all(training, store, _label(store, label_column or training.label)) for store in opened]
+        for training in trainings
+    ]
+    if output_path is not None:
+        rows = {str(training.folder): row for training, row in zip(trainings, scores, strict=True)}
+        commit_file(output_path, [_encode_json({"stores": list(map(str, stores)), "probes": rows})])
+    click.echo(tabulate(trainings, list(map(str, stores)), scores))
 
 
 @probesweep.command()
@@ -253,6 +317,13 @@ def import_(source: Path, output_path: Path) -> None:
     click.echo(repr(import_pt(source, output_path)))
 
 
+def _check_same_model(run: dict[str, Any], store: Activations) -> None:
+    """Refuse probes of another model's activations."""
+    trained, here = run.get("weights"), store.fingerprint.get("weights")
+    if None not in (trained, here) and trained != here:
+        raise click.UsageError(f"the probes were trained on another model than that of {store.path} (weights differ)")
+
+
 def _check_same_origin(train_store: Activations, test_store: Activations) -> None:
     """Refuse to test on another model's activations or on another label."""
     for field in ("weights", "tokenizer", "chat_template_kwargs"):
@@ -299,6 +370,8 @@ def _names_labels(store: Activations) -> bool:
 
 def _label(store: Activations, name: str) -> pd.Series:
     labels = store.labels
+    if _names_labels(store) and name not in labels:
+        raise click.UsageError(f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (--label_column)")
     return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
 
 
@@ -325,91 +398,103 @@ def _run_sweep(
     from tqdm import tqdm
 
     from activation_store.durable import commit_file
-    from gpu_probes import score_number, sweep_labels
+    from gpu_probes import SweepOptions, compare_overlap, infer, sweep_labels
+    from gpu_probes.combine import SomeRows, combine
 
     for folder in folders.values():
         _check_writable(folder)
-    budget_gib, weight_column = options["budget_gib"], options["weight_column"]
-    results = sweep_labels(
-        train_store,
-        {label: _label(train_store, label) for label in folders},
-        test_store,
-        {label: _label(test_store, label) for label in folders},
+    apart = ("join", "groups", "split_repeats", "drop_overlap", "budget_gib", "weight_column")
+    join, groups, split_repeats, dropped, budget_gib, weight_column = (options[name] for name in apart)
+    shared = _shared_rows(train_store, test_store, dropped=dropped)
+    kept = ~shared if dropped else shared | True
+    given = SweepOptions(
+        groups=None if groups is None else _group_column(train_store, groups),
+        prompts=None if split_repeats else train_store.questions,
         sample_weight=None if weight_column is None else train_store.labels[weight_column],
         budget_bytes=None if budget_gib is None else int(budget_gib * 2**30),
         progress=partial(tqdm, unit="block of cells", desc="train", disable=None),
-        **{name: value for name, value in options.items() if name not in ("budget_gib", "weight_column")},
+        **{name: value for name, value in options.items() if name not in apart},
     )
-    lengths, test_lengths = train_store.n_tokens, test_store.n_tokens
+    train, everything = combine(train_store, join), combine(test_store, join)
+    test = SomeRows(everything, kept) if dropped else everything
+    labels = {label: (_label(train_store, label), _label(test_store, label)) for label in folders}
+    results = sweep_labels(
+        train,
+        {label: values for label, (values, _) in labels.items()},
+        test,
+        {label: values[kept] for label, (_, values) in labels.items()},
+        **vars(given),
+    )
+    about = _about(train_store, test_store, kept, groups)
     for label, folder in folders.items():
-        baseline = None
-        if lengths is not None and test_lengths is not None:
-            baseline = score_number(results[label], lengths, test_lengths)
+        inference = infer(results[label], train, test, given, about)
+        inference["overlap"] = compare_overlap(results[label], everything, labels[label][1], shared, dropped=dropped)
         (folder / "run.json").unlink(missing_ok=True)
         files = results[label].save(folder)
-        commit_file(folder / "inference.json", [_encode_json({"baselines": {"prompt_length": baseline}})])
+        commit_file(folder / "inference.json", [_encode_json(inference)])
         # run.json comes last: where it stands, the files that it names are whole and belong to its request.
         run = {
             "request": request,
             "command": sys.argv,
+            "label": label,
+            "weights": train_store.fingerprint.get("weights"),
             "position_tokens": train_store.position_tokens,
             "files": sorted([*files, "inference.json"]),
         }
         commit_file(folder / "run.json", [_encode_json(run)])
 
 
-def _summary(output_dir: Path) -> str:
-    """What a finished training found, read from its files."""
-    performance = _read_json(output_dir / "performance.json")
-    run = _read_json(output_dir / "run.json")
-    lines = [
-        f"{performance['n_layers']} layers x {performance['n_positions']} positions, {performance['task_type']}",
-        "layer: index into hidden_states (0 = embeddings, last = after the final norm); position: -1 = last token",
-    ]
-    reasons: dict[str, int] = {}
-    for reason in performance["undefined"].values():
-        reasons[reason] = reasons.get(reason, 0) + 1
-    lines += [f"{count} cells without a score: {reason}" for reason, count in reasons.items()]
-    if performance["k_fold"]:
-        lines += ["", *_best_lines(output_dir, performance, run)]
-    else:
-        lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
-    lines += ["", f"results in {output_dir}: {', '.join([*run['files'], 'run.json'])}"]
-    return "\n".join(lines)
+def _shared_rows(train_store: Activations, test_store: Activations, *, dropped: bool) -> np.ndarray:
+    """Which test prompts are among the training prompts; none where a .pt does not hold them."""
+    import numpy as np
+
+    from gpu_probes import shared_prompts
+
+    prompts = train_store.questions, test_store.questions
+    if prompts[0] is None or prompts[1] is None:
+        if dropped:
+            raise click.UsageError("--drop_overlap needs stores: a .pt file does not hold the prompts")
+        return np.zeros(test_store.n_samples, dtype=bool)
+    shared = shared_prompts(prompts[0], prompts[1])
+    if dropped and shared.all():
+        raise click.UsageError(
+            f"every prompt of {test_store.path} is among those of {train_store.path}: nothing is left to test on; give "
+            "other --test_activations"
+        )
+    return shared
 
 
-def _best_lines(output_dir: Path, performance: dict[str, Any], run: dict[str, Any]) -> list[str]:
-    if not (output_dir / "best_probe_predictions.json").exists():
-        return ["No best probe: no cell has a CV score."]
-    best = _read_json(output_dir / "best_probe_predictions.json")
-    baseline = _read_json(output_dir / "inference.json")["baselines"]["prompt_length"]
-    scores, layers, metric = performance["layer_performance"], performance["layer_indices"], performance["metric"]
-    tokens = [repr(token) if token else "" for token in run["position_tokens"]]
-    lines = [f"{'':34}{'CV':>8}{'test':>8}  ({metric})"]
-    for index, position in enumerate(performance["positions"]):
-        cv = scores["cv"][index]
-        defined = [layer for layer, score in enumerate(cv) if score is not None]
-        if defined:
-            layer = max(defined, key=lambda layer: cv[layer])
-            label = f"position {position} {tokens[index]}: layer {layers[layer]}"
-            lines.append(_row(label, cv[layer], scores["test"][index][layer]))
-    n_scored = sum(score is not None for row in scores["cv"] for score in row)
-    return [
-        *lines,
-        _row("prompt length alone", baseline["cv_score"], baseline["test_score"])
-        if baseline
-        else "prompt length alone: not known, a .pt file does not hold it",
-        "",
-        f"best probe by CV: layer {best['best_layer_number']}, position {best['best_position']} "
-        f"{tokens[best['best_position_idx']]}, alpha {best['selected_alpha']:g}",
-        _row("best probe", best["cv_score"], best["test_score"]),
-        f"Its CV score is the highest of {n_scored} cells and the alphas tried, so optimistic; "
-        "the test score chose nothing.",
-    ]
+def _about(train_store: Activations, test_store: Activations, kept: np.ndarray, groups: str | None) -> About:
+    """What the stores know of their rows besides features and labels."""
+    from gpu_probes import About
+
+    lengths, test_lengths = train_store.n_tokens, test_store.n_tokens
+    numbers = {} if lengths is None or test_lengths is None else {"prompt_length": (lengths, test_lengths[kept])}
+    prompts = test_store.questions
+    return About(
+        train_prompts=train_store.questions,
+        test_prompts=None if prompts is None else [text for text, keep in zip(prompts, kept, strict=True) if keep],
+        test_groups=_group_column(test_store, groups)[kept] if groups and groups in _columns(test_store) else None,
+        numbers=numbers,
+    )
 
 
-def _row(label: str, *scores: float | None) -> str:
-    return f"{label:34}" + "".join(f"{'-' if score is None else format(score, '.3f'):>8}" for score in scores)
+def _columns(store: Activations) -> list[str]:
+    """Columns that can say which samples belong together."""
+    return [*store.labels, *(store.fingerprint.get("group_columns") or ())]
+
+
+def _group_column(store: Activations, name: str) -> np.ndarray:
+    from activation_store import ActivationStore
+
+    if name in store.labels:
+        return store.labels[name].to_numpy()
+    if name not in _columns(store) or not isinstance(store, ActivationStore):
+        raise click.UsageError(
+            f"{store.path} has no column {name!r} to group by; it holds {', '.join(_columns(store))}. Extract it with "
+            f"--group_column {name}"
+        )
+    return store.coordinate(name)
 
 
 def _describe(store: Activations) -> dict[str, Any]:

@@ -70,15 +70,15 @@ def check_output_path(path: Path) -> None:
         )
 
 
-def check_label_column(label_column: str) -> None:
+def check_column_name(name: str) -> None:
     """Refuse a name that no array of the store can have."""
     if (
-        label_column in RESERVED_NAMES | {"zarr.json"}
-        or "/" in label_column
-        or label_column.startswith((".", "__"))
-        or not 0 < len(label_column.encode()) <= 255
+        name in RESERVED_NAMES | {"zarr.json"}
+        or "/" in name
+        or name.startswith((".", "__"))
+        or not 0 < len(name.encode()) <= 255
     ):
-        raise InputError(f"a label column cannot be called {label_column!r} in the store; rename it in the dataset")
+        raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
 
 
 def check_at_least_one(**values: int | None) -> None:

@@ -36,18 +36,25 @@ class Dataset:
         Texts, or conversations that end in a user's message.
     labels : dict of ndarray [sample]
         Numeric or boolean, finite.
+    groups : dict of ndarray [sample]
+        Texts that say which samples belong together.
     content_hash : str
-        SHA-256 over questions and labels in order.
+        SHA-256 over questions, labels and groups in order.
     """
 
     question_column: str
     questions: list[Question]
     labels: dict[str, np.ndarray]
+    groups: dict[str, np.ndarray]
     content_hash: str
 
 
 def read_dataset(
-    path: Path, question_column: str, label_columns: Sequence[str], max_samples: int | None = None
+    path: Path,
+    question_column: str,
+    label_columns: Sequence[str],
+    max_samples: int | None = None,
+    group_columns: Sequence[str] = (),
 ) -> Dataset:
     """Read questions and labels from a parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk``.
 
@@ -58,17 +65,18 @@ def read_dataset(
     ------
     InputError
         Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
-        non-finite labels.
+        non-finite labels, null groups.
     """
     if max_samples is not None and max_samples < 1:
         raise InputError(f"--max_samples {max_samples}: must be at least 1")
-    names = list(dict.fromkeys([question_column, *label_columns]))
+    names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
     columns = _reader(path)(path, names, max_samples, question_column)
     if not len(columns[question_column]):
         raise InputError(f"{path} has no rows")
     questions = _questions(columns[question_column], path, question_column)
     labels = {name: _labels(columns[name], path, name) for name in label_columns}
-    return Dataset(question_column, questions, labels, content_hash=_content_hash(questions, labels))
+    groups = {name: _groups(columns[name], path, name) for name in group_columns}
+    return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
 
 
 # Values of a column: Arrow's where the file has types of its own, else Python's.
@@ -275,6 +283,18 @@ def _labels(column: Column, path: Path, name: str) -> np.ndarray:
     return np.asarray(column.to_numpy())
 
 
+def _groups(column: Column, path: Path, name: str) -> np.ndarray:
+    """Numbers and texts alike as text: only whether they are equal matters."""
+    values = column if isinstance(column, list) else column.to_pylist()
+    missing = [row for row, value in enumerate(values) if value is None or value != value]
+    if missing:
+        raise InputError(
+            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; name a "
+            "group for each row"
+        )
+    return np.array([str(value) for value in values], dtype=object)
+
+
 def _is_text(kind: Any) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -289,7 +309,7 @@ def _typed(values: list[Any], path: Path, name: str) -> Any:
         ) from error
 
 
-def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray]) -> str:
+def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for question in questions:
         # A conversation is another question than the text that spells its JSON.
@@ -298,4 +318,6 @@ def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray]) 
         digest.update(kind + len(data).to_bytes(8, "little") + data)
     for name, values in labels.items():
         digest.update(f"{name}:{values.dtype.str}:".encode() + values.tobytes())
+    for name, texts in groups.items():
+        digest.update(f"{name}:groups:".encode() + repr(texts.tolist()).encode())
     return digest.hexdigest()

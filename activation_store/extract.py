@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from activation_store.arguments import (
     check_at_least_one,
+    check_column_name,
     check_device_map,
     check_disk,
-    check_label_column,
     check_output_path,
     check_template_kwargs,
     parse_layers,
@@ -57,6 +57,9 @@ class Extraction:
         Folder of the Zarr v3 store to write.
     label_column : str or sequence of str
         Columns of numbers to predict.
+    group_column : sequence of str
+        Columns of numbers or texts to keep beside the labels, such as the topic or the document of a question: a
+        training can hold samples of a group out together.
     question_column : str
         Column of the questions. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
         user's message.
@@ -97,6 +100,7 @@ class Extraction:
     dataset_path: str | Path
     output_path: str | Path
     label_column: str | Sequence[str] = "success_rate"
+    group_column: Sequence[str] = ()
     question_column: str = "question"
     layers: str | Sequence[int] = "all"
     eoi_tokens: int | None = None
@@ -179,12 +183,13 @@ class Extraction:
         """Check everything that can be checked without the weights, the cheapest first."""
         check_output_path(Path(self.output_path))
         labels = [self.label_column] if isinstance(self.label_column, str) else list(dict.fromkeys(self.label_column))
-        for label in labels:
-            check_label_column(label)
+        groups = [name for name in dict.fromkeys(self.group_column) if name not in labels]
+        for name in (*labels, *groups):
+            check_column_name(name)
         check_at_least_one(batch_size=self.batch_size, shard_samples=self.shard_samples, max_length=self.max_length)
         check_device_map(self.device, self.device_map)
         check_template_kwargs(self.chat_template_kwargs or {})
-        dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples)
+        dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.job import Job
         from activation_store.models import ModelSource, load_tokenizer, read_model_info, resolve_device

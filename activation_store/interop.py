@@ -89,6 +89,11 @@ class PtActivations:
         return f"{status.st_size} bytes, modified {status.st_mtime_ns}"
 
     @property
+    def questions(self) -> None:
+        """Unknown: the file does not hold them."""
+        return None
+
+    @property
     def n_tokens(self) -> None:
         """Unknown: the file says nothing about its prompts."""
         return None

@@ -85,6 +85,8 @@ class Job:
             "dataset": self.dataset.content_hash,
             "question_column": self.dataset.question_column,
             "label_columns": list(self.dataset.labels),
+            # Stores from before there were groups are taken up as well.
+            **({"group_columns": list(self.dataset.groups)} if self.dataset.groups else {}),
             "prompts": _sha256(self.prompts.token_ids.tobytes() + self.prompts.starts.tobytes()),
             "layers": list(self.layers),
             "positions": list(self.prompts.positions),
@@ -165,7 +167,7 @@ class Job:
             n_features=self.info.n_features,
             dtype=self.dtype,
             shard_samples=min(shard_samples or balanced, n_samples),
-            coordinates=COORDINATES,
+            coordinates=(*COORDINATES, *self.dataset.groups),
             label_columns=tuple(self.dataset.labels),
             fingerprint=self.fingerprint,
             provenance={
@@ -194,6 +196,7 @@ class Job:
             "prompt_hash": self.prompts.text_hash,
             "question": np.array([question_text(question) for question in self.dataset.questions], dtype=object),
             **self.dataset.labels,
+            **self.dataset.groups,
         }
 
 

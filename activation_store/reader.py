@@ -145,6 +145,11 @@ class ActivationStore:
         return read_coordinate(self.path, name, self.spec, self._journal)
 
     @property
+    def questions(self) -> list[str] | None:
+        """The questions, conversations as JSON; None for imported activations."""
+        return self.coordinate("question").tolist() if "question" in self.spec.coordinates else None
+
+    @property
     def n_tokens(self) -> Integer[np.ndarray, " sample"] | None:
         """Tokens of each prompt; None for imported activations."""
         return self.coordinate("n_tokens") if "n_tokens" in self.spec.coordinates else None

@@ -1,7 +1,8 @@
 """Linear probes at every (layer, position) of a language model at once."""
 
-from gpu_probes.baselines import score_number
+from gpu_probes.apply import SavedProbes
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
+from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions
 from gpu_probes.errors import (
     BudgetError,
     CellError,
@@ -13,11 +14,17 @@ from gpu_probes.errors import (
     ProbeWarning,
     Status,
 )
+from gpu_probes.groups import shared_prompts
+from gpu_probes.inference import About, compare_overlap, infer
+from gpu_probes.intervals import Interval, difference_interval, score_interval
+from gpu_probes.nested import NestedCV
 from gpu_probes.objective import Solver
+from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
 from gpu_probes.sweep import SweepOptions, sweep, sweep_labels
 
 __all__ = [
+    "About",
     "ArrayCellSource",
     "BestProbe",
     "BudgetError",
@@ -26,15 +33,26 @@ __all__ = [
     "CellSource",
     "DeviceError",
     "FoldError",
+    "Interval",
+    "JoinedCells",
+    "JoinedLayers",
     "LabelError",
+    "MeanPositions",
+    "NestedCV",
     "PenaltyError",
+    "PermutationTest",
     "ProbeError",
     "ProbeWarning",
+    "SavedProbes",
     "Solver",
     "Status",
     "SweepOptions",
     "SweepResult",
-    "score_number",
+    "compare_overlap",
+    "difference_interval",
+    "infer",
+    "score_interval",
+    "shared_prompts",
     "sweep",
     "sweep_labels",
 ]

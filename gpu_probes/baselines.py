@@ -1,51 +1,217 @@
-"""What a probe has to beat: the same fit on a single number for each sample."""
+"""What a probe has to beat: other predictors of the same labels, by the same folds, in the same units."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
-from jaxtyping import Real
+import torch
+from jaxtyping import Float64, Real
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
 
-from gpu_probes.cells import ArrayCellSource
+from gpu_probes.cells import ArrayCellSource, Cell, CellSource
+from gpu_probes.combine import JoinedCells
+from gpu_probes.folds import FoldPlan
+from gpu_probes.groups import group_samples
 from gpu_probes.results import SweepResult
-from gpu_probes.sweep import sweep
+from gpu_probes.scoring import score
+from gpu_probes.shuffles import draw_shuffles
+from gpu_probes.sweep import SweepOptions, sweep, sweep_labels
+
+N_RANDOM = 10
+TFIDF_ALPHAS = (0.1, 1.0, 10.0, 100.0)
 
 
-def score_number(
-    result: SweepResult, train_values: Real[np.ndarray, " train_sample"], test_values: Real[np.ndarray, " test_sample"]
-) -> dict[str, float | None]:
-    """Score one number per sample, such as the prompt's length, in the units of a finished sweep.
+@dataclass(frozen=True)
+class Baseline:
+    """Scores of a predictor, NaN where undefined, and why; its test predictions, if it is a single predictor.
 
-    The number is standardised with the training rows' mean and deviation, so that a fit without an intercept can give
-    it either sign; the labels, the folds and the metric are those of `result`.
-
-    Parameters
-    ----------
-    result : SweepResult
-        The sweep to compare with.
-    train_values, test_values : ndarray [sample]
-        The number for each training and test sample.
-
-    Returns
-    -------
-    dict
-        ``train_score``, ``test_score``, ``cv_score``; None where undefined.
+    `name` is its key in the files, `title` what users read.
     """
-    centre, scale = train_values.mean(), train_values.std() or 1.0
-    source, held_out = (
-        ArrayCellSource(((values - centre) / scale)[:, None, None, None], layers=(0,), positions=(-1,))
-        for values in (train_values, test_values)
+
+    name: str
+    title: str
+    cv_score: float
+    test_score: float
+    test_predictions: Float64[np.ndarray, "test_sample output"] | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished sweep, what it was fitted on, and its options."""
+
+    result: SweepResult
+    train: CellSource
+    test: CellSource
+    options: SweepOptions
+
+    def sweep_column(
+        self,
+        train_values: Float64[np.ndarray, "train_sample column"],
+        test_values: Float64[np.ndarray, "test_sample column"],
+    ) -> SweepResult:
+        """Fit each column by itself, with an intercept and a scale, and hardly any penalty."""
+        sources = (ArrayCellSource(values[:, :, None, None]) for values in (train_values, test_values))
+        simple = {"probe": "auto", "alpha": 1e-3, "alphas": None, "fit_intercept": True, "standardize": True}
+        return self.sweep_on(*sources, **simple)
+
+    def sweep_on(self, train: CellSource, test: CellSource, **changes: object) -> SweepResult:
+        """Fit the same labels with the same folds on other cells."""
+        options = self._options(changes)
+        return sweep(train, self.result.train_labels, test, self.result.test_labels, **options)
+
+    def sweep_shuffled(
+        self,
+        cell: Cell,
+        train_labels: dict[str, Real[np.ndarray, " train_sample"]],
+        test_labels: dict[str, Real[np.ndarray, " test_sample"]],
+    ) -> dict[str, SweepResult]:
+        """Fit other labels on one cell."""
+        sources = [JoinedCells(source, [cell]) for source in (self.train, self.test)]
+        return sweep_labels(sources[0], train_labels, sources[1], test_labels, **self._options({}))
+
+    def _options(self, changes: dict[str, object]) -> dict[str, object]:
+        """The same task, folds and weights; only what a comparison needs."""
+        grid = self.result.alphas if self.result.alpha_grid is not None else None
+        kept = replace(self.options, alphas=grid, nested_cv=False, permutations=0, progress=None)
+        return vars(kept) | {"task_type": self.result.task_type} | changes
+
+
+def number_baseline(
+    comparison: Comparison,
+    name: str,
+    train_values: Real[np.ndarray, " train_sample"],
+    test_values: Real[np.ndarray, " test_sample"],
+) -> Baseline:
+    """One number for each sample, such as the length of its prompt."""
+    columns = (np.asarray(values, dtype=np.float64)[:, None] for values in (train_values, test_values))
+    fitted = comparison.sweep_column(*columns)
+    status = fitted.reason(0, 0)
+    cv_score, test_score = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score))
+    predictions = None if fitted.test_predictions is None or np.isnan(test_score) else fitted.test_predictions[0, 0]
+    note = status or "a fit on this number alone"
+    return Baseline(name, name.replace("_", " "), cv_score, test_score, predictions, note)
+
+
+def layer_zero_baseline(comparison: Comparison) -> Baseline:
+    """The embeddings: the best cell of layer 0."""
+    result, names = comparison.result, ("layer_0", "layer 0 (embeddings)")
+    if 0 not in result.layers:
+        return Baseline(*names, np.nan, np.nan, None, "layer 0 is not among the layers")
+    i = result.layers.index(0)
+    if np.isnan(result.cv_score[:, i]).all():
+        return Baseline(*names, np.nan, np.nan, None, result.status[0, i].value)
+    p = int(np.nanargmax(result.cv_score[:, i]))
+    predictions = None if result.test_predictions is None else result.test_predictions[p, i]
+    note = f"its best position, {result.positions[p]}"
+    return Baseline(*names, float(result.cv_score[p, i]), float(result.test_score[p, i]), predictions, note)
+
+
+def random_direction_baseline(comparison: Comparison, cell: Cell, seed: int) -> Baseline:
+    """Projections of the best cell on random directions, each given its sign and scale by a fit."""
+    rng = np.random.default_rng(seed)
+    directions = rng.standard_normal((comparison.train.n_features, N_RANDOM))
+    values = (_project(source, cell, directions) for source in (comparison.train, comparison.test))
+    fitted = comparison.sweep_column(*values)
+    return Baseline(
+        "random_direction",
+        "random direction",
+        float(fitted.cv_score.mean()),
+        float(fitted.test_score.mean()),
+        None,
+        f"mean over {N_RANDOM} directions in the best cell",
     )
-    fitted = sweep(
-        source,
-        result.train_labels,
-        held_out,
-        result.test_labels,
-        task_type=result.task_type,
-        alpha=1.0,
-        k_fold=result.k_fold,
-        n_folds=result.n_folds,
-        seed=result.seed,
-        device="cpu",
+
+
+def random_labels_baseline(comparison: Comparison, cell: Cell, seed: int) -> Baseline:
+    """The best cell fitted to shuffled labels and scored against them (Hewitt & Liang 2019: selectivity)."""
+    result, options = comparison.result, comparison.options
+    names, rng = ("random_labels", "random labels"), np.random.default_rng(seed)
+    grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
+    folds = FoldPlan.without_folds(len(result.train_labels))
+    drawn = draw_shuffles(result.train_labels, grouping, folds, n_shuffles=N_RANDOM, seed=seed)
+    if isinstance(drawn, str):
+        return Baseline(*names, np.nan, np.nan, None, drawn)
+    assert result.test_labels is not None
+    train = {str(k): result.train_labels[order] for k, order in enumerate(drawn.order)}
+    test = {str(k): rng.permutation(result.test_labels) for k in range(N_RANDOM)}
+    fitted = comparison.sweep_shuffled(cell, train, test).values()
+    cv, held_out = (
+        float(np.mean([getattr(one, score)[0, 0] for one in fitted])) for score in ("cv_score", "test_score")
     )
-    scores = {"train_score": fitted.train_score, "test_score": fitted.test_score, "cv_score": fitted.cv_score}
-    return {name: None if np.isnan(value[0, 0]) else float(value[0, 0]) for name, value in scores.items()}
+    return Baseline(*names, cv, held_out, None, f"mean over {N_RANDOM} shuffles, in the best cell")
+
+
+def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_texts: Sequence[str]) -> Baseline:
+    """Words of the prompts: TF-IDF and ridge or logistic regression, alpha by cross-validation on the same folds."""
+    result = comparison.result
+    model = "ridge" if result.task_type == "regression" else "logistic regression"
+    names, note = ("tfidf", f"TF-IDF, {model}"), f"alpha of {', '.join(f'{alpha:g}' for alpha in TFIDF_ALPHAS)} by CV"
+    texts = np.array(train_texts, dtype=object)
+    cv = np.full(len(TFIDF_ALPHAS), np.nan)
+    if result.fold_of_sample is not None:
+        folds = [_fold_scores(comparison, texts, result.fold_of_sample == k) for k in range(result.n_folds)]
+        cv = np.mean(folds, axis=0)
+        chosen = TFIDF_ALPHAS.index(1.0) if np.isnan(cv).all() else int(np.nanargmax(cv))
+    else:
+        chosen, note = TFIDF_ALPHAS.index(1.0), "alpha 1"
+    everything = np.ones(len(texts), dtype=bool)
+    try:
+        predictions = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
+    except ValueError as error:
+        return Baseline(*names, np.nan, np.nan, None, f"the prompts have no words to count ({error})")
+    assert result.test_labels is not None
+    test_score = _score(result, result.test_labels, predictions)
+    return Baseline(*names, float(cv[chosen]), test_score, predictions, note)
+
+
+def _project(
+    source: CellSource, cell: Cell, directions: Float64[np.ndarray, "feature direction"]
+) -> Float64[np.ndarray, "sample direction"]:
+    return np.concatenate([block.astype(np.float64) @ directions for _, block in source.cell_blocks(*cell)])
+
+
+def _fold_scores(comparison: Comparison, texts: np.ndarray, held_out: np.ndarray) -> list[float]:
+    """Score on a fold of every alpha; NaN where the texts have no words."""
+    labels = comparison.result.train_labels[held_out]
+    try:
+        predicted = _fit_texts(comparison, texts, ~held_out, texts[held_out])
+    except ValueError:
+        return [np.nan] * len(TFIDF_ALPHAS)
+    return [_score(comparison.result, labels, predictions) for predictions in predicted]
+
+
+def _fit_texts(
+    comparison: Comparison, texts: np.ndarray, train: np.ndarray, others: np.ndarray
+) -> list[Float64[np.ndarray, "sample output"]]:
+    """Predictions of other texts at every alpha; words and their weights are counted on the training texts alone."""
+    result, weights = comparison.result, comparison.options.sample_weight
+    used = None if weights is None else np.asarray(weights, dtype=np.float64)[train]
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    counts, labels = vectorizer.fit_transform(texts[train]), result.train_labels[train]
+    held_out = vectorizer.transform(others)
+    if result.task_type == "regression":
+        fits = [Ridge(alpha).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
+        return [np.asarray(fit.predict(held_out))[:, None] for fit in fits]
+    classes = len(result.classes or ())
+    if len(np.unique(labels)) < classes:
+        return [np.full((len(others), 1), np.nan)] * len(TFIDF_ALPHAS)
+    fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
+    return [fit.predict_proba(held_out)[:, 1:] if classes == 2 else fit.predict_proba(held_out) for fit in fits]
+
+
+def _score(
+    result: SweepResult, labels: Float64[np.ndarray, " sample"], predictions: Float64[np.ndarray, "sample output"]
+) -> float:
+    """The sweep's metric."""
+    if result.classes is None:
+        targets = labels[:, None]
+    else:
+        one_hot = (labels[:, None] == np.array(result.classes)).astype(np.float64)
+        targets = one_hot[:, 1:] if len(result.classes) == 2 else one_hot
+    if np.isnan(predictions).any():
+        return float("nan")
+    return float(score(result.task_type, torch.tensor(targets)[None], torch.tensor(predictions)[None]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 
 from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.errors import CellError
@@ -76,6 +76,31 @@ class MeanPositions:
         del position
         for rows, blocks in _aligned(self._source, [Cell(layer, each) for each in self._source.positions]):
             yield rows, np.mean([block.astype(np.float64) for block in blocks], axis=0)
+
+
+class SomeRows:
+    """Some samples of a source.
+
+    Parameters
+    ----------
+    source : CellSource
+    kept : ndarray [sample]
+        Which samples; at least one.
+    """
+
+    def __init__(self, source: CellSource, kept: Bool[np.ndarray, " sample"]) -> None:
+        self._source, self._kept = source, kept
+        self.layers, self.positions = axis(source.layers), axis(source.positions)
+        self.n_samples, self.n_features = int(kept.sum()), source.n_features
+
+    def cell_blocks(self, layer: int | str, position: int | str) -> Iterator[Block]:
+        """Yield the kept rows of each block."""
+        start = 0
+        for rows, block in self._source.cell_blocks(layer, position):
+            some = block[self._kept[rows.start : rows.stop]]
+            if len(some):
+                yield range(start, start + len(some)), some
+                start += len(some)
 
 
 def combine(source: CellSource, how: str | None) -> CellSource:

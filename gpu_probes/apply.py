@@ -1,0 +1,113 @@
+"""Probes that were fitted earlier, on other rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Shaped
+from safetensors import SafetensorError, safe_open
+
+from gpu_probes.cells import Cell, CellSource, axis
+from gpu_probes.errors import CellError, ProbeError
+from gpu_probes.labels import Task, read_labels
+from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, TaskType
+from gpu_probes.scoring import labels_rank, score
+
+
+@dataclass(frozen=True)
+class SavedProbes:
+    """The probes of a result folder, and the cell that was best there."""
+
+    layers: tuple[int | str, ...]
+    positions: tuple[int | str, ...]
+    task: Task
+    coef: Float64[np.ndarray, "position layer output feature"]
+    intercept: Float64[np.ndarray, "position layer output"]
+    best: Cell | None
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedProbes:
+        """Read ``probes.safetensors`` and the best cell's name.
+
+        Raises
+        ------
+        ProbeError
+            When the files are missing or not of this format.
+        """
+        path = folder / "probes.safetensors"
+        try:
+            with safe_open(path, framework="numpy") as file:
+                about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+                coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
+            classes = about["classes"]
+            task = Task(about["task_type"], None if classes is None else np.array(classes, dtype=np.float64))
+            layers, positions = tuple(about["layers"]), tuple(about["positions"])
+            best = _read_best(folder)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ProbeError(f"{path} does not hold probes of probesweep train ({error}); train again") from error
+        if coef.shape[:2] != (len(positions), len(layers)) or intercept.shape != coef.shape[:3]:
+            raise ProbeError(f"{path}: shapes {coef.shape} and {intercept.shape} do not go with its axes; train again")
+        return cls(layers, positions, task, coef, intercept, best)
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return self.task.metric
+
+    def score(self, source: CellSource, labels: Any, cell: Cell) -> float:
+        """Score of one cell's probe on all rows of a source; NaN where undefined.
+
+        Raises
+        ------
+        ProbeError
+            When the source does not have the cell, its features, or labels of the task.
+        """
+        numbers = read_labels(labels, name="labels", n_samples=source.n_samples)
+        targets = torch.from_numpy(self.task.targets(numbers, "labels").copy())
+        predictions = self.predict(source, cell)
+        if np.isnan(predictions).any() or not labels_rank(self.task.task_type, targets):
+            return float("nan")
+        return float(score(self.task.task_type, targets[None], torch.from_numpy(predictions)[None]))
+
+    def predict(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
+        """Numbers, the probability of the second class, or one probability per class."""
+        if cell.layer not in axis(source.layers) or cell.position not in axis(source.positions):
+            raise CellError(f"the store has no layer {cell.layer}, position {cell.position}; extract it with them")
+        if source.n_features != self.coef.shape[-1]:
+            raise CellError(
+                f"the store has {source.n_features} features and the probe {self.coef.shape[-1]}; give a store of the "
+                "model that the probe was trained on"
+            )
+        at = self.positions.index(cell.position), self.layers.index(cell.layer)
+        return predict(source, cell, self.coef[at], self.intercept[at], self.task.task_type)
+
+
+def predict(
+    source: CellSource,
+    cell: Cell,
+    coef: Float64[np.ndarray, "output feature"],
+    intercept: Float64[np.ndarray, " output"],
+    task_type: TaskType,
+) -> Float64[np.ndarray, "sample output"]:
+    """What a probe says of every row of a cell."""
+    decision = np.concatenate([_widened(block) @ coef.T + intercept for _, block in source.cell_blocks(*cell)])
+    if task_type == "regression":
+        return decision
+    return (SigmoidLoss() if len(coef) == 1 else SoftmaxLoss()).predictions(torch.from_numpy(decision)).numpy()
+
+
+def _widened(block: Shaped[np.ndarray, "row feature"]) -> Float64[np.ndarray, "row feature"]:
+    return block.astype(np.float64)
+
+
+def _read_best(folder: Path) -> Cell | None:
+    path = folder / "best_probe_predictions.json"
+    if not path.exists():
+        return None
+    best = json.loads(path.read_text())
+    return Cell(best["best_layer_number"], best["best_position"])

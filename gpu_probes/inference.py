@@ -1,0 +1,313 @@
+"""Everything that is said about a finished sweep beside its scores: how far they can be trusted, and what they beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64, Real, Shaped
+
+from gpu_probes.apply import predict
+from gpu_probes.baselines import (
+    Baseline,
+    Comparison,
+    layer_zero_baseline,
+    number_baseline,
+    random_direction_baseline,
+    random_labels_baseline,
+    tfidf_baseline,
+)
+from gpu_probes.cells import CellSource
+from gpu_probes.groups import group_samples
+from gpu_probes.intervals import Interval, difference_interval, score_interval
+from gpu_probes.labels import read_labels
+from gpu_probes.learning_curve import learning_curve
+from gpu_probes.metrics import PlattScaling, Scores, classification_scores, regression_scores
+from gpu_probes.nested import NestedCV
+from gpu_probes.permutation import PermutationTest
+from gpu_probes.results import BestProbe, SweepResult
+from gpu_probes.sweep import SweepOptions
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of the rows besides their features and labels.
+
+    Attributes
+    ----------
+    train_prompts, test_prompts : list of str, optional
+        Their texts.
+    test_groups : array-like, optional
+        The group of each test row; intervals resample whole groups.
+    numbers : mapping of str to a pair of arrays [train_sample], [test_sample]
+        Baselines of one number, by name.
+    """
+
+    train_prompts: list[str] | None = None
+    test_prompts: list[str] | None = None
+    test_groups: Any = None
+    numbers: Mapping[str, tuple[Real[np.ndarray, " train_sample"], Real[np.ndarray, " test_sample"]]] = field(
+        default_factory=dict
+    )
+
+
+def infer(
+    result: SweepResult, train: CellSource, test: CellSource, options: SweepOptions, about: About
+) -> dict[str, Json]:
+    """Honest estimates, intervals, p-values, baselines and scores of a sweep, ready for JSON.
+
+    Parameters
+    ----------
+    result : SweepResult
+        Of `train`, `test` and `options`, with test labels.
+    train, test : CellSource
+    options : SweepOptions
+    about : About
+
+    Returns
+    -------
+    dict
+        ``nested_cv``, ``permutation``, ``intervals``, ``baselines``, ``scores``, ``platt``, ``learning_curve``,
+        ``groups``. What is undefined is None with a reason.
+    """
+    comparison = Comparison(result, train, test, options)
+    clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
+    best = result.best
+    baselines = _baselines(comparison, about)
+    return {
+        "nested_cv": _nested(result),
+        "permutation": _permutation(result),
+        "intervals": _intervals(result, clusters, options.seed),
+        "baselines": {one.name: _baseline(result, one, clusters, options.seed) for one in baselines},
+        "scores": None if best is None else _scores(result, best),
+        "platt": None if best is None else _platt(result, best),
+        "learning_curve": [] if best is None else _curve(comparison, best, options.seed),
+        "groups": _groups(result, options),
+    }
+
+
+def compare_overlap(
+    result: SweepResult, test: CellSource, test_labels: Any, shared: Bool[np.ndarray, " test_sample"], *, dropped: bool
+) -> dict[str, Json]:
+    """Score the best probe on test rows that are among the training rows, and on the others.
+
+    Parameters
+    ----------
+    result : SweepResult
+    test : CellSource
+        All test rows.
+    test_labels : one number per test row
+    shared : ndarray [test_sample]
+        Which of them are among the training rows.
+    dropped : bool
+        Whether the test scores of `result` are without them.
+    """
+    content: dict[str, Json] = {
+        "n_shared": int(shared.sum()),
+        "rows": np.flatnonzero(shared).tolist(),
+        "dropped": dropped,
+    }
+    best = result.best
+    if best is None or not shared.any():
+        return content
+    at = (best.position_index, best.layer_index)
+    predictions = predict(test, best.cell, result.coef[at], result.intercept[at], result.task_type)
+    labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
+    for name, rows in {"scores_of_shared": shared, "scores_of_others": ~shared}.items():
+        content[name] = all_scores(result, labels[rows], predictions[rows]).to_json() if rows.any() else None
+    return content
+
+
+def _clusters(n_test: int, about: About) -> Int64[np.ndarray, " test_sample"] | None:
+    grouping = group_samples(n_test, about.test_groups, about.test_prompts)
+    return None if grouping.is_trivial else grouping.group
+
+
+def _baselines(comparison: Comparison, about: About) -> list[Baseline]:
+    best, options = comparison.result.best, comparison.options
+    found = [number_baseline(comparison, name, *values) for name, values in about.numbers.items()]
+    if about.train_prompts is not None and about.test_prompts is not None:
+        found.append(tfidf_baseline(comparison, about.train_prompts, about.test_prompts))
+    if best is None:
+        return found
+    return [
+        *found,
+        layer_zero_baseline(comparison),
+        random_direction_baseline(comparison, best.cell, options.seed),
+        random_labels_baseline(comparison, best.cell, options.seed),
+    ]
+
+
+def _nested(result: SweepResult) -> dict[str, Json]:
+    nested, best = result.nested_cv, result.best
+    if isinstance(nested, str):
+        return {"score": None, "reason": nested}
+    assert best is not None
+    return {
+        "score": nested.score,
+        "best_cv_score": best.cv_score,
+        "optimism": best.cv_score - nested.score,
+        "folds": [
+            {
+                "layer": choice.cell.layer,
+                "position": choice.cell.position,
+                "alpha": choice.alpha,
+                "inner_score": choice.inner_score,
+                "score": choice.outer_score,
+            }
+            for choice in nested.choices
+        ],
+        "predictions": nested.predictions.squeeze(-1).tolist(),
+        "reason": None,
+    }
+
+
+def _permutation(result: SweepResult) -> dict[str, Json]:
+    test = result.permutation
+    if not isinstance(test, PermutationTest):
+        return {"p_best": None, "p": None, "reason": test}
+    return {
+        "p_best": test.p_best,
+        "p": _nulls(test.p),
+        "p_uncorrected": _nulls(test.p_uncorrected),
+        "n_permutations": len(test.null_max),
+        "shuffled": test.scheme,
+        "observed_max": test.observed_max,
+        "null_max": test.null_max.tolist(),
+        "reason": None,
+    }
+
+
+def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int) -> dict[str, Json]:
+    """Of the best probe's test score, and of the nested CV score."""
+    best, nested = result.best, result.nested_cv
+    intervals: dict[str, Json] = {"test_score": None, "nested_cv_score": None}
+    if best is not None and result.test_labels is not None and result.test_predictions is not None:
+        predictions = result.test_predictions[best.position_index, best.layer_index]
+        intervals["test_score"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
+    if isinstance(nested, NestedCV):
+        interval = _interval(
+            result,
+            result.train_labels,
+            nested.predictions,
+            result.group_of_sample,
+            folds=result.fold_of_sample,
+            seed=seed,
+        )
+        intervals["nested_cv_score"] = interval.to_json()
+    return intervals
+
+
+def _interval(
+    result: SweepResult,
+    labels: Float64[np.ndarray, " sample"],
+    predictions: Float64[np.ndarray, "sample output"],
+    clusters: Int64[np.ndarray, " sample"] | None,
+    *,
+    folds: Int64[np.ndarray, " sample"] | None = None,
+    seed: int,
+) -> Interval:
+    return score_interval(
+        result.metric, _indices(result, labels), _one_column(predictions), clusters=clusters, folds=folds, seed=seed
+    )
+
+
+def _baseline(
+    result: SweepResult, baseline: Baseline, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int
+) -> dict[str, Json]:
+    """Scores, the test score's interval, and how much better the best probe is."""
+    content: dict[str, Json] = {
+        "title": baseline.title,
+        "cv_score": _null(baseline.cv_score),
+        "test_score": _null(baseline.test_score),
+        "note": baseline.note,
+        "test_interval": None,
+        "difference": None,
+    }
+    best, predictions = result.best, baseline.test_predictions
+    if predictions is None or result.test_labels is None or np.isnan(baseline.test_score):
+        return content
+    content["test_interval"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
+    if best is not None and best.test_score is not None and result.test_predictions is not None:
+        ours = result.test_predictions[best.position_index, best.layer_index]
+        labels = _indices(result, result.test_labels)
+        pair = (_one_column(ours), _one_column(predictions))
+        content["difference"] = difference_interval(
+            result.metric, labels, *pair, clusters=clusters, seed=seed
+        ).to_json()
+    return content
+
+
+def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+    """All scores of the best probe; those in cross-validation are of the pooled predictions, not means over folds."""
+    at = (best.position_index, best.layer_index)
+    splits = {
+        "train": (result.train_labels, result.train_predictions),
+        "cv": (result.train_labels, result.cv_predictions),
+        "test": (result.test_labels, result.test_predictions),
+    }
+    return {
+        name: all_scores(result, labels, predictions[at]).to_json()
+        for name, (labels, predictions) in splits.items()
+        if labels is not None and predictions is not None and not np.isnan(predictions[at]).any()
+    }
+
+
+def all_scores(
+    result: SweepResult, labels: Float64[np.ndarray, " sample"], predictions: Float64[np.ndarray, "sample output"]
+) -> Scores:
+    """Every score that the task has."""
+    if result.classes is None:
+        return regression_scores(labels, predictions[:, 0])
+    indices = _indices(result, labels).astype(np.int64)
+    return classification_scores(indices, _one_column(predictions), len(result.classes))
+
+
+def _platt(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+    """Platt scaling on cross-validated predictions, and what it does to the calibration on the test rows."""
+    at = (best.position_index, best.layer_index)
+    if result.classes is None or len(result.classes) != 2:
+        return {"slope": None, "intercept": None, "reason": "Platt scaling is for two classes"}
+    assert result.cv_predictions is not None
+    scaling = PlattScaling.fit(_indices(result, result.train_labels).astype(np.int64), result.cv_predictions[at][:, 0])
+    content: dict[str, Json] = {"slope": scaling.slope, "intercept": scaling.intercept, "reason": None}
+    if result.test_labels is not None and best.test_score is not None and result.test_predictions is not None:
+        calibrated = scaling.apply(result.test_predictions[at][:, 0])
+        content["test_scores"] = all_scores(result, result.test_labels, calibrated[:, None]).to_json()
+    return content
+
+
+def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str, Json]]:
+    points = [asdict(point) for point in learning_curve(comparison, best.cell, seed)]
+    return [{key: _null(value) if isinstance(value, float) else value for key, value in p.items()} for p in points]
+
+
+def _groups(result: SweepResult, options: SweepOptions) -> dict[str, Json]:
+    grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
+    return {
+        "n_groups": grouping.n_groups,
+        "column": grouping.has_column,
+        "n_repeated_prompts": grouping.n_exact,
+        "n_repeated_but_for_case_and_whitespace": grouping.n_normalised,
+    }
+
+
+def _indices(result: SweepResult, labels: Float64[np.ndarray, " sample"]) -> Float64[np.ndarray, " sample"]:
+    """Classes by their place, numbers as they are."""
+    return labels if result.classes is None else np.searchsorted(result.classes, labels).astype(np.float64)
+
+
+def _one_column(predictions: Float64[np.ndarray, "sample output"]) -> Shaped[np.ndarray, "sample ..."]:
+    return predictions[:, 0] if predictions.shape[1] == 1 else predictions
+
+
+def _null(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _nulls(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | None]]:
+    return [[_null(value) for value in row] for row in grid]

@@ -1,0 +1,123 @@
+"""What a finished training found, read from its files, as text for a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_WIDTH = 36
+
+
+def summarize(folder: Path) -> str:
+    """Tables of the scores by position and of the best probe beside its baselines.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the results.
+    """
+    performance, run, inference = (_read(folder / name) for name in ("performance.json", "run.json", "inference.json"))
+    axes = f"{performance['n_layers']} layers x {performance['n_positions']} positions"
+    lines = [
+        f"{axes}, {performance['task_type']} ({performance['probe']})",
+        "layer: index into hidden_states (0 = embeddings, last = after the final norm); position: -1 = last token",
+        *_undefined(performance),
+        *_rows_that_repeat(inference),
+    ]
+    if not performance["k_fold"]:
+        lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
+    elif not (folder / "best_probe_predictions.json").exists():
+        lines += ["", "No best probe: no cell has a CV score."]
+    else:
+        best = _read(folder / "best_probe_predictions.json")
+        lines += ["", *_by_position(performance, run), "", *_best(best, performance, inference, run)]
+    return "\n".join([*lines, "", f"results in {folder}: {', '.join([*run['files'], 'run.json'])}"])
+
+
+def _undefined(performance: dict[str, Any]) -> list[str]:
+    reasons = list(performance["undefined"].values())
+    return [f"{reasons.count(reason)} cells without a score: {reason}" for reason in dict.fromkeys(reasons)]
+
+
+def _rows_that_repeat(inference: dict[str, Any]) -> list[str]:
+    groups, overlap = inference["groups"], inference["overlap"]
+    lines: list[str] = []
+    repeated = groups["n_repeated_but_for_case_and_whitespace"]
+    if repeated:
+        letter = groups["n_repeated_prompts"]
+        lines.append(f"{repeated} training prompts repeat an earlier one ({letter} to the letter): held out together")
+    if overlap["n_shared"]:
+        what = "scored apart" if overlap["dropped"] else "scored with the others; --drop_overlap scores them apart"
+        lines.append(f"{overlap['n_shared']} test prompts are among the training prompts: {what}")
+    return lines
+
+
+def _by_position(performance: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """The best layer of each position."""
+    scores, layers = performance["layer_performance"], performance["layer_indices"]
+    lines = [f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  ({performance['metric']})"]
+    for index, position in enumerate(performance["positions"]):
+        cv = scores["cv"][index]
+        defined = [layer for layer, score in enumerate(cv) if score is not None]
+        if defined:
+            layer = max(defined, key=lambda layer: cv[layer])
+            label = f"position {position} {_token(run, index)}: layer {layers[layer]}"
+            lines.append(_row(label, cv[layer], scores["test"][index][layer]))
+    return lines
+
+
+def _best(
+    best: dict[str, Any], performance: dict[str, Any], inference: dict[str, Any], run: dict[str, Any]
+) -> list[str]:
+    nested, intervals, permutation = inference["nested_cv"], inference["intervals"], inference["permutation"]
+    where = (
+        f"layer {best['best_layer_number']}, position {best['best_position']} {_token(run, best['best_position_idx'])}"
+    )
+    lines = [
+        f"best probe by CV: {where}, alpha {best['selected_alpha']:g}",
+        f"{'':{_WIDTH}}{'CV':>8}{'test':>8}   95 % interval   best minus this",
+        _row("best probe", best["cv_score"], best["test_score"]) + _interval(intervals["test_score"]),
+    ]
+    lines += [
+        _row(one["title"], one["cv_score"], one["test_score"])
+        + _interval(one["test_interval"])
+        + _interval(one["difference"], with_estimate=True)
+        for one in inference["baselines"].values()
+    ]
+    scores = performance["layer_performance"]["cv"]
+    n_scored = sum(score is not None for row in scores for score in row)
+    lines += ["", f"The best CV score is the highest of {n_scored} cells and the alphas tried, so optimistic."]
+    if nested["score"] is None:
+        lines.append(f"No honest estimate of it: {nested['reason']}.")
+    else:
+        lines.append(
+            f"Nested CV, the honest estimate of the choice: {nested['score']:.3f}"
+            f"{_interval(intervals['nested_cv_score']).rstrip()} ({nested['optimism']:+.3f} optimism)."
+        )
+    if permutation["p_best"] is not None:
+        n = permutation["n_permutations"]
+        lines.append(f"Shuffled labels do as well in some cell: p = {permutation['p_best']:.4g} ({n} shuffles).")
+    elif permutation["reason"] != "permutations were not asked for":
+        lines.append(f"No p-value: {permutation['reason']}.")
+    return [*lines, "The test score chose nothing."]
+
+
+def _token(run: dict[str, Any], index: int) -> str:
+    tokens = run["position_tokens"]
+    return repr(tokens[index]) if index < len(tokens) and tokens[index] else ""
+
+
+def _row(label: str, *scores: float | None) -> str:
+    return f"{label:{_WIDTH}}" + "".join(f"{'-' if score is None else format(score, '.3f'):>8}" for score in scores)
+
+
+def _interval(interval: dict[str, Any] | None, *, with_estimate: bool = False) -> str:
+    if interval is None or interval["low"] is None:
+        return f"{'':17}"
+    estimate = f"{interval['estimate']:7.3f}" if with_estimate else ""
+    return f"{estimate}  [{interval['low']:.3f}, {interval['high']:.3f}]".ljust(17)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
