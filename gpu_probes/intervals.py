@@ -152,7 +152,7 @@ def _bootstrap(
 
 def _units(
     rows: Int64[np.ndarray, " row"], clusters: Int64[np.ndarray, " sample"] | None
-) -> list[Int64[np.ndarray, " member"]]:
+) -> list[Int64[np.ndarray, " _"]]:
     """What is resampled as one."""
     if clusters is None:
         return list(rows[:, None])
@@ -164,7 +164,7 @@ Score = Callable[[Int64[np.ndarray, "resample row"]], Float64[np.ndarray, " resa
 
 
 def _resample(
-    score: Score, units: list[Int64[np.ndarray, " member"]], rng: np.random.Generator
+    score: Score, units: list[Int64[np.ndarray, " _"]], rng: np.random.Generator
 ) -> Float64[np.ndarray, " resample"]:
     """Scores of units drawn with replacement."""
     drawn = rng.integers(0, len(units), (N_RESAMPLES, len(units)))
@@ -178,7 +178,7 @@ def _resample(
 
 
 def _jackknife(
-    score: Score, units: list[list[Int64[np.ndarray, " member"]]], parts: list[Int64[np.ndarray, " row"]]
+    score: Score, units: list[list[Int64[np.ndarray, " _"]]], parts: list[Int64[np.ndarray, " _"]]
 ) -> Float64[np.ndarray, " unit"]:
     """The mean over the folds without each unit in turn."""
     whole = [float(score(rows[None])[0]) for rows in parts]
@@ -192,7 +192,7 @@ def _jackknife(
 
 
 def _without_each(
-    rows: Int64[np.ndarray, " row"], units: list[Int64[np.ndarray, " member"]]
+    rows: Int64[np.ndarray, " row"], units: list[Int64[np.ndarray, " _"]]
 ) -> Iterator[Int64[np.ndarray, "unit kept"]]:
     """Rows without each unit, several at a time where the units are single rows."""
     if len(units) < len(rows):

@@ -60,9 +60,11 @@ def decide_held_out_ridge(
     right_sides = space.other_targets(shuffled)
     for fold in range(space.sets.n_folds):
         matrix, right_side = space.system(fold).matrix, right_sides(fold)
+        kept = list(space.held_out(fold)) if space.rows.is_whole else None
         for penalty in penalties:
             factor = factorise(matrix, penalty)
-            pieces = [_solve_between(factor, held_out, right_side) for held_out in space.held_out(fold)]
+            held_out = space.held_out(fold) if kept is None else kept
+            pieces = [_solve_between(factor, piece, right_side) for piece in held_out]
             yield fold, penalty, torch.cat(pieces, 1).mT.unsqueeze(3)
 
 

@@ -121,6 +121,11 @@ class Rows:
             self._kept.features[cells] = 0
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all rows come in one chunk."""
+        return self._chunk_rows >= self.n_samples
+
+    @property
     def order(self) -> Int64[Tensor, " row"]:
         """Which sample each row of a pass is."""
         starts = range(0, self.n_samples, self._chunk_rows)

@@ -11,15 +11,15 @@ from gpu_probes.objective import TaskType
 def midranks(values: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
     """Rank from 1; equal values share the mean of their ranks (scipy's ``rankdata``)."""
     order = _argsort(values)
-    return torch.empty_like(values).scatter_(-1, order, _ranks_in_order(values.gather(-1, order)))
+    return torch.empty_like(values).scatter_(-1, order, _ranks_in_order(values.gather(-1, order)).expand_as(order))
 
 
-def _ranks_in_order(ordered: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:
-    """Midranks of ascending values."""
+def _ranks_in_order(ordered: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*#batch sample"]:
+    """Midranks of ascending values: one row for all where no value comes twice."""
     place = torch.arange(ordered.shape[-1], dtype=ordered.dtype, device=ordered.device)
     differs = ordered[..., 1:] != ordered[..., :-1]
     if bool(differs.all()):
-        return (place + 1).expand_as(ordered)
+        return (place + 1).expand(*[1] * (ordered.dim() - 1), -1)
     edge = torch.ones_like(ordered[..., :1], dtype=torch.bool)
     first = torch.where(torch.cat([edge, differs], -1), place, 0).cummax(-1).values
     is_last = torch.cat([differs, edge], -1)
@@ -38,14 +38,24 @@ def spearman(
     targets: Float64[Tensor, "*#column sample"], predictions: Float64[Tensor, "*column sample"]
 ) -> Float64[Tensor, "*column"]:
     """Pearson correlation of midranks; NaN where either side is constant."""
-    x = midranks(targets)
-    x = x - x.mean(-1, keepdim=True)
-    # Ranks are put into the order of the predictions rather than the predictions' into the samples': one pass less.
+    return correlate_ranks(unit_ranks(targets), predictions)
+
+
+def unit_ranks(targets: Float64[Tensor, "*column sample"]) -> Float64[Tensor, "*column sample"]:
+    """Midranks with mean 0 and norm 1; NaN where all values are equal."""
+    ranks = midranks(targets) - (1 + targets.shape[-1]) / 2
+    return ranks / torch.linalg.vector_norm(ranks, dim=-1, keepdim=True)
+
+
+def correlate_ranks(
+    targets: Float64[Tensor, "*#column sample"], predictions: Float64[Tensor, "*column sample"]
+) -> Float64[Tensor, "*column"]:
+    """Pearson correlation of `unit_ranks` of targets with the midranks of predictions."""
+    # The targets are put into the order of the predictions rather than ranks into that of the samples: a pass less.
     order = _argsort(predictions)
-    y = _ranks_in_order(predictions.gather(-1, order))
-    y = y - (1 + order.shape[-1]) / 2
-    product = torch.linalg.vecdot(x.expand_as(order).gather(-1, order), y)
-    return product / (y.square().sum(-1).sqrt() * x.square().sum(-1).sqrt())
+    ranks = _ranks_in_order(predictions.gather(-1, order)) - (1 + order.shape[-1]) / 2
+    product = torch.linalg.vecdot(targets.expand_as(order).gather(-1, order), ranks)
+    return product / torch.linalg.vector_norm(ranks, dim=-1)
 
 
 def roc_auc(

@@ -18,7 +18,7 @@ from gpu_probes.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, Sof
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
-from gpu_probes.scoring import is_flat, labels_rank, rounding_level, score
+from gpu_probes.scoring import correlate_ranks, is_flat, labels_rank, rounding_level, score, unit_ranks
 from gpu_probes.spaces import Dual, Framed, Primal
 
 
@@ -212,13 +212,23 @@ def _score_shuffles(
         orders = label.shuffles[start : start + plan.shuffles_at_once]
         shuffled = label.train_targets[orders.mT]
         scores = shuffled.new_zeros(n_cells, len(plan.penalties), orders.shape[0])
+        score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
         for fold, penalty, decision in decide(shuffled):
-            targets = shuffled[plan.fold_rows(fold)].transpose(0, 1)
-            k = plan.penalties.index(penalty)
-            scores[:, k] += score(label.task.task_type, targets[None], _predict(label.task, decision)) / plan.n_folds
+            scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
         best = scores.nan_to_num(-torch.inf).amax(1)
         parts.append(torch.where(best.isinf(), torch.nan, best))
     return torch.cat(parts, 1)
+
+
+def _scorer(
+    task: Task, targets: Float64[Tensor, "sample shuffle output"]
+) -> Callable[[Float64[Tensor, "cell shuffle sample output"]], Float64[Tensor, "cell shuffle"]]:
+    """Score decision values against shuffled targets, whose ranks are the same for all penalties."""
+    by_shuffle = targets.transpose(0, 1).contiguous()[None]
+    if task.task_type == "regression":
+        ranks = unit_ranks(by_shuffle[..., 0])
+        return lambda decision: correlate_ranks(ranks, decision[..., 0])
+    return lambda decision: score(task.task_type, by_shuffle, _predict(task, decision))
 
 
 def _search_label(

@@ -342,12 +342,13 @@ def _sweep_group(
     given: SweepOptions,
 ) -> dict[str, SweepResult]:
     plan, folds = group.plan, group.labels[0].folds
+    labels = {device: tuple(_label_plan(label, device) for label in group.labels) for device in devices}
 
     def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
         sets = TrainingSets.of(folds, weights, device)
         search_plan = SearchPlan(
             probe=group.labels[0].probe,
-            labels=tuple(_label_plan(label, device) for label in group.labels),
+            labels=labels[device],
             penalties=group.penalties,
             penalties_at_once=plan.penalties_at_once,
             shuffles_at_once=plan.shuffles_at_once,

@@ -128,7 +128,7 @@ def _sweep(stores: tuple[Path, Path], size: Size, device: str, output: Path) -> 
     train, test = (open_activations(path) for path in stores)
     result = sweep(
         *(train, train.labels[LABEL], test, test.labels[LABEL]),
-        alphas=size.alphas, k_fold=True, n_folds=N_FOLDS, device=device,
+        alphas=size.alphas, k_fold=True, n_folds=N_FOLDS, nested_cv=False, device=device,
     )  # fmt: skip
     result.save(output)
     return int(np.isfinite(result.cv_score).sum())
@@ -137,7 +137,16 @@ def _sweep(stores: tuple[Path, Path], size: Size, device: str, output: Path) -> 
 def _command(stores: tuple[Path, Path], size: Size, device: str, output: Path) -> None:
     """Do the same as a user does, in a process of its own."""
     train, test = map(str, stores)
-    arguments = ["--train_activations", train, "--test_activations", test, "--output_dir", str(output), "--k_fold"]
+    arguments = [
+        "--train_activations",
+        train,
+        "--test_activations",
+        test,
+        "--output_dir",
+        str(output),
+        "--k_fold",
+        "--no_nested_cv",
+    ]
     arguments += ["--alphas", ",".join(map(repr, size.alphas)), "--device", device]
     subprocess.run([sys.executable, "-m", "cli", "train", *arguments], cwd=_REPOSITORY, check=True, capture_output=True)
 

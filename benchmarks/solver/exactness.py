@@ -81,7 +81,7 @@ def measure_errors(data: str, cells: Cells, *, n_logistic: int, device: str) -> 
     for k, alpha in enumerate(ALPHAS):
         source = ArrayCellSource(cells.train)
         options: dict[str, Any] = {"alpha": alpha, "n_folds": N_FOLDS, "seed": SEED, "device": device}
-        predictions = sweep(source, cells.train_labels, k_fold=True, **options).cv_predictions
+        predictions = sweep(source, cells.train_labels, k_fold=True, nested_cv=False, **options).cv_predictions
         assert predictions is not None
         off = [np.abs(predictions[cell][:, 0] - held_out[k]).max() for cell, held_out in expected.items()]
         ridge[k] = max(off) / cells.train_labels.std()

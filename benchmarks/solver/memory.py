@@ -98,7 +98,7 @@ def _sweep(ready: Callable[[], None], load: Load) -> None:
     ready()
     sweep(
         *(train, cells.train_labels, test, cells.test_labels),
-        alphas=load.alphas, k_fold=True, n_folds=N_FOLDS, device="cpu", budget_bytes=load.budget_bytes,
+        alphas=load.alphas, k_fold=True, n_folds=N_FOLDS, nested_cv=False, device="cpu", budget_bytes=load.budget_bytes,
     )  # fmt: skip
 
 

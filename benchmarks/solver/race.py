@@ -48,7 +48,7 @@ def sweep_cells(cells: Cells, alphas: Sequence[float], device: str) -> SweepResu
     train, test = cells.sources()
     return sweep(
         *(train, cells.train_labels, test, cells.test_labels),
-        alphas=alphas, k_fold=True, n_folds=N_FOLDS, seed=SEED, device=device,
+        alphas=alphas, k_fold=True, n_folds=N_FOLDS, seed=SEED, nested_cv=False, device=device,
     )  # fmt: skip
 
 

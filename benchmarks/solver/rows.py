@@ -102,7 +102,7 @@ def _fit(ready: Callable[[], None], many: ManyRows, path: Path, labels_path: Pat
     ready()
     result = sweep(
         ArrayCellSource(array), labels,
-        alpha=_ALPHA, k_fold=True, device="cpu", budget_bytes=many.limit_nbytes - _OTHER_NBYTES,
+        alpha=_ALPHA, k_fold=True, nested_cv=False, device="cpu", budget_bytes=many.limit_nbytes - _OTHER_NBYTES,
     )  # fmt: skip
     if not np.isfinite(result.cv_score).all() or not (result.certificate <= 1e-10).all():
         raise WrongResultError(f"{result!r}: not every cell was fitted")

@@ -1,0 +1,1 @@
+"""What honest statistics cost, and whether they keep what they promise."""

@@ -1,0 +1,132 @@
+"""Intervals against scipy, plain formulas and simulated truth (coverage: python -m benchmarks inference)."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import r2_score, roc_auc_score
+
+from gpu_probes.intervals import Interval, difference_interval, score_interval
+
+
+def pair(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(n)
+    return 0.5 * x + rng.standard_normal(n), x
+
+
+def width(interval: Interval) -> float:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.high - interval.low
+
+
+@pytest.mark.parametrize("metric", ["spearman", "r2"])
+def test_bootstrap_is_scipys_bca(metric: str):
+    actual, predicted = pair(80)
+    predicted = 0.5 * predicted
+    score = r2_score if metric == "r2" else lambda y, x: stats.spearmanr(y, x).statistic
+    theirs = stats.bootstrap(
+        (actual, predicted), score, paired=True, vectorized=False, method="BCa", n_resamples=2000, rng=1
+    ).confidence_interval
+    ours = score_interval(metric, actual, predicted)
+    assert ours.estimate == pytest.approx(score(actual, predicted))
+    # Two sets of 2,000 resamples.
+    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.12 * width(ours))
+
+
+def placements(actual: np.ndarray, *sides: np.ndarray) -> np.ndarray:
+    """DeLong's covariance from all pairs of rows."""
+    above, below = [], []
+    for predicted in sides:
+        difference = predicted[actual == 1][:, None] - predicted[actual == 0]
+        wins = (difference > 0) + 0.5 * (difference == 0)
+        above.append(wins.mean(1))
+        below.append(wins.mean(0))
+    return np.atleast_2d(np.cov(above)) / (actual == 1).sum() + np.atleast_2d(np.cov(below)) / (actual == 0).sum()
+
+
+def test_delong_is_the_formula_over_all_pairs_ties_included():
+    rng = np.random.default_rng(0)
+    actual = (rng.random(60) < 0.4).astype(float)
+    first, second = (np.round(actual + rng.standard_normal(60), 0) for _ in range(2))
+    covariance = placements(actual, first, second)
+    area = roc_auc_score(actual, first)
+    single = score_interval("roc_auc", actual, first)
+    half = 1.959964 * covariance[0, 0] ** 0.5 / (area * (1 - area))
+    logit = np.log(area / (1 - area))
+    assert single.estimate == pytest.approx(area)
+    np.testing.assert_allclose(
+        [single.low, single.high], 1 / (1 + np.exp(-np.array([logit - half, logit + half]))), rtol=1e-6
+    )
+    paired = difference_interval("roc_auc", actual, first, second)
+    variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert paired.estimate == pytest.approx(area - roc_auc_score(actual, second))
+    assert width(paired) == pytest.approx(2 * 1.959964 * variance**0.5, rel=1e-6)
+
+
+def test_repeated_rows_count_once_when_they_are_clusters():
+    actual, predicted = pair(100)
+    once = score_interval("spearman", actual, predicted)
+    twice = [np.tile(values, 2) for values in (actual, predicted)]
+    together = score_interval("spearman", *twice, clusters=np.tile(np.arange(100), 2))
+    apart = score_interval("spearman", *twice)
+    assert "whole groups" in together.method
+    assert width(together) == pytest.approx(width(once), rel=0.1)
+    assert width(apart) == pytest.approx(width(once) / 2**0.5, rel=0.1)
+
+
+def test_clusters_of_many_sizes_and_classes():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(30), rng.integers(1, 6, 30))
+    labels = rng.integers(0, 3, len(clusters)).astype(float)
+    probabilities = rng.dirichlet(np.ones(3), len(clusters)) + np.eye(3)[labels.astype(int)]
+    interval = score_interval("roc_auc", labels, probabilities, clusters=clusters)
+    shares = probabilities / probabilities.sum(1, keepdims=True)
+    assert interval.estimate == pytest.approx(roc_auc_score(labels, shares, multi_class="ovr"), abs=0.05)
+    assert 0 < width(interval) < 0.4
+
+
+def test_within_folds_the_score_is_the_mean_over_folds():
+    actual, predicted = pair(100)
+    folds = np.arange(100) % 5
+    predicted = predicted + 10 * folds
+    expected = np.mean([stats.spearmanr(actual[folds == k], predicted[folds == k]).statistic for k in range(5)])
+    interval = score_interval("spearman", actual, predicted, folds=folds)
+    assert interval.estimate == pytest.approx(expected)
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.low < expected < interval.high
+    area = score_interval("roc_auc", (actual > 0).astype(float), predicted, folds=folds)
+    areas = [roc_auc_score(actual[folds == k] > 0, predicted[folds == k]) for k in range(5)]
+    assert area.estimate == pytest.approx(np.mean(areas))
+
+
+def test_a_seed_gives_the_same_interval():
+    actual, predicted = pair(40)
+    intervals = [score_interval("spearman", actual, predicted, seed=seed) for seed in (1, 1, 2)]
+    assert intervals[0] == intervals[1] != intervals[2]
+    assert intervals[0].to_json()["level"] == 0.95
+
+
+def test_a_difference_of_equal_predictors_is_zero():
+    actual, predicted = pair(60)
+    interval = difference_interval("spearman", actual, predicted, predicted)
+    assert (interval.estimate, interval.low, interval.high) == (0.0, 0.0, 0.0)
+    area = difference_interval("roc_auc", (actual > 0).astype(float), predicted, predicted)
+    assert (area.estimate, area.low, area.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "actual", "predicted", "reason"),
+    [
+        ("spearman", [1.0] * 20, list(range(20)), "the score itself is undefined"),
+        ("spearman", [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 2.0, 4.0], "there are fewer than 8 rows or groups"),
+        ("spearman", [0.0] * 19 + [1.0], list(range(20)), "the score is undefined in too many resamples"),
+        ("roc_auc", [1.0] + [0.0] * 19, list(range(20)), "there are fewer than two rows of a class"),
+        ("roc_auc", [0.0] * 10 + [1.0] * 10, list(range(20)), "the classes are separated without an error"),
+    ],
+)
+def test_what_is_undefined_has_a_reason(metric: str, actual: list[float], predicted: list[float], reason: str):
+    interval = score_interval(metric, np.array(actual), np.array(predicted, dtype=float))
+    assert interval.low is interval.high is None
+    assert interval.reason == reason
