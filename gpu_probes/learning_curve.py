@@ -36,17 +36,21 @@ def learning_curve(comparison: Comparison, cell: Cell, seed: int) -> list[CurveP
     weights = comparison.options.sample_weight
     base = np.ones(train.n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     drawn = _ranks(comparison, seed)
+    folds = comparison.result.fold_of_sample
     points = []
     for share in SHARES:
         inside = drawn <= share
-        fitted = comparison.sweep_on(train, test, sample_weight=np.where(inside, base, 0.0))
-        scores = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score, fitted.selected_alpha))
+        used = np.where(inside, base, 0.0)
+        scores = (np.nan, np.nan, np.nan)
+        if folds is None or all(used[folds != fold].any() for fold in np.unique(folds)):
+            fitted = comparison.sweep_on(train, test, sample_weight=used)
+            scores = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score, fitted.selected_alpha))
         points.append(CurvePoint(share, int(inside.sum()), *scores))
     return points
 
 
 def _ranks(comparison: Comparison, seed: int) -> Float64[np.ndarray, " train_sample"]:
-    """Place of each sample in a random order within its fold and class, from just above 0 to 1; the same in a group."""
+    """Place of each sample in a random order within its fold and class, between 0 and 1; the same in a group."""
     result, options = comparison.result, comparison.options
     group = group_samples(len(result.train_labels), options.groups, options.prompts).group
     grouped = result.group_of_sample is not None
@@ -59,5 +63,5 @@ def _ranks(comparison: Comparison, seed: int) -> Float64[np.ndarray, " train_sam
     for value in np.unique(stratum):
         inside = np.flatnonzero(stratum == value)
         distinct, place = np.unique(key[inside], return_inverse=True)
-        ranks[inside] = (place + 1) / len(distinct)
+        ranks[inside] = (place + 0.5) / len(distinct)
     return ranks

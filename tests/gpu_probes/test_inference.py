@@ -1,0 +1,181 @@
+"""Everything that stands in inference.json, against fits by scikit-learn on the same folds."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LinearRegression, Ridge
+from sklearn.metrics import roc_auc_score
+
+from gpu_probes import About, ArrayCellSource, SweepOptions, SweepResult, compare_overlap, infer, sweep
+from gpu_probes.baselines import TFIDF_ALPHAS
+
+N, N_TEST = 80, 40
+WORDS = ["add", "capital", "story", "letter", "largest"]
+
+
+class Case:
+    """Rows of which layer 1 knows the labels, layer 0 nothing, and words half."""
+
+    def __init__(self, classes: bool) -> None:
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((N + N_TEST, 2, 2, 6))
+        topic = rng.integers(0, len(WORDS), N + N_TEST)
+        labels = features[:, 1, 0] @ np.arange(6.0) + topic + 2 * rng.standard_normal(N + N_TEST)
+        if classes:
+            labels = (labels > np.median(labels)).astype(float)
+        prompts = [f"{WORDS[kind]} number {k}" for k, kind in enumerate(topic)]
+        self.length = np.array([len(prompt) for prompt in prompts])
+        self.features, self.labels, self.prompts = features, labels, prompts
+        self.train, self.test = ArrayCellSource(features[:N]), ArrayCellSource(features[N:])
+        self.about = About(prompts[:N], prompts[N:], None, {"prompt_length": (self.length[:N], self.length[N:])})
+
+    def run(self, **changes: Any) -> tuple[SweepResult, dict[str, Any]]:
+        options = SweepOptions(k_fold=True, **changes)
+        result = sweep(self.train, self.labels[:N], self.test, self.labels[N:], **vars(options))
+        return result, infer(result, self.train, self.test, options, self.about)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["numbers", "classes"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+@pytest.fixture(scope="module")
+def found(case: Case) -> tuple[SweepResult, dict[str, Any]]:
+    return case.run(alphas=[1.0, 100.0], permutations=30)
+
+
+def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
+    return roc_auc_score(labels, predictions) if set(labels) <= {0, 1} else spearmanr(labels, predictions).statistic
+
+
+def test_is_json_and_complete(found):
+    _, inference = found
+    assert json.loads(json.dumps(inference, allow_nan=False)) == inference
+    assert set(inference["baselines"]) == {"prompt_length", "tfidf", "layer_0", "random_direction", "random_labels"}
+    assert inference["permutation"]["p_best"] == pytest.approx(1 / 31)
+    assert len(inference["permutation"]["null_max"]) == 30
+    nested = inference["nested_cv"]
+    assert nested["score"] == pytest.approx(np.mean([fold["score"] for fold in nested["folds"]]))
+    assert nested["optimism"] == pytest.approx(nested["best_cv_score"] - nested["score"])
+    assert len(nested["predictions"]) == N
+    for name in ("test_score", "nested_cv_score"):
+        interval = inference["intervals"][name]
+        assert interval["low"] < interval["estimate"] < interval["high"]
+    assert inference["intervals"]["nested_cv_score"]["estimate"] == pytest.approx(nested["score"])
+
+
+def test_scores_of_the_best_probe(case: Case, found):
+    result, inference = found
+    best = result.best
+    assert best is not None
+    predictions = result.test_predictions[best.position_index, best.layer_index, :, 0]
+    name = "roc_auc" if result.classes else "spearman"
+    assert inference["scores"]["test"][name] == pytest.approx(best.test_score)
+    assert inference["scores"]["test"][name] == pytest.approx(metric(case.labels[N:], predictions))
+    assert set(inference["scores"]) == {"train", "cv", "test"}
+    if result.classes:
+        assert inference["platt"]["test_scores"]["roc_auc"] == pytest.approx(best.test_score)
+        assert inference["platt"]["slope"] > 0
+    else:
+        assert inference["platt"]["reason"] == "Platt scaling is for two classes"
+
+
+def test_number_baseline_is_a_line_on_the_number(case: Case, found):
+    result, inference = found
+    length = case.length[:, None].astype(float)
+    scores = []
+    for fold in range(5):
+        train, held_out = result.fold_of_sample != fold, result.fold_of_sample == fold
+        line = LinearRegression().fit(length[:N][train], case.labels[:N][train])
+        scores.append(metric(case.labels[:N][held_out], line.predict(length[:N][held_out])))
+    baseline = inference["baselines"]["prompt_length"]
+    assert baseline["cv_score"] == pytest.approx(np.mean(scores))
+    line = LinearRegression().fit(length[:N], case.labels[:N])
+    assert baseline["test_score"] == pytest.approx(metric(case.labels[N:], line.predict(length[N:])))
+    best = result.best
+    assert best is not None
+    assert baseline["difference"]["estimate"] == pytest.approx(best.test_score - baseline["test_score"])
+
+
+def test_tfidf_baseline_counts_words_of_each_folds_training_rows(case: Case, found):
+    result, inference = found
+    if result.classes:
+        assert 0.5 < inference["baselines"]["tfidf"]["cv_score"] < 0.9
+        return
+    texts, by_alpha = np.array(case.prompts, dtype=object), []
+    for alpha in TFIDF_ALPHAS:
+        scores = []
+        for fold in range(5):
+            train, held_out = result.fold_of_sample != fold, result.fold_of_sample == fold
+            words = TfidfVectorizer(sublinear_tf=True).fit(texts[:N][train])
+            model = Ridge(alpha).fit(words.transform(texts[:N][train]), case.labels[:N][train])
+            scores.append(metric(case.labels[:N][held_out], model.predict(words.transform(texts[:N][held_out]))))
+        by_alpha.append(np.mean(scores))
+    assert inference["baselines"]["tfidf"]["cv_score"] == pytest.approx(max(by_alpha), abs=1e-6)
+
+
+def test_random_baselines_know_nothing_and_layer_zero_is_its_best_cell(found):
+    result, inference = found
+    chance = 0.5 if result.classes else 0.0
+    assert abs(inference["baselines"]["random_labels"]["cv_score"] - chance) < 0.15
+    # A random direction of six knows something.
+    assert chance < inference["baselines"]["random_direction"]["cv_score"] < result.best.cv_score
+    for name in ("random_labels", "random_direction"):
+        assert inference["baselines"][name]["test_interval"] is None
+    assert inference["baselines"]["layer_0"]["cv_score"] == pytest.approx(result.cv_score[:, 0].max())
+
+
+def test_learning_curve_is_fits_on_parts_of_the_rows(case: Case, found):
+    result, inference = found
+    curve = inference["learning_curve"]
+    assert [point["share"] for point in curve] == [0.1, 0.2, 0.4, 0.8, 1.0]
+    assert [point["n_rows"] for point in curve] == sorted(point["n_rows"] for point in curve)
+    best = result.best
+    assert best is not None
+    assert curve[-1]["n_rows"] == N
+    assert curve[-1]["cv_score"] == pytest.approx(best.cv_score)
+    assert curve[-1]["test_score"] == pytest.approx(best.test_score)
+    assert curve[0]["test_score"] < curve[-1]["test_score"]
+
+
+def test_rows_that_train_and_test_share_are_scored_apart(case: Case):
+    result, _ = case.run()
+    both = ArrayCellSource(np.concatenate([case.features[:20], case.features[N:]]))
+    labels, shared = np.concatenate([case.labels[:20], case.labels[N:]]), np.arange(20 + N_TEST) < 20
+    overlap = compare_overlap(result, both, labels, shared, dropped=True)
+    assert (overlap["n_shared"], overlap["rows"]) == (20, list(range(20)))
+    best, name = result.best, "roc_auc" if result.classes else "spearman"
+    assert best is not None
+    assert overlap["scores_of_others"][name] == pytest.approx(best.test_score)
+    predictions = result.train_predictions[best.position_index, best.layer_index, :20, 0]
+    assert overlap["scores_of_shared"][name] == pytest.approx(metric(labels[:20], predictions))
+
+
+def test_without_folds_only_what_needs_none(case: Case):
+    options = SweepOptions()
+    result = sweep(case.train, case.labels[:N], case.test, case.labels[N:])
+    inference = infer(result, case.train, case.test, options, case.about)
+    assert set(inference["baselines"]) == {"prompt_length", "tfidf"}
+    assert inference["nested_cv"]["reason"] == "there are no folds (k_fold)"
+    assert inference["scores"] is None
+    assert inference["learning_curve"] == []
+    assert inference["baselines"]["tfidf"]["cv_score"] is None
+    assert inference["baselines"]["tfidf"]["test_score"] is not None
+
+
+def test_groups_weights_and_other_probes(case: Case):
+    groups = np.arange(N) // 2
+    for probe in ("auto", "mass_mean"):
+        result, inference = case.run(
+            groups=groups, prompts=case.prompts[:N], sample_weight=np.linspace(0.5, 2, N), probe=probe
+        )
+        assert all(len(set(result.fold_of_sample[groups == g])) == 1 for g in range(N // 2))
+        assert inference["groups"]["n_groups"] == N // 2
+        assert inference["groups"]["column"]
+        assert "whole groups" in inference["intervals"]["nested_cv_score"]["method"]
+        assert inference["learning_curve"][-1]["cv_score"] == pytest.approx(result.best.cv_score)
