@@ -395,6 +395,7 @@ def _run_sweep(
     request: dict[str, Any],
     options: dict[str, Any],
 ) -> None:
+    import numpy as np
     from tqdm import tqdm
 
     from activation_store.durable import commit_file
@@ -406,7 +407,7 @@ def _run_sweep(
     apart = ("join", "groups", "split_repeats", "drop_overlap", "budget_gib", "weight_column")
     join, groups, split_repeats, dropped, budget_gib, weight_column = (options[name] for name in apart)
     shared = _shared_rows(train_store, test_store, dropped=dropped)
-    kept = ~shared if dropped else shared | True
+    kept = ~shared if dropped else np.ones(test_store.n_samples, dtype=bool)
     given = SweepOptions(
         groups=None if groups is None else _group_column(train_store, groups),
         prompts=None if split_repeats else train_store.questions,
@@ -425,10 +426,14 @@ def _run_sweep(
         {label: values[kept] for label, (_, values) in labels.items()},
         **vars(given),
     )
+    knows_prompts = None not in (train_store.questions, test_store.questions)
     about = _about(train_store, test_store, kept, groups)
     for label, folder in folders.items():
         inference = infer(results[label], train, test, given, about)
-        inference["overlap"] = compare_overlap(results[label], everything, labels[label][1], shared, dropped=dropped)
+        inference["overlap"] = {"n_shared": None, "reason": "a .pt file does not hold the prompts"}
+        if knows_prompts:
+            overlap = compare_overlap(results[label], everything, labels[label][1], shared, dropped=dropped)
+            inference["overlap"] = overlap
         (folder / "run.json").unlink(missing_ok=True)
         files = results[label].save(folder)
         commit_file(folder / "inference.json", [_encode_json(inference)])

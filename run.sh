@@ -14,6 +14,7 @@ BATCH_SIZE="${BATCH_SIZE:-}"               # most prompts of a batch; empty: wha
 DEVICE="${DEVICE:-auto}"                  # auto, cpu, cuda, cuda:1
 OUTPUT_DIR="${OUTPUT_DIR:-results/smollm2}"
 ALPHAS="${ALPHAS:-1,10,100,1000,10000,100000}"  # each cell takes its best by cross-validation
+PERMUTATIONS="${PERMUTATIONS:-1000}"       # shuffles of the labels for the p-value; 0: none
 CHAT_TEMPLATE="${CHAT_TEMPLATE:---use_chat_template}"  # empty where the questions are templated already
 
 if [ ! -e .venv/installed ] || [ constraints.txt -nt .venv/installed ] || [ pyproject.toml -nt .venv/installed ]; then
@@ -36,4 +37,4 @@ extract() {
 extract "$TRAIN_DATASET" "$OUTPUT_DIR/train.zarr"
 extract "$TEST_DATASET" "$OUTPUT_DIR/test.zarr"
 .venv/bin/probesweep train --train_activations "$OUTPUT_DIR/train.zarr" --test_activations "$OUTPUT_DIR/test.zarr" \
-  --output_dir "$OUTPUT_DIR/probes" --k_fold --alphas "$ALPHAS" --device "$DEVICE"
+  --output_dir "$OUTPUT_DIR/probes" --k_fold --alphas "$ALPHAS" --permutations "$PERMUTATIONS" --device "$DEVICE"

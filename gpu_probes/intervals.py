@@ -145,7 +145,7 @@ def _bootstrap(
     defined = resampled[~np.isnan(resampled)]
     if len(defined) < (1 - _MOST_UNDEFINED) * N_RESAMPLES:
         return Interval(estimate, None, None, level, method, "the score is undefined in too many resamples")
-    if len(predicted) == 1 and np.ptp(defined) == 0:
+    if len(predicted) == 1 and np.ptp(defined) < 1e-12:
         return Interval(estimate, None, None, level, method, "the score is the same in every resample")
     left_out = _jackknife(score, units, parts)
     low, high = _bca(estimate, defined, left_out, level)

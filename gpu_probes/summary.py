@@ -32,7 +32,9 @@ def summarize(folder: Path) -> str:
     else:
         best = _read(folder / "best_probe_predictions.json")
         lines += ["", *_by_position(performance, run), "", *_best(best, performance, inference, run)]
-    return "\n".join([*lines, "", f"results in {folder}: {', '.join([*run['files'], 'run.json'])}"])
+    return "\n".join(
+        line.rstrip() for line in [*lines, "", f"results in {folder}: {', '.join([*run['files'], 'run.json'])}"]
+    )
 
 
 def _undefined(performance: dict[str, Any]) -> list[str]:
@@ -47,7 +49,9 @@ def _rows_that_repeat(inference: dict[str, Any]) -> list[str]:
     if repeated:
         letter = groups["n_repeated_prompts"]
         lines.append(f"{repeated} training prompts repeat an earlier one ({letter} to the letter): held out together")
-    if overlap["n_shared"]:
+    if overlap["n_shared"] is None:
+        lines.append(f"repeated and shared prompts, their length and words: not known, {overlap['reason']}")
+    elif overlap["n_shared"]:
         what = "scored apart" if overlap["dropped"] else "scored with the others; --drop_overlap scores them apart"
         lines.append(f"{overlap['n_shared']} test prompts are among the training prompts: {what}")
     return lines
@@ -76,7 +80,7 @@ def _best(
     )
     lines = [
         f"best probe by CV: {where}, alpha {best['selected_alpha']:g}",
-        f"{'':{_WIDTH}}{'CV':>8}{'test':>8}   95 % interval   best minus this",
+        f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  95 % interval     best minus this, 95 % interval",
         _row("best probe", best["cv_score"], best["test_score"]) + _interval(intervals["test_score"]),
     ]
     lines += [
