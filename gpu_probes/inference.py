@@ -183,12 +183,22 @@ def _permutation(result: SweepResult) -> dict[str, Json]:
 
 
 def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int) -> dict[str, Json]:
-    """Of the best probe's test score, and of the nested CV score."""
+    """Of the best probe's test score, its lead over the best cells of other positions, and of the nested CV score."""
     best, nested = result.best, result.nested_cv
-    intervals: dict[str, Json] = {"test_score": None, "nested_cv_score": None}
+    intervals: dict[str, Json] = {"test_score": None, "nested_cv_score": None, "best_minus_cell": []}
     if best is not None and result.test_labels is not None and result.test_predictions is not None:
         predictions = result.test_predictions[best.position_index, best.layer_index]
         intervals["test_score"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
+        labels = _indices(result, result.test_labels)
+        for p, i in _best_of_each_position(result):
+            other = result.test_predictions[p, i]
+            if (p, i) == (best.position_index, best.layer_index) or np.isnan(result.test_score[p, i]):
+                continue
+            pair = (_one_column(predictions), _one_column(other))
+            difference = difference_interval(result.metric, labels, *pair, clusters=clusters, seed=seed).to_json()
+            intervals["best_minus_cell"].append(
+                {"layer": result.layers[i], "position": result.positions[p], "test_score": difference}
+            )
     if isinstance(nested, NestedCV):
         interval = _interval(
             result,
@@ -200,6 +210,12 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
         )
         intervals["nested_cv_score"] = interval.to_json()
     return intervals
+
+
+def _best_of_each_position(result: SweepResult) -> list[tuple[int, int]]:
+    """Indices of the cell with the highest CV score, position by position."""
+    scored = [p for p in range(len(result.positions)) if not np.isnan(result.cv_score[p]).all()]
+    return [(p, int(np.nanargmax(result.cv_score[p]))) for p in scored]
 
 
 def _interval(

@@ -146,6 +146,7 @@ class SweepResult:
                     "status": self.status[p, i].name,
                     "reason": self.reason(p, i),
                     **self._how_found(p, i),
+                    **self._how_sure(p, i),
                 }
                 for p, i in self._indices()
             ]
@@ -208,6 +209,16 @@ class SweepResult:
         at = (position_index, layer_index, slice(None), self.alphas.index(alpha))
         return {"certificate": self.certificate[at].max(), "solver": Solver(self.solver[at].max()).name.lower()}
 
+    def _how_sure(self, position_index: int, layer_index: int) -> dict[str, float]:
+        """CV score with the alpha chosen without each fold, and p-values; NaN where they were not asked for."""
+        outer, test = self.outer_score[position_index, layer_index], self.permutation
+        known = isinstance(test, PermutationTest)
+        return {
+            "nested_cv_score": float(outer.mean()) if len(outer) else np.nan,
+            "p": float(test.p[position_index, layer_index]) if known else np.nan,
+            "p_uncorrected": float(test.p_uncorrected[position_index, layer_index]) if known else np.nan,
+        }
+
     def _key(self, position_index: int, layer_index: int) -> str:
         """Name of a cell in the files: the position's value, the layer's place on the axis."""
         return f"pos_{self.positions[position_index]}_layer_{layer_index}"
@@ -236,7 +247,6 @@ class SweepResult:
             "n_positions": len(self.positions),
             "d_model": self.n_features,
             "task_type": self.task_type,
-            "probe": self.probe,
             "metric": self.metric,
             "k_fold": self.k_fold,
             "n_folds": self.n_folds if self.k_fold else None,
@@ -253,6 +263,7 @@ class SweepResult:
             "status_counts": self._status_counts(),
             "classes": None if self.classes is None else list(self.classes),
             "seed": self.seed,
+            "probe": self.probe,
         }
 
     def _path(self, position_index: int, layer_index: int) -> dict[str, float | None]:

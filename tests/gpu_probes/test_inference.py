@@ -66,6 +66,13 @@ def test_is_json_and_complete(found):
     for name in ("test_score", "nested_cv_score"):
         interval = inference["intervals"][name]
         assert interval["low"] < interval["estimate"] < interval["high"]
+    result, _ = found
+    best = result.best
+    (lead,) = inference["intervals"]["best_minus_cell"]
+    other = result.positions.index(lead["position"]), result.layers.index(lead["layer"])
+    assert other[0] != best.position_index
+    assert result.cv_score[other] == np.nanmax(result.cv_score[other[0]])
+    assert lead["test_score"]["estimate"] == pytest.approx(best.test_score - result.test_score[other])
     assert inference["intervals"]["nested_cv_score"]["estimate"] == pytest.approx(nested["score"])
 
 

@@ -132,7 +132,7 @@ def test_table_has_a_row_per_cell(tmp_path: Path):
     table = pd.read_parquet(tmp_path / "cells.parquet")
     assert list(table) == [
         *("layer", "position", "train_score", "test_score", "cv_score", "alpha", "status", "reason"),
-        *("certificate", "solver"),
+        *("certificate", "solver", "nested_cv_score", "p", "p_uncorrected"),
     ]
     assert table["layer"].tolist() == [0, 5, 10] * 2
     assert table["position"].tolist() == [-2] * 3 + [-1] * 3
