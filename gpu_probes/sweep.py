@@ -404,8 +404,8 @@ def _label_plan(label: _Label, device: torch.device) -> LabelPlan:
     train = label.task.targets(label.train, "train_labels")
     order = np.zeros((0, len(train)), dtype=np.int64) if isinstance(label.shuffles, str) else label.shuffles.order
     # torch must not wrap pandas' read-only memory; the orders, which may be large, are our own.
-    targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
-    return LabelPlan(label.task, *targets, torch.from_numpy(order).to(device))
+    train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
+    return LabelPlan(label.task, train_targets, test_targets, torch.from_numpy(order).to(device))
 
 
 def _assemble(
