@@ -155,7 +155,9 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
     if result.fold_of_sample is not None:
         folds = [_fold_scores(comparison, texts, result.fold_of_sample == k) for k in range(result.n_folds)]
         cv = np.mean(folds, axis=0)
-        chosen = TFIDF_ALPHAS.index(1.0) if np.isnan(cv).all() else int(np.nanargmax(cv))
+        if np.isnan(cv).all():
+            return Baseline(*names, np.nan, np.nan, None, "its score is undefined in some fold")
+        chosen = int(np.nanargmax(cv))
     else:
         chosen, note = TFIDF_ALPHAS.index(1.0), "alpha 1"
     everything = np.ones(len(texts), dtype=bool)

@@ -161,7 +161,7 @@ def _nested(result: SweepResult) -> dict[str, Json]:
             }
             for choice in nested.choices
         ],
-        "predictions": nested.predictions.squeeze(-1).tolist(),
+        "predictions": _one_column(nested.predictions).tolist(),
         "reason": None,
     }
 

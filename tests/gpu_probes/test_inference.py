@@ -186,3 +186,38 @@ def test_groups_weights_and_other_probes(case: Case):
         assert inference["groups"]["column"]
         assert "whole groups" in inference["intervals"]["nested_cv_score"]["method"]
         assert inference["learning_curve"][-1]["cv_score"] == pytest.approx(result.best.cv_score)
+
+
+def awkward(n: int, labels: np.ndarray, **options: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    sources = [ArrayCellSource(rng.standard_normal((rows, 2, 2, 5))) for rows in (n, 20)]
+    test_labels = labels[rng.permutation(len(labels))[:20]]
+    given = SweepOptions(k_fold=True, permutations=5, **options)
+    result = sweep(sources[0], labels, sources[1], test_labels, **vars(given))
+    texts = [f"word{k % 7}" for k in range(n)], [f"word{k % 7}" for k in range(20)]
+    return infer(result, *sources, given, About(*texts, None, {"prompt_length": (np.arange(n), np.arange(20))}))
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "reason"),
+    [
+        (np.full(40, 0.5), {}, "no cell has a CV score without fold 0"),
+        (np.linspace(0, 1, 40), {"n_folds": 2}, "fewer than three folds"),
+        (np.r_[np.zeros(37), np.ones(3)], {}, "no cell has a CV score without fold 0"),
+        (np.arange(42) % 3 * 1.0, {}, None),
+        (np.linspace(0, 1, 40), {"sample_weight": np.r_[np.zeros(20), np.ones(20)]}, None),
+        (np.linspace(0, 1, 40), {"alphas": [0.0, 1.0]}, None),
+    ],
+    ids=["constant", "two folds", "rare class", "three classes", "weights of zero", "alpha 0"],
+)
+def test_awkward_labels_and_options_are_json_with_reasons(labels, options, reason):
+    inference = awkward(len(labels), labels, **options)
+    json.dumps(inference, allow_nan=False)
+    if reason is None:
+        assert inference["nested_cv"]["score"] is not None
+        assert len(inference["nested_cv"]["predictions"]) == len(labels)
+        assert 0 < inference["permutation"]["p_best"] <= 1
+    else:
+        assert reason in inference["nested_cv"]["reason"]
+    for baseline in inference["baselines"].values():
+        assert baseline["note"]
