@@ -210,7 +210,7 @@ def train(
         options["alphas"] = _numbers(options["alphas"], "--alphas")
     train_store, test_store = open_activations(train_activations), open_activations(test_activations)
     _check_same_origin(train_store, test_store)
-    labels = _choose_labels(label_column, options["weight_column"], train_store, test_store)
+    labels = _choose_labels(label_column, (options["weight_column"], options["groups"]), train_store, test_store)
     folders = {label: output_dir / label if len(labels) > 1 else output_dir for label in labels}
     request = {
         "probesweep": version("probesweep"),
@@ -344,10 +344,11 @@ def _check_same_origin(train_store: Activations, test_store: Activations) -> Non
 
 
 def _choose_labels(
-    wanted: tuple[str, ...], weight_column: str | None, train_store: Activations, test_store: Activations
+    wanted: tuple[str, ...], others: tuple[str | None, str | None], train_store: Activations, test_store: Activations
 ) -> list[str]:
-    """The labels to predict, all of the training store's unless some are named."""
-    held = [name for name in train_store.labels if name != weight_column]
+    """The labels to predict: all of the training store's but weights and groups, unless some are named."""
+    weight_column, _ = others
+    held = [name for name in train_store.labels if name not in others]
     if not _names_labels(train_store) and (weight_column or len(set(wanted)) > 1):
         raise click.UsageError(f"{train_store.path} has one label without a name; --label_column can be given once")
     needed = ((train_store, [*wanted, *filter(None, [weight_column])]), (test_store, wanted or held))
@@ -429,13 +430,13 @@ def _run_sweep(
     knows_prompts = None not in (train_store.questions, test_store.questions)
     about = _about(train_store, test_store, kept, groups)
     for label, folder in folders.items():
+        (folder / "run.json").unlink(missing_ok=True)
+        files = results[label].save(folder)
         inference = infer(results[label], train, test, given, about)
         inference["overlap"] = {"n_shared": None, "reason": "a .pt file does not hold the prompts"}
         if knows_prompts:
             overlap = compare_overlap(results[label], everything, labels[label][1], shared, dropped=dropped)
             inference["overlap"] = overlap
-        (folder / "run.json").unlink(missing_ok=True)
-        files = results[label].save(folder)
         commit_file(folder / "inference.json", [_encode_json(inference)])
         # run.json comes last: where it stands, the files that it names are whole and belong to its request.
         run = {

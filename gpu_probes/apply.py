@@ -16,7 +16,7 @@ from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.errors import CellError, ProbeError
 from gpu_probes.labels import Task, read_labels
 from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, TaskType
-from gpu_probes.scoring import labels_rank, score
+from gpu_probes.scoring import labels_rank, rankable, score
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class SavedProbes:
         """
         numbers = read_labels(labels, name="labels", n_samples=source.n_samples)
         targets = torch.from_numpy(self.task.targets(numbers, "labels").copy())
-        predictions = self.predict(source, cell)
-        if np.isnan(predictions).any() or not labels_rank(self.task.task_type, targets):
+        decision = self.decide(source, cell)
+        if np.isnan(decision).any() or not labels_rank(self.task.task_type, targets):
             return float("nan")
-        return float(score(self.task.task_type, targets[None], torch.from_numpy(predictions)[None]))
+        return float(score(self.task.task_type, targets[None], rankable(torch.from_numpy(decision))[None]))
 
     def predict(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
         """Numbers, the probability of the second class, or one probability per class."""
+        return predictions_of(self.decide(source, cell), self.task.task_type)
+
+    def decide(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
+        """Decision values: what is ranked."""
         if cell.layer not in axis(source.layers) or cell.position not in axis(source.positions):
             raise CellError(f"the store has no layer {cell.layer}, position {cell.position}; extract it with them")
         if source.n_features != self.coef.shape[-1]:
@@ -84,21 +88,28 @@ class SavedProbes:
                 "model that the probe was trained on"
             )
         at = self.positions.index(cell.position), self.layers.index(cell.layer)
-        return predict(source, cell, self.coef[at], self.intercept[at], self.task.task_type)
+        return decide(source, cell, self.coef[at], self.intercept[at])
 
 
-def predict(
+def decide(
     source: CellSource,
     cell: Cell,
     coef: Float64[np.ndarray, "output feature"],
     intercept: Float64[np.ndarray, " output"],
-    task_type: TaskType,
 ) -> Float64[np.ndarray, "sample output"]:
-    """What a probe says of every row of a cell."""
-    decision = np.concatenate([_widened(block) @ coef.T + intercept for _, block in source.cell_blocks(*cell)])
+    """Decision values of every row of a cell."""
+    # Rows that are not finite decide nothing, without a warning.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.concatenate([_widened(block) @ coef.T + intercept for _, block in source.cell_blocks(*cell)])
+
+
+def predictions_of(
+    decision: Float64[np.ndarray, "sample output"], task_type: TaskType
+) -> Float64[np.ndarray, "sample output"]:
+    """What users see: numbers as they are, probabilities of classes."""
     if task_type == "regression":
         return decision
-    return (SigmoidLoss() if len(coef) == 1 else SoftmaxLoss()).predictions(torch.from_numpy(decision)).numpy()
+    return (SigmoidLoss() if decision.shape[1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
 
 
 def _widened(block: Shaped[np.ndarray, "row feature"]) -> Float64[np.ndarray, "row feature"]:

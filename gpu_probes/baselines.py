@@ -173,7 +173,9 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
 def _project(
     source: CellSource, cell: Cell, directions: Float64[np.ndarray, "feature direction"]
 ) -> Float64[np.ndarray, "sample direction"]:
-    return np.concatenate([block.astype(np.float64) @ directions for _, block in source.cell_blocks(*cell)])
+    # Rows that are not finite get a status, not a warning.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.concatenate([block.astype(np.float64) @ directions for _, block in source.cell_blocks(*cell)])
 
 
 def _fold_scores(comparison: Comparison, texts: np.ndarray, held_out: np.ndarray) -> list[float]:

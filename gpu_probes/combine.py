@@ -68,7 +68,7 @@ class MeanPositions:
     def __init__(self, source: CellSource) -> None:
         self._source = source
         self.layers = axis(source.layers)
-        self.positions: tuple[int | str, ...] = ("mean",)
+        self.positions: tuple[int | str, ...] = (f"mean of {_span(axis(source.positions))}",)
         self.n_samples, self.n_features = source.n_samples, source.n_features
 
     def cell_blocks(self, layer: int | str, position: int | str) -> Iterator[Block]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, Shaped
 
-from gpu_probes.apply import predict
+from gpu_probes.apply import decide, predictions_of
 from gpu_probes.baselines import (
     Baseline,
     Comparison,
@@ -86,7 +86,7 @@ def infer(
         "scores": None if best is None else _scores(result, best),
         "platt": None if best is None else _platt(result, best),
         "learning_curve": [] if best is None else _curve(comparison, best, options.seed),
-        "groups": _groups(result, options),
+        "groups": _groups(result, options, test_rows_grouped=clusters is not None),
     }
 
 
@@ -115,10 +115,13 @@ def compare_overlap(
     if best is None or not shared.any():
         return content
     at = (best.position_index, best.layer_index)
-    predictions = predict(test, best.cell, result.coef[at], result.intercept[at], result.task_type)
+    predictions = predictions_of(decide(test, best.cell, result.coef[at], result.intercept[at]), result.task_type)
     labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
-    for name, rows in {"scores_of_shared": shared, "scores_of_others": ~shared}.items():
+    # Rows that were left out of the test may hold what training never saw.
+    known = np.isfinite(predictions).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
+    for name, rows in {"scores_of_shared": shared & known, "scores_of_others": ~shared & known}.items():
         content[name] = all_scores(result, labels[rows], predictions[rows]).to_json() if rows.any() else None
+    content["n_unscored"] = int((~known).sum())
     return content
 
 
@@ -161,7 +164,7 @@ def _nested(result: SweepResult) -> dict[str, Json]:
             }
             for choice in nested.choices
         ],
-        "predictions": _one_column(nested.predictions).tolist(),
+        "predictions": _one_column(predictions_of(nested.decision, result.task_type)).tolist(),
         "reason": None,
     }
 
@@ -186,7 +189,12 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
     """Of the best probe's test score, its lead over the best cells of other positions, and of the nested CV score."""
     best, nested = result.best, result.nested_cv
     intervals: dict[str, Json] = {"test_score": None, "nested_cv_score": None, "best_minus_cell": []}
-    if best is not None and result.test_labels is not None and result.test_predictions is not None:
+    if (
+        best is not None
+        and best.test_score is not None
+        and result.test_labels is not None
+        and result.test_predictions is not None
+    ):
         predictions = result.test_predictions[best.position_index, best.layer_index]
         intervals["test_score"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
         labels = _indices(result, result.test_labels)
@@ -203,7 +211,7 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
         interval = _interval(
             result,
             result.train_labels,
-            nested.predictions,
+            nested.decision,
             result.group_of_sample,
             folds=result.fold_of_sample,
             seed=seed,
@@ -269,7 +277,7 @@ def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
     return {
         name: all_scores(result, labels, predictions[at]).to_json()
         for name, (labels, predictions) in splits.items()
-        if labels is not None and predictions is not None and not np.isnan(predictions[at]).any()
+        if labels is not None and predictions is not None and np.isfinite(predictions[at]).all()
     }
 
 
@@ -302,11 +310,12 @@ def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str,
     return [{key: _null(value) if isinstance(value, float) else value for key, value in p.items()} for p in points]
 
 
-def _groups(result: SweepResult, options: SweepOptions) -> dict[str, Json]:
+def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bool) -> dict[str, Json]:
     grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
     return {
         "n_groups": grouping.n_groups,
         "column": grouping.has_column,
+        "test_rows_grouped": test_rows_grouped,
         "n_repeated_prompts": grouping.n_exact,
         "n_repeated_but_for_case_and_whitespace": grouping.n_normalised,
     }

@@ -7,21 +7,25 @@ acceleration from the jackknife). The area under the ROC curve of two classes ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Float64, Int64, Real, Shaped
 from scipy import stats
 
+from gpu_probes.errors import LabelError
 from gpu_probes.scoring import midranks, roc_auc, spearman
 
 Metric = Literal["spearman", "r2", "roc_auc"]
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _FEWEST_UNITS = 8
+# Beyond about 20,000 rows fewer resamples do: their own error is far below the interval's width.
+_FEWEST_RESAMPLES, _RESAMPLED_ROWS = 500, 40_000_000
+_JACKKNIFE_BLOCKS = 200
 _BATCH_VALUES = 2**21
 _MOST_UNDEFINED = 0.1
 
@@ -44,8 +48,8 @@ class Interval:
 
 def score_interval(
     metric: Metric,
-    actual: Float64[np.ndarray, " sample"],
-    predicted: Shaped[np.ndarray, "sample ..."],
+    actual: Real[np.ndarray, " sample"],
+    predicted: np.ndarray,
     *,
     clusters: Int64[np.ndarray, " sample"] | None = None,
     folds: Int64[np.ndarray, " sample"] | None = None,
@@ -68,26 +72,40 @@ def score_interval(
     seed : int
         Of the resamples.
     """
+    labels, sides = _checked(actual, predicted)
     if metric == "roc_auc" and predicted.ndim == 1 and clusters is None and folds is None:
-        return _delong(actual, predicted[None], level)
-    return _bootstrap(metric, actual, predicted[None], clusters, folds, level, seed)
+        return _delong(labels, sides, level)
+    return _bootstrap(metric, labels, sides, clusters, folds, level, seed)
 
 
 def difference_interval(
     metric: Metric,
-    actual: Float64[np.ndarray, " sample"],
-    first: Shaped[np.ndarray, "sample ..."],
-    second: Shaped[np.ndarray, "sample ..."],
+    actual: Real[np.ndarray, " sample"],
+    first: np.ndarray,
+    second: np.ndarray,
     *,
     clusters: Int64[np.ndarray, " sample"] | None = None,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
     """Interval of the difference of two scores on the same rows, first minus second; as `score_interval`."""
-    both = np.stack([first, second])
+    labels, both = _checked(actual, first, second)
     if metric == "roc_auc" and first.ndim == 1 and clusters is None:
-        return _delong(actual, both, level)
-    return _bootstrap(metric, actual, both, clusters, None, level, seed)
+        return _delong(labels, both, level)
+    return _bootstrap(metric, labels, both, clusters, None, level, seed)
+
+
+def _checked(
+    actual: Real[np.ndarray, " sample"], *predicted: np.ndarray
+) -> tuple[Float64[np.ndarray, " sample"], Float64[np.ndarray, "side sample ..."]]:
+    """Labels and predictions in float64."""
+    labels, sides = np.asarray(actual, dtype=np.float64), [np.asarray(side, dtype=np.float64) for side in predicted]
+    for side in sides:
+        if len(side) != len(labels) or side.shape != sides[0].shape:
+            raise LabelError(f"predictions have shape {side.shape} for {len(labels)} labels; give one for each")
+    if not all(np.isfinite(values).all() for values in (labels, *sides)):
+        raise LabelError("labels or predictions hold NaN or infinity; leave those rows out")
+    return labels, np.stack(sides)
 
 
 def _delong(
@@ -113,7 +131,8 @@ def _delong(
         return Interval(float(difference), float(difference - half), float(difference + half), level, "DeLong, paired")
     area, variance = float(areas[0]), covariance[0, 0]
     if variance == 0 or not 0 < area < 1:
-        return Interval(area, None, None, level, "DeLong", "the classes are separated without an error")
+        reason = "the classes are separated without an error" if area in (0, 1) else "all predictions are equal"
+        return Interval(area, None, None, level, "DeLong", reason)
     half = z * np.sqrt(variance) / (area * (1 - area))
     low, high = (float(1 / (1 + np.exp(-(np.log(area / (1 - area)) + step)))) for step in (-half, half))
     return Interval(area, low, high, level, "DeLong, logit scale")
@@ -141,9 +160,10 @@ def _bootstrap(
     if sum(map(len, units)) < _FEWEST_UNITS:
         return Interval(estimate, None, None, level, method, f"there are fewer than {_FEWEST_UNITS} rows or groups")
     rng = np.random.default_rng(seed)
-    resampled = np.mean([_resample(score, part, rng) for part in units], axis=0)
+    n_resamples = int(np.clip(_RESAMPLED_ROWS // len(actual), _FEWEST_RESAMPLES, N_RESAMPLES))
+    resampled = np.mean([_resample(score, part, n_resamples, rng) for part in units], axis=0)
     defined = resampled[~np.isnan(resampled)]
-    if len(defined) < (1 - _MOST_UNDEFINED) * N_RESAMPLES:
+    if len(defined) < (1 - _MOST_UNDEFINED) * n_resamples:
         return Interval(estimate, None, None, level, method, "the score is undefined in too many resamples")
     if len(predicted) == 1 and np.ptp(defined) < 1e-12:
         return Interval(estimate, None, None, level, method, "the score is the same in every resample")
@@ -166,46 +186,40 @@ Score = Callable[[Int64[np.ndarray, "resample row"]], Float64[np.ndarray, " resa
 
 
 def _resample(
-    score: Score, units: list[Int64[np.ndarray, " _"]], rng: np.random.Generator
+    score: Score, units: list[Int64[np.ndarray, " _"]], n_resamples: int, rng: np.random.Generator
 ) -> Float64[np.ndarray, " resample"]:
     """Scores of units drawn with replacement."""
-    drawn = rng.integers(0, len(units), (N_RESAMPLES, len(units)))
-    sizes = np.array([len(unit) for unit in units])
+    drawn = rng.integers(0, len(units), (n_resamples, len(units)))
+    members, sizes = np.concatenate(units), np.array([len(unit) for unit in units])
     if (sizes == sizes[0]).all():
-        members = np.stack(units)
+        members = members.reshape(len(units), -1)
         at_once = max(_BATCH_VALUES // members.size, 1)
-        batches = (drawn[start : start + at_once] for start in range(0, N_RESAMPLES, at_once))
+        batches = (drawn[start : start + at_once] for start in range(0, n_resamples, at_once))
         return np.concatenate([score(members[batch].reshape(len(batch), -1)) for batch in batches])
-    return np.concatenate([score(np.concatenate([units[unit] for unit in one])[None]) for one in drawn])
+    first = np.cumsum(sizes) - sizes
+    scores = []
+    for one in drawn:
+        size = sizes[one]
+        place = np.repeat(first[one] - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        scores.append(score(members[place][None]))
+    return np.concatenate(scores)
 
 
 def _jackknife(
     score: Score, units: list[list[Int64[np.ndarray, " _"]]], parts: list[Int64[np.ndarray, " _"]]
-) -> Float64[np.ndarray, " unit"]:
-    """The mean over the folds without each unit in turn."""
+) -> Float64[np.ndarray, " block"]:
+    """The mean over the folds without each unit in turn, or without each of 200 blocks of them."""
     whole = [float(score(rows[None])[0]) for rows in parts]
     left_out = []
-    for index, (rows, part) in enumerate(zip(parts, units, strict=True)):
+    for index, part in enumerate(units):
         others = sum(whole[:index]) + sum(whole[index + 1 :])
-        for batch in _without_each(rows, part):
-            left_out.append((score(batch) + others) / len(parts))
-    values = np.concatenate(left_out)
+        n_blocks = min(len(part), _JACKKNIFE_BLOCKS)
+        sizes = [len(unit) for unit in part]
+        block = np.repeat(np.arange(len(part)) * n_blocks // len(part), sizes)
+        rows = np.concatenate(part)
+        left_out += [(float(score(rows[block != out][None])[0]) + others) / len(parts) for out in range(n_blocks)]
+    values = np.array(left_out)
     return values[~np.isnan(values)]
-
-
-def _without_each(
-    rows: Int64[np.ndarray, " row"], units: list[Int64[np.ndarray, " _"]]
-) -> Iterator[Int64[np.ndarray, "unit kept"]]:
-    """Rows without each unit, several at a time where the units are single rows."""
-    if len(units) < len(rows):
-        for unit in units:
-            yield np.setdiff1d(rows, unit)[None]
-        return
-    at_once = max(_BATCH_VALUES // len(rows), 1)
-    for start in range(0, len(rows), at_once):
-        out = np.arange(start, min(start + at_once, len(rows)))
-        place = np.arange(len(rows) - 1)[None]
-        yield rows[place + (place >= out[:, None])]
 
 
 def _bca(

@@ -36,17 +36,28 @@ def learning_curve(comparison: Comparison, cell: Cell, seed: int) -> list[CurveP
     weights = comparison.options.sample_weight
     base = np.ones(train.n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     drawn = _ranks(comparison, seed)
-    folds = comparison.result.fold_of_sample
     points = []
     for share in SHARES:
         inside = drawn <= share
         used = np.where(inside, base, 0.0)
         scores = (np.nan, np.nan, np.nan)
-        if folds is None or all(used[folds != fold].any() for fold in np.unique(folds)):
+        if _trains_everywhere(comparison, used):
             fitted = comparison.sweep_on(train, test, sample_weight=used)
             scores = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score, fitted.selected_alpha))
         points.append(CurvePoint(share, int(inside.sum()), *scores))
     return points
+
+
+def _trains_everywhere(comparison: Comparison, weights: Float64[np.ndarray, " train_sample"]) -> bool:
+    """Whether every fit has rows, and rows of every class."""
+    labels, folds = comparison.result.train_labels, comparison.result.fold_of_sample
+    kinds = [np.ones(len(labels), dtype=bool)]
+    if comparison.result.classes is not None:
+        kinds = [labels == value for value in comparison.result.classes]
+    outside = [np.ones(len(labels), dtype=bool)]
+    if folds is not None:
+        outside += [folds != fold for fold in np.unique(folds)]
+    return all(weights[kind & rows].any() for kind in kinds for rows in outside)
 
 
 def _ranks(comparison: Comparison, seed: int) -> Float64[np.ndarray, " train_sample"]:

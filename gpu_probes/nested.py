@@ -32,12 +32,12 @@ class NestedCV:
     Attributes
     ----------
     choices : one for each fold
-    predictions : ndarray [train_sample, output]
-        Of each sample, by the probe that was chosen and fitted without its fold.
+    decision : ndarray [train_sample, output]
+        Decision value of each sample, by the probe that was chosen and fitted without its fold.
     """
 
     choices: tuple[Choice, ...]
-    predictions: Float64[np.ndarray, "train_sample output"]
+    decision: Float64[np.ndarray, "train_sample output"]
 
     @property
     def score(self) -> float:
@@ -51,12 +51,12 @@ def choose_by_fold(
     inner_score: Float64[np.ndarray, "position layer fold"],
     inner_alpha: Float64[np.ndarray, "position layer fold"],
     outer_score: Float64[np.ndarray, "position layer fold"],
-    predictions: Float64[np.ndarray, "position layer train_sample output"],
+    decision: Float64[np.ndarray, "position layer train_sample output"],
     fold_of_sample: Int64[np.ndarray, " train_sample"],
 ) -> NestedCV | str:
     """Choose a cell for each fold: the highest score over the other folds, the first by position, then layer, on ties.
 
-    `inner_alpha` and `inner_score` are each cell's own choice among the alphas; `outer_score` and `predictions` follow
+    `inner_alpha` and `inner_score` are each cell's own choice among the alphas; `outer_score` and `decision` follow
     from it.
 
     Returns
@@ -65,8 +65,8 @@ def choose_by_fold(
     """
     n_folds = inner_score.shape[-1]
     if not n_folds:
-        return "nested cross-validation was not done, or there are fewer than three folds"
-    choices, chosen = [], np.full(predictions.shape[2:], np.nan)
+        return "nested cross-validation was not done, or it lacks a third fold or weight outside two of them"
+    choices, chosen = [], np.full(decision.shape[2:], np.nan)
     for fold in range(n_folds):
         if np.isnan(inner_score[..., fold]).all():
             return f"no cell has a CV score without fold {fold}"
@@ -74,7 +74,7 @@ def choose_by_fold(
         if np.isnan(outer_score[p, i, fold]):
             return f"the score of the cell that is chosen without fold {fold} is undefined on it"
         held_out = fold_of_sample == fold
-        chosen[held_out] = predictions[p, i, held_out]
+        chosen[held_out] = decision[p, i, held_out]
         values = (float(grid[p, i, fold]) for grid in (inner_alpha, inner_score, outer_score))
         choices.append(Choice(Cell(layers[i], positions[p]), *values))
     return NestedCV(tuple(choices), chosen)

@@ -56,7 +56,10 @@ def compare_with_shuffles(
     scored = ~np.isnan(observed)
     if not scored.any():
         return "no cell has a CV score"
-    # Where shuffled labels leave a cell without a score, the other cells decide.
+    # Where shuffled labels leave a cell without a score, the other cells decide; without any, they tell nothing.
+    null = null[:, :, ~np.isnan(null[scored]).all(0)]
+    if not null.shape[-1]:
+        return "no cell has a score for any of the shuffled labels"
     null = np.where(np.isnan(null), -np.inf, null)
     null_max = null[scored].max(0)
     reached = null_max[None] >= observed[scored][:, None] - _TIE

@@ -83,7 +83,7 @@ class SweepResult:
     inner_score: Float64[np.ndarray, "position layer fold"]
     inner_alpha: Float64[np.ndarray, "position layer fold"]
     outer_score: Float64[np.ndarray, "position layer fold"]
-    nested_predictions: Float64[np.ndarray, "position layer train_sample output"]
+    nested_decision: Float64[np.ndarray, "position layer train_sample output"]
     null_score: Float64[np.ndarray, "position layer shuffle"]
     shuffle_scheme: str
 
@@ -118,7 +118,7 @@ class SweepResult:
         if self.fold_of_sample is None:
             return "there are no folds (k_fold)"
         by_fold = (self.inner_score, self.inner_alpha, self.outer_score)
-        return choose_by_fold(self.layers, self.positions, *by_fold, self.nested_predictions, self.fold_of_sample)
+        return choose_by_fold(self.layers, self.positions, *by_fold, self.nested_decision, self.fold_of_sample)
 
     @cached_property
     def permutation(self) -> PermutationTest | str:

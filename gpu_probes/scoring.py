@@ -98,6 +98,11 @@ def labels_rank(task_type: TaskType, targets: Float64[Tensor, "sample output"]) 
     return bool(((lowest == 0) & (highest == 1)).all())
 
 
+def rankable(decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
+    """What to rank samples by: decision values or log probabilities, as probabilities round to 1 and tie."""
+    return torch.log_softmax(decision, -1) if decision.shape[-1] > 1 else decision
+
+
 def score(
     task_type: TaskType,
     targets: Float64[Tensor, "*#column sample output"],

@@ -18,7 +18,7 @@ from gpu_probes.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, Sof
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
-from gpu_probes.scoring import correlate_ranks, is_flat, labels_rank, rounding_level, score, unit_ranks
+from gpu_probes.scoring import correlate_ranks, is_flat, labels_rank, rankable, rounding_level, score, unit_ranks
 from gpu_probes.spaces import Dual, Framed, Primal
 
 
@@ -80,15 +80,15 @@ class BlockResult:
     inner_score: Float64[np.ndarray, "cell fold"]
     inner_selected: Int64[np.ndarray, "cell fold"]
     outer_score: Float64[np.ndarray, "cell fold"]
-    nested_predictions: Float64[np.ndarray, "cell train_sample output"]
+    nested_decision: Float64[np.ndarray, "cell train_sample output"]
     null_score: Float64[np.ndarray, "cell shuffle"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of some columns of each cell, their scores, and which of them are flat."""
+    """Decision values of some columns of each cell, their scores, and which of them are flat."""
 
-    predictions: Float64[Tensor, "cell column sample output"]
+    decision: Float64[Tensor, "cell column sample output"]
     scores: Float64[Tensor, "cell column"]
     flat: Bool[Tensor, "cell column"]
 
@@ -97,7 +97,7 @@ class Evaluation:
 class CrossValidation:
     """Held-out predictions of every penalty, and their scores fold by fold."""
 
-    predictions: Float64[Tensor, "cell penalty sample output"]
+    decision: Float64[Tensor, "cell penalty sample output"]
     fold_scores: Float64[Tensor, "fold cell penalty"]
     scores: Float64[Tensor, "cell penalty"]
     flat: Bool[Tensor, "cell penalty"]
@@ -110,7 +110,7 @@ class Nested:
     inner_score: Float64[Tensor, "cell fold"]
     selected: Int64[Tensor, "cell fold"]
     outer_score: Float64[Tensor, "cell fold"]
-    predictions: Float64[Tensor, "cell sample output"]
+    decision: Float64[Tensor, "cell sample output"]
 
 
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
@@ -129,7 +129,7 @@ def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[Block
     ]
 
 
-Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell shuffle"]]]
+Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell penalty shuffle"]]]
 
 
 def _fit_ridge(plan: SearchPlan, rows: Rows) -> Found:
@@ -205,9 +205,9 @@ def _score_shuffles(
     label: LabelPlan,
     decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
     n_cells: int,
-) -> Float64[Tensor, "cell shuffle"]:
-    """CV score of each shuffle of the labels at its best penalty, as `_search_label` finds that of the labels."""
-    parts = [label.train_targets.new_empty(n_cells, 0)]
+) -> Float64[Tensor, "cell penalty shuffle"]:
+    """CV scores of each shuffle of the labels, a few shuffles at a time."""
+    parts = [label.train_targets.new_empty(n_cells, len(plan.penalties), 0)]
     for start in range(0, len(label.shuffles), plan.shuffles_at_once):
         orders = label.shuffles[start : start + plan.shuffles_at_once]
         shuffled = label.train_targets[orders.mT]
@@ -215,9 +215,8 @@ def _score_shuffles(
         score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
         for fold, penalty, decision in decide(shuffled):
             scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
-        best = scores.nan_to_num(-torch.inf).amax(1)
-        parts.append(torch.where(best.isinf(), torch.nan, best))
-    return torch.cat(parts, 1)
+        parts.append(scores)
+    return torch.cat(parts, 2)
 
 
 def _scorer(
@@ -228,14 +227,14 @@ def _scorer(
     if task.task_type == "regression":
         ranks = unit_ranks(by_shuffle[..., 0])
         return lambda decision: correlate_ranks(ranks, decision[..., 0])
-    return lambda decision: score(task.task_type, by_shuffle, _predict(task, decision))
+    return lambda decision: score(task.task_type, by_shuffle, rankable(decision))
 
 
 def _search_label(
     plan: SearchPlan,
     label: LabelPlan,
     fits: ProbeFits,
-    null_score: Float64[Tensor, "cell shuffle"],
+    null_scores: Float64[Tensor, "cell penalty shuffle"],
     seen: Overview,
     test: Rows | None,
     seen_test: Overview | None,
@@ -273,15 +272,24 @@ def _search_label(
         test_score=host(on_test.scores[:, 0]),
         cv_score=host(_at(cv.scores, chosen)),
         alpha_cv_score=host(cv.scores),
-        train_predictions=host(on_train.predictions[:, 0]),
-        test_predictions=host(on_test.predictions[:, 0]),
-        cv_predictions=host(_at(cv.predictions, chosen)),
+        train_predictions=host(_predict(label.task, on_train.decision[:, 0])),
+        test_predictions=host(_predict(label.task, on_test.decision[:, 0])),
+        cv_predictions=host(_predict(label.task, _at(cv.decision, chosen))),
         inner_score=host(nested.inner_score),
         inner_selected=nested.selected.cpu().numpy(),
         outer_score=host(nested.outer_score),
-        nested_predictions=host(nested.predictions),
-        null_score=host(null_score),
+        nested_decision=host(nested.decision),
+        null_score=host(_best_null(null_scores, cv.scores)),
     )
+
+
+def _best_null(
+    null_scores: Float64[Tensor, "cell penalty shuffle"], scores: Float64[Tensor, "cell penalty"]
+) -> Float64[Tensor, "cell shuffle"]:
+    """Each shuffle's score at its best penalty, of those that the labels themselves could choose from."""
+    usable = torch.where(scores.isnan()[:, :, None], torch.nan, null_scores)
+    best = usable.nan_to_num(-torch.inf).amax(1)
+    return torch.where(best.isinf(), torch.nan, best)
 
 
 # Statuses that leave nothing to predict with.
@@ -335,15 +343,15 @@ def _first_reason(reasons: list[Reason]) -> Shaped[np.ndarray, " cell"]:
 def _cross_validate(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview) -> CrossValidation:
     """Predict each sample with the fit that left it out; a score is the mean of its fold scores."""
     n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
-    predictions = fits.decision.new_full((n_cells, n_penalties, n_samples, n_outputs), torch.nan)
+    decision = fits.decision.new_full((n_cells, n_penalties, n_samples, n_outputs), torch.nan)
     scores = fits.decision.new_full((max(plan.n_folds, 1), n_cells, n_penalties), torch.nan)
-    flat = torch.zeros(n_cells, n_penalties, dtype=torch.bool, device=predictions.device)
+    flat = torch.zeros(n_cells, n_penalties, dtype=torch.bool, device=decision.device)
     for fold in range(plan.n_folds):
         held_out = _hold_out(plan, label, fits, seen, fold, fit=fold)
-        predictions[:, :, plan.fold_rows(fold)] = held_out.predictions
+        decision[:, :, plan.fold_rows(fold)] = held_out.decision
         scores[fold] = held_out.scores
         flat |= held_out.flat
-    return CrossValidation(predictions, scores, scores.mean(0), flat)
+    return CrossValidation(decision, scores, scores.mean(0), flat)
 
 
 def _nest(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, cv: CrossValidation) -> Nested:
@@ -366,12 +374,12 @@ def _nest(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, c
     outer = cv.fold_scores.permute(1, 2, 0).gather(1, selected[:, None]).squeeze(1)
     for fold in range(plan.n_folds):
         rows = plan.fold_rows(fold)
-        nowhere[:, rows] = _at(cv.predictions[:, :, rows], selected[:, fold])
+        nowhere[:, rows] = _at(cv.decision[:, :, rows], selected[:, fold])
     return Nested(
         inner_score=torch.where(unchosen, torch.nan, best.values.mT),
         selected=selected,
         outer_score=torch.where(unchosen, torch.nan, outer),
-        predictions=nowhere,
+        decision=nowhere,
     )
 
 
@@ -391,16 +399,15 @@ def _evaluate(
     coef: Float64[Tensor, "cell *column output feature"],
     seen: Overview | None,
 ) -> Evaluation:
-    """Turn decision values into predictions and scores."""
-    predictions = _predict(task, decision)
+    """Score decision values."""
     if seen is None:
         nothing = decision.new_full(decision.shape[:2], torch.nan)
-        return Evaluation(predictions, nothing, nothing.isnan())
+        return Evaluation(decision, nothing, nothing.isnan())
     columns = coef.reshape(*decision.shape[:2], *coef.shape[-2:])
     level = rounding_level(seen.largest_norm, columns)
     flat = is_flat(decision, level)
-    scores = score(task.task_type, targets[None, None], predictions)
-    return Evaluation(predictions, torch.where(flat, torch.nan, scores), flat)
+    scores = score(task.task_type, targets[None, None], rankable(decision))
+    return Evaluation(decision, torch.where(flat, torch.nan, scores), flat)
 
 
 def _predict(task: Task, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from gpu_probes.folds import FoldPlan
 from gpu_probes.groups import Grouping
+
+_MOST_REDRAWS = 200
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,36 @@ def draw_shuffles(
     Shuffles, or the reason why none changes anything
     """
     unit, stratum, scheme = _exchangeable(labels, grouping, folds)
-    order = np.tile(np.arange(len(labels)), (n_shuffles, 1))
+    blocks = list(_interchangeable(unit, stratum))
+    if all(np.array_equal(labels[m], np.broadcast_to(labels[m[:1]], m.shape)) for m in blocks):
+        return f"no label differs from those that it may change places with ({scheme})"
     rng = np.random.default_rng(seed)
-    changes = False
-    for members in _interchangeable(unit, stratum):
-        changes |= not np.array_equal(labels[members], np.broadcast_to(labels[members[:1]], members.shape))
+    order = _draw(rng, blocks, n_shuffles, len(labels))
+    # Labels that leave a fold without a score are drawn anew: those observed have one in every fold.
+    for _ in range(_MOST_REDRAWS):
+        bad = np.flatnonzero(~_vary_in_folds(labels[order], folds))
+        if not len(bad):
+            return Shuffles(order, scheme)
+        order[bad] = _draw(rng, blocks, len(bad), len(labels))
+    return f"shuffled labels hardly ever differ within every fold ({scheme}); use fewer folds"
+
+
+def _draw(
+    rng: np.random.Generator, blocks: list[np.ndarray], n_shuffles: int, n_samples: int
+) -> Int64[np.ndarray, "shuffle sample"]:
+    order = np.tile(np.arange(n_samples), (n_shuffles, 1))
+    for members in blocks:
         chosen = rng.permuted(np.tile(np.arange(len(members)), (n_shuffles, 1)), axis=1)
         order[:, members] = members[chosen]
-    if not changes:
-        return f"no label differs from those that it may change places with ({scheme})"
-    return Shuffles(order, scheme)
+    return order
+
+
+def _vary_in_folds(shuffled: Float64[np.ndarray, "shuffle sample"], folds: FoldPlan) -> Bool[np.ndarray, " shuffle"]:
+    """Whether labels take two values in every fold."""
+    by_fold = [shuffled[:, folds.fold_of_sample == fold] for fold in range(folds.n_folds)]
+    if not by_fold:
+        return np.ones(len(shuffled), dtype=bool)
+    return np.all([(held_out != held_out[:, :1]).any(1) for held_out in by_fold], axis=0)
 
 
 def _exchangeable(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -179,8 +179,7 @@ def sweep_labels(
     )
     grouping = group_samples(train.n_samples, given.groups, given.prompts)
     labels = [_read_label(name, train, train_labels, test, test_labels, grouping, given) for name in train_labels]
-    for label in labels:
-        _check_weights(label, weights)
+    labels = [_with_weights(label, weights) for label in labels]
     # All are planned before the first is fitted: what is wrong with one shows at once.
     planned = [_plan_group(group, train, test, alphas, devices, given) for group in _groups(labels)]
     results: dict[str, SweepResult] = {}
@@ -241,17 +240,22 @@ def _read_label(
     return _Label(name, task, probe, folds, labels, held_out, shuffles)
 
 
-def _check_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> None:
-    """Raise `LabelError` where a fold's training rows all have weight 0."""
+def _with_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> _Label:
+    """Raise `LabelError` where a fold's training rows, or a class, all have weight 0; without a pair: no nested CV."""
     if weights is None:
-        return
+        return label
+    classes = label.task.classes
+    for value in () if classes is None else classes:
+        if not weights[label.train == value].any():
+            raise LabelError(f"sample_weight is 0 for all rows of class {value:g} of {label.name!r}; drop the class")
     of_fit = label.folds.lots_of_fit() @ np.bincount(label.folds.fold_of_sample, weights, label.folds.n_lots)
-    empty = np.flatnonzero(of_fit == 0)
+    empty = np.flatnonzero(of_fit[: label.folds.n_folds] == 0)
     if empty.size:
         raise LabelError(
             f"sample_weight is 0 for all training rows of {label.name!r} outside fold {empty[0]}; use fewer folds, "
             "another --seed, or other weights"
         )
+    return label if of_fit.all() else replace(label, folds=replace(label.folds, nested=False))
 
 
 def _check_statistics(given: SweepOptions) -> None:
@@ -418,7 +422,7 @@ def _assemble(
 ) -> SweepResult:
     selected = grid["selected"]
     as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
-    as_given += ("inner_score", "outer_score", "nested_predictions", "null_score")
+    as_given += ("inner_score", "outer_score", "nested_decision", "null_score")
     return SweepResult(
         task_type=label.task.task_type,
         probe=label.probe,

@@ -64,6 +64,7 @@ def test_groups_stay_together_and_are_counted(grouped: Path, tmp_path: Path):
     assert inference["groups"] == {
         "n_groups": 8,
         "column": True,
+        "test_rows_grouped": True,
         "n_repeated_prompts": 0,
         "n_repeated_but_for_case_and_whitespace": 1,
     }
@@ -108,7 +109,7 @@ def test_every_baseline_is_in_the_table(grouped: Path, tmp_path: Path):
     ("options", "layers", "positions"),
     [
         (("--join", "layers"), ["0+1+3"], None),
-        (("--join", "mean"), [0, 1, 3], ["mean"]),
+        (("--join", "mean"), [0, 1, 3], ["mean of -5..-1"]),
         (("--join", "1@-1,3@-2"), ["1@-1+3@-2"], ["joined"]),
         (("--probe", "lda", "--alphas", "1,100"), [0, 1, 3], None),
         (("--probe", "mass_mean"), [0, 1, 3], None),

@@ -48,7 +48,7 @@ def test_joined_layers_joined_cells_and_means(kind: type[ArrayCellSource], dtype
         read(cells, cells.layers[0], "joined"), np.concatenate([array[:, 2, 1], array[:, 0, 0]], 1)
     )
     means = MeanPositions(source)
-    assert (means.layers, means.positions) == ((0, 1, 2), ("mean",))
+    assert (means.layers, means.positions) == ((0, 1, 2), ("mean of -2..-1",))
     np.testing.assert_allclose(read(means, 1, "mean"), array[:, 1].astype(float).mean(1), rtol=1e-12)
 
 
@@ -66,7 +66,7 @@ def test_names():
     source = ArrayCellSource(ARRAY, layers=(0, 7, 30))
     assert combine(source, None) is source
     assert combine(source, "layers").layers == ("0+7+30",)
-    assert combine(source, "mean").positions == ("mean",)
+    assert combine(source, "mean").positions == ("mean of -2..-1",)
     assert combine(source, "7@-1,30@-2").n_features == 8
 
 

@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from gpu_probes import About, ArrayCellSource, SweepOptions, SweepResult, compare_overlap, infer, sweep
+from gpu_probes import About, ArrayCellSource, LabelError, SweepOptions, SweepResult, compare_overlap, infer, sweep
 from gpu_probes.baselines import TFIDF_ALPHAS
 
 N, N_TEST = 80, 40
@@ -202,7 +202,7 @@ def awkward(n: int, labels: np.ndarray, **options: Any) -> dict[str, Any]:
     ("labels", "options", "reason"),
     [
         (np.full(40, 0.5), {}, "no cell has a CV score without fold 0"),
-        (np.linspace(0, 1, 40), {"n_folds": 2}, "fewer than three folds"),
+        (np.linspace(0, 1, 40), {"n_folds": 2}, "lacks a third fold"),
         (np.r_[np.zeros(37), np.ones(3)], {}, "no cell has a CV score without fold 0"),
         (np.arange(42) % 3 * 1.0, {}, None),
         (np.linspace(0, 1, 40), {"sample_weight": np.r_[np.zeros(20), np.ones(20)]}, None),
@@ -221,3 +221,32 @@ def test_awkward_labels_and_options_are_json_with_reasons(labels, options, reaso
         assert reason in inference["nested_cv"]["reason"]
     for baseline in inference["baselines"].values():
         assert baseline["note"]
+
+
+def test_a_test_row_that_is_not_finite_leaves_no_interval():
+    case = Case(classes=False)
+    features = case.features[N:].copy()
+    features[0] = np.inf
+    options, test = SweepOptions(k_fold=True), ArrayCellSource(features)
+    result = sweep(case.train, case.labels[:N], test, case.labels[N:], k_fold=True)
+    inference = infer(result, case.train, test, options, case.about)
+    assert inference["intervals"]["test_score"] is None
+    assert "test" not in inference["scores"]
+    overlap = compare_overlap(result, test, case.labels[N:], np.arange(N_TEST) < 5, dropped=True)
+    assert overlap["n_unscored"] == 1
+
+
+def test_dropped_rows_of_another_class_are_not_scored():
+    case = Case(classes=True)
+    result, _ = case.run()
+    labels = case.labels[N:].copy()
+    labels[:2] = 7.0
+    overlap = compare_overlap(result, case.test, labels, np.arange(N_TEST) < 5, dropped=True)
+    assert overlap["n_unscored"] == 2
+
+
+def test_a_class_without_weight_is_refused():
+    case = Case(classes=True)
+    weights = np.where(case.labels[:N] == 1, 0.0, 1.0)
+    with pytest.raises(LabelError, match="sample_weight is 0 for all rows of class 1"):
+        sweep(case.train, case.labels[:N], sample_weight=weights)

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import r2_score, roc_auc_score
 
+from gpu_probes.errors import LabelError
 from gpu_probes.intervals import Interval, difference_interval, score_interval
 
 
@@ -131,3 +132,26 @@ def test_what_is_undefined_has_a_reason(metric: str, actual: list[float], predic
     interval = score_interval(metric, np.array(actual, dtype=float), np.array(predicted, dtype=float))
     assert interval.low is interval.high is None
     assert interval.reason == reason
+
+
+def test_any_dtype_but_nothing_undefined():
+    actual, predicted = pair(40)
+    exact = score_interval("spearman", actual, predicted.astype(np.float32).astype(float))
+    assert score_interval("spearman", actual, predicted.astype(np.float32)) == exact
+    classes = (actual > 0).astype(int)
+    for clusters in (None, np.arange(40) // 2):
+        assert score_interval("roc_auc", classes, predicted, clusters=clusters).low is not None
+    with pytest.raises(LabelError, match="hold NaN or infinity"):
+        score_interval("spearman", actual, np.where(np.arange(40) == 3, np.nan, predicted))
+    with pytest.raises(LabelError, match=r"predictions have shape \(39,\) for 40 labels"):
+        score_interval("spearman", actual, predicted[1:])
+    assert score_interval("roc_auc", classes, np.zeros(40)).reason == "all predictions are equal"
+
+
+def test_blocks_of_units_give_the_jackknifes_skewness():
+    actual, predicted = pair(1000)
+    wide, exact = score_interval("r2", actual, 0.5 * predicted), None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpu_probes.intervals._JACKKNIFE_BLOCKS", 1000)
+        exact = score_interval("r2", actual, 0.5 * predicted)
+    np.testing.assert_allclose([wide.low, wide.high], [exact.low, exact.high], atol=0.03 * width(exact))

@@ -73,7 +73,7 @@ def test_predictions_are_those_of_the_chosen_probe_without_the_fold():
         train, held_out = result.fold_of_sample != fold, result.fold_of_sample == fold
         rows = array[:, choice.cell.layer, POSITIONS + choice.cell.position]
         model = Ridge(choice.alpha, fit_intercept=False).fit(rows[train], labels[train])
-        np.testing.assert_allclose(nested(result).predictions[held_out, 0], model.predict(rows[held_out]), rtol=1e-8)
+        np.testing.assert_allclose(nested(result).decision[held_out, 0], model.predict(rows[held_out]), rtol=1e-8)
 
 
 def test_leaves_everything_else_as_it_is():
@@ -86,14 +86,17 @@ def test_leaves_everything_else_as_it_is():
         np.testing.assert_allclose(with_it.coef, without.coef, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(with_it.cv_score, without.cv_score, rtol=1e-12)
         assert with_it.certificate.shape == without.certificate.shape
-        assert without.nested_cv == "nested cross-validation was not done, or there are fewer than three folds"
+        assert (
+            without.nested_cv
+            == "nested cross-validation was not done, or it lacks a third fold or weight outside two of them"
+        )
 
 
 def test_what_is_undefined_has_a_reason():
     array, labels = cells(8)
     source = ArrayCellSource(array)
     assert sweep(source, labels).nested_cv == "there are no folds (k_fold)"
-    assert "fewer than three folds" in sweep(source, labels, k_fold=True, n_folds=2).nested_cv
+    assert "lacks a third fold" in sweep(source, labels, k_fold=True, n_folds=2).nested_cv
     constant = ArrayCellSource(np.ones_like(array))
     assert sweep(constant, labels, k_fold=True).nested_cv == "no cell has a CV score without fold 0"
 
@@ -107,3 +110,12 @@ def test_on_noise_it_is_lower_than_the_best_score():
         assert result.best is not None
         gaps.append(result.best.cv_score - nested(result).score)
     assert min(gaps) > 0
+
+
+def test_weights_outside_one_fold_are_enough_but_not_for_nested_cv():
+    array, labels = cells(8)
+    source = ArrayCellSource(array)
+    folds = sweep(source, labels, k_fold=True, n_folds=3).fold_of_sample
+    result = sweep(source, labels, k_fold=True, n_folds=3, sample_weight=np.where(folds == 2, 0.0, 1.0))
+    assert result.best is not None
+    assert "weight outside two of them" in result.nested_cv

@@ -1,5 +1,7 @@
 """The permutation test against refits by scikit-learn."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -9,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gpu_probes import ArrayCellSource, FoldError, SweepResult, sweep
-from gpu_probes.folds import FoldPlan
+from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import group_samples
 from gpu_probes.permutation import PermutationTest, compare_with_shuffles
 from gpu_probes.shuffles import Shuffles, draw_shuffles
@@ -151,3 +153,64 @@ def test_what_is_undefined_has_a_reason():
         sweep(source, labels, permutations=10)
     with pytest.raises(FoldError, match="permutations -1 is less than none"):
         sweep(source, labels, k_fold=True, permutations=-1)
+
+
+@pytest.mark.parametrize("probe", ["ridge", "logistic", "lda", "mass_mean"])
+@pytest.mark.parametrize("n_features", [6, 150])
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_labels_in_their_own_order_score_as_themselves(
+    probe: str, n_features: int, scale: float, monkeypatch: pytest.MonkeyPatch
+):
+    array, labels = cells(n_features)
+    labels = labels if probe == "ridge" else (labels > 0).astype(float)
+    as_it_is = Shuffles(np.arange(N)[None], "none")
+    monkeypatch.setattr(sys.modules["gpu_probes.sweep"], "draw_shuffles", lambda *_, **__: as_it_is)
+    result = sweep(ArrayCellSource(scale * array), labels, probe=probe, k_fold=True, permutations=1, alpha=0.1)
+    np.testing.assert_allclose(result.null_score[:, :, 0], result.cv_score, atol=1e-9)
+
+
+def test_lda_ranks_by_decisions_where_probabilities_round_to_one():
+    rng = np.random.default_rng(0)
+    labels = np.arange(80) % 2 * 1.0
+    array = rng.standard_normal((480, 1, 1, 300)) + 0.1 * (np.arange(480) % 2)[:, None, None, None]
+    source, test = ArrayCellSource(array[:80]), ArrayCellSource(array[80:])
+    result = sweep(source, labels, test, np.arange(400) % 2, probe="lda", alpha=0.01)
+    assert (result.test_predictions == 1).mean() > 0.2
+    decision = array[80:, 0, 0] @ result.coef[0, 0, 0]
+    assert result.test_score[0, 0] == pytest.approx(roc_auc_score(np.arange(400) % 2, decision))
+
+
+def test_shuffles_leave_no_fold_without_a_score():
+    rng = np.random.default_rng(0)
+    labels = np.zeros(40)
+    labels[np.arange(0, 40, 5)] = rng.random(8) + 0.1
+    result = sweep(
+        ArrayCellSource(rng.standard_normal((40, 2, 1, 5))), labels, task_type="regression", k_fold=True,
+        permutations=100, seed=next(seed for seed in range(99) if _folds_vary(labels, seed)),
+    )  # fmt: skip
+    assert np.isfinite(result.null_score).all()
+    assert isinstance(result.permutation, PermutationTest)
+    assert np.isfinite(result.permutation.null_max).all()
+
+
+def _folds_vary(labels: np.ndarray, seed: int) -> bool:
+    folds = plan_folds(labels, n_folds=5, seed=seed).fold_of_sample
+    return all(np.ptp(labels[folds == fold]) > 0 for fold in range(5))
+
+
+def test_shuffles_choose_among_the_alphas_that_the_labels_could():
+    rng = np.random.default_rng(0)
+    source, labels = ArrayCellSource(rng.standard_normal((50, 2, 1, 45))), rng.standard_normal(50)
+    both = sweep(source, labels, k_fold=True, alphas=[0.0, 1.0], permutations=20)
+    alone = sweep(source, labels, k_fold=True, alpha=1.0, permutations=20)
+    assert np.isnan(both.alpha_cv_score[:, :, 0]).all()
+    np.testing.assert_allclose(both.null_score, alone.null_score, atol=1e-12)
+
+
+def test_shuffles_without_any_score_are_left_out():
+    observed, null = np.array([[0.5]]), np.array([[[np.nan, 0.6, 0.1]]])
+    test = compare_with_shuffles(observed, null, "as drawn")
+    assert isinstance(test, PermutationTest)
+    assert test.null_max.tolist() == [0.6, 0.1]
+    assert test.p_best == pytest.approx(2 / 3)
+    assert "no cell has a score" in compare_with_shuffles(observed, np.full((1, 1, 3), np.nan), "as drawn")
