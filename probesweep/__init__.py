@@ -1,0 +1,1 @@
+"""The two packages wired together: trainings over stores, probes in use, experiments, sharing, trackers."""
