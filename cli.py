@@ -10,24 +10,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import get_completion_class
+
+from probesweep.terminal import Group, Terminal, show_versions
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
-
-    from activation_store import ActivationStore
-    from activation_store.interop import PtActivations
-    from gpu_probes import About
-
-    Activations = ActivationStore | PtActivations
 
 
 def _with_underscores(name: str) -> str:
@@ -40,15 +34,26 @@ SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+_PATH = click.Path(path_type=Path)
+_TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 
 
-@click.group(context_settings=SETTINGS)
-@click.version_option(package_name="probesweep")
+@click.group(cls=Group, context_settings=SETTINGS)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_versions,
+    help="Show versions and device.",
+)
 def probesweep() -> None:
     """Measure what a language model knows before it answers.
 
-    Run the model over a dataset once (extract), then fit a linear probe at every layer and position (train).
-    Flags take _ or -.
+    Run the model over a dataset once (extract), then fit a linear probe at every layer and position (train): or both
+    from one file (run). Flags take _ or -.
+
+    Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
 
 
@@ -57,13 +62,13 @@ def probesweep() -> None:
 @click.option(
     "--dataset_path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Parquet, CSV or JSON Lines file, or folder of datasets' save_to_disk.",
 )
 @click.option(
     "--output_path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Zarr store to write; a name that ends in .pt gets that file as well.",
 )
 @click.option(
@@ -99,7 +104,8 @@ def probesweep() -> None:
 @click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
 @click.option("--repair", is_flag=True, help="Check the store that is there; extract damaged shards anew.")
 @click.option("--dry_run", is_flag=True, help="Say what would be done, with the tokens of ten prompts; do nothing.")
-def extract(dry_run: bool, **options: Any) -> None:
+@click.pass_obj
+def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     """Store the hidden states of the tokens after each instruction.
 
     The same command again takes up an interrupted extraction, and does nothing when it is done.
@@ -109,6 +115,7 @@ def extract(dry_run: bool, **options: Any) -> None:
     """
     from activation_store import Extraction
     from activation_store.health import describe
+    from activation_store.inspect import describe_store
     from activation_store.interop import export_pt
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
@@ -117,20 +124,19 @@ def extract(dry_run: bool, **options: Any) -> None:
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
     if dry_run:
-        click.echo(extraction.preview())
+        preview = extraction.preview()
+        terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
     store = extraction.run()
     if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= store.modified_ns):
-        export_pt(store, target)
-    click.echo("\n".join([repr(store), *describe(store.health)]))
+        export_pt(store, target, progress=_shard_bar("export"))
+    terminal.summarize(lambda: "\n".join([repr(store), *describe(store.health)]), lambda: describe_store(store))
 
 
 @probesweep.command()
-@click.option(
-    "--train_activations", required=True, type=click.Path(path_type=Path), help="Store (or .pt) of training rows."
-)
-@click.option("--test_activations", required=True, type=click.Path(path_type=Path), help="Store (or .pt) of test rows.")
-@click.option("--output_dir", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option("--train_activations", required=True, type=_PATH, help="Store (or .pt) of training rows.")
+@click.option("--test_activations", required=True, type=_PATH, help="Store (or .pt) of test rows.")
+@click.option("--output_dir", required=True, type=_PATH, help="Folder for the results.")
 @click.option(
     "--task_type",
     type=click.Choice(["auto", "regression", "classification"]),
@@ -192,9 +198,9 @@ def extract(dry_run: bool, **options: Any) -> None:
     type=click.FloatRange(0, min_open=True, max=2**20),
     help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]",
 )
-def train(
-    train_activations: Path, test_activations: Path, output_dir: Path, label_column: tuple[str, ...], **options: Any
-) -> None:
+@click.option("--track", type=_TRACKERS, help="Send scores and figures to a tracker when they are new.")
+@click.pass_obj
+def train(terminal: Terminal, track: str | None, **options: Any) -> None:
     """Fit a linear probe at every layer and position, and say which predicts best.
 
     Ridge for numbers (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. The same command
@@ -203,96 +209,194 @@ def train(
     Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
     --k_fold --alphas 1,100,10000
     """
-    from activation_store.interop import open_activations
-    from gpu_probes.summary import summarize
+    from probesweep import Training
 
     if options["alphas"] != "auto":
         options["alphas"] = _numbers(options["alphas"], "--alphas")
-    train_store, test_store = open_activations(train_activations), open_activations(test_activations)
-    _check_same_origin(train_store, test_store)
-    labels = _choose_labels(label_column, (options["weight_column"], options["groups"]), train_store, test_store)
-    folders = {label: output_dir / label if len(labels) > 1 else output_dir for label in labels}
-    request = {
-        "probesweep": version("probesweep"),
-        "train": _describe(train_store),
-        "test": _describe(test_store),
-        "labels": labels,
-        "options": {name: value for name, value in options.items() if name not in ("device", "budget_gib")},
-    }
-    if not all(_is_finished(folder, request) for folder in folders.values()):
-        _run_sweep(train_store, test_store, folders, request, options)
-    for label, folder in folders.items():
-        click.echo(f"{label}: " * (len(folders) > 1) + summarize(folder))
+    training = Training(**options)
+    is_new = not training.is_finished()
+    folders = training.run()
+    if track and is_new:
+        from probesweep.trackers import track as send
+
+        for folder in folders.values():
+            terminal.note(send(track, folder))
+    _show_trainings(terminal, folders)
 
 
 @probesweep.command()
-@click.argument("probes", type=click.Path(path_type=Path))
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("experiment", type=_PATH)
+@click.option("--init", is_flag=True, help="Write EXPERIMENT, commented, to begin with.")
+@click.pass_obj
+def run(terminal: Terminal, experiment: Path, init: bool) -> None:
+    """Do all that the TOML file EXPERIMENT says: extract, train, report.
+
+    What is done already is skipped; what a change of the file touches is done anew.
+
+    Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
+    """
+    from probesweep.experiment import Experiment, write_template
+
+    if init:
+        write_template(experiment)
+        terminal.summarize(
+            lambda: f"{experiment}: edit it, then probesweep run {experiment}", lambda: {"experiment": str(experiment)}
+        )
+        return
+    _show_trainings(terminal, Experiment.load(experiment).run(terminal.note))
+
+
+@probesweep.command()
+@click.argument("results", type=_PATH)
+@click.option("--figures", is_flag=True, help="Also write every figure as PNG and SVG into the folder figures.")
+@click.pass_obj
+def report(terminal: Terminal, results: Path, figures: bool) -> None:
+    """Write report.html, a page that needs no network, into the result folder RESULTS, or into all in it.
+
+    Example: probesweep report results --figures
+    """
+    from probesweep.report import report_on
+
+    from gpu_probes.transfer import find_trainings
+
+    pages = [
+        report_on(training.folder, figures=training.folder / "figures" if figures else None)
+        for training in find_trainings(results)
+    ]
+    terminal.summarize(lambda: "\n".join(map(str, pages)), lambda: {"reports": list(map(str, pages))})
+
+
+@probesweep.command()
+@click.option("--probe", required=True, type=_PATH, help="Result folder of train, with a best probe.")
+@click.option("--dataset_path", "--dataset", type=_PATH, help="Parquet, CSV or JSON Lines file of new prompts.")
+@click.option("--output_path", "--output", type=_PATH, help="Where to write it with scores: .parquet, .csv or .jsonl.")
+@click.option("--text", multiple=True, help="A prompt to score here; give it again for more.")
+@click.option("--question_column", help="Column of the prompts.  [default: the training's]")
+@click.option("--max_samples", type=int, help="Use the first N rows only.")
+@click.option("--model", help="Where the same model lies now.  [default: where it was]")
+@click.option("--batch_size", type=click.IntRange(1), help="Most prompts of a batch.  [default: what fits in memory]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
+@click.pass_obj
+def predict(
+    terminal: Terminal,
+    probe: Path,
+    dataset_path: Path | None,
+    output_path: Path | None,
+    text: tuple[str, ...],
+    question_column: str | None,
+    max_samples: int | None,
+    **options: Any,
+) -> None:
+    """Score new prompts with the best probe of a training; the model runs only up to the probe's layer.
+
+    Example: probesweep predict --probe results --dataset_path new.parquet --output_path scores.parquet
+
+    Example: probesweep predict --probe results --text "What is 7 * 6?"
+    """
+    if bool(text) == bool(dataset_path) or bool(dataset_path) != bool(output_path):
+        raise click.UsageError("give --dataset_path and --output_path, or --text")
+    from probesweep.prediction import Probe, score_dataset, score_texts
+
+    opened = Probe.load(probe, **options)
+    if dataset_path is None or output_path is None:
+        scores = score_texts(opened, text)
+        terminal.answer(lambda: scores.to_string(index=False), lambda: list(map(dict, scores.to_dict("records"))))
+        return
+    table = score_dataset(
+        opened,
+        dataset_path,
+        output_path,
+        question_column=question_column,
+        max_samples=max_samples,
+        progress=_prompt_bar,
+    )
+    terminal.summarize(
+        lambda: f"{output_path}: {table.num_rows} rows with {', '.join(table.column_names)}",
+        lambda: {"output_path": str(output_path), "n_rows": table.num_rows, "columns": table.column_names},
+    )
+
+
+@probesweep.command()
+@click.argument("probes", type=_PATH)
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_PATH)
 @click.option("--label_column", help="Label of the stores to score against.  [default: the one of the training]")
-@click.option("--output_path", type=click.Path(path_type=Path), help="JSON file for the scores of every cell.")
-def transfer(probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None) -> None:
+@click.option("--output_path", type=_PATH, help="JSON file for the scores of every cell.")
+@click.pass_obj
+def transfer(
+    terminal: Terminal, probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None
+) -> None:
     """Score the probes of a training, or of several in one folder, on other stores.
 
     A row for each result folder in PROBES, a column for each STORE: the score of the best probe on all its rows.
 
     Example: probesweep transfer results train.zarr test.zarr other.zarr
     """
+    from tqdm import tqdm
+
     from activation_store.durable import commit_file
     from activation_store.interop import open_activations
     from gpu_probes.transfer import find_trainings, score_all, tabulate
+    from probesweep.stores import check_same_model, label
 
-    trainings = find_trainings(probes)
-    opened = [open_activations(store) for store in stores]
+    trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
     for training in trainings:
         for store in opened:
-            _check_same_model(training.run, store)
-    scores = [
-        [score_all(training, store, _label(store, label_column or training.label)) for store in opened]
-        for training in trainings
+            check_same_model(training.run, store)
+    pairs = [(training, store) for training in trainings for store in opened]
+    each = [
+        score_all(training, store, label(store, label_column or training.label))
+        for training, store in tqdm(pairs, unit="store", desc="transfer")
     ]
+    scores = [each[start : start + len(stores)] for start in range(0, len(each), len(stores))]
+    rows = {str(training.folder): row for training, row in zip(trainings, scores, strict=True)}
+    document = {"stores": list(map(str, stores)), "probes": rows}
     if output_path is not None:
-        rows = {str(training.folder): row for training, row in zip(trainings, scores, strict=True)}
-        commit_file(output_path, [_encode_json({"stores": list(map(str, stores)), "probes": rows})])
-    click.echo(tabulate(trainings, list(map(str, stores)), scores))
+        commit_file(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
+    terminal.answer(lambda: tabulate(trainings, list(map(str, stores)), scores), lambda: document)
 
 
 @probesweep.command()
-@click.argument("store", type=click.Path(path_type=Path))
-def verify(store: Path) -> None:
+@click.argument("store", type=_PATH)
+@click.pass_obj
+def verify(terminal: Terminal, store: Path) -> None:
     """Check every byte of STORE; list what is damaged or missing and exit 1 if anything is.
 
     Example: probesweep verify train.zarr
     """
-    from tqdm import tqdm
-
     from activation_store import ActivationStore
 
     opened = ActivationStore.open(store)
-    problems = opened.verify(lambda shards: tqdm(shards, unit="shard", desc="verify", disable=None))
-    for problem in problems:
-        click.echo(str(problem))
+    problems = list(map(str, opened.verify(_shard_bar("verify"))))
+    terminal.answer(
+        lambda: "\n".join(problems) or f"{store}: all {len(opened)} samples are whole",
+        lambda: {"store": str(store), "n_samples": len(opened), "problems": problems},
+    )
     if problems:
         raise SystemExit(1)
-    click.echo(f"{store}: all {len(opened)} samples are whole")
 
 
 @probesweep.command()
-@click.argument("store", type=click.Path(path_type=Path))
-def inspect(store: Path) -> None:
+@click.argument("store", type=_PATH)
+@click.pass_obj
+def inspect(terminal: Terminal, store: Path) -> None:
     """Say what STORE holds: axes, origin, norms by layer, tokens at every position.
 
     Example: probesweep inspect train.zarr
     """
     from activation_store import ActivationStore
+    from activation_store.inspect import describe_store
     from activation_store.inspect import inspect as describe
 
-    click.echo(describe(ActivationStore.open(store)))
+    opened = ActivationStore.open(store)
+    terminal.answer(lambda: describe(opened), lambda: describe_store(opened))
 
 
 @probesweep.command()
-@click.argument("store", type=click.Path(path_type=Path))
-@click.argument("output_path", type=click.Path(path_type=Path))
-def export(store: Path, output_path: Path) -> None:
+@click.argument("store", type=_PATH)
+@click.argument("output_path", type=_PATH)
+@click.pass_obj
+def export(terminal: Terminal, store: Path, output_path: Path) -> None:
     """Write a finished STORE as a .pt of the original scripts.
 
     Example: probesweep export train.zarr train.pt
@@ -300,211 +404,64 @@ def export(store: Path, output_path: Path) -> None:
     from activation_store import ActivationStore
     from activation_store.interop import export_pt
 
-    export_pt(ActivationStore.open(store), output_path)
-    click.echo(f"{output_path}: {output_path.stat().st_size / 2**20:.1f} MiB")
+    export_pt(ActivationStore.open(store), output_path, progress=_shard_bar("export"))
+    n_bytes = output_path.stat().st_size
+    terminal.summarize(
+        lambda: f"{output_path}: {n_bytes / 2**20:.1f} MiB",
+        lambda: {"output_path": str(output_path), "n_bytes": n_bytes},
+    )
 
 
 @probesweep.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("output_path", type=click.Path(path_type=Path))
-def import_(source: Path, output_path: Path) -> None:
+@click.argument("source", type=_PATH)
+@click.argument("output_path", type=_PATH)
+@click.pass_obj
+def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
     """Write a store from SOURCE, a .pt of the original scripts.
 
     Example: probesweep import train.pt train.zarr
     """
+    from activation_store.inspect import describe_store
     from activation_store.interop import import_pt
 
-    click.echo(repr(import_pt(source, output_path)))
+    store = import_pt(source, output_path, progress=_shard_bar("import"))
+    terminal.summarize(lambda: repr(store), lambda: describe_store(store))
 
 
-def _check_same_model(run: dict[str, Any], store: Activations) -> None:
-    """Refuse probes of another model's activations."""
-    trained, here = run.get("weights"), store.fingerprint.get("weights")
-    if None not in (trained, here) and trained != here:
-        raise click.UsageError(f"the probes were trained on another model than that of {store.path} (weights differ)")
+@probesweep.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands and flags.
+
+    Example: probesweep completion bash >> ~/.bashrc
+    """
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(probesweep, {}, "probesweep", "_PROBESWEEP_COMPLETE").source())
 
 
-def _check_same_origin(train_store: Activations, test_store: Activations) -> None:
-    """Refuse to test on another model's activations or on another label."""
-    for field in ("weights", "tokenizer", "chat_template_kwargs"):
-        values = [store.fingerprint.get(field) for store in (train_store, test_store)]
-        if None not in values and values[0] != values[1]:
-            raise click.UsageError(
-                f"{train_store.path} and {test_store.path} differ in {field}: {values[0]} and {values[1]}; "
-                "extract both with the same model and template"
-            )
-    origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train_store, test_store)]
-    days = [origin.get("template_day") for origin in origins]
-    if days[0] != days[1]:
-        click.echo(
-            f"warning: the chat template can write the day into prompts: {days[0]} in the training rows', {days[1]} in "
-            "the test rows'",
-            err=True,
-        )
+def _show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
+    from gpu_probes.summary import describe, summarize
+
+    terminal.summarize(
+        lambda: "\n".join(f"{label}: " * (len(folders) > 1) + summarize(folder) for label, folder in folders.items()),
+        lambda: {label: describe(folder) for label, folder in folders.items()},
+    )
 
 
-def _choose_labels(
-    wanted: tuple[str, ...], others: tuple[str | None, str | None], train_store: Activations, test_store: Activations
-) -> list[str]:
-    """The labels to predict: all of the training store's but weights and groups, unless some are named."""
-    weight_column, _ = others
-    held = [name for name in train_store.labels if name not in others]
-    if not _names_labels(train_store) and (weight_column or len(set(wanted)) > 1):
-        raise click.UsageError(f"{train_store.path} has one label without a name; --label_column can be given once")
-    needed = ((train_store, [*wanted, *filter(None, [weight_column])]), (test_store, wanted or held))
-    for store, names in needed:
-        missing = [name for name in names if name not in store.labels]
-        if missing and _names_labels(store):
-            raise click.UsageError(
-                f"{store.path} has no label {missing[0]!r}; it holds {', '.join(store.labels)}. Extract it with "
-                f"--label_column {missing[0]}, or choose another with --label_column"
-            )
-    if not (wanted or held):
-        raise click.UsageError(f"{train_store.path} holds no label besides the weights; extract it with another one")
-    return list(dict.fromkeys(wanted or held))
-
-
-def _names_labels(store: Activations) -> bool:
-    """Whether the labels have names: the one of a .pt file goes with any name."""
-    return store.fingerprint.get("label_columns") is not None
-
-
-def _label(store: Activations, name: str) -> pd.Series:
-    labels = store.labels
-    if _names_labels(store) and name not in labels:
-        raise click.UsageError(f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (--label_column)")
-    return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
-
-
-def _is_finished(folder: Path, request: dict[str, Any]) -> bool:
-    """Whether the folder holds all files of the same training."""
-    run = _read_json(folder / "run.json")
-    return run.get("request") == request and all((folder / name).exists() for name in run.get("files", []))
-
-
-def _check_writable(output_dir: Path) -> None:
-    """Refuse, before the fit, a folder that cannot be made after it."""
-    nearest = next(folder for folder in (output_dir.absolute(), *output_dir.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise click.UsageError(f"cannot write to {output_dir}: {nearest} is not a folder that you may write to")
-
-
-def _run_sweep(
-    train_store: Activations,
-    test_store: Activations,
-    folders: dict[str, Path],
-    request: dict[str, Any],
-    options: dict[str, Any],
-) -> None:
-    import numpy as np
+def _shard_bar(what: str) -> Callable[[Any], Any]:
     from tqdm import tqdm
 
-    from activation_store.durable import commit_file
-    from gpu_probes import SweepOptions, compare_overlap, infer, sweep_labels
-    from gpu_probes.combine import SomeRows, combine
-
-    for folder in folders.values():
-        _check_writable(folder)
-    apart = ("join", "groups", "split_repeats", "drop_overlap", "budget_gib", "weight_column")
-    join, groups, split_repeats, dropped, budget_gib, weight_column = (options[name] for name in apart)
-    shared = _shared_rows(train_store, test_store, dropped=dropped)
-    kept = ~shared if dropped else np.ones(test_store.n_samples, dtype=bool)
-    given = SweepOptions(
-        groups=None if groups is None else _group_column(train_store, groups),
-        prompts=None if split_repeats else train_store.questions,
-        sample_weight=None if weight_column is None else train_store.labels[weight_column],
-        budget_bytes=None if budget_gib is None else int(budget_gib * 2**30),
-        progress=partial(tqdm, unit="block of cells", desc="train", disable=None),
-        **{name: value for name, value in options.items() if name not in apart},
-    )
-    train, everything = combine(train_store, join), combine(test_store, join)
-    test = SomeRows(everything, kept) if dropped else everything
-    labels = {label: (_label(train_store, label), _label(test_store, label)) for label in folders}
-    results = sweep_labels(
-        train,
-        {label: values for label, (values, _) in labels.items()},
-        test,
-        {label: values[kept] for label, (_, values) in labels.items()},
-        **vars(given),
-    )
-    knows_prompts = None not in (train_store.questions, test_store.questions)
-    about = _about(train_store, test_store, kept, groups)
-    for label, folder in folders.items():
-        (folder / "run.json").unlink(missing_ok=True)
-        files = results[label].save(folder)
-        inference = infer(results[label], train, test, given, about)
-        inference["overlap"] = {"n_shared": None, "reason": "a .pt file does not hold the prompts"}
-        if knows_prompts:
-            overlap = compare_overlap(results[label], everything, labels[label][1], shared, dropped=dropped)
-            inference["overlap"] = overlap
-        commit_file(folder / "inference.json", [_encode_json(inference)])
-        # run.json comes last: where it stands, the files that it names are whole and belong to its request.
-        run = {
-            "request": request,
-            "command": sys.argv,
-            "label": label,
-            "weights": train_store.fingerprint.get("weights"),
-            "position_tokens": train_store.position_tokens,
-            "files": sorted([*files, "inference.json"]),
-        }
-        commit_file(folder / "run.json", [_encode_json(run)])
+    return lambda shards: tqdm(shards, unit="shard", desc=what)
 
 
-def _shared_rows(train_store: Activations, test_store: Activations, *, dropped: bool) -> np.ndarray:
-    """Which test prompts are among the training prompts; none where a .pt does not hold them."""
-    import numpy as np
+def _prompt_bar(blocks: Any, n_prompts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from tqdm import tqdm
 
-    from gpu_probes import shared_prompts
-
-    prompts = train_store.questions, test_store.questions
-    if prompts[0] is None or prompts[1] is None:
-        if dropped:
-            raise click.UsageError("--drop_overlap needs stores: a .pt file does not hold the prompts")
-        return np.zeros(test_store.n_samples, dtype=bool)
-    shared = shared_prompts(prompts[0], prompts[1])
-    if dropped and shared.all():
-        raise click.UsageError(
-            f"every prompt of {test_store.path} is among those of {train_store.path}: nothing is left to test on; give "
-            "other --test_activations"
-        )
-    return shared
-
-
-def _about(train_store: Activations, test_store: Activations, kept: np.ndarray, groups: str | None) -> About:
-    """What the stores know of their rows besides features and labels."""
-    from gpu_probes import About
-
-    lengths, test_lengths = train_store.n_tokens, test_store.n_tokens
-    numbers = {} if lengths is None or test_lengths is None else {"prompt_length": (lengths, test_lengths[kept])}
-    prompts = test_store.questions
-    return About(
-        train_prompts=train_store.questions,
-        test_prompts=None if prompts is None else [text for text, keep in zip(prompts, kept, strict=True) if keep],
-        test_groups=_group_column(test_store, groups)[kept] if groups and groups in _columns(test_store) else None,
-        numbers=numbers,
-    )
-
-
-def _columns(store: Activations) -> list[str]:
-    """Columns that can say which samples belong together."""
-    return [*store.labels, *(store.fingerprint.get("group_columns") or ())]
-
-
-def _group_column(store: Activations, name: str) -> np.ndarray:
-    from activation_store import ActivationStore
-
-    if name in store.labels:
-        return store.labels[name].to_numpy()
-    if name not in _columns(store) or not isinstance(store, ActivationStore):
-        raise click.UsageError(
-            f"{store.path} has no column {name!r} to group by; it holds {', '.join(_columns(store))}. Extract it with "
-            f"--group_column {name}"
-        )
-    return store.coordinate(name)
-
-
-def _describe(store: Activations) -> dict[str, Any]:
-    return {"path": str(store.path), "n_samples": store.n_samples, "content": store.journal_hash}
+    with tqdm(total=n_prompts, unit="prompt", desc="predict") as bar:
+        for rows, block in blocks:
+            yield rows, block
+            bar.update(len(rows))
 
 
 def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
@@ -530,19 +487,12 @@ def _numbers(text: str | None, flag: str) -> list[float] | None:
         ) from error
 
 
-def _encode_json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
 def main() -> None:
     """Entry point: run a command and turn what it raises into one line and an exit code."""
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
-    sys.exit(_exit_code(lambda: probesweep.main(prog_name="probesweep", standalone_mode=False)))
+    terminal = Terminal()
+    sys.exit(_exit_code(terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)))
 
 
 def _set_up_libraries() -> None:
@@ -558,7 +508,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise SystemExit(143)
 
 
-def _exit_code(command: Callable[[], Any]) -> int:
+def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     try:
         command()
     except click.exceptions.NoArgsIsHelpError as error:
@@ -571,17 +521,28 @@ def _exit_code(command: Callable[[], Any]) -> int:
         return _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; run the same command again to go on", 130)
-    except OSError as error:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     except Exception as error:
-        # Both packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
-        from activation_store.errors import InputError, StoreError
-        from gpu_probes.errors import ProbeError
-
-        if isinstance(error, (StoreError, ProbeError)):
-            return _fail(str(error), 2 if isinstance(error, (InputError, ProbeError)) else 1)
-        raise
+        if terminal.debug:
+            raise
+        return _explain(error)
     return 0
+
+
+def _explain(error: Exception) -> int:
+    """One line for what is expected to go wrong; anything else is a fault of ours."""
+    if isinstance(error, OSError):
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+    # The packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
+    from activation_store.errors import InputError, StoreError
+    from gpu_probes.errors import ProbeError
+    from probesweep.errors import RequestError
+
+    if isinstance(error, (InputError, ProbeError, RequestError)):
+        return _fail(str(error), 2)
+    if isinstance(error, StoreError):
+        return _fail(str(error), 1)
+    kind = type(error).__name__
+    return _fail(f"{kind}: {error}; this is a fault of probesweep: please report it with what --debug prints", 1)
 
 
 def _fail(message: str, code: int) -> int:

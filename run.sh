@@ -38,3 +38,4 @@ extract "$TRAIN_DATASET" "$OUTPUT_DIR/train.zarr"
 extract "$TEST_DATASET" "$OUTPUT_DIR/test.zarr"
 .venv/bin/probesweep train --train_activations "$OUTPUT_DIR/train.zarr" --test_activations "$OUTPUT_DIR/test.zarr" \
   --output_dir "$OUTPUT_DIR/probes" --k_fold --alphas "$ALPHAS" --permutations "$PERMUTATIONS" --device "$DEVICE"
+.venv/bin/probesweep report "$OUTPUT_DIR/probes"

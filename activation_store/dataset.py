@@ -79,9 +79,29 @@ def read_dataset(
     return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
 
 
+def read_all_columns(path: Path, question_column: str, max_samples: int | None = None) -> tuple[list[Question], Column]:
+    """Read the questions, and every column as it is in an Arrow table, from the same kinds of files as `read_dataset`.
+
+    Raises
+    ------
+    InputError
+        Missing file or column, no rows, questions that are neither text nor a conversation, a column of mixed types.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise InputError(f"--max_samples {max_samples}: must be at least 1")
+    columns = _reader(path)(path, None, max_samples, question_column)
+    if not len(columns[question_column]):
+        raise InputError(f"{path} has no rows")
+    table = {
+        name: _typed(column, path, name) if isinstance(column, list) else column for name, column in columns.items()
+    }
+    return _questions(columns[question_column], path, question_column), pa.table(table)
+
+
 # Values of a column: Arrow's where the file has types of its own, else Python's.
 Column = Any
-_Reader = Callable[[Path, list[str], int | None, str], Mapping[str, Column]]
+# Columns to read (None: all that there are), most rows, the column of the questions.
+_Reader = Callable[[Path, list[str] | None, int | None, str], Mapping[str, Column]]
 
 
 def _reader(path: Path) -> _Reader:
@@ -104,41 +124,40 @@ def _is_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _read_parquet(path: Path, names: list[str], max_rows: int | None, _question: str) -> Mapping[str, Column]:
+def _read_parquet(path: Path, names: list[str] | None, max_rows: int | None, question: str) -> Mapping[str, Column]:
     try:
-        _check_columns(path, names, pq.read_schema(path).names)
+        names = _chosen(path, names, pq.read_schema(path).names, question)
         table = pq.read_table(path, columns=names)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, "parquet", error) from error
     return _columns(table, names, max_rows)
 
 
-def _read_csv(path: Path, names: list[str], max_rows: int | None, question: str) -> Mapping[str, Column]:
+def _read_csv(path: Path, names: list[str] | None, max_rows: int | None, question: str) -> Mapping[str, Column]:
     read = pacsv.ReadOptions(block_size=_CSV_BLOCK_NBYTES)
     parse = pacsv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
-    # A question is text whatever it looks like; only a field with nothing in it, not even quotes, is none.
-    convert = pacsv.ConvertOptions(
-        include_columns=names,
-        column_types={question: pa.string()},
-        null_values=[""],
-        strings_can_be_null=True,
-        quoted_strings_can_be_null=False,
-    )
     try:
         with pacsv.open_csv(path, read_options=read, parse_options=parse) as start:
-            _check_columns(path, names, start.schema.names)
+            names = _chosen(path, names, start.schema.names, question)
+        # A question is text whatever it looks like; only a field with nothing in it, not even quotes, is none.
+        convert = pacsv.ConvertOptions(
+            include_columns=names,
+            column_types={question: pa.string()},
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        )
         table = pacsv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise _unreadable(path, "CSV", error) from error
     return _columns(table, names, max_rows)
 
 
-def _read_json_lines(path: Path, names: list[str], max_rows: int | None, _question: str) -> Mapping[str, Column]:
+def _read_json_lines(path: Path, names: list[str] | None, max_rows: int | None, question: str) -> Mapping[str, Column]:
     # Not with pyarrow, which takes texts that look like dates for dates.
     rows = list(islice(_json_objects(path), max_rows))
-    present = dict.fromkeys(name for row in rows for name in row)
-    if rows:
-        _check_columns(path, names, list(present))
+    present = list(dict.fromkeys(name for row in rows for name in row))
+    names = _chosen(path, names, present, question) if rows else names or [question]
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -164,7 +183,7 @@ def _json_objects(path: Path) -> Iterator[dict[str, Any]]:
         raise _unreadable(path, "JSON Lines", error) from error
 
 
-def _read_folder(path: Path, names: list[str], max_rows: int | None, _question: str) -> Mapping[str, Column]:
+def _read_folder(path: Path, names: list[str] | None, max_rows: int | None, question: str) -> Mapping[str, Column]:
     splits = _json_file(path / "dataset_dict.json").get("splits")
     if splits:
         raise InputError(f"{path} holds several splits; give one of them: {', '.join(f'{path}/{s}' for s in splits)}")
@@ -177,7 +196,7 @@ def _read_folder(path: Path, names: list[str], max_rows: int | None, _question: 
     try:
         # The parts of rows that are not used are not even read: the files are mapped.
         tables = [paipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
-        _check_columns(path, names, tables[0].column_names)
+        names = _chosen(path, names, tables[0].column_names, question)
         table = pa.concat_tables([table.select(names) for table in tables])
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise _unreadable(path, "a datasets folder", error) from error
@@ -206,6 +225,15 @@ def _json_file(path: Path) -> dict[str, Any]:
 def _columns(table: Any, names: list[str], max_rows: int | None) -> Mapping[str, Column]:
     table = table.slice(0, max_rows)
     return {name: table.column(name) for name in names}
+
+
+def _chosen(path: Path, names: list[str] | None, present: Sequence[str], question: str) -> list[str]:
+    """The columns to read; raises `InputError` where one is missing or there twice."""
+    if names is None:
+        _check_columns(path, [question], present)
+        names = list(present)
+    _check_columns(path, names, present)
+    return names
 
 
 def _check_columns(path: Path, names: list[str], present: Sequence[str]) -> None:
@@ -305,7 +333,7 @@ def _typed(values: list[Any], path: Path, name: str) -> Any:
         return pa.chunked_array([pa.array(values)])
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(
-            f"{path}: label column {name!r} mixes types: {str(error).splitlines()[0]}; make all of them numbers"
+            f"{path}: column {name!r} mixes types: {str(error).splitlines()[0]}; make all of them numbers"
         ) from error
 
 

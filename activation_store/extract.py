@@ -293,7 +293,7 @@ def _warn_of_other_versions(writer: StoreWriter) -> None:
 def _repaired(path: Path, job: Job) -> StoreWriter:
     """Writer of a store whose damaged shards are to be written anew; says what is damaged."""
     writer = StoreWriter.repair(
-        path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify", disable=None)
+        path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify")
     )
     for problem in writer.damage:
         logger.warning("%s", problem)

@@ -155,7 +155,6 @@ class _Meter:
             initial=spec.n_samples - n_pending,
             unit="row",
             desc=f"extract {writer.path.name}",
-            disable=None,
         )
 
     def update(self, n_rows: int, n_tokens: int) -> None:

@@ -34,6 +34,24 @@ def inspect(store: ActivationStore) -> str:
     return "\n\n".join(section for section in sections if section)
 
 
+def describe_store(store: ActivationStore) -> dict[str, Any]:
+    """What `inspect` says of axes and origin, ready for JSON."""
+    return {
+        "path": str(store.path),
+        "format_version": FORMAT_VERSION,
+        "shape": dict(zip(store.dims, store.shape, strict=True)),
+        "layers": list(store.layers),
+        "positions": list(store.positions),
+        "position_tokens": store.position_tokens,
+        "dtype": str(store.dtype),
+        "n_committed": store.n_committed,
+        "labels": list(store.labels),
+        "fingerprint": dict(store.fingerprint),
+        "provenance": dict(store.attrs["provenance"]),
+        "health": dict(store.health),
+    }
+
+
 def _axes(store: ActivationStore) -> str:
     layout = store.spec.layout
     table = store.labels.astype(float).agg(["mean", "min", "max"]).T if store.spec.label_columns else None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from activation_store.durable import fsync_path
 from activation_store.errors import InputError
+from activation_store.integrity import Progress
 from activation_store.journal import file_hash
 from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import is_store
@@ -145,7 +146,9 @@ def open_activations(path: str | Path) -> ActivationStore | PtActivations:
     return store
 
 
-def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None = None) -> ActivationStore:
+def import_pt(
+    source: str | Path, path: str | Path, *, shard_samples: int | None = None, progress: Progress = iter
+) -> ActivationStore:
     """Write a store from a ``.pt`` file, shard by shard. What the file does not say (tokens, prompts) is left out.
 
     The same call again takes up an interrupted import.
@@ -190,13 +193,15 @@ def import_pt(source: str | Path, path: str | Path, *, shard_samples: int | None
         else StoreWriter.create(path, spec, {LABEL: labels})
     )
     with writer:
-        for shard in writer.pending_shards:
+        for shard in progress(writer.pending_shards):
             rows = writer.spec.layout.rows(shard)
             writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
     return ActivationStore.open(path)
 
 
-def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | None = None) -> None:
+def export_pt(
+    store: ActivationStore, path: str | Path, *, label_column: str | None = None, progress: Progress = iter
+) -> None:
     """Write a finished store as a ``.pt`` of the original schema, one shard in memory at a time.
 
     Space for the tensors is reserved in the file first; then they are mapped and filled.
@@ -209,6 +214,8 @@ def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | N
         Target; appears whole or not at all.
     label_column : str, optional
         Which labels to write; the first column by default.
+    progress : callable
+        Wraps the numbers of the shards while they are copied, such as `tqdm`.
 
     Raises
     ------
@@ -230,7 +237,7 @@ def export_pt(store: ActivationStore, path: str | Path, *, label_column: str | N
     with _removed_on_error(temporary), _reserved_tensors(temporary, content, shapes) as tensors:
         labels = store.labels[label_column or store.spec.label_columns[0]].to_numpy()
         tensors["labels"].copy_(torch.from_numpy(labels.astype(np.float32)))
-        for shard in range(store.spec.layout.n_shards):
+        for shard in progress(range(store.spec.layout.n_shards)):
             rows = store.spec.layout.rows(shard)
             block = store[rows.start : rows.stop]
             _to_numpy(tensors["activations"])[rows.start : rows.stop] = block

@@ -19,7 +19,7 @@ from activation_store.errors import DeviceMemoryError
 from activation_store.footprint import enough_tokens, free_nbytes, token_nbytes, weights_nbytes
 from activation_store.layout import balanced_shard_samples
 from activation_store.metadata import COORDINATES
-from activation_store.models import ModelInfo, ModelSource, empty_decoder, tokenizer_hash
+from activation_store.models import ModelInfo, ModelSource, chat_template_hash, empty_decoder, tokenizer_hash
 from activation_store.parity import first_rows
 from activation_store.prompts import Prompts
 from activation_store.spec import StoreSpec, library_versions
@@ -79,7 +79,7 @@ class Job:
             "model": self.source.name,
             "weights": self.info.weights,
             "tokenizer": tokenizer_hash(self.tokenizer),
-            "chat_template": _sha256(str(self.tokenizer.chat_template)) if self.uses_template else None,
+            "chat_template": chat_template_hash(self.tokenizer) if self.uses_template else None,
             "chat_template_kwargs": self.template_kwargs,
             "n_samples": len(self.dataset.questions),
             "dataset": self.dataset.content_hash,
@@ -87,7 +87,7 @@ class Job:
             "label_columns": list(self.dataset.labels),
             # Stores from before there were groups are taken up as well.
             **({"group_columns": list(self.dataset.groups)} if self.dataset.groups else {}),
-            "prompts": _sha256(self.prompts.token_ids.tobytes() + self.prompts.starts.tobytes()),
+            "prompts": hashlib.sha256(self.prompts.token_ids.tobytes() + self.prompts.starts.tobytes()).hexdigest(),
             "layers": list(self.layers),
             "positions": list(self.prompts.positions),
             "dtype": self.dtype,
@@ -198,7 +198,3 @@ class Job:
             **self.dataset.labels,
             **self.dataset.groups,
         }
-
-
-def _sha256(data: str | bytes) -> str:
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()

@@ -191,6 +191,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(description.encode()).hexdigest()
 
 
+def chat_template_hash(tokenizer: Tokenizer) -> str:
+    """SHA-256 of a tokenizer's chat template."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()
+
+
 def resolve_device(device: str) -> torch.device:
     """Turn "auto" into cuda where there is one, else cpu; check that the device exists.
 

@@ -115,13 +115,26 @@ def combine(source: CellSource, how: str | None) -> CellSource:
         return source
     if how in ("layers", "mean"):
         return JoinedLayers(source) if how == "layers" else MeanPositions(source)
+    return JoinedCells(source, _cells_named(how))
+
+
+def layers_behind(source: CellSource, how: str | None, cell: Cell) -> list[int | str]:
+    """Layers of the source that a cell of ``combine(source, how)`` is made of, in the source's order."""
+    if how == "layers":
+        return list(axis(source.layers))
+    if how is None or how == "mean":
+        return [cell.layer]
+    named = {cell.layer for cell in _cells_named(how)}
+    return [layer for layer in axis(source.layers) if layer in named]
+
+
+def _cells_named(how: str) -> list[Cell]:
     try:
-        cells = [Cell(*map(int, name.split("@"))) for name in how.split(",")]
+        return [Cell(*map(int, name.split("@"))) for name in how.split(",")]
     except (TypeError, ValueError) as error:
         raise CellError(
-            f"join {how!r} is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1"
+            f"--join {how!r} is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1"
         ) from error
-    return JoinedCells(source, cells)
 
 
 def _check(source: CellSource, cells: Sequence[Cell]) -> None:

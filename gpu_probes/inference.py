@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real, Shaped
+from scipy import stats
 
 from gpu_probes.apply import decide, predictions_of
 from gpu_probes.baselines import (
@@ -56,7 +57,13 @@ class About:
 
 
 def infer(
-    result: SweepResult, train: CellSource, test: CellSource, options: SweepOptions, about: About
+    result: SweepResult,
+    train: CellSource,
+    test: CellSource,
+    options: SweepOptions,
+    about: About,
+    *,
+    progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> dict[str, Json]:
     """Honest estimates, intervals, p-values, baselines and scores of a sweep, ready for JSON.
 
@@ -67,27 +74,32 @@ def infer(
     train, test : CellSource
     options : SweepOptions
     about : About
+    progress : callable
+        Wraps the names of the parts while they are worked out, such as `tqdm`.
 
     Returns
     -------
     dict
-        ``nested_cv``, ``permutation``, ``intervals``, ``baselines``, ``scores``, ``platt``, ``learning_curve``,
-        ``groups``. What is undefined is None with a reason.
+        ``nested_cv``, ``permutation``, ``intervals``, ``baselines``, ``scores``, ``platt``, ``calibration``,
+        ``learning_curve``, ``groups``. What is undefined is None with a reason.
     """
     comparison = Comparison(result, train, test, options)
     clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
-    best = result.best
-    baselines = _baselines(comparison, about)
-    return {
-        "nested_cv": _nested(result),
-        "permutation": _permutation(result),
-        "intervals": _intervals(result, clusters, options.seed),
-        "baselines": {one.name: _baseline(result, one, clusters, options.seed) for one in baselines},
-        "scores": None if best is None else _scores(result, best),
-        "platt": None if best is None else _platt(result, best),
-        "learning_curve": [] if best is None else _curve(comparison, best, options.seed),
-        "groups": _groups(result, options, test_rows_grouped=clusters is not None),
+    best, seed = result.best, options.seed
+    parts: dict[str, Callable[[], Json]] = {
+        "nested_cv": lambda: _nested(result),
+        "permutation": lambda: _permutation(result),
+        "intervals": lambda: _intervals(result, clusters, seed),
+        "baselines": lambda: {
+            one.name: _baseline(result, one, clusters, seed) for one in _baselines(comparison, about)
+        },
+        "scores": lambda: None if best is None else _scores(result, best),
+        "platt": lambda: None if best is None else _platt(result, best),
+        "calibration": lambda: None if best is None else _calibration(result, best),
+        "learning_curve": lambda: [] if best is None else _curve(comparison, best, seed),
+        "groups": lambda: _groups(result, options, test_rows_grouped=clusters is not None),
     }
+    return {name: parts[name]() for name in progress(list(parts))}
 
 
 def compare_overlap(
@@ -303,6 +315,19 @@ def _platt(result: SweepResult, best: BestProbe) -> dict[str, Json]:
         calibrated = scaling.apply(result.test_predictions[at][:, 0])
         content["test_scores"] = all_scores(result, result.test_labels, calibrated[:, None]).to_json()
     return content
+
+
+def _calibration(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+    """Least-squares line from cross-validated predictions to the labels: a penalty shrinks predictions."""
+    at = (best.position_index, best.layer_index)
+    if result.classes is not None:
+        return {"slope": None, "intercept": None, "reason": "this calibration is for numbers; see platt"}
+    assert result.cv_predictions is not None
+    predicted = result.cv_predictions[at][:, 0]
+    if np.ptp(predicted) == 0:
+        return {"slope": None, "intercept": None, "reason": "all predictions are equal"}
+    line: Any = stats.linregress(predicted, result.train_labels)
+    return {"slope": float(line.slope), "intercept": float(line.intercept), "reason": None}
 
 
 def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str, Json]]:

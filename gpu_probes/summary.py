@@ -37,6 +37,35 @@ def summarize(folder: Path) -> str:
     )
 
 
+def describe(folder: Path) -> dict[str, Any]:
+    """What `summarize` says of the best probe and how far to trust it, ready for JSON."""
+    performance, run, inference = (_read(folder / name) for name in ("performance.json", "run.json", "inference.json"))
+    path = folder / "best_probe_predictions.json"
+    best = _read(path) if path.exists() else None
+    return {
+        "folder": str(folder),
+        "files": [*run["files"], "run.json"],
+        "task_type": performance["task_type"],
+        "metric": performance["metric"],
+        "best": best
+        and {
+            "layer": best["best_layer_number"],
+            "position": best["best_position"],
+            "alpha": best["selected_alpha"],
+            "cv_score": best["cv_score"],
+            "test_score": best["test_score"],
+        },
+        "nested_cv_score": inference["nested_cv"]["score"],
+        "p": inference["permutation"]["p_best"],
+        "intervals": {name: inference["intervals"][name] for name in ("test_score", "nested_cv_score")},
+        "baselines": {
+            name: {"cv_score": one["cv_score"], "test_score": one["test_score"]}
+            for name, one in inference["baselines"].items()
+        },
+        "status_counts": performance["status_counts"],
+    }
+
+
 def _undefined(performance: dict[str, Any]) -> list[str]:
     reasons = list(performance["undefined"].values())
     return [f"{reasons.count(reason)} cells without a score: {reason}" for reason in dict.fromkeys(reasons)]

@@ -1,1 +1,20 @@
-"""The two packages wired together: trainings over stores, probes in use, experiments, sharing, trackers."""
+"""The two packages wired together: trainings over stores, experiments, probes in use, sharing, trackers."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probesweep.errors import RequestError
+    from probesweep.experiment import Experiment
+    from probesweep.prediction import Probe
+    from probesweep.training import Training
+
+_HOMES = {"RequestError": "errors", "Experiment": "experiment", "Probe": "prediction", "Training": "training"}
+__all__ = ["Experiment", "Probe", "RequestError", "Training"]
+
+
+def __getattr__(name: str) -> Any:
+    # The command line imports this package before it knows whether torch, which takes seconds, is needed.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"probesweep.{_HOMES[name]}"), name)

@@ -58,7 +58,7 @@ def run(tasks: dict[str, list[Task]], n_processes: int) -> dict[str, Counts]:
         names: dict[Future[Counts], str] = {
             pool.submit(timed, task): name for name, work in tasks.items() for task in work
         }
-        with tqdm(as_completed(names), total=len(names), unit="task", desc="faults", disable=None) as progress:
+        with tqdm(as_completed(names), total=len(names), unit="task", desc="faults") as progress:
             for future in progress:
                 rows[names[future]] += future.result()
                 progress.set_postfix_str(names[future], refresh=False)

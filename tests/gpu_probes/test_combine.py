@@ -75,7 +75,7 @@ def test_names():
     [
         (
             "rows",
-            "join 'rows' is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1",
+            "--join 'rows' is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1",
         ),
         ("1@-1,1@-1", "give each once, at least one"),
         ("5@-1", "there is no cell 5@-1; layers: 0-2, positions: -2"),

@@ -1,0 +1,376 @@
+"""A whole experiment from one TOML file: extract the training and test rows, train, report."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
+from activation_store.durable import commit_file, make_folder, rename
+from activation_store.metadata import is_store
+from gpu_probes import ProbeError
+from probesweep.errors import RequestError
+from probesweep.report import report_on
+from probesweep.trackers import Kind, track
+from probesweep.training import Training, encode_json
+
+TEMPLATE = "experiment.toml"
+_STAGES = "stages.json"
+_REQUIRED = MISSING
+
+# Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
+_EXTRACT_KEYS = {
+    "model": ("model", "dtype", "device_map", "batch_size", "shard_samples", "prefix_cache", "trust_remote_code"),
+    "data": (
+        *("question_column", "label_column", "group_column", "use_chat_template", "chat_template_kwargs"),
+        *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
+    ),
+}
+_TRAIN_KEYS = {
+    "probe": (
+        *("task_type", "probe", "join", "alpha", "alphas", "fit_intercept", "standardize", "weight_column"),
+        "budget_gib",
+    ),
+    "statistics": (
+        *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key of the file may hold."""
+
+    type: Any
+    default: Any = _REQUIRED
+
+
+def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Key]]:
+    hints, known = get_type_hints(owner), {field.name: field for field in fields(owner)}
+    return {
+        section: {name: Key(hints[name], known[name].default) for name in names} for section, names in sections.items()
+    }
+
+
+def _schema() -> dict[str, dict[str, Key]]:
+    """Keys of every section; those of the section "" stand before the first one."""
+    extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
+    return {
+        "": {"output_dir": Key(str), "device": Key(str, "auto")},
+        "model": extract["model"],
+        "data": {"train_dataset": Key(str), "test_dataset": Key(str), **extract["data"]},
+        **train,
+        "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},
+    }
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, its file read and checked.
+
+    Open with `Experiment.load`. Paths in the file are relative to its folder.
+    """
+
+    path: Path
+    text: str
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """Read an experiment.
+
+        Raises
+        ------
+        RequestError
+            The file is missing, is not TOML, or holds a key or value that it should not; names key, value and line.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            document = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise RequestError(f"{path}: {reason}; write one with probesweep run --init {path}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise RequestError(
+                f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
+            ) from error
+        return cls(path, text, _checked(path, text, document))
+
+    def run(self, say: Callable[[str], None]) -> dict[str, Path]:
+        """Do what is not done yet: extract the training and test rows, train, report, track.
+
+        Parameters
+        ----------
+        say : callable
+            Is told in a line what is done next.
+
+        Returns
+        -------
+        dict of Path
+            The result folder of every label.
+
+        Raises
+        ------
+        RequestError, StoreError, ProbeError
+            As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
+        """
+        with self._naming_lines():
+            for split in ("train", "test"):
+                self._extract(split, say)
+            training = self.training()
+            say(f"train: {'done already' if training.is_finished() else training.output_dir}")
+            folders = training.run()
+            for folder in folders.values():
+                self._report(folder, say)
+        return folders
+
+    def extraction(self, split: Literal["train", "test"]) -> Extraction:
+        """The extraction of the training or the test rows."""
+        given = {**self.settings["model"], **self.settings["data"]}
+        datasets = {name: given.pop(f"{name}_dataset") for name in ("train", "test")}
+        labels = [given["label_column"]] if isinstance(given["label_column"], str) else given["label_column"]
+        weights, groups = self.settings["probe"]["weight_column"], self.settings["statistics"]["groups"]
+        # Only the training rows are weighted.
+        kept = [*labels, *([weights] if weights and split == "train" else [])]
+        beside = [*given["group_column"], *([groups] if groups and groups not in kept else [])]
+        model = self._path(given.pop("model"))
+        changed: dict[str, Any] = {
+            "model": str(model) if model.exists() else self.settings["model"]["model"],
+            "dataset_path": self._path(datasets[split]),
+            "output_path": self._output_dir / f"{split}.zarr",
+            "label_column": kept,
+            "group_column": beside,
+            "device": self.settings[""]["device"],
+        }
+        return Extraction(**{**given, **changed})
+
+    def training(self) -> Training:
+        """The training on the two stores."""
+        return Training(
+            train_activations=self._output_dir / "train.zarr",
+            test_activations=self._output_dir / "test.zarr",
+            output_dir=self._output_dir / "probes",
+            label_column=self.settings["data"]["label_column"],
+            device=self.settings[""]["device"],
+            **self.settings["probe"],
+            **self.settings["statistics"],
+        )
+
+    @property
+    def _output_dir(self) -> Path:
+        return self._path(self.settings[""]["output_dir"])
+
+    def _path(self, text: str) -> Path:
+        return self.path.parent / Path(text).expanduser()
+
+    def _extract(self, split: Literal["train", "test"], say: Callable[[str], None]) -> None:
+        extraction = self.extraction(split)
+        target = Path(extraction.output_path)
+        wanted, done = _identity(extraction), self._stages.get(split, {})
+        if done.get("request") == wanted and _holds_all(target, done["content"]):
+            say(f"extract {split}: done already")
+            return
+        say(f"extract {split}: {extraction.dataset_path} -> {target}")
+        try:
+            store = extraction.run()
+        except FingerprintMismatchError as error:
+            say(f"{error}; it is kept as {_set_aside(target).name}, delete it if you do not need it")
+            store = extraction.run()
+        self._remember(split, {"request": wanted, "content": store.journal_hash})
+
+    def _report(self, folder: Path, say: Callable[[str], None]) -> None:
+        given = self.settings["report"]
+        pictures = folder / "figures" if given["figures"] else None
+        wanted = {"results": _hash(folder / "run.json"), "figures": given["figures"]}
+        stage = f"report {folder.name}"
+        if self._stages.get(stage) == wanted and (folder / "report.html").exists():
+            say("report: done already")
+        else:
+            say(f"report: {report_on(folder, figures=pictures)}")
+            self._remember(stage, wanted)
+        stage = f"track {folder.name}"
+        wanted = {"results": _hash(folder / "run.json"), "tracker": given["track"]}
+        if given["track"] and self._stages.get(stage) != wanted:
+            say(f"track: {track(given['track'], folder, figures=pictures)}")
+            self._remember(stage, wanted)
+
+    @cached_property
+    def _stages(self) -> dict[str, Any]:
+        """What was done, by the names of the stages."""
+        path = self._output_dir / _STAGES
+        try:
+            return json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise RequestError(
+                f"{path} is not JSON ({error}); remove it, and finished stages are found anew"
+            ) from error
+
+    def _remember(self, stage: str, request: dict[str, Any]) -> None:
+        self._stages[stage] = request
+        make_folder(self._output_dir)
+        commit_file(self._output_dir / _STAGES, [encode_json(self._stages)])
+
+    @contextmanager
+    def _naming_lines(self) -> Generator[None]:
+        """Add to what is wrong with a flag where it stands in the file."""
+        try:
+            yield
+        except (RequestError, InputError, ProbeError) as error:
+            places = [
+                f"{key} in line {line} of {self.path}"
+                for section, keys in self.settings.items()
+                for key in keys
+                if re.search(rf"--{key}\b", str(error)) and (line := find_line(self.text, section, key))
+            ]
+            if not places:
+                raise
+            raise type(error)(f"{error} ({', '.join(places)})") from error
+
+
+def write_template(path: Path) -> None:
+    """Write a commented experiment to begin with.
+
+    Raises
+    ------
+    RequestError
+        There is a file already.
+    """
+    if path.exists():
+        raise RequestError(f"{path} exists; give --init another name, or remove it")
+    make_folder(path.parent)
+    commit_file(path, [files("probesweep").joinpath(TEMPLATE).read_bytes()])
+
+
+def find_line(text: str, section: str, key: str | None) -> int | None:
+    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there."""
+    lines, before = text.splitlines(), 0
+    for number in range(1, len(lines) + 1):
+        # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
+        try:
+            document = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue
+        table = document.get(section) if section else document
+        if table is not None and (key is None or (isinstance(table, dict) and key in table)):
+            return before + 1
+        before = number
+    return None
+
+
+def _checked(path: Path, text: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All settings, defaults filled in."""
+    schema = _schema()
+    _check_names(path, text, "", document, [*schema[""], *filter(None, schema)])
+    settings: dict[str, dict[str, Any]] = {}
+    for section, keys in schema.items():
+        table = document.get(section, {}) if section else document
+        if not isinstance(table, dict):
+            raise RequestError(
+                f"{path}, line {find_line(text, '', section)}: {section} = {table!r} should be a section; write "
+                f"[{section}] on a line of its own and the keys below it"
+            )
+        if section:
+            _check_names(path, text, section, table, list(keys))
+        settings[section] = {name: _value(path, text, section, name, key, table) for name, key in keys.items()}
+    return settings
+
+
+def _check_names(path: Path, text: str, section: str, table: dict[str, Any], known: list[str]) -> None:
+    for name in table:
+        if name in known:
+            continue
+        where = f"[{section}]" if section else "the top of the file"
+        near = difflib.get_close_matches(name, known, 1)
+        elsewhere = [f"[{other}]" for other, keys in _schema().items() if other and name in keys]
+        if elsewhere and not near:
+            hint = f"it belongs into {elsewhere[0]}"
+        else:
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise RequestError(f"{path}, line {find_line(text, section, name)}: {name} is unknown in {where}; {hint}")
+
+
+def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict[str, Any]) -> Any:
+    where = f"[{section}]" if section else "the top of the file"
+    if name not in table:
+        if key.default is _REQUIRED:
+            line = find_line(text, section, None) if section else 1
+            place = f", line {line}" if line else ""
+            raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")
+        return key.default
+    try:
+        return TypeAdapter(key.type, config=ConfigDict(strict=True)).validate_python(table[name])
+    except ValidationError as error:
+        wanted = " or ".join(dict.fromkeys(_in_words(one["msg"]) for one in error.errors()))
+        raise RequestError(
+            f"{path}, line {find_line(text, section, name)}: {name} = {table[name]!r} in {where} should be {wanted}"
+        ) from error
+
+
+def _in_words(message: str) -> str:
+    """What pydantic expected, in TOML's words."""
+    words = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("an instance of ")
+    return {
+        "string": 'a text in quotes such as "all"',
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "dictionary": "a table such as {enable_thinking = false}",
+        "list": "a list such as [1, 10]",
+        "Sequence": "a list such as [1, 10]",
+        "None": "left out",
+        "Path": "a path in quotes",
+    }.get(words, words)
+
+
+def _identity(extraction: Extraction) -> dict[str, Any]:
+    """What decides whether an extraction was done, as far as it is known without looking into the model."""
+    request = {field.name: getattr(extraction, field.name) for field in fields(extraction)}
+    for name in ("device", "batch_size", "output_path", "repair"):
+        del request[name]
+    model = Path(extraction.model)
+    return {
+        "probesweep": version("probesweep"),
+        **{name: str(value) if isinstance(value, Path) else value for name, value in request.items()},
+        "dataset": _fingerprint_of_files(Path(extraction.dataset_path)),
+        "model_files": _fingerprint_of_files(model) if model.exists() else None,
+    }
+
+
+def _fingerprint_of_files(path: Path) -> list[Any]:
+    """Sizes and times of a file, or of those in a folder."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in found if file.is_file()]
+
+
+def _holds_all(path: Path, content: str) -> bool:
+    """Whether the store is there, whole, and the one that was written."""
+    if not is_store(path):
+        return False
+    store = ActivationStore.open(path)
+    return store.n_committed == len(store) and store.journal_hash == content
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a store of other inputs another name: hours of work are not deleted."""
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.stem}.{n}{path.suffix}").exists())
+    target = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    rename(path, target)
+    return target
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

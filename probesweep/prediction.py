@@ -1,0 +1,305 @@
+"""A trained probe on new prompts: the model runs up to the probe's layer, and every prompt gets a score."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Shaped
+
+from activation_store.chat import Question
+from activation_store.dataset import read_all_columns
+from activation_store.durable import commit_file
+from activation_store.loaded import LoadedModel, PromptFormat
+from gpu_probes import ArrayCellSource, Cell, SavedProbes
+from gpu_probes.apply import decide, predictions_of
+from gpu_probes.combine import combine
+from gpu_probes.metrics import PlattScaling
+from probesweep.card import CARD, CARD_VERSION
+from probesweep.errors import RequestError
+
+# pyarrow has no types.
+Table: TypeAlias = Any
+Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The best probe of a training, with the model that it reads.
+
+    Open with `Probe.load`. The model is loaded when the first prompt is scored, and kept.
+
+    Attributes
+    ----------
+    card : dict
+        What ``probe.json`` says.
+    coef : ndarray [output, feature]
+        In raw features; one output for numbers and two classes, one per class beyond.
+    intercept : ndarray [output]
+    model : str
+        Where the model is loaded from.
+    device : str
+    batch_size : int or None
+        Most prompts of a batch.
+    trust_remote_code : bool
+    """
+
+    card: dict[str, Any]
+    coef: Float64[np.ndarray, "output feature"]
+    intercept: Float64[np.ndarray, " output"]
+    model: str
+    device: str = "auto"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Probe:
+        """Open the best probe of a result folder.
+
+        Parameters
+        ----------
+        folder : str or Path
+            An ``--output_dir`` of ``probesweep train``.
+        model : str, optional
+            Where the same model lies now; by default where it was.
+        device : str
+            "auto", "cpu", "cuda", ...
+        batch_size : int, optional
+            Most prompts of a batch; by default as many as free memory allows.
+        trust_remote_code : bool
+            Run code that the model's repository brings.
+
+        Raises
+        ------
+        RequestError, ProbeError
+            There is no probe, or it was trained on activations that do not say how their prompts were made.
+        """
+        folder = Path(folder)
+        card = _read_card(folder)
+        saved, cell = SavedProbes.load(folder), Cell(card["layer"], card["position"])
+        at = saved.positions.index(cell.position), saved.layers.index(cell.layer)
+        where = model or card["prompts"]["model"]
+        return cls(card, saved.coef[at], saved.intercept[at], where, device, batch_size, trust_remote_code)
+
+    @property
+    def layer(self) -> int | str:
+        """Index into ``hidden_states``; a name where layers are joined."""
+        return self.card["layer"]
+
+    @property
+    def position(self) -> int | str:
+        """Negative token position; a name where positions are joined."""
+        return self.card["position"]
+
+    @property
+    def classes(self) -> tuple[float, ...] | None:
+        """The labels' classes, ascending; None for numbers."""
+        return None if self.card["classes"] is None else tuple(self.card["classes"])
+
+    @property
+    def direction(self) -> Float64[np.ndarray, "output feature"]:
+        """Coefficients at length 1, in raw features."""
+        return self.coef / np.linalg.norm(self.coef, axis=1, keepdims=True)
+
+    def score(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
+        """Calibrated scores of prompts.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of chat messages
+            As in the training's dataset: bare questions where that was extracted with a chat template.
+
+        Returns
+        -------
+        ndarray [prompt], or [prompt, class] for more than two classes
+            Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
+            the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
+        """
+        return self.calibrate(self.predict(prompts))
+
+    def predict(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
+        """Predictions as in the result files: numbers, the second class's probability, or one for every class."""
+        if isinstance(prompts, str):
+            raise RequestError("score takes a list of prompts; put a single one into brackets: probe.score([text])")
+        if not len(prompts):
+            return np.zeros(0 if len(self.coef) == 1 else (0, len(self.coef)))
+        values = predictions_of(self.decide(prompts), self.card["task_type"])
+        return values[:, 0] if values.shape[1] == 1 else values
+
+    def decide(
+        self, prompts: Sequence[Question], progress: Callable[[Blocks, int], Blocks] | None = None
+    ) -> Float64[np.ndarray, "prompt output"]:
+        """Decision values: what is ranked.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of chat messages
+        progress : callable, optional
+            Is given the blocks of rows and their number of prompts, and yields the blocks.
+        """
+        given = self.card["prompts"]
+        encoded = self._loaded.encode(prompts)
+        if list(encoded.positions) != given["positions"]:
+            raise RequestError(
+                f"the template's tail has positions {list(encoded.positions)}, in training {given['positions']}; "
+                "load the same tokenizer and template"
+            )
+        positions: list[int] = given["positions"] if self.card["join"] else [self.card["position"]]
+        decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
+        blocks = self._loaded.blocks(encoded, positions, max_rows=self.batch_size)
+        for rows, block in blocks if progress is None else progress(blocks, len(decision)):
+            source = combine(ArrayCellSource(block, given["layers"], positions), self.card["join"])
+            decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
+        return decision
+
+    def calibrate(self, predictions: Shaped[np.ndarray, "prompt ..."]) -> Shaped[np.ndarray, "prompt ..."]:
+        """Put predictions on the scale of the labels, as fitted on cross-validated predictions."""
+        found = self.card["calibration"]
+        if found["kind"] == "linear":
+            return found["slope"] * predictions + found["intercept"]
+        if found["kind"] == "platt":
+            return PlattScaling(found["slope"], found["intercept"]).apply(predictions)
+        return predictions
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        given = self.card["prompts"]
+        return LoadedModel.load(
+            self.model,
+            given["layers"],
+            PromptFormat(
+                use_chat_template=given["use_chat_template"],
+                template_kwargs=given["chat_template_kwargs"],
+                eoi_tokens=given["eoi_tokens"],
+                truncate_to=given["truncate_to"],
+            ),
+            dtype=given["dtype"],
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            expected={name: given[name] for name in ("weights", "tokenizer", "chat_template")},
+        )
+
+
+def score_dataset(
+    probe: Probe,
+    dataset_path: Path,
+    output_path: Path,
+    *,
+    question_column: str | None = None,
+    max_samples: int | None = None,
+    progress: Callable[[Blocks, int], Blocks] | None = None,
+) -> Table:
+    """Write a dataset with the probe's scores as new columns.
+
+    ``probe_score`` is calibrated, ``probe_prediction`` as in the result files; with more than two classes there is a
+    ``probe_score_CLASS`` for each.
+
+    Parameters
+    ----------
+    probe : Probe
+    dataset_path : Path
+        Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
+    output_path : Path
+        Ends in .parquet, .csv or .jsonl.
+    question_column : str, optional
+        Column of the prompts; by default the training's.
+    max_samples : int, optional
+        Use the first rows only.
+    progress : callable, optional
+        As `Probe.decide`.
+
+    Raises
+    ------
+    RequestError, StoreError
+        What is given cannot be used; the message says what, where, and how to mend it.
+    """
+    if output_path.suffix.lower() not in _WRITERS:
+        raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
+    questions, table = read_all_columns(
+        dataset_path, question_column or probe.card["prompts"]["question_column"], max_samples
+    )
+    predictions = predictions_of(probe.decide(questions, progress), probe.card["task_type"])
+    for name, values in _columns(probe, predictions).items():
+        if name in table.column_names:
+            raise RequestError(f"{dataset_path} has a column {name!r} already; rename it, or score the file without it")
+        table = table.append_column(name, pa.array(values))
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    commit_file(output_path, [_WRITERS[output_path.suffix.lower()](table)])
+    return table
+
+
+def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
+    """Score some prompts: a row for each, with the columns of `score_dataset`."""
+    predictions = predictions_of(probe.decide(texts), probe.card["task_type"])
+    return pd.DataFrame({"text": list(texts), **_columns(probe, predictions)})
+
+
+def _columns(probe: Probe, predictions: Float64[np.ndarray, "prompt output"]) -> dict[str, np.ndarray]:
+    if probe.classes is not None and len(probe.classes) > 2:
+        return {f"probe_score_{value:g}": predictions[:, index] for index, value in enumerate(probe.classes)}
+    return {"probe_score": probe.calibrate(predictions[:, 0]), "probe_prediction": predictions[:, 0]}
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / CARD
+    if not (folder / "run.json").exists():
+        raise RequestError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
+    if not path.exists():
+        raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
+    try:
+        card = json.loads(path.read_text())
+        version = card["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is not a probe's card ({error}); train again") from error
+    if version != CARD_VERSION:
+        raise RequestError(
+            f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"
+        )
+    if card["prompts"] is None:
+        raise RequestError(
+            f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "
+            "made; extract them with probesweep and train on that"
+        )
+    return card
+
+
+def _parquet(table: Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def _csv(table: Table) -> bytes:
+    sink = io.BytesIO()
+    try:
+        pacsv.write_csv(table, sink)
+    except pa.ArrowInvalid as error:
+        raise RequestError(
+            f"the dataset has a column that CSV cannot hold ({error}); write .parquet instead"
+        ) from error
+    return sink.getvalue()
+
+
+def _json_lines(table: Table) -> bytes:
+    return "".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()).encode()
+
+
+_WRITERS: dict[str, Callable[[Table], bytes]] = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}

@@ -1,0 +1,111 @@
+"""What a training asks of its stores: that they belong together, and their columns by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Shaped
+
+from activation_store import ActivationStore
+from activation_store.interop import PtActivations
+from gpu_probes import shared_prompts
+from probesweep.errors import RequestError
+
+logger = logging.getLogger(__name__)
+Activations: TypeAlias = ActivationStore | PtActivations
+
+
+def check_same_model(run: Mapping[str, Any], store: Activations) -> None:
+    """Refuse probes of another model's activations."""
+    trained, here = run.get("weights"), store.fingerprint.get("weights")
+    if None not in (trained, here) and trained != here:
+        raise RequestError(f"the probes were trained on another model than that of {store.path} (weights differ)")
+
+
+def check_same_origin(train: Activations, test: Activations) -> None:
+    """Refuse to test on another model's activations."""
+    for field in ("weights", "tokenizer", "chat_template_kwargs"):
+        values = [store.fingerprint.get(field) for store in (train, test)]
+        if None not in values and values[0] != values[1]:
+            raise RequestError(
+                f"{train.path} and {test.path} differ in {field}: {values[0]} and {values[1]}; "
+                "extract both with the same model and template"
+            )
+    origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train, test)]
+    days = [origin.get("template_day") for origin in origins]
+    if days[0] != days[1]:
+        logger.warning(
+            "the chat template can write the day into prompts: %s in the training rows', %s in the test rows'", *days
+        )
+
+
+def choose_labels(
+    wanted: Sequence[str], *, weights: str | None, groups: str | None, train: Activations, test: Activations
+) -> list[str]:
+    """The labels to predict: all of the training store's but weights and groups, unless some are named."""
+    held = [name for name in train.labels if name not in (weights, groups)]
+    if not _names_labels(train) and (weights or len(set(wanted)) > 1):
+        raise RequestError(f"{train.path} has one label without a name; --label_column can be given once")
+    needed = ((train, [*wanted, *filter(None, [weights])]), (test, wanted or held))
+    for store, names in needed:
+        missing = [name for name in names if name not in store.labels]
+        if missing and _names_labels(store):
+            raise RequestError(
+                f"{store.path} has no label {missing[0]!r}; it holds {', '.join(store.labels)}. Extract it with "
+                f"--label_column {missing[0]}, or choose another with --label_column"
+            )
+    if not (wanted or held):
+        raise RequestError(f"{train.path} holds no label besides the weights; extract it with another one")
+    return list(dict.fromkeys(wanted or held))
+
+
+def label(store: Activations, name: str) -> pd.Series:
+    """Values of a label; a ``.pt`` file's goes with any name."""
+    labels = store.labels
+    if _names_labels(store) and name not in labels:
+        raise RequestError(f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (--label_column)")
+    return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
+
+
+def has_column(store: Activations, name: str) -> bool:
+    """Whether a store has a column that can say which samples belong together."""
+    return name in _columns(store)
+
+
+def group_column(store: Activations, name: str) -> Shaped[np.ndarray, " sample"]:
+    """Values of a column that says which samples belong together."""
+    if name in store.labels:
+        return store.labels[name].to_numpy()
+    if not has_column(store, name) or not isinstance(store, ActivationStore):
+        raise RequestError(
+            f"{store.path} has no column {name!r} to group by (--groups); it holds {', '.join(_columns(store))}. "
+            f"Extract it with --group_column {name}"
+        )
+    return store.coordinate(name)
+
+
+def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool[np.ndarray, " test_sample"]:
+    """Which test prompts are among the training prompts; none where a ``.pt`` does not hold them."""
+    if train.questions is None or test.questions is None:
+        if dropped:
+            raise RequestError("--drop_overlap needs stores: a .pt file does not hold the prompts")
+        return np.zeros(test.n_samples, dtype=bool)
+    shared = shared_prompts(train.questions, test.questions)
+    if dropped and shared.all():
+        raise RequestError(
+            f"every prompt of {test.path} is among those of {train.path}: nothing is left to test on after "
+            "--drop_overlap; give other --test_activations"
+        )
+    return shared
+
+
+def _names_labels(store: Activations) -> bool:
+    return store.fingerprint.get("label_columns") is not None
+
+
+def _columns(store: Activations) -> list[str]:
+    return [*store.labels, *(store.fingerprint.get("group_columns") or ())]

@@ -1,0 +1,87 @@
+"""What all commands share at a terminal: how much they say, in which form, and how versions are shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+_LIBRARIES = ("torch", "transformers", "zarr", "numpy", "scikit-learn")
+
+
+@dataclass
+class Terminal:
+    """What the user wants to see.
+
+    Attributes
+    ----------
+    quiet : bool
+        No progress bars, no summaries.
+    as_json : bool
+        One JSON document on stdout in place of text.
+    debug : bool
+        Tracebacks of errors.
+    """
+
+    quiet: bool = False
+    as_json: bool = False
+    debug: bool = False
+
+    def summarize(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
+        """Say what was done; nothing where quiet."""
+        if self.as_json or not self.quiet:
+            self.answer(text, document)
+
+    def answer(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
+        """Print what was asked for."""
+        click.echo(json.dumps(document(), indent=2, allow_nan=False) if self.as_json else text())
+
+    def note(self, text: str) -> None:
+        """Say on stderr what is done next."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+
+class Command(click.Command):
+    """A command with the options that all commands have."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(["--quiet"], is_flag=True, help="No progress bars, no summary."),
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON document on stdout in place of text."),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run with what the common options say."""
+        terminal = ctx.ensure_object(Terminal)
+        for name in ("quiet", "as_json", "debug"):
+            setattr(terminal, name, ctx.params.pop(name))
+        if terminal.quiet:
+            # Read when tqdm is imported, which commands do after this.
+            os.environ["TQDM_DISABLE"] = "1"
+        return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """Commands with the options that all commands have."""
+
+    command_class = Command
+
+
+def show_versions(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    """Print the versions of what decides results, and the device, and end."""
+    if not wanted or ctx.resilient_parsing:
+        return
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+    libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
+    click.echo("\n".join([f"probesweep {version('probesweep')}", *libraries, f"device: {device}"]))
+    ctx.exit()

@@ -1,0 +1,279 @@
+"""From two stores to result folders: fit every cell, say how far the scores can be trusted, write it all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from activation_store.durable import commit_file
+from activation_store.interop import open_activations
+from gpu_probes import About, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
+from gpu_probes.cells import CellSource
+from gpu_probes.combine import SomeRows, combine
+from probesweep.card import CARD, describe_probe
+from probesweep.errors import RequestError
+from probesweep.stores import (
+    Activations,
+    check_same_origin,
+    choose_labels,
+    group_column,
+    has_column,
+    label,
+    shared_rows,
+)
+
+_STATISTICS = partial(tqdm, unit="part", desc="statistics")
+# What does not change the results, or says where they go.
+_NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Fit a linear probe at every layer and position of a store, and write what was found.
+
+    Parameters
+    ----------
+    train_activations, test_activations : str or Path
+        Stores, or ``.pt`` files of the original scripts.
+    output_dir : str or Path
+        Folder for the results; several labels get a folder each in it.
+    label_column : str or sequence of str
+        Labels to predict; all of the training store's by default.
+    weight_column : str, optional
+        Label of the training store that holds sample weights.
+    groups : str, optional
+        Column of the training store whose samples are held out together.
+    split_repeats : bool
+        Let folds separate training prompts that are the same text.
+    drop_overlap : bool
+        Score test prompts that are among the training prompts apart.
+    join : str, optional
+        Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
+    budget_gib : float, optional
+        Memory for the fits; by default half of what is free, four fifths on a GPU.
+    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv, device
+        As `gpu_probes.SweepOptions`.
+    """
+
+    train_activations: str | Path
+    test_activations: str | Path
+    output_dir: str | Path
+    label_column: str | Sequence[str] = ()
+    task_type: Literal["auto", "regression", "classification"] = "auto"
+    probe: Literal["auto", "ridge", "logistic", "lda", "mass_mean"] = "auto"
+    join: str | None = None
+    alpha: float = 1.0
+    alphas: Sequence[float] | Literal["auto"] | None = None
+    fit_intercept: bool = False
+    standardize: bool = False
+    weight_column: str | None = None
+    k_fold: bool = False
+    n_folds: int = 5
+    seed: int = 42
+    groups: str | None = None
+    split_repeats: bool = False
+    drop_overlap: bool = False
+    permutations: int = 0
+    nested_cv: bool = True
+    device: str = "auto"
+    budget_gib: float | None = None
+
+    def run(self) -> dict[str, Path]:
+        """Train, unless the folder holds the results of this very request.
+
+        Returns
+        -------
+        dict of Path
+            The result folder of every label.
+
+        Raises
+        ------
+        RequestError, StoreError, ProbeError
+            The request cannot be carried out; the message says what, where, and how to mend it.
+        """
+        if not self.is_finished():
+            self._train()
+        return self.folders
+
+    def is_finished(self) -> bool:
+        """Whether the folders hold all files of this request."""
+        return all(_holds(folder, self._request) for folder in self.folders.values())
+
+    @cached_property
+    def folders(self) -> dict[str, Path]:
+        """Where the results of each label go."""
+        output_dir = Path(self.output_dir)
+        several = len(self._labels) > 1
+        return {name: output_dir / name if several else output_dir for name in self._labels}
+
+    @cached_property
+    def _stores(self) -> tuple[Activations, Activations]:
+        train, test = open_activations(self.train_activations), open_activations(self.test_activations)
+        check_same_origin(train, test)
+        return train, test
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        train, test = self._stores
+        wanted = [self.label_column] if isinstance(self.label_column, str) else self.label_column
+        return choose_labels(wanted, weights=self.weight_column, groups=self.groups, train=train, test=test)
+
+    @cached_property
+    def _request(self) -> dict[str, Any]:
+        """What decides the results."""
+        train, test = self._stores
+        return {
+            "probesweep": version("probesweep"),
+            "train": _describe(train),
+            "test": _describe(test),
+            "labels": self._labels,
+            "options": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(self).items()
+                if name not in _NOT_REQUESTED
+            },
+        }
+
+    def _train(self) -> None:
+        train, test = self._stores
+        for folder in self.folders.values():
+            _check_writable(folder)
+        shared = shared_rows(train, test, dropped=self.drop_overlap)
+        rows = _Rows(train, test, self.join, ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool))
+        given = self._sweep_options(train)
+        labels = {name: (label(train, name), label(test, name)) for name in self._labels}
+        results = sweep_labels(
+            rows.train_cells,
+            {name: values for name, (values, _) in labels.items()},
+            rows.test_cells,
+            {name: values[rows.kept] for name, (_, values) in labels.items()},
+            **vars(given),
+        )
+        about = rows.about(self.groups)
+        for name, folder in self.folders.items():
+            inference = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
+            inference["overlap"] = self._overlap(results[name], rows, labels[name][1], shared)
+            self._write(name, folder, results[name], inference)
+
+    def _sweep_options(self, train: Activations) -> SweepOptions:
+        weights = self.weight_column
+        return SweepOptions(
+            task_type=self.task_type,
+            probe=self.probe,
+            alpha=self.alpha,
+            alphas=self.alphas,
+            k_fold=self.k_fold,
+            n_folds=self.n_folds,
+            seed=self.seed,
+            nested_cv=self.nested_cv,
+            groups=None if self.groups is None else group_column(train, self.groups),
+            prompts=None if self.split_repeats else train.questions,
+            permutations=self.permutations,
+            fit_intercept=self.fit_intercept,
+            standardize=self.standardize,
+            sample_weight=None if weights is None else train.labels[weights],
+            device=self.device,
+            budget_bytes=None if self.budget_gib is None else int(self.budget_gib * 2**30),
+            progress=partial(tqdm, unit="block of cells", desc="train"),
+        )
+
+    def _overlap(self, result: SweepResult, rows: _Rows, test_labels: Any, shared: Bool[np.ndarray, " row"]) -> Any:
+        if rows.train.questions is None or rows.test.questions is None:
+            return {"n_shared": None, "reason": "a .pt file does not hold the prompts"}
+        return compare_overlap(result, rows.all_test_cells, test_labels, shared, dropped=self.drop_overlap)
+
+    def _write(self, name: str, folder: Path, result: SweepResult, inference: dict[str, Any]) -> None:
+        train = self._stores[0]
+        (folder / "run.json").unlink(missing_ok=True)
+        (folder / CARD).unlink(missing_ok=True)
+        files = [*result.save(folder), "inference.json"]
+        commit_file(folder / "inference.json", [encode_json(inference)])
+        card = describe_probe(name, result, inference, train, self.join)
+        if card is not None:
+            commit_file(folder / CARD, [encode_json(card)])
+            files.append(CARD)
+        # run.json comes last: where it stands, the files that it names are whole and belong to its request.
+        run = {
+            "request": self._request,
+            "label": name,
+            "model": train.fingerprint.get("model"),
+            "weights": train.fingerprint.get("weights"),
+            "position_tokens": train.position_tokens,
+            "files": sorted(files),
+        }
+        commit_file(folder / "run.json", [encode_json(run)])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of both stores, and which of the test rows are scored."""
+
+    train: Activations
+    test: Activations
+    join: str | None
+    kept: Bool[np.ndarray, " test_sample"]
+
+    @cached_property
+    def train_cells(self) -> CellSource:
+        return combine(self.train, self.join)
+
+    @cached_property
+    def all_test_cells(self) -> CellSource:
+        return combine(self.test, self.join)
+
+    @cached_property
+    def test_cells(self) -> CellSource:
+        return self.all_test_cells if self.kept.all() else SomeRows(self.all_test_cells, self.kept)
+
+    def about(self, groups: str | None) -> About:
+        """What the stores know of their rows besides features and labels."""
+        lengths, test_lengths = self.train.n_tokens, self.test.n_tokens
+        numbers = {}
+        if lengths is not None and test_lengths is not None:
+            numbers = {"prompt_length": (lengths, test_lengths[self.kept])}
+        prompts, grouped = self.test.questions, groups is not None and has_column(self.test, groups)
+        return About(
+            train_prompts=self.train.questions,
+            test_prompts=None if prompts is None else _kept(prompts, self.kept),
+            test_groups=group_column(self.test, groups)[self.kept] if groups and grouped else None,
+            numbers=numbers,
+        )
+
+
+def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
+    return [text for text, keep in zip(texts, kept, strict=True) if keep]
+
+
+def _holds(folder: Path, request: dict[str, Any]) -> bool:
+    """Whether a folder holds all files of a request."""
+    path = folder / "run.json"
+    run = json.loads(path.read_text()) if path.exists() else {}
+    return run.get("request") == request and all((folder / name).exists() for name in run["files"])
+
+
+def _check_writable(output_dir: Path) -> None:
+    """Refuse, before the fit, a folder that cannot be made after it."""
+    nearest = next(folder for folder in (output_dir.absolute(), *output_dir.absolute().parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise RequestError(
+            f"cannot write to {output_dir}: {nearest} is not a folder that you may write to; give another --output_dir"
+        )
+
+
+def _describe(store: Activations) -> dict[str, Any]:
+    return {"path": str(store.path.resolve()), "n_samples": store.n_samples, "content": store.journal_hash}
+
+
+def encode_json(document: dict[str, Any]) -> bytes:
+    """Bytes of a JSON file; NaN is our own mistake."""
+    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,175 @@
+"""Wrong command lines, files and experiments: each gives exit 2 and one line that says what to do instead."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.conftest import QUESTIONS, save_model, train_tokenizer
+from tests.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_model) -> Path:
+    """A folder of data, models, stores and results, good and bad."""
+    place = tmp_path_factory.mktemp("mistakes")
+    shutil.copytree(tiny_model("llama"), place / "model")
+    save_model(place / "other", "qwen2")
+    save_model(place / "bare", "gpt2", tokenizer=train_tokenizer(None))
+    rng = np.random.default_rng(0)
+    good = pd.DataFrame({"question": [f"{q} ({k})" for k in range(3) for q in QUESTIONS]})
+    good["success_rate"], good["right"] = rng.random(len(good)), np.arange(len(good)) % 2
+    good["text"], good["number"] = "a", 1.5
+    good["gaps"] = [None, *[1.0] * (len(good) - 1)]
+    good.to_parquet(place / "d.parquet")
+    good.assign(question=good["question"] + "!").to_parquet(place / "e.parquet")
+    good.iloc[:0].to_parquet(place / "empty.parquet")
+    (place / "torn.parquet").write_bytes((place / "d.parquet").read_bytes()[:500])
+    (place / "notes.txt").write_text("no dataset")
+    (place / "bad.jsonl").write_text('{"question": "a", "success_rate": 1}\n{"question": "b",\n')
+    (place / "words.csv").write_text("question,success_rate\nHi,high\n")
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    (place / "chat.jsonl").write_text(json.dumps({"question": messages, "success_rate": 1}) + "\n")
+    (place / "splits").mkdir()
+    (place / "splits/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (place / "pickled.pt").write_bytes(b"\x80\x04}.")
+    torch.save({"activations": torch.zeros(2, 1, 1, 3)}, place / "partial.pt")
+    for name, model, data, layers in (
+        ("a", "model", "d", "0,1,3"),
+        ("b", "model", "e", "0,1,3"),
+        ("few", "model", "e", "1"),
+        ("o", "other", "e", "0,1,3"),
+    ):
+        options = [
+            "--use_chat_template",
+            "--label_column",
+            "success_rate",
+            "--label_column",
+            "right",
+            "--layers",
+            layers,
+        ]
+        output = ("--output_path", place / f"{name}.zarr")
+        done = run("extract", "--model", place / model, "--dataset_path", place / f"{data}.parquet", *output, *options)
+        assert done.returncode == 0, done.stderr
+    train = ("train", "--train_activations", place / "a.zarr", "--test_activations", place / "b.zarr")
+    label = ("--label_column", "success_rate")
+    assert run(*train, *label, "--output_dir", place / "results", "--k_fold").returncode == 0
+    assert run(*train, *label, "--output_dir", place / "unchosen").returncode == 0
+    return place
+
+
+EXTRACT = "extract --model model --output_path new --use_chat_template --dataset_path"
+TRAIN = "train --train_activations a.zarr --test_activations b.zarr --output_dir new --label_column success_rate"
+COMMANDS = [
+    # The command itself.
+    ("extarct", "'extract'"),
+    ("extract", "Missing option '--model'"),
+    ("extract --modle model", "--model"),
+    ("train --train_activations a.zarr --output_dir new", "Missing option '--test_activations'"),
+    ("completion tcsh", "'bash', 'zsh', 'fish'"),
+    (f"{TRAIN} --task_type numbers", "'regression', 'classification'"),
+    (f"{TRAIN} --n_folds five", "not a valid integer"),
+    # Datasets.
+    (f"{EXTRACT} none.parquet", "give a parquet, .csv or .jsonl file"),
+    (f"{EXTRACT} notes.txt", "give a parquet, .csv or .jsonl file"),
+    (f"{EXTRACT} torn.parquet", "cannot be read as parquet"),
+    (f"{EXTRACT} bad.jsonl", "line 2 is not JSON"),
+    (f"{EXTRACT} splits", "give one of them: splits/train, splits/test"),
+    (f"{EXTRACT} empty.parquet", "has no rows"),
+    (f"{EXTRACT} d.parquet --label_column rate", "it has question, success_rate, right"),
+    (f"{EXTRACT} d.parquet --question_column prompt", "it has question, success_rate, right"),
+    (f"{EXTRACT} d.parquet --question_column number", "values that are not text, the first in row 0"),
+    (f"{EXTRACT} d.parquet --label_column text", "drop those rows or make them numbers"),
+    (f"{EXTRACT} d.parquet --label_column gaps", "drop those rows or make them numbers"),
+    (f"{EXTRACT} words.csv", "drop those rows or make them numbers"),
+    (f"{EXTRACT} chat.jsonl", "cut the conversation there"),
+    (f"{EXTRACT} d.parquet --max_samples 0", "must be at least 1"),
+    # Models and prompts.
+    ("extract --model no/such --dataset_path d.parquet --output_path new", "cannot load the configuration of model"),
+    ("extract --model none.gguf --dataset_path d.parquet --output_path new", "give a hub id, a folder or a GGUF file"),
+    ("extract --model bare --dataset_path d.parquet --output_path new", "give --eoi_tokens N"),
+    ("extract --model model --dataset_path d.parquet --output_path new", "add --use_chat_template"),
+    ("extract --model model --dataset_path d.parquet --output_path new --truncate", "without --use_chat_template"),
+    (f"{EXTRACT} d.parquet --eoi_tokens 0", "must be at least 1"),
+    (f"{EXTRACT} d.parquet --max_length 20", "add --truncate"),
+    (f"{EXTRACT} d.parquet --max_length 99999", "the model takes 256 tokens at most"),
+    (f"{EXTRACT} d.parquet --chat_template_kwargs thinking", """write it as '{"key": value}'"""),
+    (f"""{EXTRACT} d.parquet --chat_template_kwargs {{"tokenize":false}}""", "give it the template's own variables"),
+    (f"{EXTRACT} d.parquet --layers 9", "this model has layers 0 to 3"),
+    (f"{EXTRACT} d.parquet --layers first", "write all, -1, 0,1,2 or 0-8"),
+    (f"{EXTRACT} d.parquet --device gpu", "try --device cpu"),
+    (f"{EXTRACT} d.parquet --device cpu --device_map auto", "leave out --device cpu"),
+    (f"{EXTRACT} d.parquet --dtype float99", "float32"),
+    (f"{EXTRACT} d.parquet --batch_size 0", "must be at least 1"),
+    (f"{EXTRACT} d.parquet --repair", "leave out --repair"),
+    ("extract --model model --use_chat_template --dataset_path d.parquet --output_path d.parquet", "d.parquet"),
+    ("extract --model model --use_chat_template --dataset_path e.parquet --output_path a.zarr", "dataset"),
+    # Trainings.
+    ("train --train_activations none.zarr --test_activations b.zarr --output_dir new", "no such store"),
+    ("train --train_activations results --test_activations b.zarr --output_dir new", "results"),
+    ("train --train_activations pickled.pt --test_activations b.zarr --output_dir new", "cannot be read as a .pt"),
+    ("train --train_activations partial.pt --test_activations b.zarr --output_dir new", "lacks labels"),
+    ("train --train_activations a.zarr --test_activations o.zarr --output_dir new", "extract both with the same model"),
+    ("train --train_activations a.zarr --test_activations few.zarr --output_dir new", "the same --layers"),
+    (f"{TRAIN} --label_column rate", "Extract it with --label_column rate, or choose another"),
+    (f"{TRAIN} --k_fold --n_folds 1", "folds"),
+    (f"{TRAIN} --k_fold --n_folds 99", "99"),
+    (f"{TRAIN} --k_fold --alphas 1;2", "write numbers with commas between"),
+    (f"{TRAIN} --alphas 1,2", "--k_fold"),
+    (f"{TRAIN} --alpha -1", "alpha"),
+    (f"{TRAIN} --k_fold --seed -1", "seed"),
+    (f"{TRAIN} --k_fold --groups topic", "Extract it with --group_column topic"),
+    (f"{TRAIN} --k_fold --join top", "use layers, mean, or LAYER@POSITION"),
+    (f"{TRAIN} --k_fold --join 2@-1", "layers: 0+1+3"),
+    (f"{TRAIN} --permutations 10", "use --k_fold"),
+    (f"{TRAIN} --k_fold --permutations -5", "use 0 or more"),
+    (f"{TRAIN} --k_fold --probe mass_mean --alphas 1,2", "leave out alphas"),
+    (f"{TRAIN} --device tpu", "device"),
+    (f"{TRAIN} --budget_gib 0", "--budget_gib"),
+    (f"{TRAIN} --track excel", "'wandb', 'mlflow', 'tensorboard'"),
+    ("train --train_activations a.zarr --test_activations a.zarr --output_dir new --drop_overlap", "give other"),
+    (
+        "train --train_activations a.zarr --test_activations b.zarr --output_dir d.parquet/new",
+        "give another --output_dir",
+    ),
+    # What comes after.
+    ("report a.zarr", "give an --output_dir of probesweep train"),
+    ("transfer unchosen none.zarr", "no such store"),
+    ("transfer a.zarr b.zarr", "give an --output_dir of probesweep train"),
+    ("transfer results o.zarr", "the probes were trained on another model"),
+    ("transfer results b.zarr --label_column rate", "it holds success_rate, right"),
+    ("predict --probe results", "give --dataset_path and --output_path, or --text"),
+    ("predict --probe results --dataset_path d.parquet", "give --dataset_path and --output_path, or --text"),
+    (
+        "predict --probe results --dataset_path d.parquet --output_path new.xlsx",
+        ".parquet, .csv, .jsonl; end it in one",
+    ),
+    ("predict --probe results --dataset_path none.csv --output_path new.csv", "give a parquet, .csv or .jsonl file"),
+    ("predict --probe results --text Hi --model other", "name the same model with --model"),
+    ("predict --probe unchosen --text Hi", "without --k_fold"),
+    ("predict --probe a.zarr --text Hi", "give an --output_dir of probesweep train"),
+    ("verify none.zarr", "no such store"),
+    ("inspect results", "results"),
+    ("export none.zarr new.pt", "no such store"),
+    ("import none.pt new", "no such file"),
+    ("import d.parquet new", "cannot be read as a .pt"),
+    ("run none.toml", "probesweep run --init"),
+    ("run d.parquet", "not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("command", "way_out"), COMMANDS, ids=[command for command, _ in COMMANDS])
+def test_a_mistake_is_one_line_with_the_way_out(command, way_out, place, monkeypatch):
+    monkeypatch.chdir(place)
+    done = run(*command.split())
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert way_out in done.stderr
+    assert done.stdout == ""
+    assert not list(Path().glob("new*"))
