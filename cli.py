@@ -255,7 +255,7 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
 
     Example: probesweep report results --figures
     """
-    from probesweep.report import report_on
+    from probesweep.reporting import report_on
 
     from gpu_probes.transfer import find_trainings
 

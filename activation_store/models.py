@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import gguf
 import torch
 from torch import nn
+from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -178,7 +179,7 @@ def _identify_weights(source: ModelSource, config_json: str) -> tuple[str | None
     patterns = (source.gguf_file,) if source.gguf_file else _WEIGHT_FILES
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
     digest = hashlib.sha256(config_json.encode())
-    for file in files:
+    for file in tqdm(files, unit="file", desc="weights' hash", delay=2):
         with file.open("rb") as stream:
             digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
     return None, f"sha256 {digest.hexdigest()}"

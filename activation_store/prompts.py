@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt64
+from tqdm import tqdm
 
 from activation_store.chat import (
     SENTINEL,
@@ -28,6 +29,7 @@ from activation_store.errors import InputError
 from activation_store.truncation import cut_to_fit
 
 _BATCH_ROWS = 1000
+_SHOWN_AFTER_S = 2
 _SHOWN_ROWS = 10
 # One prompt; an alias, because prompts of several lengths in one call would not share an axis name.
 TokenIds = Int[np.ndarray, "..."]
@@ -189,7 +191,8 @@ def encode_prompts(
         encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None).encode
     else:
         encode = _Plain(tokenizer, tail).encode
-    batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in range(0, len(questions), _BATCH_ROWS)]
+    starts = tqdm(range(0, len(questions), _BATCH_ROWS), unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
+    batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in starts]
     n_tokens = np.concatenate([batch.n_tokens for batch in batches])
     n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
     _check_cut([row for batch in batches for row in batch.not_cut], max_length)

@@ -187,7 +187,21 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(repr(self))}</pre>"
+        """What notebooks show: the axes with their names, and where the values come from."""
+        lengths = " x ".join(f"{length} {axis}s" for axis, length in zip(self.dims, self.shape, strict=True))
+        rows = {
+            "axes": f"{lengths}, {self.spec.dtype}, {self.spec.layout.store_nbytes / 2**20:.1f} MiB",
+            "committed": f"{self.n_committed} of {self.n_samples} samples",
+            "layers": f"{_span(self.layers)} (hidden_states index)",
+            "positions": ", ".join(
+                f"{position} {token!r}" if token else str(position)
+                for position, token in zip(self.positions, self.position_tokens, strict=True)
+            ),
+            "model": str(self.fingerprint.get("model")),
+            "labels": ", ".join(self.spec.label_columns),
+        }
+        cells = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>{html.escape(str(self.path))}</caption>{''.join(cells)}</table>"
 
     def __getitem__(self, rows: slice | int) -> Shaped[np.ndarray, "row layer position feature"]:
         """Activations of consecutive samples, such as ``store[100:200]``.

@@ -23,7 +23,7 @@ from activation_store.durable import commit_file, make_folder, rename
 from activation_store.metadata import is_store
 from gpu_probes import ProbeError
 from probesweep.errors import RequestError
-from probesweep.report import report_on
+from probesweep.reporting import report_on
 from probesweep.trackers import Kind, track
 from probesweep.training import Training, encode_json
 

@@ -86,7 +86,8 @@ def test_labels_and_coordinates(tmp_path):
     assert {"n_tokens", "success_rate", "question", "token_id", "token"} <= set(dataset.coords)
     assert dataset.activations.dims == store.dims == ("sample", "layer", "position", "feature")
     assert "sample: 11" in repr(store)
-    assert "&lt;ActivationStore" in store._repr_html_()
+    assert "<tr><th>axes</th><td>11 samples x " in store._repr_html_()
+    assert "&#x27;&lt;a&gt;&#x27;" in store._repr_html_()
     with pytest.raises(InputError, match="has no array 'nothing'; it has"):
         store.coordinate("nothing")
 
