@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,12 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
 from gpu_probes.nested import NestedCV, choose_by_fold
+from gpu_probes.notebook import CellPlots, card
 from gpu_probes.objective import ProbeKind, Solver, TaskType
 from gpu_probes.permutation import PermutationTest, compare_with_shuffles
+
+if TYPE_CHECKING:
+    import xarray
 
 Json = Any
 
@@ -152,6 +156,35 @@ class SweepResult:
             ]
         )
 
+    def to_xarray(self) -> "xarray.Dataset":
+        """Scores, probes and predictions with labelled axes; the reason of a cell is empty where there is none."""
+        import xarray
+
+        cell = ("position", "layer")
+        reasons = [[self.reason(p, i) or "" for i in range(len(self.layers))] for p in range(len(self.positions))]
+        arrays: dict[str, Any] = {
+            **{name: (cell, getattr(self, name)) for name in ("train_score", "test_score", "cv_score")},
+            "selected_alpha": (cell, self.selected_alpha),
+            "alpha_cv_score": ((*cell, "alpha"), self.alpha_cv_score),
+            "reason": (cell, reasons),
+            "coef": ((*cell, "output", "feature"), self.coef),
+            "intercept": ((*cell, "output"), self.intercept),
+            "train_predictions": ((*cell, "train_sample", "output"), self.train_predictions),
+            "test_predictions": ((*cell, "test_sample", "output"), self.test_predictions),
+            "cv_predictions": ((*cell, "train_sample", "output"), self.cv_predictions),
+            "train_labels": ("train_sample", self.train_labels),
+            "test_labels": ("test_sample", self.test_labels),
+        }
+        known = {name: array for name, array in arrays.items() if array[1] is not None}
+        axes = {"position": list(self.positions), "layer": list(self.layers), "alpha": list(self.alphas)}
+        return xarray.Dataset(known, axes, {"task_type": self.task_type, "probe": self.probe, "metric": self.metric})
+
+    @property
+    def plot(self) -> CellPlots:
+        """Figures: ``result.plot.heatmap()``, ``result.plot.layers()``."""
+        best = self.best
+        return CellPlots(self.to_frame(), self.metric, None if best is None else (best.cell.layer, best.cell.position))
+
     def save(self, output_dir: str | os.PathLike[str]) -> list[str]:
         """Write the result files into a folder, each whole or not at all.
 
@@ -197,6 +230,10 @@ class SweepResult:
             if name != Status.OK.name:
                 lines.append(f"  {count} cells {name}: {Status[name].value}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        return card(repr(self).splitlines(), self.to_frame())
 
     def _indices(self) -> list[tuple[int, int]]:
         return [(p, i) for p in range(len(self.positions)) for i in range(len(self.layers))]

@@ -1,0 +1,117 @@
+"""Figures of the best probe, each from a tidy table whose columns its docstring names.
+
+A column `row` says which marks the arrow keys walk along; tooltips show texts, so that nothing undefined turns into 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from gpu_probes.charts import PALETTE, WIDTH, Series, legend_of
+
+
+def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
+    """Columns actual, predicted, series, row and the tips."""
+    both = pd.concat([frame["actual"], frame["predicted"]])
+    points = (
+        alt.Chart(frame)
+        .mark_point(filled=True, size=34, opacity=0.6)
+        .encode(
+            alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False)),
+            alt.Y("predicted:Q", title="predicted", scale=alt.Scale(zero=False)),
+            legend_of(series),
+            tooltip=_tips(tips),
+        )
+    )
+    line = _diagonal(float(both.min()), float(both.max()), "actual", "predicted")
+    return alt.layer(line, points).properties(width=WIDTH, height=380)
+
+
+def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
+    """Columns fpr, tpr, series, row, order and the tips."""
+    x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]))
+    y = alt.Y("tpr:Q", title="true positive rate", scale=alt.Scale(domain=[0, 1]))
+    base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
+    line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
+    points = base.mark_point(filled=True, size=16, opacity=1).encode(colour, tooltip=_tips(tips))
+    return alt.layer(_diagonal(0, 1, "fpr", "tpr"), line, points).properties(width=WIDTH, height=380)
+
+
+def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
+    """Columns mean_predicted, fraction_positive, count, series, row and the tips."""
+    unit = alt.Scale(domain=[0, 1])
+    x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit)
+    y = alt.Y("fraction_positive:Q", title="share that is so", scale=unit)
+    base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
+    size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
+    line = base.mark_line(strokeWidth=1.75).encode(colour)
+    points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
+    diagonal = _diagonal(0, 1, "mean_predicted", "fraction_positive")
+    return alt.layer(diagonal, line, points).properties(width=WIDTH, height=380)
+
+
+def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
+    """Columns alpha, score, chosen, row and the tips."""
+    if (frame["alpha"] > 0).all():
+        x = alt.X("alpha:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="alpha")
+        x = x.axis(values=sorted(frame["alpha"]), format="~g", labelOverlap="greedy")
+    else:
+        x = alt.X("alpha:O", title="alpha", axis=alt.Axis(labelAngle=0, format="~g"))
+    y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False))
+    base = alt.Chart(frame[frame["score"].notna()]).encode(x, y)
+    line = base.mark_line(color=PALETTE["accent"], strokeWidth=2)
+    points = base.mark_point(filled=True, size=50, color=PALETTE["accent"], opacity=1).encode(tooltip=_tips(tips))
+    chosen = alt.Chart(frame[frame["chosen"]]).encode(x, y, tooltip=_tips(tips))
+    mark = chosen.mark_point(
+        size=150, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
+    )
+    return alt.layer(line, points, mark).properties(width=WIDTH, height=260)
+
+
+def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
+    """Columns name, score, low, high, series, row and the tips; a line of names, a point for each series."""
+    names = alt.Scale(domain=list(dict.fromkeys(frame["name"])))
+    y = alt.Y("name:N", title=None, sort=None, scale=names, axis=alt.Axis(labelLimit=170, grid=True))
+    offset = alt.YOffset("series:N", scale=alt.Scale(domain=[one.name for one in series]))
+    x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False))
+    colour = legend_of(series)
+    bars = alt.Chart(frame[frame["low"].notna()]).mark_rule(strokeWidth=2)
+    bars = bars.encode(y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), alt.X2("high:Q"), colour)
+    points = alt.Chart(frame).mark_point(filled=True, size=75, opacity=1)
+    points = points.encode(y, offset, x, colour, tooltip=_tips(tips))
+    return alt.layer(bars, points).properties(width=WIDTH, height=48 * frame["name"].nunique())
+
+
+def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
+    """Columns low, high, count, row and the tips; `observed`: score, row, and the tips."""
+    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False))
+    bars = alt.Chart(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
+    bars = bars.encode(x, alt.X2("high:Q"), alt.Y("count:Q", title="shuffles"), alt.Y2("none:Q"), tooltip=_tips(tips))
+    rule = alt.Chart(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
+    line = rule.mark_rule(stroke=PALETTE["accent"], strokeWidth=2.5)
+    text = rule.mark_text(align="right", dx=-6, y=8, fill=PALETTE["accent"], fontWeight="bold", fontSize=12)
+    named = text.encode(text="label:N", tooltip=alt.value(None))
+    return alt.layer(bars, line, named).properties(width=WIDTH, height=220)
+
+
+def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
+    """Columns n_rows, score, series, row and the tips."""
+    x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True))
+    base = alt.Chart(frame).encode(x, alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)))
+    colour = legend_of(series)
+    line = base.mark_line(strokeWidth=2).encode(colour)
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(colour, tooltip=_tips(tips))
+    return alt.layer(line, points).properties(width=WIDTH, height=260)
+
+
+def _diagonal(low: float, high: float, x: str, y: str) -> alt.Chart:
+    ends = pd.DataFrame({x: [low, high], y: [low, high]})
+    line = alt.Chart(ends).mark_line(stroke=PALETTE["others"], strokeDash=[4, 4], strokeWidth=1.25)
+    return line.encode(alt.X(f"{x}:Q"), alt.Y(f"{y}:Q"))
+
+
+def _tips(names: Sequence[str]) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{name}:N") for name in names]

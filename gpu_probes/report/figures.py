@@ -1,0 +1,374 @@
+"""The figures of a page, made of a result folder: each with a title, a caption and its data as a table of texts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from gpu_probes import charts
+from gpu_probes.charts import Reference, Series, score_title
+from gpu_probes.report import curves
+from gpu_probes.report.baselines import strongest
+from gpu_probes.report.load import SavedResults
+from gpu_probes.report.predictions import MOST_POINTS, Predicted, classes_of, held_out, roc_table, thinned
+from gpu_probes.wording import METRICS, interval, number, one_line, position_text
+
+TEST, HELD_OUT = Series("test rows", "accent"), Series("training rows, each held out in cross-validation", "others")
+_CV, _NESTED = Series("cross-validation", "others"), Series("nested cross-validation, 95 % interval", "honest")
+_TESTED = Series("test, 95 % interval", "accent")
+_CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart, what it says, and its data.
+
+    Attributes
+    ----------
+    name : str
+        Of its files and its place on the page.
+    table : DataFrame
+        The data as readers see them.
+    min_width : int
+        Below so many pixels the figure scrolls in a box of its own.
+    """
+
+    name: str
+    title: str
+    caption: str
+    chart: alt.LayerChart
+    table: pd.DataFrame
+    min_width: int = 260
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A figure that these results do not have, and why; `expected` if readers may look for it."""
+
+    name: str
+    title: str
+    reason: str
+    expected: bool = True
+
+
+def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
+    """Scores over layers and positions."""
+    shown, note = (score, "") if score else _shown_score(results)
+    cells, best = results.cells, results.best_cell
+    chart = charts.heatmap(cells, metric=results.performance["metric"], score=shown, best=best, tokens=results.tokens)
+    undefined = int(cells[shown].isna().sum())
+    caption = f"The {charts.SCORES[shown]} of each cell. {note}"
+    if best is not None:
+        layer, position = best
+        caption += f"The dot marks the best by cross-validation: layer {one_line(layer)}, position "
+        caption += f"{position_text(position, results.tokens.get(position))}. "
+    if undefined:
+        caption += f"{undefined} {'cell has' if undefined == 1 else 'cells have'} no score (grey, crossed out). "
+    caption += "Layers are indices into hidden_states (0 = embeddings); position -1 is the last token."
+    table = charts.readable(cells, results.tokens)
+    width = 110 + 9 * len(results.performance["layer_indices"])
+    return Figure("heatmap", "Where it can be read", caption, chart, table, width)
+
+
+def layers(results: SavedResults) -> Figure | Absent:
+    """Scores along the layers beside the estimates that can be trusted and the strongest baseline."""
+    shown, note = _shown_score(results)
+    chart = charts.layers(
+        results.cells,
+        metric=results.performance["metric"],
+        score=shown,
+        best=results.best_cell,
+        tokens=results.tokens,
+        references=_references(results) if shown == "cv_score" else (),
+    )
+    caption = f"The {charts.SCORES[shown]} along the layers, a line for each position. {note}"
+    if results.best is not None:
+        caption += (
+            "The best of many cells is too high by construction: nested cross-validation (band: its interval) and the "
+            "test score (diamond) say what to expect."
+        )
+    columns = ["position", "layer", *charts.SCORES.values(), "alpha"]
+    table = charts.readable(results.cells, results.tokens)[columns]
+    return Figure("layers", "Along the layers", caption.strip(), chart, table)
+
+
+def predictions(results: SavedResults) -> Figure | Absent:
+    """Predicted against actual numbers."""
+    name, title = "predictions", "Predicted against actual"
+    if classes_of(results):
+        return Absent(name, title, "the labels are classes", expected=False)
+    parts = held_out(results)
+    if not parts:
+        return Absent(name, title, results.why_no_best)
+    table = pd.concat([_points(part) for part in parts], ignore_index=True)
+    series = [TEST if part.split == "test" else HELD_OUT for part in parts]
+    # The training rows come first, so that the test rows lie on top.
+    chart = curves.diagonal_scatter(table[::-1], series, ["series", "row number", "actual value", "predicted value"])
+    caption = "The best probe on rows that it did not see; on the dashed line predictions are right."
+    most = max(len(part.actual) for part in parts)
+    if most > MOST_POINTS:
+        caption += (
+            f" Of more than {MOST_POINTS:,} rows an even selection in their order is drawn, {MOST_POINTS:,} each."
+        )
+    return Figure(name, title, caption, chart, table[["series", "row number", "actual value", "predicted value"]])
+
+
+def roc(results: SavedResults) -> Figure | Absent:
+    """True against false positive rate."""
+    name, title = "roc", "ROC curve"
+    if not classes_of(results):
+        return Absent(name, title, "the labels are numbers", expected=False)
+    if not held_out(results):
+        return Absent(name, title, results.why_no_best)
+    table = roc_table(results)
+    if not len(table):
+        return Absent(name, title, "a class is missing among the labels")
+    several = len(classes_of(results)) > 2
+    names = list(dict.fromkeys(table["series"]))
+    colours = (
+        _CLASS_COLOURS * 2 if several else tuple(TEST.colour if one == TEST.name else HELD_OUT.colour for one in names)
+    )
+    series = [Series(one, colour) for one, colour in zip(names, colours, strict=False)]
+    tips = ["series", "threshold", "false positives", "true positives"]
+    caption = "Share of the positive rows found against share of the others taken for them, as the threshold falls."
+    if several:
+        caption += f" Each class against all others, {held_out(results)[0].title}"
+        left_out = len(classes_of(results)) - len(names)
+        caption += f"; {left_out} classes are not drawn." if left_out else "."
+    return Figure(name, title, caption, curves.roc(table, series, tips), table[tips])
+
+
+def reliability(results: SavedResults) -> Figure | Absent:
+    """Predicted probability against how often it is so."""
+    name, title = "reliability", "Reliability"
+    if not classes_of(results):
+        return Absent(name, title, "the labels are numbers", expected=False)
+    scores, reason = results.part("scores")
+    if scores is None:
+        return Absent(name, title, reason)
+    platt = (results.part("platt")[0] or {}).get("test_scores") or {}
+    split = "test" if "test" in scores else "cv"
+    found = [(f"{split}, as fitted", "accent", scores.get(split) or {})]
+    found += [("test, after Platt scaling", "honest", platt)] if platt.get("reliability") else []
+    bins = [_bins(one, content.get("reliability")) for one, _, content in found]
+    table = pd.concat(bins, ignore_index=True)
+    if not len(table):
+        return Absent(name, title, "its bins are not in inference.json")
+    tips = ["series", "predicted", "share that is so", "rows"]
+    chart = curves.reliability(table, [Series(one, colour) for one, colour, _ in found], tips)
+    errors = "; ".join(f"{one} {number(content.get('ece'))}" for one, _, content in found)
+    what = "the second class" if len(classes_of(results)) == 2 else "the class chosen"
+    caption = (
+        f"In ten bins of the predicted probability of {what}: how often it is so. Larger points hold more rows. "
+        f"Expected calibration error: {errors}."
+    )
+    return Figure(name, title, caption, chart, table[tips])
+
+
+def alphas(results: SavedResults) -> Figure | Absent:
+    """Score of the best cell at each alpha."""
+    name, title = "alphas", "The penalty"
+    if results.best is None:
+        return Absent(name, title, results.why_no_best)
+    path = results.best.get("alpha_cv_scores")
+    if not path:
+        return Absent(name, title, "one alpha was fitted")
+    table = pd.DataFrame({"alpha": [float(alpha) for alpha in path], "score": list(path.values())}, dtype=np.float64)
+    table = table.sort_values("alpha", ignore_index=True)
+    table["chosen"] = table["alpha"] == results.best["selected_alpha"]
+    table["penalty"] = [f"{alpha:g}" for alpha in table["alpha"]]
+    table["CV score"] = [number(score) for score in table["score"]]
+    table["row"] = "alpha"
+    chart = curves.alpha_path(table, score_title("cv_score", results.performance["metric"]), ["penalty", "CV score"])
+    at = results.best["selected_alpha"]
+    caption = f"CV score of the best cell at each alpha. The highest, at alpha {at:g}, was chosen."
+    if at in (table["alpha"].iloc[0], table["alpha"].iloc[-1]):
+        caption += " That is an end of the grid: a better one may lie beyond."
+    return Figure(name, title, caption, chart, table[["penalty", "CV score"]])
+
+
+def comparison(results: SavedResults) -> Figure | Absent:
+    """The best probe's optimistic and honest scores, and the baselines."""
+    name, title = "comparison", "How far to trust it, and what it beats"
+    if results.best is None:
+        return Absent(name, title, results.why_no_best)
+    table = pd.DataFrame(_compared(results))
+    table = table[table["score"].notna()].reset_index(drop=True)
+    table["row"] = table["name"]
+    table["value"] = [number(score) for score in table["score"]]
+    used = [one for one in (_CV, _NESTED, _TESTED) if one.name in set(table["series"])]
+    tips = ["name", "series", "value", "95 % interval"]
+    metric = f"score ({METRICS.get(results.performance['metric'], results.performance['metric'])})"
+    caption = (
+        "The best probe's CV score is the highest of all cells and alphas, so optimistic. Nested cross-validation "
+        "chooses anew for each fold and scores on rows that had no part in the choice. Intervals leave out that other "
+        "training rows give another probe."
+    )
+    return Figure(name, title, caption, curves.comparison(table, used, metric, tips), table[tips])
+
+
+def permutations(results: SavedResults) -> Figure | Absent:
+    """Highest score of each shuffle of the labels, and the one observed."""
+    name, title = "permutations", "Against shuffled labels"
+    found, reason = results.part("permutation")
+    if found is None or found.get("p_best") is None:
+        return Absent(name, title, reason or found["reason"])
+    null = np.asarray([value for value in found["null_max"] if value is not None], dtype=np.float64)
+    counts, edges = np.histogram(null, bins=min(40, max(5, len(null) // 5)))
+    bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts, "row": "null"})
+    bins["highest score"] = [f"{low:.3f} to {high:.3f}" for low, high in itertools.pairwise(edges)]
+    bins["shuffles"] = [str(count) for count in counts]
+    observed = found["observed_max"]
+    own = pd.DataFrame([{"score": observed, "row": "null", "label": f"true labels {observed:.3f}"}])
+    own["highest score"], own["shuffles"] = own["label"], ""
+    metric = score_title("cv_score", results.performance["metric"])
+    chart = curves.null_histogram(bins, own, f"highest {metric} in any cell", ["highest score", "shuffles"])
+    caption = (
+        f"Highest CV score in any cell after each of {found['n_permutations']:,} shuffles of the labels, "
+        f"{found['shuffled']}, beside that of the true labels (line). p = {found['p_best']:.3g} for all cells together."
+    )
+    return Figure(name, title, caption, chart, bins[["highest score", "shuffles"]])
+
+
+def learning_curve(results: SavedResults) -> Figure | Absent:
+    """Score of the best cell by the number of training rows."""
+    name, title = "learning_curve", "With more rows"
+    points, reason = results.part("learning_curve")
+    if points is None:
+        return Absent(name, title, reason)
+    cv, test = Series("cross-validation", "others"), Series("test", "accent")
+    rows = [
+        {
+            "n_rows": point["n_rows"],
+            "score": point[f"{key}_score"],
+            "series": one.name,
+            "alpha": number(point["alpha"], "g"),
+        }
+        for one, key in ((test, "test"), (cv, "cv"))
+        for point in points
+        if point[f"{key}_score"] is not None
+    ]
+    if not rows:
+        return Absent(name, title, "no share of the training rows gives a score")
+    table = pd.DataFrame(rows)
+    table["row"], table["training rows"] = table["series"], [f"{n:,}" for n in table["n_rows"]]
+    table["value"] = [number(score) for score in table["score"]]
+    tips = ["series", "training rows", "value", "alpha"]
+    metric = f"score ({METRICS.get(results.performance['metric'], results.performance['metric'])})"
+    used = [one for one in (test, cv) if one.name in set(table["series"])]
+    caption = "The best cell fitted on growing parts of its training rows; the rows that it is scored on stay the same."
+    return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), table[tips])
+
+
+FIGURES: tuple[Callable[[SavedResults], Figure | Absent], ...] = (
+    heatmap,
+    layers,
+    predictions,
+    roc,
+    reliability,
+    comparison,
+    permutations,
+    alphas,
+    learning_curve,
+)
+
+
+def _shown_score(results: SavedResults) -> tuple[str, str]:
+    """The column to draw, and why it is not that of cross-validation."""
+    for score in ("cv_score", "test_score", "train_score"):
+        if results.cells[score].notna().any():
+            why = f"({results.why_no_best[0].upper()}{results.why_no_best[1:]}.) " if score != "cv_score" else ""
+            return score, why
+    return "cv_score", ""
+
+
+def _references(results: SavedResults) -> list[Reference]:
+    """Nested cross-validation, the strongest baseline, and the test score at the best layer."""
+    references: list[Reference] = []
+    intervals = results.part("intervals")[0] or {}
+    nested = (results.part("nested_cv")[0] or {}).get("score")
+    if nested is not None:
+        references.append(Reference(_NESTED, nested, *_ends(intervals.get("nested_cv_score"))))
+    baseline = strongest(results)
+    if baseline is not None and baseline["cv_score"] is not None:
+        series = Series(f"{one_line(baseline['title'])}, cross-validation", "baseline")
+        references.append(Reference(series, baseline["cv_score"]))
+    best, cell = results.best, results.best_cell
+    if best is not None and cell is not None and best["test_score"] is not None:
+        low, high = _ends(intervals.get("test_score"))
+        references.append(Reference(Series(_TESTED.name, "extra"), best["test_score"], low, high, cell[0]))
+    return references
+
+
+def _ends(found: dict[str, Any] | None) -> tuple[float | None, float | None]:
+    return (None, None) if found is None else (found["low"], found["high"])
+
+
+def _points(part: Predicted) -> pd.DataFrame:
+    kept = thinned(len(part.actual))
+    actual, predicted = part.actual[kept], part.predictions[kept]
+    return pd.DataFrame(
+        {
+            "series": part.title,
+            "row": part.title,
+            "row number": [str(row) for row in kept],
+            "actual": actual,
+            "predicted": predicted,
+            "actual value": [number(value) for value in actual],
+            "predicted value": [number(value) for value in predicted],
+        }
+    )
+
+
+def _bins(series: str, curve: list[dict[str, Any]] | None) -> pd.DataFrame:
+    """Bins of a reliability curve that hold rows."""
+    full = [one for one in curve or [] if one["count"]]
+    return pd.DataFrame(
+        [
+            {
+                **one,
+                "series": series,
+                "row": series,
+                "predicted": number(one["mean_predicted"]),
+                "share that is so": number(one["fraction_positive"]),
+                "rows": str(one["count"]),
+            }
+            for one in full
+        ]
+    )
+
+
+def _compared(results: SavedResults) -> list[dict[str, Any]]:
+    """A record for each score: of the best probe, and of every baseline."""
+    assert results.best is not None
+    intervals, baselines = results.part("intervals")[0] or {}, results.part("baselines")[0] or {}
+    nested = (results.part("nested_cv")[0] or {}).get("score")
+    probe = "best probe"
+    records = [
+        _record(probe, _CV, results.best["cv_score"], None),
+        _record(probe, _NESTED, nested, intervals.get("nested_cv_score")),
+        _record(probe, _TESTED, results.best["test_score"], intervals.get("test_score")),
+    ]
+    for one in baselines.values():
+        title = one_line(one["title"])
+        records.append(_record(title, _CV, one["cv_score"], None))
+        records.append(_record(title, _TESTED, one["test_score"], one["test_interval"]))
+    return records
+
+
+def _record(name: str, series: Series, score: float | None, found: dict[str, Any] | None) -> dict[str, Any]:
+    low, high = _ends(found)
+    text = interval(found) or "not known"
+    ends = {"low": np.nan if low is None else low, "high": np.nan if high is None else high}
+    return {
+        "name": name,
+        "series": series.name,
+        "score": np.nan if score is None else score,
+        "95 % interval": text,
+    } | ends

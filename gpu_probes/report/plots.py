@@ -1,0 +1,65 @@
+"""The page's figures as Altair charts, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import altair as alt
+
+from gpu_probes.errors import ProbeError
+from gpu_probes.report import figures
+from gpu_probes.report.figures import Absent, Figure
+from gpu_probes.report.load import SavedResults
+
+
+@dataclass(frozen=True)
+class SavedPlots:
+    """Figures of a result folder; one that it does not have is a `ProbeError` with the reason."""
+
+    results: SavedResults
+
+    def heatmap(self, score: str | None = None) -> alt.LayerChart:
+        """Layer by position, the best cell marked; `score` is a column of `to_frame()`, by default the CV score."""
+        return _chart(figures.heatmap(self.results, score))
+
+    def layers(self) -> alt.LayerChart:
+        """Score along the layers, with the estimates that can be trusted."""
+        return self._draw(figures.layers)
+
+    def predictions(self) -> alt.LayerChart:
+        """Predicted against actual numbers."""
+        return self._draw(figures.predictions)
+
+    def roc(self) -> alt.LayerChart:
+        """True against false positive rate."""
+        return self._draw(figures.roc)
+
+    def reliability(self) -> alt.LayerChart:
+        """Predicted probability against how often it is so."""
+        return self._draw(figures.reliability)
+
+    def comparison(self) -> alt.LayerChart:
+        """The best probe's optimistic and honest scores, and the baselines."""
+        return self._draw(figures.comparison)
+
+    def permutations(self) -> alt.LayerChart:
+        """Highest score of each shuffle of the labels, and the one observed."""
+        return self._draw(figures.permutations)
+
+    def alphas(self) -> alt.LayerChart:
+        """Score of the best cell at each alpha."""
+        return self._draw(figures.alphas)
+
+    def learning_curve(self) -> alt.LayerChart:
+        """Score of the best cell by the number of training rows."""
+        return self._draw(figures.learning_curve)
+
+    def _draw(self, make: Callable[[SavedResults], Figure | Absent]) -> alt.LayerChart:
+        return _chart(make(self.results))
+
+
+def _chart(made: Figure | Absent) -> alt.LayerChart:
+    if isinstance(made, Absent):
+        raise ProbeError(f"there is no figure {made.name}: {made.reason}")
+    return made.chart

@@ -1,0 +1,97 @@
+"""Predictions of the best probe as tidy tables: of all rows, of the ROC curve, and of a part that can be drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int64, Shaped
+from sklearn import metrics
+
+from gpu_probes.report.load import SavedResults
+from gpu_probes.wording import number
+
+MOST_POINTS = 2000
+MOST_CURVE_POINTS = 250
+MOST_CLASSES = 8
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Rows of a split, and what the best probe said of them without having seen them.
+
+    `predictions` is ``[sample]``: a number, or the probability of the second of two classes; beyond two classes it is
+    ``[sample, class]``.
+    """
+
+    split: str
+    title: str
+    actual: Float64[np.ndarray, " sample"]
+    predictions: Shaped[np.ndarray, "sample ..."]
+
+
+def held_out(results: SavedResults) -> list[Predicted]:
+    """The test rows, and the training rows as predicted in cross-validation; those that there are."""
+    best = results.best
+    if best is None:
+        return []
+    splits = [
+        ("test", "test rows", best["test_actual"], best["test_predictions"]),
+        ("train", "training rows, each held out in cross-validation", best["train_actual"], best["cv_predictions"]),
+    ]
+    return [
+        Predicted(split, title, np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64))
+        for split, title, actual, predictions in splits
+        if actual is not None and predictions is not None
+    ]
+
+
+def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
+    """Places of at most so many rows, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, n_rows - 1, min(n_rows, most)).round().astype(np.int64))
+
+
+def classes_of(results: SavedResults) -> list[float]:
+    """The sorted classes; none for numbers."""
+    return list(results.performance.get("classes") or [])
+
+
+def wrongness(results: SavedResults, rows: Predicted) -> Float64[np.ndarray, " sample"]:
+    """How far off each prediction is: the distance; for classes, the probability that the actual class did not get."""
+    if rows.predictions.ndim == 1:
+        second = classes_of(results)[1:2]
+        actual = (rows.actual == second[0]).astype(np.float64) if second else rows.actual
+        return np.abs(rows.predictions - actual)
+    chosen = np.searchsorted(classes_of(results), rows.actual)
+    return 1 - rows.predictions[np.arange(len(chosen)), chosen]
+
+
+def roc_table(results: SavedResults) -> pd.DataFrame:
+    """False and true positive rates, a series for each split or, beyond two classes, each class of the first split.
+
+    A split that lacks a class has no curve.
+    """
+    classes, parts = classes_of(results), held_out(results)
+    if len(classes) == 2:
+        curves = [(one.title, one.actual == classes[1], one.predictions) for one in parts]
+    else:
+        curves = [
+            (f"class {classes[k]:g}", parts[0].actual == classes[k], parts[0].predictions[:, k])
+            for k in range(min(len(classes), MOST_CLASSES))
+            if parts
+        ]
+    found = [_roc(name, right, scores) for name, right, scores in curves if right.any() and not right.all()]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _roc(name: str, right: Bool[np.ndarray, " sample"], scores: Float64[np.ndarray, " sample"]) -> pd.DataFrame:
+    fpr, tpr, thresholds = metrics.roc_curve(right, scores)
+    kept = thinned(len(fpr), MOST_CURVE_POINTS)
+    texts: dict[str, Any] = {
+        "threshold": [number(value) if np.isfinite(value) else "above all" for value in thresholds[kept]],
+        "false positives": [number(value) for value in fpr[kept]],
+        "true positives": [number(value) for value in tpr[kept]],
+    }
+    return pd.DataFrame({"series": name, "row": name, "order": kept, "fpr": fpr[kept], "tpr": tpr[kept], **texts})

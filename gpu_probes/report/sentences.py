@@ -1,0 +1,130 @@
+"""What was asked and found, in plain sentences and a few large numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_probes.report.baselines import strongest
+from gpu_probes.report.load import SavedResults
+from gpu_probes.report.predictions import classes_of
+from gpu_probes.wording import METRICS, interval, number, one_line, position_text
+
+_PROBES = {"ridge": "ridge", "logistic": "logistic", "lda": "linear discriminant", "mass_mean": "difference-of-means"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number to remember, what it is, and what goes with it."""
+
+    value: str
+    name: str
+    detail: str
+
+
+def three_sentences(results: SavedResults) -> list[str]:
+    """What was asked; what was found and how sure it is; how it does on the test rows."""
+    return [_asked(results), _found(results), _tested(results)]
+
+
+def headlines(results: SavedResults) -> list[Headline]:
+    """Nested CV, test, strongest baseline, p-value: those that there are."""
+    if results.best is None:
+        return []
+    intervals = results.part("intervals")[0] or {}
+    nested = (results.part("nested_cv")[0] or {}).get("score")
+    baseline, p_best = strongest(results), (results.part("permutation")[0] or {}).get("p_best")
+    found: list[Headline] = []
+    if nested is not None:
+        found.append(Headline(number(nested), "nested CV", interval(intervals.get("nested_cv_score"))))
+    if results.best["test_score"] is not None:
+        found.append(Headline(number(results.best["test_score"]), "test", interval(intervals.get("test_score"))))
+    if baseline is not None:
+        score = baseline["cv_score"] if baseline["test_score"] is None else baseline["test_score"]
+        found.append(Headline(number(score), "strongest baseline", one_line(baseline["title"])))
+    if p_best is not None:
+        found.append(Headline(number(p_best, ".2g"), "p-value", "of all cells together"))
+    return found
+
+
+def _asked(results: SavedResults) -> str:
+    performance, run = results.performance, results.run
+    n_layers, n_positions = len(performance["layer_indices"]), len(performance["positions"])
+    cells = f"{_count(n_layers, 'layer')} x {_count(n_positions, 'position')}"
+    probe = performance.get("probe", "")
+    n_rows = run["request"].get("train", {}).get("n_samples")
+    rows = "" if n_rows is None else f" of {n_rows:,} prompts"
+    classes, metric = classes_of(results), METRICS.get(performance["metric"], performance["metric"])
+    what = f"the {len(classes)} classes of {one_line(results.label)}" if classes else one_line(results.label)
+    scored = f"{metric} correlation" if performance["metric"] == "spearman" else metric
+    return (
+        f"A {_PROBES.get(probe, one_line(probe))} probe was fitted in every cell of {cells} to predict {what} from the "
+        f"hidden states{rows}, and scored by {scored}."
+    )
+
+
+def _found(results: SavedResults) -> str:
+    if results.best is None or results.best_cell is None:
+        return f"{results.why_no_best[0].upper()}{results.why_no_best[1:]}."
+    layer, position = results.best_cell
+    where = f"layer {one_line(layer)}, position {position_text(position, results.tokens.get(position))}"
+    text = (
+        f"Cross-validation chose {where} with {number(results.best['cv_score'])}, the highest of many and so optimistic"
+    )
+    return f"{text}; {_honest(results)}{_p_value(results)}."
+
+
+def _honest(results: SavedResults) -> str:
+    nested, reason = results.part("nested_cv")
+    if nested is None or nested["score"] is None:
+        return f"there is no honest estimate of it ({reason or nested['reason']})"
+    found = interval((results.part("intervals")[0] or {}).get("nested_cv_score"))
+    return f"choosing anew for each fold (nested cross-validation) gives {number(nested['score'])} {found}".rstrip()
+
+
+def _p_value(results: SavedResults) -> str:
+    found, reason = results.part("permutation")
+    if found is None or found["p_best"] is None:
+        return f", and there is no p-value ({reason or found['reason']})"
+    return (
+        f", and shuffled labels do as well in some cell with p = {found['p_best']:.2g} "
+        f"({found['n_permutations']:,} shuffles)"
+    )
+
+
+def _tested(results: SavedResults) -> str:
+    if results.best is None:
+        return "What follows are the scores of all cells."
+    score = results.best["test_score"]
+    if score is None:
+        return f"There is no test score{_why_no_test(results)}."
+    n_rows = len(results.best["test_actual"])
+    found = interval((results.part("intervals")[0] or {}).get("test_score"))
+    text = f"On {_count(n_rows, 'test row')}, which chose nothing, it scores {number(score)} {found}".rstrip()
+    return f"{text}{_lead(strongest(results))}."
+
+
+def _lead(baseline: dict[str, Any] | None) -> str:
+    """How the best probe compares with the strongest baseline."""
+    if baseline is None or baseline["test_score"] is None:
+        return ""
+    name = f"the strongest baseline ({one_line(baseline['title'])}: {number(baseline['test_score'])})"
+    difference = baseline["difference"]
+    if difference is None or difference["estimate"] is None:
+        return f", beside {name}"
+    estimate = difference["estimate"]
+    more = "more" if estimate >= 0 else "less"
+    ends = interval(difference)
+    sure = f" (difference {estimate:+.3f} {ends})" if ends else ""
+    return f", {number(abs(estimate))} {more} than {name}{sure}"
+
+
+def _why_no_test(results: SavedResults) -> str:
+    cells = results.cells
+    layer, position = results.best_cell or (None, None)
+    reasons = cells.loc[(cells["layer"] == layer) & (cells["position"] == position), "reason"].dropna()
+    return f": {reasons.iloc[0]}" if len(reasons) else ""
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,178 @@
+"""Tables of a page: largest errors, all scores, what was asked for. All cells are texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpu_probes.errors import ProbeError
+from gpu_probes.report.load import SavedResults
+from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
+from gpu_probes.wording import number, one_line, visible
+
+N_ERRORS = 12
+_MOST_CHARACTERS = 600
+_NAMES = {
+    "roc_auc": "ROC-AUC",
+    "r2": "R²",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "kendall": "Kendall's tau-b",
+    "ece": "expected calibration error",
+    "brier": "Brier score",
+    "recall_at_1pct_fpr": "recall at 1 % false positives",
+}
+_SPLITS = {"train": "train", "cv": "CV, pooled", "test": "test", "platt": "test, Platt scaled"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading over each column, and rows of as many texts; `note` stands below."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    note: str = ""
+
+
+def largest_errors(results: SavedResults, prompts: Mapping[str, Sequence[str]] | None) -> list[Table]:
+    """The rows that the best probe gets most wrong, a table for each split, with their prompts where given.
+
+    Parameters
+    ----------
+    prompts : mapping of "train" and "test" to texts, optional
+        Of all rows of the stores, in their order.
+
+    Raises
+    ------
+    ProbeError
+        When there are not as many texts as rows.
+    """
+    return [_errors_of(results, part, _texts(results, part, prompts)) for part in held_out(results)]
+
+
+def all_scores(results: SavedResults) -> Table | None:
+    """Every score of the best probe, a column for each split."""
+    scores: dict[str, dict[str, Any]] = dict(results.part("scores")[0] or {})
+    platt = (results.part("platt")[0] or {}).get("test_scores")
+    if platt:
+        scores["platt"] = platt
+    splits = [split for split in _SPLITS if split in scores]
+    if not splits:
+        return None
+    flat = {split: dict(_flatten(scores[split])) for split in splits}
+    names = list(dict.fromkeys(name for one in flat.values() for name in one))
+    rows = [[_NAMES.get(name, name.replace("_", " ")), *(number(flat[s].get(name)) for s in splits)] for name in names]
+    reasons = {
+        f"{_NAMES.get(name, name.replace('_', ' '))}: {reason}"
+        for split in splits
+        for name, reason in (scores[split].get("undefined") or {}).items()
+    }
+    note = "" if not reasons else f"Undefined: {'; '.join(sorted(reasons))}."
+    return Table("", ["score", *(_SPLITS[split] for split in splits)], rows, note)
+
+
+def nested_folds(results: SavedResults) -> Table | None:
+    """What nested cross-validation chose for each fold."""
+    nested = results.part("nested_cv")[0]
+    if nested is None or nested["score"] is None:
+        return None
+    rows = [
+        [
+            str(fold + 1),
+            one_line(choice["layer"]),
+            one_line(choice["position"]),
+            number(choice["alpha"], "g"),
+            number(choice["inner_score"]),
+            number(choice["score"]),
+        ]
+        for fold, choice in enumerate(nested["folds"])
+    ]
+    header = ["fold left out", "layer", "position", "alpha", "CV score on the others", "score on the fold"]
+    return Table("What nested cross-validation chose", header, rows)
+
+
+def provenance(results: SavedResults) -> Table:
+    """What run.json says of the request, the stores and the versions."""
+    rows = [[name, visible(value)] for name, value in _leaves(results.run)]
+    return Table("", ["what", "value"], rows)
+
+
+def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) -> Table:
+    wrong = wrongness(results, part)
+    places = np.argsort(-wrong, kind="stable")[:N_ERRORS]
+    numbers = _row_numbers(results, part)
+    classes = classes_of(results)
+    predicted = "predicted" if not classes else "probability of the actual class"
+    header = ["row", "actual", predicted, *(["prompt"] if texts is not None else [])]
+    rows = [
+        [
+            str(numbers[place]),
+            number(part.actual[place], "g"),
+            number(1 - wrong[place] if classes else part.predictions[place]),
+            *([_shortened(texts[place])] if texts is not None else []),
+        ]
+        for place in places.tolist()
+    ]
+    return Table(part.title[0].upper() + part.title[1:], header, rows)
+
+
+def _texts(results: SavedResults, part: Predicted, prompts: Mapping[str, Sequence[str]] | None) -> list[str] | None:
+    if prompts is None or part.split not in prompts:
+        return None
+    given = list(prompts[part.split])
+    numbers = _row_numbers(results, part)
+    expected = _n_of_store(results, part)
+    if len(given) != expected:
+        raise ProbeError(
+            f"{len(given)} {part.split} prompts were given for the {expected} rows of the {part.split} store; give "
+            "those of the stores that the probes were trained and tested on"
+        )
+    return [given[row] for row in numbers]
+
+
+def _row_numbers(results: SavedResults, part: Predicted) -> list[int]:
+    """Row in the store of each predicted row: with --drop_overlap some test rows were left out."""
+    dropped = _dropped(results) if part.split == "test" else set[int]()
+    kept = [row for row in range(len(part.actual) + len(dropped)) if row not in dropped]
+    return kept[: len(part.actual)]
+
+
+def _n_of_store(results: SavedResults, part: Predicted) -> int:
+    return len(part.actual) + (len(_dropped(results)) if part.split == "test" else 0)
+
+
+def _dropped(results: SavedResults) -> set[int]:
+    overlap = results.part("overlap")[0] or {}
+    return set(overlap["rows"]) if overlap.get("dropped") else set()
+
+
+def _shortened(text: object) -> str:
+    written = visible(text if isinstance(text, str) else json.dumps(text))
+    if len(written) <= _MOST_CHARACTERS:
+        return written
+    return f"{written[:_MOST_CHARACTERS]} … ({len(written) - _MOST_CHARACTERS:,} more characters)"
+
+
+def _flatten(scores: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Scores by name; one that has parts becomes one for each of them. Curves are drawn, not listed."""
+    for name, value in scores.items():
+        if isinstance(value, dict) and name != "undefined":
+            yield from ((f"{name}, {part}", one) for part, one in value.items())
+        elif not isinstance(value, (dict, list)):
+            yield name, value
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Values of nested mappings, their names joined."""
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _leaves(one, f"{name}, {one_line(key)}" if name else one_line(key).replace("_", " "))
+    elif isinstance(value, list):
+        yield name, ", ".join(one_line(one) for one in value)
+    else:
+        yield name, "not given" if value is None else str(value)

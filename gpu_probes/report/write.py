@@ -1,0 +1,67 @@
+"""Write a page, and its figures as pictures."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gpu_probes.report.figures import FIGURES, Figure
+from gpu_probes.report.load import SavedResults
+from gpu_probes.report.page import render
+from gpu_probes.report.pictures import save_pictures
+
+
+def write_report(
+    folder: str | Path,
+    output: str | Path | None = None,
+    *,
+    figures: str | Path | None = None,
+    prompts: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Write one HTML page about a result folder; it opens from disk, without a network.
+
+    Parameters
+    ----------
+    folder : Path
+        An ``--output_dir`` of ``probesweep train``.
+    output : Path, optional
+        The page; by default ``report.html`` in the folder.
+    figures : Path, optional
+        Folder for the figures as PNG and SVG.
+    prompts : mapping of "train" and "test" to texts, optional
+        Of all rows of the stores, in their order, to be shown where the probe is most wrong.
+
+    Returns
+    -------
+    Path
+        Of the page.
+
+    Raises
+    ------
+    ProbeError
+        When the folder holds no finished training, or the prompts do not fit its rows.
+    """
+    results = SavedResults.load(folder)
+    made = [make(results) for make in FIGURES]
+    page = render(results, made, prompts)
+    if figures is not None:
+        save_pictures([one for one in made if isinstance(one, Figure)], Path(figures))
+    target = results.folder / "report.html" if output is None else Path(output)
+    _write(target, page)
+    return target
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a whole file in place, or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts out everyone else
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

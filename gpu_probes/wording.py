@@ -1,0 +1,38 @@
+"""How numbers, texts of strangers and intervals are written for readers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
+NOTHING = "-"
+
+
+def number(value: float | None, spec: str = ".3f") -> str:
+    """Three decimals unless told; a dash where there is no number."""
+    return NOTHING if value is None or np.isnan(value) else format(value, spec)
+
+
+def interval(found: dict[str, Any] | None) -> str:
+    """``[low, high]``, or nothing where it is not known."""
+    return "" if found is None or found["low"] is None else f"[{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def visible(text: object) -> str:
+    r"""Text with its control characters, lone surrogates and direction marks spelled out (``\x00``), but for newlines.
+
+    SVG and UTF-8 cannot hold some of them, and others would turn the text around them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
+def one_line(text: object) -> str:
+    """The same with newlines spelled out, for labels."""
+    return visible(text).replace("\n", "\\n")
+
+
+def position_text(position: object, token: str | None) -> str:
+    """A position and the token at it."""
+    return f"{one_line(position)} '{one_line(token)}'" if token else one_line(position)
