@@ -44,8 +44,8 @@ def _prompts(folder: Path) -> dict[str, list[str]] | None:
     if not path.exists():
         return None
     request = json.loads(path.read_text())["request"]
-    found = {split: _questions(request[split]) for split in ("train", "test")}
-    train, test = found["train"], found["test"]
+    train = _questions(request["train"])
+    test = None if train is None else _questions(request["test"])
     if train is None or test is None:
         return None
     if request["options"]["drop_overlap"]:

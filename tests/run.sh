@@ -15,8 +15,18 @@ if [ ! -e .venv/installed-dev ] || [ constraints.txt -nt .venv/installed-dev ] |
   touch .venv/installed .venv/installed-dev
 fi
 
+# The report is tested in a browser, which pip does not bring.
+if ! command -v chromium chromium-browser google-chrome >/dev/null; then
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    apt-get update -q >/dev/null && apt-get install -y -q chromium >/dev/null
+  else
+    echo "install Chromium or Chrome first: the tests open the report in it" >&2
+    exit 1
+  fi
+fi
+
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/lint-imports --no-cache
 .venv/bin/basedpyright
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n auto --dist loadfile "$@"
