@@ -255,9 +255,8 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
 
     Example: probesweep report results --figures
     """
-    from probesweep.reporting import report_on
-
     from gpu_probes.transfer import find_trainings
+    from probesweep.reporting import report_on
 
     pages = [
         report_on(training.folder, figures=training.folder / "figures" if figures else None)

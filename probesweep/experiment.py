@@ -29,7 +29,6 @@ from probesweep.training import Training, encode_json
 
 TEMPLATE = "experiment.toml"
 _STAGES = "stages.json"
-_REQUIRED = MISSING
 
 # Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
 _EXTRACT_KEYS = {
@@ -52,10 +51,10 @@ _TRAIN_KEYS = {
 
 @dataclass(frozen=True)
 class Key:
-    """What a key of the file may hold."""
+    """What a key of the file may hold; `default` is `MISSING` where it must be there."""
 
     type: Any
-    default: Any = _REQUIRED
+    default: Any
 
 
 def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Key]]:
@@ -69,9 +68,9 @@ def _schema() -> dict[str, dict[str, Key]]:
     """Keys of every section; those of the section "" stand before the first one."""
     extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
     return {
-        "": {"output_dir": Key(str), "device": Key(str, "auto")},
+        "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
         "model": extract["model"],
-        "data": {"train_dataset": Key(str), "test_dataset": Key(str), **extract["data"]},
+        "data": {"train_dataset": Key(str, MISSING), "test_dataset": Key(str, MISSING), **extract["data"]},
         **train,
         "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},
     }
@@ -306,7 +305,7 @@ def _check_names(path: Path, text: str, section: str, table: dict[str, Any], kno
 def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict[str, Any]) -> Any:
     where = f"[{section}]" if section else "the top of the file"
     if name not in table:
-        if key.default is _REQUIRED:
+        if key.default is MISSING:
             line = find_line(text, section, None) if section else 1
             place = f", line {line}" if line else ""
             raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")

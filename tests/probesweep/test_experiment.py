@@ -171,7 +171,7 @@ def test_the_template_cannot_take_a_file_s_place(tmp_path):
 )
 def test_what_is_wrong_is_named_with_its_line(experiment, old, new, line, message):
     change(experiment, old, new)
-    if "[model]" in experiment.read_text() and "model = 'm'" in (message or ""):
+    if 'model = "m"' in new:
         change(experiment, "[model]\nmodel =", "[report]\n# model =")
     if message is None:
         Experiment.load(experiment)
