@@ -15,7 +15,7 @@ from jaxtyping import Float64, Shaped
 from gpu_probes.alphas import choose_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
-from gpu_probes.errors import FoldError, LabelError, PenaltyError, ProbeWarning, Status
+from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, PenaltyError, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
@@ -474,4 +474,5 @@ def _warn(results: Mapping[str, SweepResult]) -> None:
     statuses = [status for result in results.values() for status in result.status.ravel()]
     count = statuses.count(Status.NOT_CONVERGED)
     if count:
-        warnings.warn(f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}", ProbeWarning, stacklevel=3)
+        message = f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}"
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)
