@@ -15,6 +15,7 @@ from gpu_probes.errors import (
     ProbeWarning,
     Status,
 )
+from gpu_probes.estimators import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
 from gpu_probes.groups import shared_prompts
 from gpu_probes.inference import About, compare_overlap, infer
 from gpu_probes.intervals import Interval, difference_interval, score_interval
@@ -38,6 +39,8 @@ __all__ = [
     "JoinedCells",
     "JoinedLayers",
     "LabelError",
+    "LogisticProbe",
+    "LogisticProbeCV",
     "MeanPositions",
     "NestedCV",
     "NotConvergedWarning",
@@ -45,6 +48,8 @@ __all__ = [
     "PermutationTest",
     "ProbeError",
     "ProbeWarning",
+    "RidgeProbe",
+    "RidgeProbeCV",
     "SavedProbes",
     "Solver",
     "Status",
