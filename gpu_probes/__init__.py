@@ -9,11 +9,13 @@ from gpu_probes.errors import (
     DeviceError,
     FoldError,
     LabelError,
+    NotConvergedWarning,
     PenaltyError,
     ProbeError,
     ProbeWarning,
     Status,
 )
+from gpu_probes.estimators import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
 from gpu_probes.groups import shared_prompts
 from gpu_probes.inference import About, compare_overlap, infer
 from gpu_probes.intervals import Interval, difference_interval, score_interval
@@ -37,12 +39,17 @@ __all__ = [
     "JoinedCells",
     "JoinedLayers",
     "LabelError",
+    "LogisticProbe",
+    "LogisticProbeCV",
     "MeanPositions",
     "NestedCV",
+    "NotConvergedWarning",
     "PenaltyError",
     "PermutationTest",
     "ProbeError",
     "ProbeWarning",
+    "RidgeProbe",
+    "RidgeProbeCV",
     "SavedProbes",
     "Solver",
     "Status",

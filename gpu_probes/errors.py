@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+from sklearn.exceptions import ConvergenceWarning
+
 
 class ProbeError(ValueError):
     """Bad input, in one line: what is wrong, where, and how to mend it."""
@@ -33,6 +35,10 @@ class BudgetError(ProbeError):
 
 class ProbeWarning(UserWarning):
     """The sweep finished, but some cells need a second look."""
+
+
+class NotConvergedWarning(ProbeWarning, ConvergenceWarning):
+    """A fit is less exact than it should be; also scikit-learn's own warning, so that its filters apply."""
 
 
 class Status(Enum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -32,6 +33,25 @@ class FoldPlan:
         """All samples in one lot that is never held out: the only fit is the one on everything."""
         return cls(np.zeros(n_samples, dtype=np.int64), 0)
 
+    @classmethod
+    def given(cls, folds: Any, n_samples: int, *, nested: bool = False) -> FoldPlan:
+        """A split that was made elsewhere: the fold that each sample is held out in.
+
+        Raises
+        ------
+        FoldError
+            When there is not one number for each sample, or they are not 0, 1, ... up to at least 1.
+        """
+        numbers = np.asarray(folds)
+        if numbers.shape != (n_samples,):
+            raise FoldError(f"folds has shape {numbers.shape} for {n_samples} samples; give one number for each")
+        distinct = np.unique(numbers)
+        if len(distinct) < 2 or not np.array_equal(distinct, np.arange(len(distinct))):
+            raise FoldError(
+                f"folds has the values {distinct[:9].tolist()}; number two or more folds from 0, with no gap"
+            )
+        return cls(numbers.astype(np.int64), len(distinct), nested=nested and len(distinct) > 2)
+
     @property
     def n_lots(self) -> int:
         """Groups of samples that are in or out together."""
@@ -55,11 +75,12 @@ def plan_folds(
     seed: int,
     groups: Int64[np.ndarray, " sample"] | None = None,
     nested: bool = False,
+    stratify: bool | None = None,
 ) -> FoldPlan:
     """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or one of its kin.
 
-    ``StratifiedKFold`` for binary and multiclass labels, whatever the task; ``GroupKFold`` and ``StratifiedGroupKFold``
-    where there are groups.
+    ``StratifiedKFold`` for binary and multiclass labels, whatever the task, unless `stratify` says otherwise;
+    ``GroupKFold`` and ``StratifiedGroupKFold`` where there are groups.
 
     Raises
     ------
@@ -67,7 +88,7 @@ def plan_folds(
         When there are fewer than two folds, more folds than samples, groups or than members of every class, no such
         seed, or groups so uneven that a fold stays empty.
     """
-    stratified = label_kind(labels) in ("binary", "multiclass")
+    stratified = label_kind(labels) in ("binary", "multiclass") if stratify is None else stratify
     _check_folds(labels, n_folds, seed, stratified=stratified)
     if groups is None:
         splitter = (StratifiedKFold if stratified else KFold)(n_folds, shuffle=True, random_state=seed)

@@ -137,7 +137,7 @@ def read_weights(values: Any, n_samples: int) -> Float64[np.ndarray, " sample"] 
         return None
     weights = read_labels(values, name="sample_weight", n_samples=n_samples)
     if (weights < 0).any() or not weights.any():
-        raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all 0")
+        raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero")
     return weights
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Shaped
 from gpu_probes.alphas import choose_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
-from gpu_probes.errors import FoldError, LabelError, PenaltyError, ProbeWarning, Status
+from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, PenaltyError, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
@@ -52,6 +52,8 @@ class SweepOptions:
         Cross-validate; without it no best cell is chosen.
     n_folds, seed : int
         scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
+    folds : one number from 0 per training sample, optional
+        With `k_fold`, the fold that each sample is held out in, in place of a split by `n_folds` and `seed`.
     nested_cv : bool
         With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
     groups : one number or text per training sample, optional
@@ -82,6 +84,7 @@ class SweepOptions:
     k_fold: bool = False
     n_folds: int = 5
     seed: int = 42
+    folds: Any = None
     nested_cv: bool = True
     groups: Any = None
     prompts: Sequence[str] | None = None
@@ -226,8 +229,7 @@ def _read_label(
         )
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
-        groups = None if grouping.is_trivial else grouping.group
-        folds = plan_folds(labels, n_folds=given.n_folds, seed=given.seed, groups=groups, nested=given.nested_cv)
+        folds = _plan_folds(labels, grouping, given)
     shuffles: Shuffles | str = "permutations were not asked for"
     if given.permutations:
         shuffles = draw_shuffles(labels, grouping, folds, n_shuffles=given.permutations, seed=given.seed)
@@ -238,6 +240,20 @@ def _read_label(
         held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
         task.targets(held_out, _named("test", name))
     return _Label(name, task, probe, folds, labels, held_out, shuffles)
+
+
+def _plan_folds(labels: Float64[np.ndarray, " train_sample"], grouping: Grouping, given: SweepOptions) -> FoldPlan:
+    """The folds as given, or as planned."""
+    groups = None if grouping.is_trivial else grouping.group
+    if given.folds is None:
+        return plan_folds(labels, n_folds=given.n_folds, seed=given.seed, groups=groups, nested=given.nested_cv)
+    folds = FoldPlan.given(given.folds, len(labels), nested=given.nested_cv)
+    if groups is not None:
+        _, first = np.unique(groups, return_index=True)
+        split = np.flatnonzero(folds.fold_of_sample != folds.fold_of_sample[first][groups])
+        if split.size:
+            raise FoldError(f"folds splits the group or prompt of row {split[0]}; hold its samples out together")
+    return folds
 
 
 def _with_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] | None) -> _Label:
@@ -261,6 +277,8 @@ def _with_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] |
 def _check_statistics(given: SweepOptions) -> None:
     if given.permutations < 0:
         raise FoldError(f"permutations {given.permutations} is less than none; use 0 or more, such as 1000")
+    if given.folds is not None and not given.k_fold:
+        raise FoldError("folds are given and there is no cross-validation; use k_fold=True")
     if given.permutations and not given.k_fold:
         raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
     if given.probe == "mass_mean" and given.alphas is not None:
@@ -433,7 +451,7 @@ def _assemble(
         alpha=float(given.alpha),
         alpha_grid=None if given.alphas is None else alphas,
         k_fold=given.k_fold,
-        n_folds=given.n_folds,
+        n_folds=label.folds.n_folds if given.k_fold else given.n_folds,
         seed=given.seed,
         fit_intercept=given.preprocessing.fit_intercept,
         standardize=given.standardize,
@@ -456,4 +474,5 @@ def _warn(results: Mapping[str, SweepResult]) -> None:
     statuses = [status for result in results.values() for status in result.status.ravel()]
     count = statuses.count(Status.NOT_CONVERGED)
     if count:
-        warnings.warn(f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}", ProbeWarning, stacklevel=3)
+        message = f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}"
+        warnings.warn(message, NotConvergedWarning, stacklevel=3)

@@ -64,3 +64,31 @@ def test_folds_that_cannot_be(labels, n_folds, seed, message):
 def test_without_folds_the_only_fit_is_on_everything():
     plan = FoldPlan.without_folds(4)
     np.testing.assert_array_equal(rows_of_fit(plan), np.ones((1, 4)))
+
+
+def test_a_split_from_elsewhere():
+    plan = FoldPlan.given([2, 0, 1, 0], 4, nested=True)
+    np.testing.assert_array_equal(plan.fold_of_sample, [2, 0, 1, 0])
+    assert (plan.n_folds, plan.pairs) == (3, [(0, 1), (0, 2), (1, 2)])
+    assert FoldPlan.given([1, 0, 1, 0], 4, nested=True).pairs == []
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        ([0, 1, 0], r"folds has shape \(3,\) for 4 samples; give one number for each"),
+        ([0, 0, 0, 0], r"folds has the values \[0\]; number two or more folds from 0, with no gap"),
+        ([0, 2, 0, 2], r"folds has the values \[0, 2\]"),
+        ([0, 1, -1, 0], r"folds has the values \[-1, 0, 1\]"),
+        ([0.5, 0, 1, 0], r"folds has the values \[0.0, 0.5, 1.0\]"),
+    ],
+)
+def test_splits_from_elsewhere_that_cannot_be(folds, message):
+    with pytest.raises(FoldError, match=message):
+        FoldPlan.given(folds, 4)
+
+
+def test_labels_need_not_be_stratified():
+    plan = plan_folds(np.arange(9.0), n_folds=3, seed=0, stratify=False)
+    for fold, (_, held_out) in enumerate(KFold(3, shuffle=True, random_state=0).split(np.arange(9))):
+        np.testing.assert_array_equal(np.flatnonzero(plan.fold_of_sample == fold), held_out)

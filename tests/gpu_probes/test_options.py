@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from gpu_probes import ArrayCellSource, BudgetError, LabelError, PenaltyError, Solver, sweep, sweep_labels
+from gpu_probes import ArrayCellSource, BudgetError, FoldError, LabelError, PenaltyError, Solver, sweep, sweep_labels
 
 N, D = 60, 9
 RNG = np.random.default_rng(3)
@@ -137,7 +137,11 @@ def test_auto_alphas_are_decades_around_the_mean_eigenvalue_and_see_no_label():
 
 @pytest.mark.parametrize(
     ("weights", "message"),
-    [(-np.ones(N), "sample_weight goes from -1 to -1"), (np.zeros(N), "not all 0"), (np.ones(3), "has 3 values for")],
+    [
+        (-np.ones(N), "sample_weight goes from -1 to -1"),
+        (np.zeros(N), "not all zero"),
+        (np.ones(3), "has 3 values for"),
+    ],
 )
 def test_weights_that_are_none(weights: np.ndarray, message: str):
     with pytest.raises(LabelError, match=message):
@@ -246,3 +250,21 @@ def test_as_many_folds_as_samples_leave_the_score_undefined_and_the_rest_whole()
     assert {status.name for status in result.status.ravel()} == {"CONSTANT_FOLD"}
     assert np.isfinite(result.cv_predictions).all()
     assert np.isfinite(result.train_score).all()
+
+
+@pytest.mark.parametrize("labels", [LABELS, CLASSES], ids=["ridge", "logistic"])
+def test_folds_from_elsewhere_replace_the_split(labels):
+    planned = run(ARRAY, labels, alphas=[0.1, 10.0], n_folds=3, seed=7)
+    given = run(ARRAY, labels, alphas=[0.1, 10.0], folds=planned.fold_of_sample)
+    assert given.n_folds == 3
+    for name in ("cv_score", "selected_alpha", "cv_predictions", "inner_score", "outer_score", "coef"):
+        np.testing.assert_array_equal(getattr(given, name), getattr(planned, name))
+
+
+def test_folds_that_cannot_be_used():
+    folds = np.arange(N) % 3
+    with pytest.raises(FoldError, match="folds are given and there is no cross-validation; use k_fold=True"):
+        run(ARRAY, LABELS, k_fold=False, folds=folds)
+    with pytest.raises(FoldError, match="folds splits the group or prompt of row 1; hold its samples out together"):
+        run(ARRAY, LABELS, folds=folds, groups=np.arange(N) // 2)
+    assert run(ARRAY, LABELS, folds=folds, groups=np.arange(N) % 6).n_folds == 3
