@@ -23,6 +23,8 @@ from probesweep.terminal import Group, Terminal, show_versions
 if TYPE_CHECKING:
     import numpy as np
 
+    from probesweep.trackers import Kind
+
 
 def _with_underscores(name: str) -> str:
     return name.replace("-", "_")
@@ -198,9 +200,9 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     type=click.FloatRange(0, min_open=True, max=2**20),
     help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]",
 )
-@click.option("--track", type=_TRACKERS, help="Send scores and figures to a tracker when they are new.")
+@click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
-def train(terminal: Terminal, track: str | None, **options: Any) -> None:
+def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
     """Fit a linear probe at every layer and position, and say which predicts best.
 
     Ridge for numbers (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. The same command
@@ -214,13 +216,18 @@ def train(terminal: Terminal, track: str | None, **options: Any) -> None:
     if options["alphas"] != "auto":
         options["alphas"] = _numbers(options["alphas"], "--alphas")
     training = Training(**options)
-    is_new = not training.is_finished()
-    folders = training.run()
-    if track and is_new:
-        from probesweep.trackers import track as send
+    if track is None:
+        _show_trainings(terminal, training.run())
+        return
+    from probesweep.trackers import check_installed
+    from probesweep.trackers import track as send
 
-        for folder in folders.values():
-            terminal.note(send(track, folder))
+    check_installed(track)
+    folders = training.run()
+    for folder in folders.values():
+        sent = send(track, folder)
+        if sent:
+            terminal.note(f"{track}: {sent}")
     _show_trainings(terminal, folders)
 
 
@@ -300,7 +307,7 @@ def predict(
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
         scores = score_texts(opened, text)
-        terminal.answer(lambda: scores.to_string(index=False), lambda: list(map(dict, scores.to_dict("records"))))
+        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(scores.to_json(orient="records")))
         return
     table = score_dataset(
         opened,
@@ -425,6 +432,39 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 
     store = import_pt(source, output_path, progress=_shard_bar("import"))
     terminal.summarize(lambda: repr(store), lambda: describe_store(store))
+
+
+@probesweep.command()
+@click.argument("path", type=_PATH)
+@click.argument("repository")
+@click.option("--public", is_flag=True, help="Make a new repository public; a store holds its prompts.")
+@click.option("--revision", help="Branch that takes the files.")
+@click.pass_obj
+def push(terminal: Terminal, path: Path, repository: str, public: bool, revision: str | None) -> None:
+    """Send a store or a result folder, PATH, to a REPOSITORY of the Hugging Face hub; private unless --public.
+
+    Example: probesweep push results name/success-probes
+    """
+    from probesweep.sharing import push as send
+
+    sent = send(path, repository, public=public, revision=revision)
+    terminal.summarize(lambda: sent, lambda: {"pushed": sent})
+
+
+@probesweep.command()
+@click.argument("repository")
+@click.argument("path", type=_PATH)
+@click.option("--revision", help="Branch, tag or commit.")
+@click.pass_obj
+def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) -> None:
+    """Take a store or result folders from a REPOSITORY of the Hugging Face hub into a new folder, PATH, and check them.
+
+    Example: probesweep pull name/success-probes results
+    """
+    from probesweep.sharing import pull as take
+
+    taken = take(repository, path, revision=revision)
+    terminal.summarize(lambda: taken, lambda: {"pulled": taken})
 
 
 @probesweep.command()

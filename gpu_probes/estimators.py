@@ -232,10 +232,9 @@ class _ChosenAlpha(_Probe):
         group = None if grouping.is_trivial else grouping.group
         task = resolve_task(self._task_type, labels)
         targets = torch.from_numpy(task.targets(labels, "y").copy())
-        # Classes are always stratified; numbers as in a sweep, unless they are too many to be.
-        stratify = None if task.classes is not None or _repeats(labels, self.n_folds) else False
+        numbers = task.classes is None
         for n_folds in [self.n_folds, *range(self.n_folds - 1, 1, -1)]:
-            plan = plan_folds(labels, n_folds=n_folds, seed=self.seed, groups=group, stratify=stratify)
+            plan = plan_folds(labels, n_folds=n_folds, seed=self.seed, groups=group, numbers=numbers)
             folds = plan.fold_of_sample
             if all(labels_rank(self._task_type, targets[folds == fold]) for fold in range(n_folds)):
                 if n_folds < self.n_folds:
@@ -536,11 +535,6 @@ def _encode(
         what = f"class {missing[0]} of y has weight 0" if len(missing) else f"y has one class, {y[0]}"
         raise LabelError(f"{what}; a probe tells two or more classes apart")
     return classes, numbers
-
-
-def _repeats(labels: Float64[np.ndarray, " sample"], n_folds: int) -> bool:
-    """Whether some value comes often enough to be in each fold."""
-    return bool(np.unique(labels, return_counts=True)[1].max() >= n_folds)
 
 
 def _fold_of_sample(

@@ -75,11 +75,12 @@ def plan_folds(
     seed: int,
     groups: Int64[np.ndarray, " sample"] | None = None,
     nested: bool = False,
-    stratify: bool | None = None,
+    numbers: bool = False,
 ) -> FoldPlan:
     """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or one of its kin.
 
-    ``StratifiedKFold`` for binary and multiclass labels, whatever the task, unless `stratify` says otherwise;
+    ``StratifiedKFold`` for binary and multiclass labels, whatever the task, but not for `numbers` of which none comes
+    as often as there are folds (scikit-learn refuses these);
     ``GroupKFold`` and ``StratifiedGroupKFold`` where there are groups.
 
     Raises
@@ -88,7 +89,7 @@ def plan_folds(
         When there are fewer than two folds, more folds than samples, groups or than members of every class, no such
         seed, or groups so uneven that a fold stays empty.
     """
-    stratified = label_kind(labels) in ("binary", "multiclass") if stratify is None else stratify
+    stratified = label_kind(labels) in ("binary", "multiclass") and not (numbers and _most_frequent(labels) < n_folds)
     _check_folds(labels, n_folds, seed, stratified=stratified)
     if groups is None:
         splitter = (StratifiedKFold if stratified else KFold)(n_folds, shuffle=True, random_state=seed)
@@ -107,6 +108,10 @@ def plan_folds(
     return FoldPlan(fold_of_sample, n_folds, nested=nested and n_folds > 2, stratified=stratified)
 
 
+def _most_frequent(labels: Float64[np.ndarray, " sample"]) -> int:
+    return int(np.unique(labels, return_counts=True)[1].max())
+
+
 def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
     n_groups = len(np.unique(groups))
     if n_folds > n_groups:
@@ -122,9 +127,8 @@ def _check_folds(labels: Float64[np.ndarray, " sample"], n_folds: int, seed: int
         raise FoldError(f"n_folds {n_folds} is more than the {len(labels)} samples; use fewer folds")
     if not stratified:
         return
-    _, counts = np.unique(labels, return_counts=True)
-    if n_folds > counts.max():
+    if n_folds > _most_frequent(labels):
         raise FoldError(
-            f"n_folds {n_folds} is more than the {counts.max()} samples of the most frequent label, and folds are "
-            "stratified by label; use fewer folds"
+            f"n_folds {n_folds} is more than the {_most_frequent(labels)} samples of the most frequent label, and "
+            "folds are stratified by label; use fewer folds"
         )

@@ -229,7 +229,7 @@ def _read_label(
         )
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
-        folds = _plan_folds(labels, grouping, given)
+        folds = _plan_folds(labels, grouping, given, numbers=task.classes is None)
     shuffles: Shuffles | str = "permutations were not asked for"
     if given.permutations:
         shuffles = draw_shuffles(labels, grouping, folds, n_shuffles=given.permutations, seed=given.seed)
@@ -242,11 +242,20 @@ def _read_label(
     return _Label(name, task, probe, folds, labels, held_out, shuffles)
 
 
-def _plan_folds(labels: Float64[np.ndarray, " train_sample"], grouping: Grouping, given: SweepOptions) -> FoldPlan:
+def _plan_folds(
+    labels: Float64[np.ndarray, " train_sample"], grouping: Grouping, given: SweepOptions, *, numbers: bool
+) -> FoldPlan:
     """The folds as given, or as planned."""
     groups = None if grouping.is_trivial else grouping.group
     if given.folds is None:
-        return plan_folds(labels, n_folds=given.n_folds, seed=given.seed, groups=groups, nested=given.nested_cv)
+        return plan_folds(
+            labels,
+            n_folds=given.n_folds,
+            seed=given.seed,
+            groups=groups,
+            nested=given.nested_cv,
+            numbers=numbers,
+        )
     folds = FoldPlan.given(given.folds, len(labels), nested=given.nested_cv)
     if groups is not None:
         _, first = np.unique(groups, return_index=True)

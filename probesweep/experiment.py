@@ -24,7 +24,7 @@ from activation_store.metadata import is_store
 from gpu_probes import ProbeError
 from probesweep.errors import RequestError
 from probesweep.reporting import report_on
-from probesweep.trackers import Kind, track
+from probesweep.trackers import Kind, check_installed, track
 from probesweep.training import Training, encode_json
 
 TEMPLATE = "experiment.toml"
@@ -128,6 +128,8 @@ class Experiment:
             As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
         """
         with self._naming_lines():
+            if self.settings["report"]["track"]:
+                check_installed(self.settings["report"]["track"])
             for split in ("train", "test"):
                 self._extract(split, say)
             training = self.training()
@@ -201,11 +203,9 @@ class Experiment:
         else:
             say(f"report: {report_on(folder, figures=pictures)}")
             self._remember(stage, wanted)
-        stage = f"track {folder.name}"
-        wanted = {"results": _hash(folder / "run.json"), "tracker": given["track"]}
-        if given["track"] and self._stages.get(stage) != wanted:
-            say(f"track: {track(given['track'], folder, figures=pictures)}")
-            self._remember(stage, wanted)
+        sent = given["track"] and track(given["track"], folder)
+        if sent:
+            say(f"track: {sent}")
 
     @cached_property
     def _stages(self) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_splits_from_elsewhere_that_cannot_be(folds, message):
         FoldPlan.given(folds, 4)
 
 
-def test_labels_need_not_be_stratified():
-    plan = plan_folds(np.arange(9.0), n_folds=3, seed=0, stratify=False)
+def test_numbers_that_do_not_repeat_are_not_stratified():
+    plan = plan_folds(np.arange(9.0), n_folds=3, seed=0, numbers=True)
     for fold, (_, held_out) in enumerate(KFold(3, shuffle=True, random_state=0).split(np.arange(9))):
         np.testing.assert_array_equal(np.flatnonzero(plan.fold_of_sample == fold), held_out)

@@ -268,3 +268,9 @@ def test_folds_that_cannot_be_used():
     with pytest.raises(FoldError, match="folds splits the group or prompt of row 1; hold its samples out together"):
         run(ARRAY, LABELS, folds=folds, groups=np.arange(N) // 2)
     assert run(ARRAY, LABELS, folds=folds, groups=np.arange(N) % 6).n_folds == 3
+
+
+def test_integers_that_do_not_repeat_are_cross_validated_as_numbers():
+    labels = np.random.default_rng(0).permutation(30)
+    result = sweep(ArrayCellSource(labels[:, None, None, None] + 0.5), labels, task_type="regression", k_fold=True)
+    assert result.cv_score[0, 0] > 0.99
