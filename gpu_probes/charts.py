@@ -27,6 +27,7 @@ PALETTE = {
     "undefined": "#e3e6ea",
 }
 SCORES = {"cv_score": "CV score", "test_score": "test score", "train_score": "train score"}
+_CROSS = "\N{MULTIPLICATION SIGN}"
 _TIPS = ["layer", "position", *SCORES.values(), "alpha", "note"]
 
 
@@ -73,17 +74,14 @@ def heatmap(
     frame = readable(cells, tokens).assign(score=cells[score].to_numpy(), row=lambda f: f["position"])
     x = alt.X("layer:N", title="layer", sort=None, scale=_axis(frame["layer"]), axis=alt.Axis(labelAngle=0))
     y = alt.Y("position:N", title="position", sort=None, scale=_axis(frame["position"]))
-    legend = alt.Legend(orient="top", gradientLength=220, titleLimit=300)
+    legend = alt.Legend(orient="top", gradientLength=160, tickCount=4, titleLimit=300)
     colour = alt.Color("score:Q", scale=alt.Scale(scheme="viridis"), title=score_title(score, metric), legend=legend)
     scored, at_best = frame["score"].notna(), _is(cells, best)
     layers = [
         _chart(frame[~scored], x, y).mark_rect(fill=PALETTE["undefined"], stroke=PALETTE["paper"], strokeWidth=0.5),
-        # A cross that takes no part in hovering: it would answer in place of its cell.
-        _chart(frame[~scored], x, y, tips=False).mark_point(
-            shape="cross", angle=45, size=28, filled=True, fill=PALETTE["others"], opacity=1
-        ),
+        _chart(frame[~scored], x, y).mark_text(text=_CROSS, fontSize=13, fill=PALETTE["others"]),
         _chart(frame[scored], x, y).mark_rect(stroke=PALETTE["paper"], strokeWidth=0.5).encode(colour),
-        _chart(frame[at_best], x, y, tips=False).mark_point(
+        _chart(frame[at_best], x, y).mark_point(
             shape="circle", size=70, filled=True, fill="#111111", stroke="#ffffff", strokeWidth=2, opacity=1
         ),
     ]
@@ -159,7 +157,7 @@ def legend_of(series: Sequence[Series]) -> alt.Color:
     """Colours of a field `series`, one under the other above the chart so that they fit on a phone."""
     unique = {each.name: PALETTE[each.colour] for each in series}
     scale = alt.Scale(domain=list(unique), range=list(unique.values()))
-    legend = alt.Legend(title=None, orient="top", columns=1, symbolType="circle", labelLimit=300)
+    legend = alt.Legend(title=None, orient="top", columns=1, symbolType="circle", symbolOpacity=1, labelLimit=300)
     return alt.Color("series:N", scale=scale, legend=legend)
 
 

@@ -12,38 +12,42 @@ import pandas as pd
 
 from gpu_probes.charts import PALETTE, WIDTH, Series, legend_of
 
+# As many labels as stand side by side on a phone.
+_FEW = alt.Axis(tickCount=6)
+
 
 def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns actual, predicted, series, row and the tips."""
-    both = pd.concat([frame["actual"], frame["predicted"]])
+    shared = [frame[["actual", "predicted"]].min().max(), frame[["actual", "predicted"]].max().min()]
     points = (
         alt.Chart(frame)
         .mark_point(filled=True, size=34, opacity=0.6)
         .encode(
-            alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False)),
+            alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False), axis=_FEW),
             alt.Y("predicted:Q", title="predicted", scale=alt.Scale(zero=False)),
             legend_of(series),
             tooltip=_tips(tips),
         )
     )
-    line = _diagonal(float(both.min()), float(both.max()), "actual", "predicted")
-    return alt.layer(line, points).properties(width=WIDTH, height=380)
+    # Where labels and predictions have no value in common, the line would only push the points together.
+    lines = [_diagonal(shared[0], shared[1], "actual", "predicted")] if shared[0] < shared[1] else []
+    return alt.layer(*lines, points).properties(width=WIDTH, height=380)
 
 
 def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns fpr, tpr, series, row, order and the tips."""
-    x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]))
+    x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]), axis=_FEW)
     y = alt.Y("tpr:Q", title="true positive rate", scale=alt.Scale(domain=[0, 1]))
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
-    points = base.mark_point(filled=True, size=16, opacity=1).encode(colour, tooltip=_tips(tips))
+    points = base.mark_point(filled=True, size=40, opacity=0).encode(colour, tooltip=_tips(tips))
     return alt.layer(_diagonal(0, 1, "fpr", "tpr"), line, points).properties(width=WIDTH, height=380)
 
 
 def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns mean_predicted, fraction_positive, count, series, row and the tips."""
     unit = alt.Scale(domain=[0, 1])
-    x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit)
+    x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit, axis=_FEW)
     y = alt.Y("fraction_positive:Q", title="share that is so", scale=unit)
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
@@ -73,21 +77,26 @@ def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.Laye
 
 def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns name, score, low, high, series, row and the tips; a line of names, a point for each series."""
-    names = alt.Scale(domain=list(dict.fromkeys(frame["name"])))
-    y = alt.Y("name:N", title=None, sort=None, scale=names, axis=alt.Axis(labelLimit=170, grid=True))
-    offset = alt.YOffset("series:N", scale=alt.Scale(domain=[one.name for one in series]))
-    x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False))
+    names = list(dict.fromkeys(frame["name"]))
+    # Names stand inside, above their marks: beside them they would take half of a phone.
+    axis = alt.Axis(labelAlign="left", labelPadding=0, labelOffset=-17, labelLimit=300, grid=False)
+    y = alt.Y("name:N", title=None, sort=None, scale=alt.Scale(domain=names), axis=axis)
+    places = alt.Scale(domain=[one.name for one in series], range=[22, 48])
+    offset = alt.YOffset("series:N", scale=places)
+    x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6, grid=True))
     colour = legend_of(series)
     bars = alt.Chart(frame[frame["low"].notna()]).mark_rule(strokeWidth=2)
-    bars = bars.encode(y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), alt.X2("high:Q"), colour)
+    bars = bars.encode(
+        y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW), alt.X2("high:Q"), colour
+    )
     points = alt.Chart(frame).mark_point(filled=True, size=75, opacity=1)
     points = points.encode(y, offset, x, colour, tooltip=_tips(tips))
-    return alt.layer(bars, points).properties(width=WIDTH, height=48 * frame["name"].nunique())
+    return alt.layer(bars, points).properties(width=WIDTH, height=64 * len(names))
 
 
 def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns low, high, count, row and the tips; `observed`: score, row, and the tips."""
-    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False))
+    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW)
     bars = alt.Chart(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
     bars = bars.encode(x, alt.X2("high:Q"), alt.Y("count:Q", title="shuffles"), alt.Y2("none:Q"), tooltip=_tips(tips))
     rule = alt.Chart(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
@@ -99,7 +108,7 @@ def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips:
 
 def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns n_rows, score, series, row and the tips."""
-    x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True))
+    x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True), axis=_FEW)
     base = alt.Chart(frame).encode(x, alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)))
     colour = legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour)

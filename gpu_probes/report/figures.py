@@ -16,11 +16,20 @@ from gpu_probes.charts import Reference, Series, score_title
 from gpu_probes.report import curves
 from gpu_probes.report.baselines import strongest
 from gpu_probes.report.load import SavedResults
-from gpu_probes.report.predictions import MOST_POINTS, Predicted, classes_of, held_out, roc_table, thinned
+from gpu_probes.report.predictions import (
+    HELD_OUT_TITLE,
+    MOST_POINTS,
+    TEST_TITLE,
+    Predicted,
+    classes_of,
+    held_out,
+    roc_table,
+    thinned,
+)
 from gpu_probes.wording import METRICS, interval, number, one_line, position_text
 
-TEST, HELD_OUT = Series("test rows", "accent"), Series("training rows, each held out in cross-validation", "others")
-_CV, _NESTED = Series("cross-validation", "others"), Series("nested cross-validation, 95 % interval", "honest")
+TEST, HELD_OUT = Series(TEST_TITLE, "accent"), Series(HELD_OUT_TITLE, "others")
+_CV, _NESTED = Series("CV", "others"), Series("nested CV, 95 % interval", "honest")
 _TESTED = Series("test, 95 % interval", "accent")
 _CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
 
@@ -72,7 +81,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
         caption += f"{undefined} {'cell has' if undefined == 1 else 'cells have'} no score (grey, crossed out). "
     caption += "Layers are indices into hidden_states (0 = embeddings); position -1 is the last token."
     table = charts.readable(cells, results.tokens)
-    width = 110 + 9 * len(results.performance["layer_indices"])
+    width = 110 + 7 * len(results.performance["layer_indices"])
     return Figure("heatmap", "Where it can be read", caption, chart, table, width)
 
 
@@ -195,7 +204,7 @@ def alphas(results: SavedResults) -> Figure | Absent:
 
 def comparison(results: SavedResults) -> Figure | Absent:
     """The best probe's optimistic and honest scores, and the baselines."""
-    name, title = "comparison", "How far to trust it, and what it beats"
+    name, title = "comparison", "How far to trust it"
     if results.best is None:
         return Absent(name, title, results.why_no_best)
     table = pd.DataFrame(_compared(results))
@@ -210,6 +219,8 @@ def comparison(results: SavedResults) -> Figure | Absent:
         "chooses anew for each fold and scores on rows that had no part in the choice. Intervals leave out that other "
         "training rows give another probe."
     )
+    without = [f"{one_line(one['title'])}, {one_line(one['note'])}" for one in _unscored(results)]
+    caption += f" Without a score: {'; '.join(without)}." if without else ""
     return Figure(name, title, caption, curves.comparison(table, used, metric, tips), table[tips])
 
 
@@ -242,7 +253,7 @@ def learning_curve(results: SavedResults) -> Figure | Absent:
     points, reason = results.part("learning_curve")
     if points is None:
         return Absent(name, title, reason)
-    cv, test = Series("cross-validation", "others"), Series("test", "accent")
+    cv, test = Series("CV", "others"), Series("test", "accent")
     rows = [
         {
             "n_rows": point["n_rows"],
@@ -297,12 +308,12 @@ def _references(results: SavedResults) -> list[Reference]:
         references.append(Reference(_NESTED, nested, *_ends(intervals.get("nested_cv_score"))))
     baseline = strongest(results)
     if baseline is not None and baseline["cv_score"] is not None:
-        series = Series(f"{one_line(baseline['title'])}, cross-validation", "baseline")
+        series = Series(f"{one_line(baseline['title'])}, CV", "baseline")
         references.append(Reference(series, baseline["cv_score"]))
     best, cell = results.best, results.best_cell
     if best is not None and cell is not None and best["test_score"] is not None:
         low, high = _ends(intervals.get("test_score"))
-        references.append(Reference(Series(_TESTED.name, "extra"), best["test_score"], low, high, cell[0]))
+        references.append(Reference(Series(_TESTED.name, "ink"), best["test_score"], low, high, cell[0]))
     return references
 
 
@@ -360,6 +371,11 @@ def _compared(results: SavedResults) -> list[dict[str, Any]]:
         records.append(_record(title, _CV, one["cv_score"], None))
         records.append(_record(title, _TESTED, one["test_score"], one["test_interval"]))
     return records
+
+
+def _unscored(results: SavedResults) -> list[dict[str, Any]]:
+    baselines = (results.part("baselines")[0] or {}).values()
+    return [one for one in baselines if one["cv_score"] is None and one["test_score"] is None]
 
 
 def _record(name: str, series: Series, score: float | None, found: dict[str, Any] | None) -> dict[str, Any]:

@@ -108,15 +108,11 @@ def _lead(baseline: dict[str, Any] | None) -> str:
     """How the best probe compares with the strongest baseline."""
     if baseline is None or baseline["test_score"] is None:
         return ""
-    name = f"the strongest baseline ({one_line(baseline['title'])}: {number(baseline['test_score'])})"
+    text = f", against {number(baseline['test_score'])} of the strongest baseline, {one_line(baseline['title'])}"
     difference = baseline["difference"]
     if difference is None or difference["estimate"] is None:
-        return f", beside {name}"
-    estimate = difference["estimate"]
-    more = "more" if estimate >= 0 else "less"
-    ends = interval(difference)
-    sure = f" (difference {estimate:+.3f} {ends})" if ends else ""
-    return f", {number(abs(estimate))} {more} than {name}{sure}"
+        return text
+    return f"{text} (difference {difference['estimate']:+.3f} {interval(difference)})".replace(" )", ")")
 
 
 def _why_no_test(results: SavedResults) -> str:
