@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from gpu_probes.charts import PALETTE, WIDTH, Series, legend_of
+from gpu_probes.charts import PALETTE, Series, legend_of, stack
 
 # As many labels as stand side by side on a phone.
 _FEW = alt.Axis(tickCount=6)
@@ -31,7 +31,7 @@ def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequen
     )
     # Where labels and predictions have no value in common, the line would only push the points together.
     lines = [_diagonal(shared[0], shared[1], "actual", "predicted")] if shared[0] < shared[1] else []
-    return alt.layer(*lines, points).properties(width=WIDTH, height=380)
+    return stack([*lines, points], 380)
 
 
 def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
@@ -41,7 +41,7 @@ def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> a
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
     points = base.mark_point(filled=True, size=40, opacity=0).encode(colour, tooltip=_tips(tips))
-    return alt.layer(_diagonal(0, 1, "fpr", "tpr"), line, points).properties(width=WIDTH, height=380)
+    return stack([_diagonal(0, 1, "fpr", "tpr"), line, points], 380)
 
 
 def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
@@ -54,12 +54,12 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
     diagonal = _diagonal(0, 1, "mean_predicted", "fraction_positive")
-    return alt.layer(diagonal, line, points).properties(width=WIDTH, height=380)
+    return stack([diagonal, line, points], 380)
 
 
 def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns alpha, score, chosen, row and the tips."""
-    if (frame["alpha"] > 0).all():
+    if min(frame["alpha"]) > 0:
         x = alt.X("alpha:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="alpha")
         x = x.axis(values=sorted(frame["alpha"]), format="~g", labelOverlap="greedy")
     else:
@@ -72,7 +72,7 @@ def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.Laye
     mark = chosen.mark_point(
         size=150, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
     )
-    return alt.layer(line, points, mark).properties(width=WIDTH, height=260)
+    return stack([line, points, mark], 260)
 
 
 def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
@@ -91,7 +91,7 @@ def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: 
     )
     points = alt.Chart(frame).mark_point(filled=True, size=75, opacity=1)
     points = points.encode(y, offset, x, colour, tooltip=_tips(tips))
-    return alt.layer(bars, points).properties(width=WIDTH, height=64 * len(names))
+    return stack([bars, points], 64 * len(names))
 
 
 def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
@@ -103,7 +103,7 @@ def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips:
     line = rule.mark_rule(stroke=PALETTE["accent"], strokeWidth=2.5)
     text = rule.mark_text(align="right", dx=-6, y=8, fill=PALETTE["accent"], fontWeight="bold", fontSize=12)
     named = text.encode(text="label:N", tooltip=alt.value(None))
-    return alt.layer(bars, line, named).properties(width=WIDTH, height=220)
+    return stack([bars, line, named], 220)
 
 
 def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
@@ -113,7 +113,7 @@ def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, ti
     colour = legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(colour, tooltip=_tips(tips))
-    return alt.layer(line, points).properties(width=WIDTH, height=260)
+    return stack([line, points], 260)
 
 
 def _diagonal(low: float, high: float, x: str, y: str) -> alt.Chart:
