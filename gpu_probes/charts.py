@@ -90,7 +90,7 @@ def heatmap(
             shape="circle", size=70, filled=True, fill="#111111", stroke="#ffffff", strokeWidth=2, opacity=1
         ),
     ]
-    return stack([part for part in drawn if len(part.data)], 28 * frame["position"].nunique())
+    return stack([part for part in drawn if len(part.data)], 28 * len(set(frame["position"])))
 
 
 def layers(
@@ -160,7 +160,7 @@ def legend_of(series: Sequence[Series]) -> alt.Color:
     return alt.Color("series:N", scale=scale, legend=legend)
 
 
-def stack(layers: Sequence[alt.Chart | alt.LayerChart], height: float) -> alt.LayerChart:
+def stack(layers: Sequence[alt.Chart | alt.LayerChart], height: int) -> alt.LayerChart:
     """Charts over one another, the last on top."""
     return alt.LayerChart(layer=list(layers)).properties(width=WIDTH, height=height)
 

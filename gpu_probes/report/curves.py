@@ -41,7 +41,7 @@ def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> a
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
     points = base.mark_point(filled=True, size=40, opacity=0).encode(colour, tooltip=_tips(tips))
-    return stack([_diagonal(0, 1, "fpr", "tpr"), line, points], 380)
+    return stack([_diagonal(0.0, 1.0, "fpr", "tpr"), line, points], 380)
 
 
 def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
@@ -53,7 +53,7 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
-    diagonal = _diagonal(0, 1, "mean_predicted", "fraction_positive")
+    diagonal = _diagonal(0.0, 1.0, "mean_predicted", "fraction_positive")
     return stack([diagonal, line, points], 380)
 
 
