@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
+import numpy as np
 import pandas as pd
 
 from gpu_probes.wording import METRICS, number, one_line, position_text
@@ -27,6 +28,7 @@ PALETTE = {
     "undefined": "#e3e6ea",
 }
 SCORES = {"cv_score": "CV score", "test_score": "test score", "train_score": "train score"}
+_CROSS = "\N{MULTIPLICATION SIGN}"
 _TIPS = ["layer", "position", *SCORES.values(), "alpha", "note"]
 
 
@@ -70,26 +72,25 @@ def heatmap(
     best : (layer, position), optional
     tokens : mapping of position to token, optional
     """
-    frame = readable(cells, tokens).assign(score=cells[score].to_numpy(), row=lambda f: f["position"])
-    x = alt.X("layer:N", title="layer", sort=None, scale=_axis(frame["layer"]), axis=alt.Axis(labelAngle=0))
-    y = alt.Y("position:N", title="position", sort=None, scale=_axis(frame["position"]))
-    legend = alt.Legend(orient="top", gradientLength=220, titleLimit=300)
+    frame, values = readable(cells, tokens), cells[score].to_numpy(np.float64)
+    frame["score"], frame["row"] = values, frame["position"]
+    x = alt.X("layer:N", title="layer", sort=None, scale=_axis(frame, "layer"), axis=alt.Axis(labelAngle=0))
+    y = alt.Y("position:N", title="position", sort=None, scale=_axis(frame, "position"))
+    legend = alt.Legend(orient="top", gradientLength=160, tickCount=4, titleLimit=300)
     colour = alt.Color("score:Q", scale=alt.Scale(scheme="viridis"), title=score_title(score, metric), legend=legend)
-    scored, at_best = frame["score"].notna(), _is(cells, best)
-    layers = [
-        _chart(frame[~scored], x, y).mark_rect(fill=PALETTE["undefined"], stroke=PALETTE["paper"], strokeWidth=0.5),
-        # A cross that takes no part in hovering: it would answer in place of its cell.
-        _chart(frame[~scored], x, y, tips=False).mark_point(
-            shape="cross", angle=45, size=28, filled=True, fill=PALETTE["others"], opacity=1
-        ),
-        _chart(frame[scored], x, y).mark_rect(stroke=PALETTE["paper"], strokeWidth=0.5).encode(colour),
-        _chart(frame[at_best], x, y, tips=False).mark_point(
+    undefined, scored, at_best = (
+        _rows(frame, kept) for kept in (np.isnan(values), ~np.isnan(values), _is(cells, best))
+    )
+    paper = PALETTE["paper"]
+    drawn = [
+        _cells(undefined, x, y).mark_rect(fill=PALETTE["undefined"], stroke=paper, strokeWidth=0.5),
+        _cells(undefined, x, y).mark_text(text=_CROSS, fontSize=13, fill=PALETTE["others"]),
+        _cells(scored, x, y).mark_rect(stroke=paper, strokeWidth=0.5).encode(colour),
+        _cells(at_best, x, y).mark_point(
             shape="circle", size=70, filled=True, fill="#111111", stroke="#ffffff", strokeWidth=2, opacity=1
         ),
     ]
-    return alt.layer(*(layer for layer in layers if len(layer.data))).properties(
-        width=WIDTH, height=28 * frame["position"].nunique()
-    )
+    return stack([part for part in drawn if len(part.data)], 28 * len(set(frame["position"])))
 
 
 def layers(
@@ -110,31 +111,27 @@ def layers(
     references : sequence of Reference
         Other scores to draw into it.
     """
-    frame = readable(cells, tokens).assign(score=cells[score].to_numpy(), place=cells["layer"].to_numpy())
-    frame["row"] = frame["position"]
-    ours = cells["position"].to_numpy() == (None if best is None else best[1])
-    highlighted = Series("position " + _name(frame, ours), "accent")
-    others = Series("other positions" if ours.any() else "positions", "others")
-    frame["series"] = [highlighted.name if own else others.name for own in ours]
-    used = [*([highlighted] if ours.any() else []), *([] if ours.all() else [others]), *(r.series for r in references)]
+    frame, values = readable(cells, tokens), cells[score].to_numpy(np.float64)
+    frame["score"], frame["place"], frame["row"] = values, cells["layer"], frame["position"]
+    own = np.array([best is not None and position == best[1] for position in cells["position"]])
+    name = next((position for position, ours in zip(frame["position"], own, strict=True) if ours), "")
+    highlighted = Series(f"position {name}", "accent")
+    others = Series("other positions" if own.any() else "positions", "others")
+    frame["series"] = np.where(own, highlighted.name, others.name)
+    used = [*([highlighted] if own.any() else []), *([] if own.all() else [others]), *(r.series for r in references)]
     colour = legend_of(used)
-    x = _layer_axis(cells["layer"])
-    y = alt.Y("score:Q", title=score_title(score, metric), scale=alt.Scale(zero=False))
-    shown = frame[frame["score"].notna()]
-    own = ours[frame["score"].notna()]
-    drawn = [_reference(reference, frame, x, y, colour) for reference in references]
-    for part, width in ((shown[~own], 1.25), (shown[own], 2.5)):
-        drawn.append(_chart(part, x, y, tips=False).mark_line(strokeWidth=width).encode(colour, detail="position:N"))
-        size = 14 if width < 2 else 36
-        drawn.append(_chart(part, x, y).mark_point(filled=True, size=size, opacity=1).encode(colour))
-    at_best = frame[_is(cells, best)]
+    x, y = _layer_axis(cells, frame), alt.Y("score:Q", title=score_title(score, metric), scale=alt.Scale(zero=False))
+    drawn: list[alt.Chart | alt.LayerChart] = [_reference(reference, x, y, colour) for reference in references]
+    for kept, width, size in ((~own, 1.25, 14), (own, 2.5, 36)):
+        part = _rows(frame, kept & ~np.isnan(values))
+        drawn.append(alt.Chart(part).encode(x, y, colour, detail="position:N").mark_line(strokeWidth=width))
+        drawn.append(_cells(part, x, y).encode(colour).mark_point(filled=True, size=size, opacity=1))
     drawn.append(
-        _chart(at_best, x, y).mark_point(
+        _cells(_rows(frame, _is(cells, best)), x, y).mark_point(
             size=110, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
         )
     )
-    kept = [layer for layer in drawn if isinstance(layer, alt.LayerChart) or len(layer.data)]
-    return alt.layer(*kept or [_chart(frame, x, y, tips=False).mark_point()]).properties(width=WIDTH, height=320)
+    return stack(drawn, 320)
 
 
 def readable(cells: pd.DataFrame, tokens: Mapping[Any, str | None] | None = None) -> pd.DataFrame:
@@ -159,11 +156,16 @@ def legend_of(series: Sequence[Series]) -> alt.Color:
     """Colours of a field `series`, one under the other above the chart so that they fit on a phone."""
     unique = {each.name: PALETTE[each.colour] for each in series}
     scale = alt.Scale(domain=list(unique), range=list(unique.values()))
-    legend = alt.Legend(title=None, orient="top", columns=1, symbolType="circle", labelLimit=300)
+    legend = alt.Legend(title=None, orient="top", columns=1, symbolType="circle", symbolOpacity=1, labelLimit=300)
     return alt.Color("series:N", scale=scale, legend=legend)
 
 
-def _reference(reference: Reference, frame: pd.DataFrame, x: alt.X, y: alt.Y, colour: alt.Color) -> alt.LayerChart:
+def stack(layers: Sequence[alt.Chart | alt.LayerChart], height: int) -> alt.LayerChart:
+    """Charts over one another, the last on top."""
+    return alt.LayerChart(layer=list(layers)).properties(width=WIDTH, height=height)
+
+
+def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> alt.LayerChart:
     """A dashed line across all layers with its interval as a band, or a point with a bar at one layer."""
     known = reference.low is not None and reference.high is not None
     text = f"[{number(reference.low)}, {number(reference.high)}]" if known else "not known"
@@ -174,36 +176,37 @@ def _reference(reference: Reference, frame: pd.DataFrame, x: alt.X, y: alt.Y, co
         base = alt.Chart(pd.DataFrame([row])).encode(colour)
         band = [base.mark_rect(opacity=0.12).encode(y=alt.Y("low:Q"), y2="high:Q")] if known else []
         line = base.mark_rule(strokeDash=[5, 4], strokeWidth=1.75).encode(y, tooltip=tips)
-        return alt.layer(*band, line)
-    base = alt.Chart(pd.DataFrame([row | {"place": reference.layer}])).encode(x, colour)
+        return alt.LayerChart(layer=[*band, line])
+    at = {"place": reference.layer, "layer": one_line(reference.layer)}
+    base = alt.Chart(pd.DataFrame([row | at])).encode(x, colour)
     bar = [base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")] if known else []
     point = base.mark_point(shape="diamond", filled=True, size=100, opacity=1).encode(y, tooltip=tips)
-    return alt.layer(*bar, point)
+    return alt.LayerChart(layer=[*bar, point])
 
 
-def _chart(frame: pd.DataFrame, x: alt.X, y: alt.Y, *, tips: bool = True) -> alt.Chart:
-    chart = alt.Chart(frame).encode(x, y)
-    return chart.encode(tooltip=[f"{name}:N" for name in _TIPS]) if tips else chart
+def _cells(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    """Marks that say in a tooltip all that is known of their cell."""
+    return alt.Chart(frame).encode(x, y, tooltip=[f"{name}:N" for name in _TIPS])
 
 
-def _layer_axis(values: pd.Series) -> alt.X:
+def _layer_axis(cells: pd.DataFrame, names: pd.DataFrame) -> alt.X:
     """Numbers to scale, so that layers left out leave a gap; names one by one."""
-    if pd.api.types.is_numeric_dtype(values):
+    if pd.api.types.is_numeric_dtype(cells["layer"]):
         scale = alt.Scale(zero=False, nice=False, padding=8)
         return alt.X("place:Q", title="layer", scale=scale, axis=alt.Axis(tickMinStep=1, format="d"))
-    return alt.X("place:N", title="layer", sort=None, scale=_axis(values), axis=alt.Axis(labelAngle=0))
+    return alt.X("layer:N", title="layer", sort=None, scale=_axis(names, "layer"), axis=alt.Axis(labelAngle=0))
 
 
-def _axis(values: pd.Series) -> alt.Scale:
+def _axis(frame: pd.DataFrame, column: str) -> alt.Scale:
     """The values in the order in which they come."""
-    return alt.Scale(domain=list(dict.fromkeys(values)))
+    return alt.Scale(domain=list(dict.fromkeys(frame[column])))
 
 
-def _is(cells: pd.DataFrame, best: tuple[Any, Any] | None) -> pd.Series:
-    if best is None:
-        return pd.Series(False, index=cells.index)
-    return (cells["layer"] == best[0]) & (cells["position"] == best[1])
+def _is(cells: pd.DataFrame, best: tuple[Any, Any] | None) -> np.ndarray:
+    return np.array(
+        [(layer, position) == best for layer, position in zip(cells["layer"], cells["position"], strict=True)]
+    )
 
 
-def _name(frame: pd.DataFrame, rows: Any) -> str:
-    return str(frame.loc[rows, "position"].iloc[0]) if rows.any() else ""
+def _rows(frame: pd.DataFrame, kept: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame(frame.loc[kept])

@@ -10,7 +10,7 @@ METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
 NOTHING = "-"
 
 
-def number(value: float | None, spec: str = ".3f") -> str:
+def number(value: float | int | None, spec: str = ".3f") -> str:
     """Three decimals unless told; a dash where there is no number."""
     return NOTHING if value is None or np.isnan(value) else format(value, spec)
 

@@ -9,7 +9,7 @@ from gpu_probes.report.load import SavedResults
 
 def strongest(results: SavedResults) -> dict[str, Any] | None:
     """The baseline with the highest test score or, where there are none, the highest CV score."""
-    baselines: list[dict[str, Any]] = list((results.part("baselines")[0] or {}).values())
+    baselines: list[dict[str, Any]] = list(results.part("baselines").values())
     for score in ("test_score", "cv_score"):
         scored = [one for one in baselines if one[score] is not None]
         if scored:

@@ -10,52 +10,56 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from gpu_probes.charts import PALETTE, WIDTH, Series, legend_of
+from gpu_probes.charts import PALETTE, Series, legend_of, stack
+
+# As many labels as stand side by side on a phone.
+_FEW = alt.Axis(tickCount=6)
 
 
 def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns actual, predicted, series, row and the tips."""
-    both = pd.concat([frame["actual"], frame["predicted"]])
+    shared = [frame[["actual", "predicted"]].min().max(), frame[["actual", "predicted"]].max().min()]
     points = (
         alt.Chart(frame)
         .mark_point(filled=True, size=34, opacity=0.6)
         .encode(
-            alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False)),
+            alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False), axis=_FEW),
             alt.Y("predicted:Q", title="predicted", scale=alt.Scale(zero=False)),
             legend_of(series),
             tooltip=_tips(tips),
         )
     )
-    line = _diagonal(float(both.min()), float(both.max()), "actual", "predicted")
-    return alt.layer(line, points).properties(width=WIDTH, height=380)
+    # Where labels and predictions have no value in common, the line would only push the points together.
+    lines = [_diagonal(shared[0], shared[1], "actual", "predicted")] if shared[0] < shared[1] else []
+    return stack([*lines, points], 380)
 
 
 def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns fpr, tpr, series, row, order and the tips."""
-    x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]))
+    x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]), axis=_FEW)
     y = alt.Y("tpr:Q", title="true positive rate", scale=alt.Scale(domain=[0, 1]))
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
-    points = base.mark_point(filled=True, size=16, opacity=1).encode(colour, tooltip=_tips(tips))
-    return alt.layer(_diagonal(0, 1, "fpr", "tpr"), line, points).properties(width=WIDTH, height=380)
+    points = base.mark_point(filled=True, size=40, opacity=0).encode(colour, tooltip=_tips(tips))
+    return stack([_diagonal(0.0, 1.0, "fpr", "tpr"), line, points], 380)
 
 
 def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
     """Columns mean_predicted, fraction_positive, count, series, row and the tips."""
     unit = alt.Scale(domain=[0, 1])
-    x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit)
+    x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit, axis=_FEW)
     y = alt.Y("fraction_positive:Q", title="share that is so", scale=unit)
     base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
-    diagonal = _diagonal(0, 1, "mean_predicted", "fraction_positive")
-    return alt.layer(diagonal, line, points).properties(width=WIDTH, height=380)
+    diagonal = _diagonal(0.0, 1.0, "mean_predicted", "fraction_positive")
+    return stack([diagonal, line, points], 380)
 
 
 def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns alpha, score, chosen, row and the tips."""
-    if (frame["alpha"] > 0).all():
+    if min(frame["alpha"]) > 0:
         x = alt.X("alpha:Q", scale=alt.Scale(type="log", nice=False, padding=12), title="alpha")
         x = x.axis(values=sorted(frame["alpha"]), format="~g", labelOverlap="greedy")
     else:
@@ -68,43 +72,48 @@ def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.Laye
     mark = chosen.mark_point(
         size=150, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
     )
-    return alt.layer(line, points, mark).properties(width=WIDTH, height=260)
+    return stack([line, points, mark], 260)
 
 
 def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns name, score, low, high, series, row and the tips; a line of names, a point for each series."""
-    names = alt.Scale(domain=list(dict.fromkeys(frame["name"])))
-    y = alt.Y("name:N", title=None, sort=None, scale=names, axis=alt.Axis(labelLimit=170, grid=True))
-    offset = alt.YOffset("series:N", scale=alt.Scale(domain=[one.name for one in series]))
-    x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False))
+    names = list(dict.fromkeys(frame["name"]))
+    # Names stand inside, above their marks: beside them they would take half of a phone.
+    axis = alt.Axis(labelAlign="left", labelPadding=0, labelOffset=-17, labelLimit=300, grid=False)
+    y = alt.Y("name:N", title=None, sort=None, scale=alt.Scale(domain=names), axis=axis)
+    places = alt.Scale(domain=[one.name for one in series], range=[22, 48])
+    offset = alt.YOffset("series:N", scale=places)
+    x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6, grid=True))
     colour = legend_of(series)
     bars = alt.Chart(frame[frame["low"].notna()]).mark_rule(strokeWidth=2)
-    bars = bars.encode(y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), alt.X2("high:Q"), colour)
+    bars = bars.encode(
+        y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW), alt.X2("high:Q"), colour
+    )
     points = alt.Chart(frame).mark_point(filled=True, size=75, opacity=1)
     points = points.encode(y, offset, x, colour, tooltip=_tips(tips))
-    return alt.layer(bars, points).properties(width=WIDTH, height=48 * frame["name"].nunique())
+    return stack([bars, points], 64 * len(names))
 
 
 def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns low, high, count, row and the tips; `observed`: score, row, and the tips."""
-    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False))
+    x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW)
     bars = alt.Chart(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
     bars = bars.encode(x, alt.X2("high:Q"), alt.Y("count:Q", title="shuffles"), alt.Y2("none:Q"), tooltip=_tips(tips))
     rule = alt.Chart(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
     line = rule.mark_rule(stroke=PALETTE["accent"], strokeWidth=2.5)
     text = rule.mark_text(align="right", dx=-6, y=8, fill=PALETTE["accent"], fontWeight="bold", fontSize=12)
     named = text.encode(text="label:N", tooltip=alt.value(None))
-    return alt.layer(bars, line, named).properties(width=WIDTH, height=220)
+    return stack([bars, line, named], 220)
 
 
 def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns n_rows, score, series, row and the tips."""
-    x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True))
+    x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True), axis=_FEW)
     base = alt.Chart(frame).encode(x, alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)))
     colour = legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(colour, tooltip=_tips(tips))
-    return alt.layer(line, points).properties(width=WIDTH, height=260)
+    return stack([line, points], 260)
 
 
 def _diagonal(low: float, high: float, x: str, y: str) -> alt.Chart:

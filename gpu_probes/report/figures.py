@@ -16,11 +16,20 @@ from gpu_probes.charts import Reference, Series, score_title
 from gpu_probes.report import curves
 from gpu_probes.report.baselines import strongest
 from gpu_probes.report.load import SavedResults
-from gpu_probes.report.predictions import MOST_POINTS, Predicted, classes_of, held_out, roc_table, thinned
+from gpu_probes.report.predictions import (
+    HELD_OUT_TITLE,
+    MOST_POINTS,
+    TEST_TITLE,
+    Predicted,
+    classes_of,
+    held_out,
+    roc_table,
+    thinned,
+)
 from gpu_probes.wording import METRICS, interval, number, one_line, position_text
 
-TEST, HELD_OUT = Series("test rows", "accent"), Series("training rows, each held out in cross-validation", "others")
-_CV, _NESTED = Series("cross-validation", "others"), Series("nested cross-validation, 95 % interval", "honest")
+TEST, HELD_OUT = Series(TEST_TITLE, "accent"), Series(HELD_OUT_TITLE, "others")
+_CV, _NESTED = Series("CV", "others"), Series("nested CV, 95 % interval", "honest")
 _TESTED = Series("test, 95 % interval", "accent")
 _CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
 
@@ -62,7 +71,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
     shown, note = (score, "") if score else _shown_score(results)
     cells, best = results.cells, results.best_cell
     chart = charts.heatmap(cells, metric=results.performance["metric"], score=shown, best=best, tokens=results.tokens)
-    undefined = int(cells[shown].isna().sum())
+    undefined = int(np.isnan(cells[shown].to_numpy(np.float64)).sum())
     caption = f"The {charts.SCORES[shown]} of each cell. {note}"
     if best is not None:
         layer, position = best
@@ -72,7 +81,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
         caption += f"{undefined} {'cell has' if undefined == 1 else 'cells have'} no score (grey, crossed out). "
     caption += "Layers are indices into hidden_states (0 = embeddings); position -1 is the last token."
     table = charts.readable(cells, results.tokens)
-    width = 110 + 9 * len(results.performance["layer_indices"])
+    width = 110 + 7 * len(results.performance["layer_indices"])
     return Figure("heatmap", "Where it can be read", caption, chart, table, width)
 
 
@@ -94,7 +103,7 @@ def layers(results: SavedResults) -> Figure | Absent:
             "test score (diamond) say what to expect."
         )
     columns = ["position", "layer", *charts.SCORES.values(), "alpha"]
-    table = charts.readable(results.cells, results.tokens)[columns]
+    table = _only(charts.readable(results.cells, results.tokens), columns)
     return Figure("layers", "Along the layers", caption.strip(), chart, table)
 
 
@@ -109,14 +118,18 @@ def predictions(results: SavedResults) -> Figure | Absent:
     table = pd.concat([_points(part) for part in parts], ignore_index=True)
     series = [TEST if part.split == "test" else HELD_OUT for part in parts]
     # The training rows come first, so that the test rows lie on top.
-    chart = curves.diagonal_scatter(table[::-1], series, ["series", "row number", "actual value", "predicted value"])
+    chart = curves.diagonal_scatter(
+        pd.DataFrame(table[::-1]), series, ["series", "row number", "actual value", "predicted value"]
+    )
     caption = "The best probe on rows that it did not see; on the dashed line predictions are right."
     most = max(len(part.actual) for part in parts)
     if most > MOST_POINTS:
         caption += (
             f" Of more than {MOST_POINTS:,} rows an even selection in their order is drawn, {MOST_POINTS:,} each."
         )
-    return Figure(name, title, caption, chart, table[["series", "row number", "actual value", "predicted value"]])
+    return Figure(
+        name, title, caption, chart, _only(table, ["series", "row number", "actual value", "predicted value"])
+    )
 
 
 def roc(results: SavedResults) -> Figure | Absent:
@@ -141,7 +154,7 @@ def roc(results: SavedResults) -> Figure | Absent:
         caption += f" Each class against all others, {held_out(results)[0].title}"
         left_out = len(classes_of(results)) - len(names)
         caption += f"; {left_out} classes are not drawn." if left_out else "."
-    return Figure(name, title, caption, curves.roc(table, series, tips), table[tips])
+    return Figure(name, title, caption, curves.roc(table, series, tips), _only(table, tips))
 
 
 def reliability(results: SavedResults) -> Figure | Absent:
@@ -149,10 +162,10 @@ def reliability(results: SavedResults) -> Figure | Absent:
     name, title = "reliability", "Reliability"
     if not classes_of(results):
         return Absent(name, title, "the labels are numbers", expected=False)
-    scores, reason = results.part("scores")
-    if scores is None:
-        return Absent(name, title, reason)
-    platt = (results.part("platt")[0] or {}).get("test_scores") or {}
+    scores = results.part("scores")
+    if not scores:
+        return Absent(name, title, results.why_missing("scores"))
+    platt = results.part("platt").get("test_scores") or {}
     split = "test" if "test" in scores else "cv"
     found = [(f"{split}, as fitted", "accent", scores.get(split) or {})]
     found += [("test, after Platt scaling", "honest", platt)] if platt.get("reliability") else []
@@ -168,7 +181,7 @@ def reliability(results: SavedResults) -> Figure | Absent:
         f"In ten bins of the predicted probability of {what}: how often it is so. Larger points hold more rows. "
         f"Expected calibration error: {errors}."
     )
-    return Figure(name, title, caption, chart, table[tips])
+    return Figure(name, title, caption, chart, _only(table, tips))
 
 
 def alphas(results: SavedResults) -> Figure | Absent:
@@ -190,16 +203,15 @@ def alphas(results: SavedResults) -> Figure | Absent:
     caption = f"CV score of the best cell at each alpha. The highest, at alpha {at:g}, was chosen."
     if at in (table["alpha"].iloc[0], table["alpha"].iloc[-1]):
         caption += " That is an end of the grid: a better one may lie beyond."
-    return Figure(name, title, caption, chart, table[["penalty", "CV score"]])
+    return Figure(name, title, caption, chart, _only(table, ["penalty", "CV score"]))
 
 
 def comparison(results: SavedResults) -> Figure | Absent:
     """The best probe's optimistic and honest scores, and the baselines."""
-    name, title = "comparison", "How far to trust it, and what it beats"
+    name, title = "comparison", "How far to trust it"
     if results.best is None:
         return Absent(name, title, results.why_no_best)
-    table = pd.DataFrame(_compared(results))
-    table = table[table["score"].notna()].reset_index(drop=True)
+    table = pd.DataFrame([record for record in _compared(results) if not np.isnan(record["score"])])
     table["row"] = table["name"]
     table["value"] = [number(score) for score in table["score"]]
     used = [one for one in (_CV, _NESTED, _TESTED) if one.name in set(table["series"])]
@@ -210,15 +222,17 @@ def comparison(results: SavedResults) -> Figure | Absent:
         "chooses anew for each fold and scores on rows that had no part in the choice. Intervals leave out that other "
         "training rows give another probe."
     )
-    return Figure(name, title, caption, curves.comparison(table, used, metric, tips), table[tips])
+    without = [f"{one_line(one['title'])}, {one_line(one['note'])}" for one in _unscored(results)]
+    caption += f" Without a score: {'; '.join(without)}." if without else ""
+    return Figure(name, title, caption, curves.comparison(table, used, metric, tips), _only(table, tips))
 
 
 def permutations(results: SavedResults) -> Figure | Absent:
     """Highest score of each shuffle of the labels, and the one observed."""
     name, title = "permutations", "Against shuffled labels"
-    found, reason = results.part("permutation")
-    if found is None or found.get("p_best") is None:
-        return Absent(name, title, reason or found["reason"])
+    found = results.part("permutation")
+    if found.get("p_best") is None:
+        return Absent(name, title, results.why_missing("permutation"))
     null = np.asarray([value for value in found["null_max"] if value is not None], dtype=np.float64)
     counts, edges = np.histogram(null, bins=min(40, max(5, len(null) // 5)))
     bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts, "row": "null"})
@@ -233,16 +247,16 @@ def permutations(results: SavedResults) -> Figure | Absent:
         f"Highest CV score in any cell after each of {found['n_permutations']:,} shuffles of the labels, "
         f"{found['shuffled']}, beside that of the true labels (line). p = {found['p_best']:.3g} for all cells together."
     )
-    return Figure(name, title, caption, chart, bins[["highest score", "shuffles"]])
+    return Figure(name, title, caption, chart, _only(bins, ["highest score", "shuffles"]))
 
 
 def learning_curve(results: SavedResults) -> Figure | Absent:
     """Score of the best cell by the number of training rows."""
     name, title = "learning_curve", "With more rows"
-    points, reason = results.part("learning_curve")
-    if points is None:
-        return Absent(name, title, reason)
-    cv, test = Series("cross-validation", "others"), Series("test", "accent")
+    points = results.part("learning_curve")
+    if not points:
+        return Absent(name, title, results.why_missing("learning_curve"))
+    cv, test = Series("CV", "others"), Series("test", "accent")
     rows = [
         {
             "n_rows": point["n_rows"],
@@ -263,7 +277,7 @@ def learning_curve(results: SavedResults) -> Figure | Absent:
     metric = f"score ({METRICS.get(results.performance['metric'], results.performance['metric'])})"
     used = [one for one in (test, cv) if one.name in set(table["series"])]
     caption = "The best cell fitted on growing parts of its training rows; the rows that it is scored on stay the same."
-    return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), table[tips])
+    return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), _only(table, tips))
 
 
 FIGURES: tuple[Callable[[SavedResults], Figure | Absent], ...] = (
@@ -279,10 +293,14 @@ FIGURES: tuple[Callable[[SavedResults], Figure | Absent], ...] = (
 )
 
 
+def _only(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({name: frame[name] for name in columns})
+
+
 def _shown_score(results: SavedResults) -> tuple[str, str]:
     """The column to draw, and why it is not that of cross-validation."""
     for score in ("cv_score", "test_score", "train_score"):
-        if results.cells[score].notna().any():
+        if not np.isnan(results.cells[score].to_numpy(np.float64)).all():
             why = f"({results.why_no_best[0].upper()}{results.why_no_best[1:]}.) " if score != "cv_score" else ""
             return score, why
     return "cv_score", ""
@@ -291,18 +309,18 @@ def _shown_score(results: SavedResults) -> tuple[str, str]:
 def _references(results: SavedResults) -> list[Reference]:
     """Nested cross-validation, the strongest baseline, and the test score at the best layer."""
     references: list[Reference] = []
-    intervals = results.part("intervals")[0] or {}
-    nested = (results.part("nested_cv")[0] or {}).get("score")
+    intervals = results.part("intervals")
+    nested = results.part("nested_cv").get("score")
     if nested is not None:
         references.append(Reference(_NESTED, nested, *_ends(intervals.get("nested_cv_score"))))
     baseline = strongest(results)
     if baseline is not None and baseline["cv_score"] is not None:
-        series = Series(f"{one_line(baseline['title'])}, cross-validation", "baseline")
+        series = Series(f"{one_line(baseline['title'])}, CV", "baseline")
         references.append(Reference(series, baseline["cv_score"]))
     best, cell = results.best, results.best_cell
     if best is not None and cell is not None and best["test_score"] is not None:
         low, high = _ends(intervals.get("test_score"))
-        references.append(Reference(Series(_TESTED.name, "extra"), best["test_score"], low, high, cell[0]))
+        references.append(Reference(Series(_TESTED.name, "ink"), best["test_score"], low, high, cell[0]))
     return references
 
 
@@ -347,8 +365,8 @@ def _bins(series: str, curve: list[dict[str, Any]] | None) -> pd.DataFrame:
 def _compared(results: SavedResults) -> list[dict[str, Any]]:
     """A record for each score: of the best probe, and of every baseline."""
     assert results.best is not None
-    intervals, baselines = results.part("intervals")[0] or {}, results.part("baselines")[0] or {}
-    nested = (results.part("nested_cv")[0] or {}).get("score")
+    intervals, baselines = results.part("intervals"), results.part("baselines")
+    nested = results.part("nested_cv").get("score")
     probe = "best probe"
     records = [
         _record(probe, _CV, results.best["cv_score"], None),
@@ -360,6 +378,11 @@ def _compared(results: SavedResults) -> list[dict[str, Any]]:
         records.append(_record(title, _CV, one["cv_score"], None))
         records.append(_record(title, _TESTED, one["test_score"], one["test_interval"]))
     return records
+
+
+def _unscored(results: SavedResults) -> list[dict[str, Any]]:
+    baselines = results.part("baselines").values()
+    return [one for one in baselines if one["cv_score"] is None and one["test_score"] is None]
 
 
 def _record(name: str, series: Series, score: float | None, found: dict[str, Any] | None) -> dict[str, Any]:

@@ -109,14 +109,18 @@ class SavedResults:
             return "no best probe is chosen without --k_fold: the only scores to choose by would be the test scores"
         return "no cell has a CV score, so there is no best probe"
 
-    def part(self, name: str) -> tuple[Any, str]:
-        """A part of ``inference.json`` and, where it is missing, the reason."""
+    def part(self, name: str) -> Any:
+        """A part of ``inference.json``; empty where it is missing."""
+        return (self.inference or {}).get(name) or {}
+
+    def why_missing(self, name: str) -> str:
+        """Why a part of ``inference.json`` is missing, or holds nothing."""
         if self.inference is None:
-            return None, "inference.json is not among the files of this training"
-        found = self.inference.get(name)
-        if found:
-            return found, ""
-        return None, "it is not in inference.json" if self.best is not None else self.why_no_best
+            return "inference.json is not among the files of this training"
+        found = self.part(name)
+        if isinstance(found, dict) and found.get("reason"):
+            return str(found["reason"])
+        return self.why_no_best if self.best is None else "it is not in inference.json"
 
     @property
     def plot(self) -> SavedPlots:

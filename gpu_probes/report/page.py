@@ -58,7 +58,7 @@ def _absent(results: SavedResults, made: Sequence[Figure | Absent]) -> list[tupl
     if results.best is None:
         missing += [(title, results.why_no_best) for title in ("Prompts with the largest errors", "All scores")]
     elif tables.all_scores(results) is None:
-        missing.append(("All scores", results.part("scores")[1]))
+        missing.append(("All scores", results.why_missing("scores")))
     return missing
 
 

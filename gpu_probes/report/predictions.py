@@ -16,6 +16,7 @@ from gpu_probes.wording import number
 MOST_POINTS = 2000
 MOST_CURVE_POINTS = 250
 MOST_CLASSES = 8
+TEST_TITLE, HELD_OUT_TITLE = "test rows", "training rows, held out in CV"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def held_out(results: SavedResults) -> list[Predicted]:
     if best is None:
         return []
     splits = [
-        ("test", "test rows", best["test_actual"], best["test_predictions"]),
-        ("train", "training rows, each held out in cross-validation", best["train_actual"], best["cv_predictions"]),
+        ("test", TEST_TITLE, best["test_actual"], best["test_predictions"]),
+        ("train", HELD_OUT_TITLE, best["train_actual"], best["cv_predictions"]),
     ]
     return [
         Predicted(split, title, np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64))

@@ -37,11 +37,16 @@ function onHover(handler, event, item, value) {
 /** Marks with a tooltip as rows from top to bottom, each from left to right; Vega binds a mark's item to its element. */
 function rowsOf(chart) {
   const rows = new Map();
+  const seen = new Set();
   for (const element of chart.querySelectorAll("svg .role-mark *")) {
     const item = element.__data__;
     if (!item?.tooltip || !item.mark || item.mark.marktype === "group") continue;
-    const box = element.getBoundingClientRect();
     const key = item.datum?.row ?? "";
+    // What is drawn twice, such as the best cell and the dot on it, is one stop.
+    const content = JSON.stringify([key, item.tooltip]);
+    if (seen.has(content)) continue;
+    seen.add(content);
+    const box = element.getBoundingClientRect();
     if (!rows.has(key)) rows.set(key, []);
     rows.get(key).push({ element, value: item.tooltip, x: box.x + box.width / 2, y: box.y + box.height / 2 });
   }

@@ -31,9 +31,9 @@ def headlines(results: SavedResults) -> list[Headline]:
     """Nested CV, test, strongest baseline, p-value: those that there are."""
     if results.best is None:
         return []
-    intervals = results.part("intervals")[0] or {}
-    nested = (results.part("nested_cv")[0] or {}).get("score")
-    baseline, p_best = strongest(results), (results.part("permutation")[0] or {}).get("p_best")
+    intervals = results.part("intervals")
+    nested = results.part("nested_cv").get("score")
+    baseline, p_best = strongest(results), results.part("permutation").get("p_best")
     found: list[Headline] = []
     if nested is not None:
         found.append(Headline(number(nested), "nested CV", interval(intervals.get("nested_cv_score"))))
@@ -75,17 +75,17 @@ def _found(results: SavedResults) -> str:
 
 
 def _honest(results: SavedResults) -> str:
-    nested, reason = results.part("nested_cv")
-    if nested is None or nested["score"] is None:
-        return f"there is no honest estimate of it ({reason or nested['reason']})"
-    found = interval((results.part("intervals")[0] or {}).get("nested_cv_score"))
+    nested = results.part("nested_cv")
+    if nested.get("score") is None:
+        return f"there is no honest estimate of it ({results.why_missing('nested_cv')})"
+    found = interval(results.part("intervals").get("nested_cv_score"))
     return f"choosing anew for each fold (nested cross-validation) gives {number(nested['score'])} {found}".rstrip()
 
 
 def _p_value(results: SavedResults) -> str:
-    found, reason = results.part("permutation")
-    if found is None or found["p_best"] is None:
-        return f", and there is no p-value ({reason or found['reason']})"
+    found = results.part("permutation")
+    if found.get("p_best") is None:
+        return f", and there is no p-value ({results.why_missing('permutation')})"
     return (
         f", and shuffled labels do as well in some cell with p = {found['p_best']:.2g} "
         f"({found['n_permutations']:,} shuffles)"
@@ -99,7 +99,7 @@ def _tested(results: SavedResults) -> str:
     if score is None:
         return f"There is no test score{_why_no_test(results)}."
     n_rows = len(results.best["test_actual"])
-    found = interval((results.part("intervals")[0] or {}).get("test_score"))
+    found = interval(results.part("intervals").get("test_score"))
     text = f"On {_count(n_rows, 'test row')}, which chose nothing, it scores {number(score)} {found}".rstrip()
     return f"{text}{_lead(strongest(results))}."
 
@@ -108,15 +108,11 @@ def _lead(baseline: dict[str, Any] | None) -> str:
     """How the best probe compares with the strongest baseline."""
     if baseline is None or baseline["test_score"] is None:
         return ""
-    name = f"the strongest baseline ({one_line(baseline['title'])}: {number(baseline['test_score'])})"
+    text = f", against {number(baseline['test_score'])} of the strongest baseline, {one_line(baseline['title'])}"
     difference = baseline["difference"]
     if difference is None or difference["estimate"] is None:
-        return f", beside {name}"
-    estimate = difference["estimate"]
-    more = "more" if estimate >= 0 else "less"
-    ends = interval(difference)
-    sure = f" (difference {estimate:+.3f} {ends})" if ends else ""
-    return f", {number(abs(estimate))} {more} than {name}{sure}"
+        return text
+    return f"{text} (difference {difference['estimate']:+.3f} {interval(difference)})".replace(" )", ")")
 
 
 def _why_no_test(results: SavedResults) -> str:

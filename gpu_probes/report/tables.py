@@ -57,8 +57,8 @@ def largest_errors(results: SavedResults, prompts: Mapping[str, Sequence[str]] |
 
 def all_scores(results: SavedResults) -> Table | None:
     """Every score of the best probe, a column for each split."""
-    scores: dict[str, dict[str, Any]] = dict(results.part("scores")[0] or {})
-    platt = (results.part("platt")[0] or {}).get("test_scores")
+    scores: dict[str, dict[str, Any]] = dict(results.part("scores"))
+    platt = results.part("platt").get("test_scores")
     if platt:
         scores["platt"] = platt
     splits = [split for split in _SPLITS if split in scores]
@@ -78,8 +78,8 @@ def all_scores(results: SavedResults) -> Table | None:
 
 def nested_folds(results: SavedResults) -> Table | None:
     """What nested cross-validation chose for each fold."""
-    nested = results.part("nested_cv")[0]
-    if nested is None or nested["score"] is None:
+    nested = results.part("nested_cv")
+    if nested.get("score") is None:
         return None
     rows = [
         [
@@ -112,8 +112,8 @@ def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) 
     rows = [
         [
             str(numbers[place]),
-            number(part.actual[place], "g"),
-            number(1 - wrong[place] if classes else part.predictions[place]),
+            number(float(part.actual[place]), "g"),
+            number(float(1 - wrong[place] if classes else part.predictions[place])),
             *([_shortened(texts[place])] if texts is not None else []),
         ]
         for place in places.tolist()
@@ -147,7 +147,7 @@ def _n_of_store(results: SavedResults, part: Predicted) -> int:
 
 
 def _dropped(results: SavedResults) -> set[int]:
-    overlap = results.part("overlap")[0] or {}
+    overlap = results.part("overlap")
     return set(overlap["rows"]) if overlap.get("dropped") else set()
 
 

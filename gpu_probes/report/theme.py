@@ -67,10 +67,11 @@ def _config(colours: dict[str, str], font: str) -> dict[str, Any]:
             "labelPadding": 6,
             "titlePadding": 10,
             "labelOverlap": "greedy",
+            "labelSeparation": 5,
             "labelLimit": 150,
         },
         "axisBand": {"grid": False},
-        "axisX": {"grid": False},
+        "axisX": {"grid": False, "labelFlush": False},
         "legend": {
             "labelColor": text,
             "titleColor": text,

@@ -1,0 +1,446 @@
+"""The page of a result folder: what it says, and that texts of strangers stay texts."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpu_probes import ProbeError, SweepResult
+from gpu_probes.report import SavedResults, write_report
+from gpu_probes.report.predictions import MOST_POINTS, thinned
+from gpu_probes.wording import visible
+from tests.gpu_probes.result_folders import (
+    ATTACKS,
+    LAYERS,
+    N_TEST,
+    N_TRAIN,
+    POSITIONS,
+    write_results,
+)
+
+REGRESSION = ["heatmap", "layers", "predictions", "comparison", "permutations", "alphas", "learning_curve"]
+CLASSES = ["heatmap", "layers", "roc", "reliability", "comparison", "alphas", "learning_curve"]
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page, as far as tests ask."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.texts: list[str] = []
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
+        elif self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+    @property
+    def figures(self) -> list[str]:
+        return [str(attrs["id"])[2:] for tag, attrs in self.tags if tag == "figure"]
+
+    def spec(self, name: str) -> dict[str, Any]:
+        found = next(text for attrs, text in self.scripts if attrs.get("id") == f"s-{name}")
+
+        def refuse(token: str) -> None:
+            raise AssertionError(token)
+
+        return json.loads(found, parse_constant=refuse)
+
+
+def page_of(folder: Path, **options: Any) -> Page:
+    return Page(write_report(folder, **options))
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("regression")
+    write_results(folder, permutations=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def class_result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
+    folder = tmp_path_factory.mktemp("classes")
+    return folder, write_results(folder, n_classes=2, label="sarcastic")
+
+
+@pytest.fixture(scope="module")
+def classes(class_result: tuple[Path, SweepResult]) -> Path:
+    return class_result[0]
+
+
+@pytest.fixture
+def copied(regression: Path, tmp_path: Path) -> Path:
+    """The regression's folder, to be changed."""
+    return Path(shutil.copytree(regression, tmp_path / "copied"))
+
+
+def content(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name).read_text())
+
+
+def change(folder: Path, name: str, **values: Any) -> None:
+    (folder / name).write_text(json.dumps(content(folder, name) | values))
+
+
+def test_regression_page_says_what_was_found(regression: Path):
+    page, found = page_of(regression), content(regression, "inference.json")
+    best = content(regression, "best_probe_predictions.json")
+    assert page.figures == REGRESSION
+    nested, test = (found["intervals"][name] for name in ("nested_cv_score", "test_score"))
+    baseline = max(
+        (one for one in found["baselines"].values() if one["test_score"] is not None), key=lambda one: one["test_score"]
+    )
+    assert "A ridge probe was fitted in every cell of 4 layers x 3 positions to predict success_rate" in page.text
+    assert f"layer {best['best_layer_number']}, position {best['best_position']} '" in page.text
+    assert f"gives {found['nested_cv']['score']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]" in page.text
+    assert f"with p = {found['permutation']['p_best']:.2g} (20 shuffles)" in page.text
+    assert f"it scores {best['test_score']:.3f} [{test['low']:.3f}, {test['high']:.3f}]" in page.text
+    assert f"against {baseline['test_score']:.3f} of the strongest baseline, {baseline['title']}" in page.text
+    assert "Not in this report" not in page.text
+    assert "/stores/train.zarr" in page.text
+
+
+def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(regression: Path):
+    page = page_of(regression)
+    data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows]
+    assert {row["layer"] for row in data} == {"0", "1", "2", "5"}
+    assert {row["position"] for row in data} == {"-3 '<|im_start|>'", "-2 'assistant'", "-1 '\\n'"}
+
+
+def test_cells_without_a_score_are_marked_with_the_reason(regression: Path):
+    page = page_of(regression)
+    assert "3 cells have no score" in page.text
+    data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows if row["layer"] == "0"]
+    assert data
+    assert {row["score"] for row in data} == {None}
+    assert {row["note"] for row in data} == {"every training row is identical here, so there is nothing to learn from"}
+    assert {row["CV score"] for row in data} == {"-"}
+
+
+def test_classification_page(classes: Path):
+    page = page_of(classes)
+    assert page.figures == CLASSES
+    assert "A logistic probe was fitted" in page.text
+    assert "the 2 classes of sarcastic" in page.text
+    assert "there is no p-value (permutations were not asked for)" in page.text
+    assert "Against shuffled labels: permutations were not asked for." in page.text
+    assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
+
+
+def test_several_classes(tmp_path: Path):
+    write_results(tmp_path, n_classes=3, alphas=None, nested_cv=False)
+    page = page_of(tmp_path)
+    assert page.figures == [name for name in CLASSES if name != "alphas"]
+    series = {row["series"] for rows in page.spec("roc")["datasets"].values() for row in rows if "series" in row}
+    assert series == {"class 0", "class 1", "class 2"}
+    assert "Each class against all others" in page.text
+
+
+def test_without_folds_no_best_probe_and_the_scores_that_there_are(tmp_path: Path):
+    write_results(tmp_path, k_fold=False, alphas=None)
+    page = page_of(tmp_path)
+    assert page.figures == ["heatmap", "layers"]
+    assert "No best probe is chosen without --k_fold" in page.text
+    assert "The test score of each cell." in page.text
+    assert "Predicted against actual: no best probe is chosen without --k_fold" in page.text
+    assert "Prompts with the largest errors: no best probe" in page.text
+
+
+def test_without_test_rows_or_inference(tmp_path: Path):
+    write_results(tmp_path, test=False)
+    page = page_of(tmp_path)
+    assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
+    assert "There is no test score" in page.text
+    assert "Against shuffled labels: inference.json is not among the files of this training." in page.text
+    assert "All scores: inference.json" in page.text
+
+
+def test_an_undefined_test_score_has_its_reason(tmp_path: Path):
+    write_results(tmp_path, constant_test_labels=True)
+    page = page_of(tmp_path)
+    assert "There is no test score: the test labels hold only one value" in page.text
+    assert "predictions" in page.figures
+    assert "Undefined:" in page.text
+
+
+def test_one_cell(tmp_path: Path):
+    write_results(tmp_path, join="1@-1", alphas=None)
+    page = page_of(tmp_path)
+    assert "1 layer x 1 position" in page.text
+    assert "layer 1@-1, position joined" in page.text
+    assert "The penalty: one alpha was fitted." in page.text
+    assert "assistant" not in page.spec("heatmap")["datasets"]
+
+
+@pytest.mark.parametrize("join", ["layers", "mean", "1@-1,2@-2"])
+def test_joined_cells(tmp_path: Path, join: str):
+    write_results(tmp_path, join=join, alphas=None, with_inference=False)
+    assert "heatmap" in page_of(tmp_path).figures
+
+
+def test_null_everywhere(tmp_path: Path):
+    write_results(tmp_path, train=np.ones((N_TRAIN, len(LAYERS), len(POSITIONS), 5)))
+    page = page_of(tmp_path)
+    assert page.figures == ["heatmap", "layers"]
+    assert "No cell has a CV score, so there is no best probe." in page.text
+    assert "12 cells have no score" in page.text
+
+
+def test_an_older_inference_without_its_newest_parts(copied: Path):
+    known = content(copied, "inference.json")
+    kept = {name: known[name] for name in ("nested_cv", "permutation", "baselines")}
+    (copied / "inference.json").write_text(json.dumps(kept))
+    page = page_of(copied)
+    assert "learning_curve" not in page.figures
+    assert "With more rows: it is not in inference.json." in page.text
+
+
+def prompts_of(n_train: int = N_TRAIN, n_test: int = N_TEST) -> dict[str, list[str]]:
+    return {"train": [f"train prompt {i}" for i in range(n_train)], "test": [f"test prompt {i}" for i in range(n_test)]}
+
+
+def test_largest_errors_come_first_with_their_prompts(regression: Path):
+    page, best = page_of(regression, prompts=prompts_of()), content(regression, "best_probe_predictions.json")
+    wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
+    listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
+    assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
+    assert len(re.findall(r"train prompt \d+", page.text)) == 12
+    assert "Row numbers only" not in page.text
+    assert "Row numbers only" in page_of(regression).text
+
+
+def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path):
+    page, best = page_of(classes, prompts=prompts_of()), content(classes, "best_probe_predictions.json")
+    wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
+    listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
+    assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
+
+
+def test_prompts_of_rows_that_were_dropped_are_passed_over(copied: Path):
+    change(copied, "inference.json", overlap={"n_shared": 2, "rows": [0, 3], "dropped": True})
+    page, best = page_of(copied, prompts=prompts_of(n_test=N_TEST + 2)), content(copied, "best_probe_predictions.json")
+    wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
+    rows = np.delete(np.arange(N_TEST + 2), [0, 3])
+    listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
+    assert listed == rows[np.argsort(-wrong, kind="stable")[:12]].tolist()
+
+
+def test_long_prompts_are_cut_and_it_is_said(regression: Path):
+    prompts = prompts_of()
+    prompts["test"] = ["x" * 5000] * N_TEST
+    assert "(4,400 more characters)" in page_of(regression, prompts=prompts).text
+
+
+def test_prompts_of_another_store_are_refused(regression: Path):
+    with pytest.raises(ProbeError, match=f"23 test prompts were given for the {N_TEST} rows of the test store"):
+        write_report(regression, prompts=prompts_of(n_test=N_TEST - 1))
+
+
+def test_many_rows_are_thinned_and_it_is_said(copied: Path):
+    actual = np.random.default_rng(0).standard_normal(12_500)
+    change(copied, "best_probe_predictions.json", test_actual=actual.tolist(), test_predictions=(actual / 2).tolist())
+    page = page_of(copied)
+    assert "Of more than 2,000 rows an even selection" in page.text
+    rows = [row for rows in page.spec("predictions")["datasets"].values() for row in rows]
+    assert sum(row.get("series") == "test rows" for row in rows) == MOST_POINTS
+    assert len(page.source) < 4e6
+
+
+def test_thinning_keeps_the_ends():
+    assert thinned(5, 10).tolist() == [0, 1, 2, 3, 4]
+    kept = thinned(1000, 10)
+    assert (len(kept), kept[0], kept[-1]) == (10, 0, 999)
+    assert np.ptp(np.diff(kept)) <= 1
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
+    """A page all of whose texts attack it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    prompts = {"train": (ATTACKS * 2)[:N_TRAIN], "test": (ATTACKS[3:] + ATTACKS)[:N_TEST]}
+    write_hostile(folder)
+    return folder, page_of(folder, prompts=prompts)
+
+
+def write_hostile(folder: Path) -> None:
+    named = iter(ATTACKS * 2)
+    attacks = {
+        "label": ATTACKS[0],
+        "request": {"train": {"path": ATTACKS[3], "n_samples": N_TRAIN}, **{ATTACKS[4]: ATTACKS, "options": ATTACKS}},
+        "command": ATTACKS,
+        **{f"extra {i} {attack}": attack for i, attack in enumerate(ATTACKS)},
+    }
+    write_results(
+        folder,
+        run=attacks,
+        names=([next(named) for _ in LAYERS], [next(named) for _ in POSITIONS]),
+        baselines=tuple(attack.replace("\ud800", "") for attack in ATTACKS),
+        permutations=10,
+    )
+    # Where positions are numbers, tokens are shown too.
+    inference = content(folder, "inference.json")
+    inference["learning_curve"] = []
+    inference["nested_cv"]["folds"][0]["position"] = ATTACKS[1]
+    inference["scores"]["test"]["undefined"] = {ATTACKS[5]: ATTACKS[6]}
+    inference["permutation"]["shuffled"] = ATTACKS[7]
+    change(folder, "inference.json", **inference)
+
+
+def test_hostile_texts_add_no_markup(hostile: tuple[Path, Page], regression: Path):
+    _, page = hostile
+    assert page.open == []
+    ordinary = {tag for tag, _ in page_of(regression, prompts=prompts_of()).tags}
+    assert {tag for tag, _ in page.tags} <= ordinary | {"ul", "li"}
+    names = {name for _, attrs in page.tags for name in attrs}
+    assert not {name for name in names if name.startswith("on")} | (names & {"src", "srcdoc", "formaction"})
+    assert {attrs["href"] for _, attrs in page.tags if "href" in attrs} == {"#main", "data:,"}
+    for attack in ATTACKS[:-1]:
+        assert " ".join(visible(attack).split()) in page.text
+    assert "49" not in [text.strip() for text in page.texts]
+
+
+def test_hostile_texts_hold_nothing_that_cannot_be_shown(hostile: tuple[Path, Page]):
+    folder, page = hostile
+    raw = (folder / "report.html").read_bytes().decode("utf-8")
+    assert not set(raw) & set("\x00\x07\x1b\x7f\x85\u2028\u2029\u202e\ufffe")
+    assert "\\x1b[31m" in page.text
+
+
+def test_scripts_are_ours_alone(hostile: tuple[Path, Page]):
+    _, page = hostile
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe-eval" not in policy
+    run = [text for attrs, text in page.scripts if attrs["type"] != "application/json"]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
+    assert len(run) == 2
+    assert re.findall(r"'sha256-([^']+)'", policy) == hashes
+    assert sum("vega" in text for text in run) == 2
+    assert sum(len(text) > 500_000 for text in run) == 1
+
+
+def test_pictures(regression: Path, tmp_path: Path):
+    write_report(regression, tmp_path / "page.html", figures=tmp_path / "figures")
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
+        f"{name}.{kind}" for name in REGRESSION for kind in ("png", "svg")
+    )
+    for name in REGRESSION:
+        assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        tree = ET.parse(tmp_path / "figures" / f"{name}.svg")
+        assert tree.getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) > 3
+
+
+def test_pictures_of_hostile_texts_are_whole(hostile: tuple[Path, Page], tmp_path: Path):
+    write_report(hostile[0], tmp_path / "page.html", figures=tmp_path / "figures")
+    drawn = list((tmp_path / "figures").glob("*.svg"))
+    assert len(drawn) >= 6
+    for path in drawn:
+        assert not list(ET.parse(path).iter("{http://www.w3.org/2000/svg}script"))
+
+
+def test_the_same_results_give_the_same_page(regression: Path, tmp_path: Path):
+    pages = [write_report(regression, tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_folders_of_another_kind_are_refused(tmp_path: Path):
+    with pytest.raises(ProbeError, match="holds no finished training; give an --output_dir of probesweep train"):
+        write_report(tmp_path)
+    with pytest.raises(ProbeError, match="holds no finished training"):
+        SavedResults.load(tmp_path / "nowhere")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ProbeError, match=r"run\.json is not JSON"):
+        SavedResults.load(tmp_path)
+    (tmp_path / "run.json").write_text("[1]")
+    with pytest.raises(ProbeError, match="it is not from probesweep train"):
+        SavedResults.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["performance.json", "inference.json", "best_probe_predictions.json", "cells.parquet"])
+def test_missing_and_broken_files_are_named(copied: Path, name: str):
+    whole = (copied / name).read_bytes()
+    (copied / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ProbeError, match=re.escape(name)):
+        SavedResults.load(copied)
+    (copied / name).unlink()
+    with pytest.raises(ProbeError, match=re.escape(name)):
+        SavedResults.load(copied)
+
+
+def test_saved_results_in_a_notebook(regression: Path, hostile: tuple[Path, Page]):
+    results = SavedResults.load(regression)
+    assert list(results.to_frame()["layer"].unique()) == LAYERS
+    assert "best: layer" in repr(results)
+    for name in ("heatmap", "layers", "predictions", "comparison", "permutations", "alphas", "learning_curve"):
+        assert "layer" in getattr(results.plot, name)().to_dict()
+    with pytest.raises(ProbeError, match="there is no figure roc: the labels are numbers"):
+        results.plot.roc()
+    shown = SavedResults.load(hostile[0])._repr_html_()
+    assert html.escape(ATTACKS[0]) in shown
+    assert not re.search(r"<(script|img|svg|iframe|a)\b", shown)
+
+
+def test_sweep_results_in_a_notebook(class_result: tuple[Path, SweepResult]):
+    _, result = class_result
+    for chart in (result.plot.heatmap(), result.plot.heatmap("test_score"), result.plot.layers()):
+        assert len(chart.to_dict()["layer"]) >= 3
+    assert f"layer {result.best.cell.layer}" in result._repr_html_()
+    assert "<table" in result._repr_html_()
+
+
+def test_sweep_result_as_xarray(class_result: tuple[Path, SweepResult]):
+    _, result = class_result
+    dataset = result.to_xarray()
+    best = result.best
+    assert float(dataset.cv_score.sel(layer=best.cell.layer, position=best.cell.position)) == best.cv_score
+    assert dataset.test_predictions.dims == ("position", "layer", "test_sample", "output")
+    assert dataset.sizes["train_sample"] == N_TRAIN
+    assert dataset.reason.sel(layer=0, position=-1).item().startswith("every training row is identical")
+    assert dataset.attrs["metric"] == "roc_auc"
+
+
+def test_importing_the_package_does_not_import_what_only_reports_need():
+    code = (
+        "import sys, gpu_probes; print([n for n in ('altair', 'vl_convert', 'jinja2', 'xarray') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = [name for name in ("altair", "vl_convert", "xarray") if f"'{name}'" in done.stdout]
+    assert heavy == []
