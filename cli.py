@@ -307,7 +307,7 @@ def predict(
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
         scores = score_texts(opened, text)
-        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(scores.to_json(orient="records")))
+        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(scores.to_json(orient="records") or "[]"))
         return
     table = score_dataset(
         opened,

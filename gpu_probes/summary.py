@@ -128,6 +128,13 @@ def _best(
             f"Nested CV, the honest estimate of the choice: {nested['score']:.3f}"
             f"{_interval(intervals['nested_cv_score']).rstrip()} ({nested['optimism']:+.3f} optimism)."
         )
+    missing = {
+        name: found["reason"] for name, found in intervals.items() if isinstance(found, dict) and found["reason"]
+    }
+    lines += [
+        f"No interval of the {name.replace('_', ' ').replace('cv', 'CV')}: {reason}."
+        for name, reason in missing.items()
+    ]
     if permutation["p_best"] is not None:
         n = permutation["n_permutations"]
         lines.append(f"Shuffled labels do as well in some cell: p = {permutation['p_best']:.4g} ({n} shuffles).")
