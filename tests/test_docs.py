@@ -1,0 +1,246 @@
+"""The pages do what they say: their commands run, their links lead somewhere, what they name is there."""
+
+import functools
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import pytest
+
+import cli
+
+ROOT = Path(__file__).parents[1]
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *GUIDES]
+PACKAGES = ("activation_store", "gpu_probes", "probesweep")
+ARCHITECTURE = ROOT / "docs/architecture.md"
+RUNNERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+# The commands of the scripts that this package replaces, and of this one.
+OLD_COMMANDS = {"extract_activations.py": "extract", "train_probe.py": "train"}
+EXPECTED_FAILURE = "# exits 2"
+
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+class Block(NamedTuple):
+    """A fenced block: its tag, its content, and the line where it begins."""
+
+    tag: str
+    content: str
+    line: int
+
+
+@functools.cache
+def read(page: Path) -> str:
+    return page.read_text()
+
+
+def blocks(page: Path) -> list[Block]:
+    found, opened = [], None
+    for number, line in enumerate(read(page).splitlines(), 1):
+        if opened is None and line.lstrip().startswith("```"):
+            opened = Block(line.strip().removeprefix("```").split(" ")[0], "", number)
+        elif opened is not None and line.strip() == "```":
+            found.append(opened)
+            opened = None
+        elif opened is not None:
+            opened = opened._replace(content=f"{opened.content}{line}\n")
+    assert opened is None, f"{page.name}: the block of line {opened} has no end"
+    return found
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    return re.sub(r"(?ms)^\s*```.*?^\s*```$", "", read(page))
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_blocks_run_one_after_another(page, tmp_path):
+    runnable = [block for block in blocks(page) if block.tag in RUNNERS]
+    if not runnable:
+        pytest.skip("nothing to run")
+    shutil.copytree(ROOT / "data", tmp_path / "data")
+    found_first = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    env = {**os.environ, "PATH": found_first, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    for block in runnable:
+        done = subprocess.run(
+            [*RUNNERS[block.tag], block.content], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        expected = 2 if EXPECTED_FAILURE in block.content else 0
+        output = f"{page.name}, line {block.line}:\n{block.content}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == expected, output
+
+
+def test_every_block_has_a_tag():
+    for page in GUIDES:
+        assert all(block.tag for block in blocks(page)), page.name
+
+
+# Links
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    found: dict[str, int] = {}
+    for heading in re.findall(r"(?m)^#+ +(.+?)\s*$", prose(page)):
+        name = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        count = found[name] = found.get(name, -1) + 1
+        if count:
+            found[f"{name}-{count}"] = 0
+    return set(found)
+
+
+@by_page
+def test_links_lead_somewhere(page):
+    text = re.sub(r"`[^`\n]*`", "", prose(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            assert target.startswith("https://"), target
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert path.is_relative_to(ROOT), f"{page.name}: {target} leads out of the repository"
+        if anchor:
+            assert anchor in anchors(path), f"{page.name}: {target}; there are {sorted(anchors(path))}"
+
+
+# Commands
+
+
+def flags_of(command: click.Command) -> set[str]:
+    named = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return {name.replace("-", "_") for name in (*named, "--help", "-h") if name.startswith("-")}
+
+
+def commands() -> dict[str, set[str]]:
+    """Every command and its flags; those of the group itself under an empty name."""
+    group = cli.probesweep
+    return {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
+
+
+def named_commands(page: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Command lines in blocks and code spans: the line, the command, its flags."""
+    lines = [line for block in blocks(page) for line in block.content.replace("\\\n", " ").splitlines()]
+    for line in [*lines, *code_spans(prose(page))]:
+        # A path to the program counts, a module or a folder of that name does not.
+        for found in re.finditer(r"(?:^|[\s/;&|(])probesweep((?: +[^\s;&|]+)+)", line.split(" #")[0]):
+            words = found[1].split()
+            if re.fullmatch(r"[A-Z_]+", words[0]) or line.lstrip().startswith(("#", "import ", "from ")):
+                continue
+            name = "" if words[0].startswith("-") else words[0]
+            yield line, name, [word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)]
+        for script, name in OLD_COMMANDS.items():
+            if f"python {script} " in line:
+                yield line, name, re.findall(r"(?<=\s)--[\w-]+", line)
+
+
+@by_page
+def test_commands_and_flags_are_known(page):
+    known = commands()
+    for line, name, flags in named_commands(page):
+        assert name in known, f"{page.name}: {line!r} names the command {name!r}; there are {sorted(known)}"
+        unknown = [flag for flag in flags if flag.replace("-", "_") not in known[name]]
+        assert not unknown, f"{page.name}: {line!r} has {unknown}, which {name} does not take"
+
+
+@by_page
+def test_flags_in_the_text_are_known(page):
+    known = set().union(*commands().values())
+    sources = [*(ROOT / "benchmarks").rglob("command.py")]
+    of_benchmarks = {flag for source in sources for flag in re.findall(r'"(--[a-z_-]+)"', read(source))}
+    for span in code_spans(prose(page)):
+        if span.startswith("--"):
+            flag = re.split(r"[ =]", span)[0]
+            assert flag.replace("-", "_") in known or flag in of_benchmarks, (
+                f"{page.name}: {flag} is a flag of no command"
+            )
+
+
+def test_flags_that_do_not_exist_are_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`probesweep train --no_such`\n```bash\nprobesweep extract --model m \\\n  --such\nprobesweep fly\n```\n"
+        "```text\n.venv/bin/probesweep train --k-fold && probesweep verify\npython train_probe.py --nothing 1\n```\n"
+    )
+    known = commands()
+    wrong = [
+        (name, [flag for flag in flags if flag.replace("-", "_") not in known.get(name, ())])
+        for _, name, flags in named_commands(page)
+    ]
+    assert wrong == [
+        *[("extract", ["--such"]), ("fly", []), ("train", []), ("verify", []), ("train", ["--nothing"])],
+        ("train", ["--no_such"]),
+    ]
+
+
+# Modules
+
+
+@by_page
+def test_names_in_the_packages_exist(page):
+    for span in code_spans(prose(page)):
+        name = span.removesuffix("()")
+        if re.fullmatch(rf"({'|'.join((*PACKAGES, 'benchmarks'))})(\.[A-Za-z_]\w*)+", name):
+            try:
+                pkgutil.resolve_name(name)
+            except (ImportError, AttributeError) as error:
+                pytest.fail(f"{page.name}: {name} is not there ({error})")
+
+
+def test_the_architecture_names_files_that_exist_and_every_module():
+    """A bare name is looked for in the package of its heading, or in all; a folder in a table stands for all in it."""
+    known, package = set(), None
+    for line in prose(ARCHITECTURE).splitlines():
+        if line.startswith("#"):
+            spans = code_spans(line)
+            package = spans[0].rstrip("/") if spans else None
+            continue
+        for span in code_spans(line):
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", span) or not span.endswith((".py", "/")):
+                continue
+            folders = [ROOT] if "/" in span.rstrip("/") or package is None else [ROOT / package]
+            places = [*(folder / span for folder in [*folders, ROOT]), *(ROOT / name / span for name in PACKAGES)]
+            there = [place for place in places if place.exists()]
+            assert there, f"{span} is not there"
+            if span.endswith(".py") or line.startswith(f"| `{span}`"):
+                known.add(there[0])
+    modules = {path for name in PACKAGES for path in (ROOT / name).rglob("*.py") if path.name != "__init__.py"}
+    missing = [path for path in modules if not known & {path, *path.parents}]
+    assert not missing, f"docs/architecture.md lacks {sorted(str(path.relative_to(ROOT)) for path in missing)}"
+
+
+def test_the_architecture_knows_all_packages():
+    listed = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["setuptools"]["packages"]
+    assert {name.split(".")[0] for name in listed} == set(PACKAGES)
+    for name in PACKAGES:
+        assert importlib.import_module(name)
+        assert f"- `{name}/`" in read(ARCHITECTURE)
+
+
+# Sources
+
+
+def test_sources_are_those_that_the_code_names():
+    listed = read(ROOT / "docs/maths.md").partition("## Sources")[2]
+    sources = re.findall(r"(?m)^- (\w+), .*?\((\d{4})\)", listed)
+    assert len(sources) == len(re.findall(r"(?m)^- ", listed)) > 5
+    code = " ".join(" ".join(path.read_text().split()) for path in (ROOT / "gpu_probes").rglob("*.py"))
+    for name, year in sources:
+        assert re.search(rf"{name}[^()]{{0,20}} {year}", code), f"no module of gpu_probes names {name} {year}"
