@@ -47,6 +47,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.path = path
         self.source = path.read_text(encoding="utf-8")
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -121,6 +122,22 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     return folder
 
 
+Shown = Callable[[str], "Page"]
+
+
+@pytest.fixture(scope="module")
+def shown(built: Built) -> Shown:
+    """Page of a kind of folder, with prompts, written once."""
+    pages: dict[str, Page] = {}
+
+    def page(kind: str) -> Page:
+        if kind not in pages:
+            pages[kind] = page_of(built(kind), output=built(kind) / "shown.html", prompts=prompts_of())
+        return pages[kind]
+
+    return page
+
+
 @pytest.fixture
 def regression(built: Built) -> Path:
     return built("regression")
@@ -145,8 +162,8 @@ def change(folder: Path, name: str, **values: Any) -> None:
     (folder / name).write_text(json.dumps(content(folder, name) | values))
 
 
-def test_regression_page_says_what_was_found(regression: Path):
-    page, found = page_of(regression), content(regression, "inference.json")
+def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
+    page, found = shown("regression"), content(regression, "inference.json")
     best = content(regression, "best_probe_predictions.json")
     assert page.figures == REGRESSION
     nested, test = (found["intervals"][name] for name in ("nested_cv_score", "test_score"))
@@ -163,15 +180,15 @@ def test_regression_page_says_what_was_found(regression: Path):
     assert "/stores/train.zarr" in page.text
 
 
-def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(regression: Path):
-    page = page_of(regression)
+def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(shown: Shown):
+    page = shown("regression")
     data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows]
     assert {row["layer"] for row in data} == {"0", "1", "2", "5"}
     assert {row["position"] for row in data} == {"-3 '<|im_start|>'", "-2 'assistant'", "-1 '\\n'"}
 
 
-def test_cells_without_a_score_are_marked_with_the_reason(regression: Path):
-    page = page_of(regression)
+def test_cells_without_a_score_are_marked_with_the_reason(shown: Shown):
+    page = shown("regression")
     assert "3 cells have no score" in page.text
     data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows if row["layer"] == "0"]
     assert data
@@ -180,8 +197,8 @@ def test_cells_without_a_score_are_marked_with_the_reason(regression: Path):
     assert {row["CV score"] for row in data} == {"-"}
 
 
-def test_classification_page(classes: Path):
-    page = page_of(classes)
+def test_classification_page(shown: Shown):
+    page = shown("classes")
     assert page.figures == CLASSES
     assert "A logistic probe was fitted" in page.text
     assert "the 2 classes of sarcastic" in page.text
@@ -190,16 +207,16 @@ def test_classification_page(classes: Path):
     assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
 
 
-def test_several_classes(built: Built):
-    page = page_of(built("several"))
+def test_several_classes(shown: Shown):
+    page = shown("several")
     assert page.figures == [name for name in CLASSES if name != "alphas"]
     series = {row["series"] for rows in page.spec("roc")["datasets"].values() for row in rows if "series" in row}
     assert series == {"class 0", "class 1", "class 2"}
     assert "Each class against all others" in page.text
 
 
-def test_without_folds_no_best_probe_and_the_scores_that_there_are(built: Built):
-    page = page_of(built("no_folds"))
+def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown):
+    page = shown("no_folds")
     assert page.figures == ["heatmap", "layers"]
     assert "No best probe is chosen without --k_fold" in page.text
     assert "The test score of each cell." in page.text
@@ -207,23 +224,23 @@ def test_without_folds_no_best_probe_and_the_scores_that_there_are(built: Built)
     assert "Prompts with the largest errors: no best probe" in page.text
 
 
-def test_without_test_rows_or_inference(built: Built):
-    page = page_of(built("no_test"))
+def test_without_test_rows_or_inference(shown: Shown):
+    page = shown("no_test")
     assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
     assert "There is no test score" in page.text
     assert "Against shuffled labels: inference.json is not among the files of this training." in page.text
     assert "All scores: inference.json" in page.text
 
 
-def test_an_undefined_test_score_has_its_reason(built: Built):
-    page = page_of(built("constant_test"))
+def test_an_undefined_test_score_has_its_reason(shown: Shown):
+    page = shown("constant_test")
     assert "There is no test score: the test labels hold only one value" in page.text
     assert "predictions" in page.figures
     assert "Undefined:" in page.text
 
 
-def test_one_cell(built: Built):
-    page = page_of(built("one_cell"))
+def test_one_cell(shown: Shown):
+    page = shown("one_cell")
     assert "1 layer x 1 position" in page.text
     assert "layer 1@-1, position joined" in page.text
     assert "The penalty: one alpha was fitted." in page.text
@@ -231,12 +248,12 @@ def test_one_cell(built: Built):
 
 
 @pytest.mark.parametrize("kind", ["layers", "mean"])
-def test_joined_cells(built: Built, kind: str):
-    assert page_of(built(kind)).figures == ["heatmap", "layers", "predictions", "comparison"]
+def test_joined_cells(shown: Shown, kind: str):
+    assert shown(kind).figures == ["heatmap", "layers", "predictions", "comparison"]
 
 
-def test_null_everywhere(built: Built):
-    page = page_of(built("nulls"))
+def test_null_everywhere(shown: Shown):
+    page = shown("nulls")
     assert page.figures == ["heatmap"]
     assert "Along the layers: no cell has a score." in page.text
     assert "No cell has a CV score, so there is no best probe." in page.text
@@ -256,8 +273,8 @@ def prompts_of(n_train: int = N_TRAIN, n_test: int = N_TEST) -> dict[str, list[s
     return {"train": [f"train prompt {i}" for i in range(n_train)], "test": [f"test prompt {i}" for i in range(n_test)]}
 
 
-def test_largest_errors_come_first_with_their_prompts(regression: Path):
-    page, best = page_of(regression, prompts=prompts_of()), content(regression, "best_probe_predictions.json")
+def test_largest_errors_come_first_with_their_prompts(regression: Path, shown: Shown):
+    page, best = shown("regression"), content(regression, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
     assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
@@ -266,8 +283,8 @@ def test_largest_errors_come_first_with_their_prompts(regression: Path):
     assert "Row numbers only" in page_of(regression).text
 
 
-def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path):
-    page, best = page_of(classes, prompts=prompts_of()), content(classes, "best_probe_predictions.json")
+def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path, shown: Shown):
+    page, best = shown("classes"), content(classes, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
     assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
@@ -343,10 +360,10 @@ def write_hostile(folder: Path) -> None:
     change(folder, "inference.json", **inference)
 
 
-def test_hostile_texts_add_no_markup(hostile: tuple[Path, Page], regression: Path):
+def test_hostile_texts_add_no_markup(hostile: tuple[Path, Page], shown: Shown):
     _, page = hostile
     assert page.open == []
-    ordinary = {tag for tag, _ in page_of(regression, prompts=prompts_of()).tags}
+    ordinary = {tag for tag, _ in shown("regression").tags}
     assert {tag for tag, _ in page.tags} <= ordinary | {"ul", "li"}
     names = {name for _, attrs in page.tags for name in attrs}
     assert not {name for name in names if name.startswith("on")} | (names & {"src", "srcdoc", "formaction"})
@@ -531,24 +548,24 @@ def overflow(tab: Tab) -> int:
         ("nulls", ["heatmap"]),
     ],
 )
-def test_browser_draws_every_figure(browser: Browser, built: Built, kind: str, figures: list[str]):
-    page = write_report(built(kind), prompts=prompts_of())
-    with opened(browser, page) as shown:
-        marks = drawn(shown.tab)
+def test_browser_draws_every_figure(browser: Browser, shown: Shown, kind: str, figures: list[str]):
+    page = shown(kind).path
+    with opened(browser, page) as view:
+        marks = drawn(view.tab)
         assert list(marks) == figures
         assert all(marks.values())
-        shown.tab.set_viewport_size({"width": 375, "height": 800})
-        assert overflow(shown.tab) <= 0
+        view.tab.set_viewport_size({"width": 375, "height": 800})
+        assert overflow(view.tab) <= 0
 
 
 @pytest.mark.parametrize("kind", ["regression", "classes"])
-def test_browser_dark_scheme_on_a_phone(browser: Browser, built: Built, kind: str):
-    page = write_report(built(kind), prompts=prompts_of())
+def test_browser_dark_scheme_on_a_phone(browser: Browser, shown: Shown, kind: str):
+    page = shown(kind).path
     colours = {}
     for scheme in ("light", "dark"):
-        with opened(browser, page, width=375, scheme=scheme) as shown:
-            assert overflow(shown.tab) <= 0
-            colours[scheme] = shown.tab.evaluate(
+        with opened(browser, page, width=375, scheme=scheme) as view:
+            assert overflow(view.tab) <= 0
+            colours[scheme] = view.tab.evaluate(
                 """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
                     ...["text", ".mark-line path, .mark-rule line"].map((what) => {
                         const style = getComputedStyle(document.querySelector(`#f-layers svg ${what}`));
@@ -556,82 +573,82 @@ def test_browser_dark_scheme_on_a_phone(browser: Browser, built: Built, kind: st
                     })]"""
             )
     assert all(light != dark for light, dark in zip(colours["light"], colours["dark"], strict=True))
-    with opened(browser, page, scheme="dark") as shown:
-        shown.tab.emulate_media(media="print")
-        assert shown.tab.evaluate("getComputedStyle(document.body).backgroundColor") == colours["light"][0]
+    with opened(browser, page, scheme="dark") as view:
+        view.tab.emulate_media(media="print")
+        assert view.tab.evaluate("getComputedStyle(document.body).backgroundColor") == colours["light"][0]
 
 
-def test_browser_tooltip_under_the_pointer(browser: Browser, regression: Path):
-    with opened(browser, write_report(regression)) as shown:
-        tooltip = shown.tab.locator("#tooltip")
+def test_browser_tooltip_under_the_pointer(browser: Browser, shown: Shown):
+    with opened(browser, shown("regression").path) as view:
+        tooltip = view.tab.locator("#tooltip")
         assert not tooltip.is_visible()
-        cell = shown.tab.locator("#f-heatmap svg .mark-rect.role-mark path")
+        cell = view.tab.locator("#f-heatmap svg .mark-rect.role-mark path")
         cell.first.hover(position={"x": 4, "y": 4})
         assert tooltip.is_visible()
         assert "every training row is identical here" in tooltip.inner_text()
         cell.last.hover(position={"x": 4, "y": 4})
         assert re.search(r"layer\s+5\s+position\s+-1 '\\n'\s+CV score\s+-?0\.\d{3}", tooltip.inner_text())
-        shown.tab.mouse.move(2, 2)
+        view.tab.mouse.move(2, 2)
         assert not tooltip.is_visible()
 
 
-def test_browser_keys_reach_every_mark(browser: Browser, regression: Path):
-    with opened(browser, write_report(regression)) as shown:
-        chart, live = shown.tab.locator("#f-heatmap .chart"), shown.tab.locator("#live")
+def test_browser_keys_reach_every_mark(browser: Browser, shown: Shown):
+    with opened(browser, shown("regression").path) as view:
+        chart, live = view.tab.locator("#f-heatmap .chart"), view.tab.locator("#live")
         chart.focus()
         told = []
         for _ in range(len(LAYERS) * len(POSITIONS)):
-            shown.tab.keyboard.press("ArrowRight")
+            view.tab.keyboard.press("ArrowRight")
             told.append(live.text_content())
-            assert shown.tab.locator("#tooltip").is_visible()
-            assert shown.tab.locator("#f-heatmap .ring").count() == 1
+            assert view.tab.locator("#tooltip").is_visible()
+            assert view.tab.locator("#f-heatmap .ring").count() == 1
         expected = [f"layer {layer}, position {position} '" for position in POSITIONS for layer in LAYERS]
         assert all(text.startswith(start) for text, start in zip(told, expected, strict=True))
-        shown.tab.keyboard.press("ArrowRight")
+        view.tab.keyboard.press("ArrowRight")
         assert live.text_content() == told[-1]
-        shown.tab.keyboard.press("Home")
-        shown.tab.keyboard.press("ArrowDown")
+        view.tab.keyboard.press("Home")
+        view.tab.keyboard.press("ArrowDown")
         assert live.text_content() == told[len(LAYERS)]
-        shown.tab.keyboard.press("ArrowUp")
+        view.tab.keyboard.press("ArrowUp")
         assert live.text_content() == told[0]
-        shown.tab.keyboard.press("End")
+        view.tab.keyboard.press("End")
         assert live.text_content() == told[-1]
-        shown.tab.keyboard.press("ArrowLeft")
+        view.tab.keyboard.press("ArrowLeft")
         assert live.text_content() == told[-2]
-        shown.tab.keyboard.press("Escape")
-        assert not shown.tab.locator("#tooltip").is_visible()
-        assert shown.tab.locator(".ring").count() == 0
+        view.tab.keyboard.press("Escape")
+        assert not view.tab.locator("#tooltip").is_visible()
+        assert view.tab.locator(".ring").count() == 0
 
 
-def test_browser_every_figure_has_keys_and_a_name(browser: Browser, classes: Path):
-    with opened(browser, write_report(classes)) as shown:
-        shown.tab.keyboard.press("Tab")
-        assert shown.tab.evaluate("document.activeElement.className") == "skip"
+def test_browser_every_figure_has_keys_and_a_name(browser: Browser, shown: Shown):
+    with opened(browser, shown("classes").path) as view:
+        view.tab.keyboard.press("Tab")
+        assert view.tab.evaluate("document.activeElement.className") == "skip"
         for name in CLASSES:
-            chart = shown.tab.locator(f"#f-{name} .chart")
+            chart = view.tab.locator(f"#f-{name} .chart")
             assert chart.get_attribute("tabindex") == "0"
             assert chart.get_attribute("aria-label")
             chart.focus()
-            shown.tab.keyboard.press("ArrowRight")
-            assert shown.tab.locator("#live").text_content()
-        levels = shown.tab.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((h) => Number(h.tagName[1]))")
+            view.tab.keyboard.press("ArrowRight")
+            assert view.tab.locator("#live").text_content()
+        levels = view.tab.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((h) => Number(h.tagName[1]))")
         assert levels[0] == 1
         assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
 def test_browser_runs_no_stranger(browser: Browser, hostile: tuple[Path, Page]):
-    with opened(browser, hostile[0] / "report.html") as shown:
-        assert all(drawn(shown.tab).values())
-        for chart in shown.tab.locator(".chart").all():
+    with opened(browser, hostile[0] / "report.html") as view:
+        assert all(drawn(view.tab).values())
+        for chart in view.tab.locator(".chart").all():
             chart.focus()
             for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "End"):
-                shown.tab.keyboard.press(key)
+                view.tab.keyboard.press(key)
                 inside = "[...document.querySelectorAll('#tooltip *')].map((element) => element.tagName)"
-                assert set(shown.tab.evaluate(inside)) <= {"DL", "DT", "DD"}
-        for summary in shown.tab.locator("summary").all():
+                assert set(view.tab.evaluate(inside)) <= {"DL", "DT", "DD"}
+        for summary in view.tab.locator("summary").all():
             summary.click()
-        shown.tab.locator("#f-heatmap svg .mark-rect.role-mark path").last.hover(position={"x": 4, "y": 4})
-        assert ATTACKS[3] in shown.tab.locator("#tooltip").inner_text()
-        shown.tab.set_viewport_size({"width": 375, "height": 800})
-        assert overflow(shown.tab) <= 0
-        shown.tab.wait_for_timeout(200)
+        view.tab.locator("#f-heatmap svg .mark-rect.role-mark path").last.hover(position={"x": 4, "y": 4})
+        assert ATTACKS[3] in view.tab.locator("#tooltip").inner_text()
+        view.tab.set_viewport_size({"width": 375, "height": 800})
+        assert overflow(view.tab) <= 0
+        view.tab.wait_for_timeout(200)
