@@ -131,7 +131,7 @@ def layers(
             size=110, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
         )
     )
-    return stack(drawn, 320)
+    return stack([part for part in drawn if isinstance(part, alt.LayerChart) or len(part.data)] or drawn[:1], 320)
 
 
 def readable(cells: pd.DataFrame, tokens: Mapping[Any, str | None] | None = None) -> pd.DataFrame:

@@ -87,7 +87,10 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
 
 def layers(results: SavedResults) -> Figure | Absent:
     """Scores along the layers beside the estimates that can be trusted and the strongest baseline."""
+    name, title = "layers", "Along the layers"
     shown, note = _shown_score(results)
+    if np.isnan(results.cells[shown].to_numpy(np.float64)).all():
+        return Absent(name, title, "no cell has a score")
     chart = charts.layers(
         results.cells,
         metric=results.performance["metric"],
@@ -104,7 +107,7 @@ def layers(results: SavedResults) -> Figure | Absent:
         )
     columns = ["position", "layer", *charts.SCORES.values(), "alpha"]
     table = _only(charts.readable(results.cells, results.tokens), columns)
-    return Figure("layers", "Along the layers", caption.strip(), chart, table)
+    return Figure(name, title, caption.strip(), chart, table)
 
 
 def predictions(results: SavedResults) -> Figure | Absent:

@@ -3,18 +3,25 @@
 import base64
 import hashlib
 import html
+import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Page as Tab
 
 from gpu_probes import ProbeError, SweepResult
 from gpu_probes.report import SavedResults, write_report
@@ -40,6 +47,7 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self.path = path
         self.source = path.read_text(encoding="utf-8")
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -85,22 +93,59 @@ def page_of(folder: Path, **options: Any) -> Page:
     return Page(write_report(folder, **options))
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "regression": {"permutations": 20},
+    "classes": {"n_classes": 2, "label": "sarcastic"},
+    "several": {"n_classes": 3, "alphas": None, "nested_cv": False},
+    "no_folds": {"k_fold": False, "alphas": None},
+    "no_test": {"test": False},
+    "constant_test": {"constant_test_labels": True, "alphas": None},
+    "one_cell": {"join": "1@-1", "alphas": None},
+    "layers": {"join": "layers", "alphas": None, "with_inference": False},
+    "mean": {"join": "mean", "alphas": None, "with_inference": False},
+    "nulls": {"train": np.ones((N_TRAIN, len(LAYERS), len(POSITIONS), 5))},
+}
+Built = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def regression(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("regression")
-    write_results(folder, permutations=20)
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Result folder of a kind."""
+    folders: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in folders:
+            folders[kind] = tmp_path_factory.mktemp(kind)
+            write_results(folders[kind], **KINDS[kind])
+        return folders[kind]
+
     return folder
 
 
-@pytest.fixture(scope="module")
-def class_result(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SweepResult]:
-    folder = tmp_path_factory.mktemp("classes")
-    return folder, write_results(folder, n_classes=2, label="sarcastic")
+Shown = Callable[[str], "Page"]
 
 
 @pytest.fixture(scope="module")
-def classes(class_result: tuple[Path, SweepResult]) -> Path:
-    return class_result[0]
+def shown(built: Built) -> Shown:
+    """Page of a kind of folder, with prompts, written once."""
+    pages: dict[str, Page] = {}
+
+    def page(kind: str) -> Page:
+        if kind not in pages:
+            pages[kind] = page_of(built(kind), output=built(kind) / "shown.html", prompts=prompts_of())
+        return pages[kind]
+
+    return page
+
+
+@pytest.fixture
+def regression(built: Built) -> Path:
+    return built("regression")
+
+
+@pytest.fixture
+def classes(built: Built) -> Path:
+    return built("classes")
 
 
 @pytest.fixture
@@ -117,8 +162,8 @@ def change(folder: Path, name: str, **values: Any) -> None:
     (folder / name).write_text(json.dumps(content(folder, name) | values))
 
 
-def test_regression_page_says_what_was_found(regression: Path):
-    page, found = page_of(regression), content(regression, "inference.json")
+def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
+    page, found = shown("regression"), content(regression, "inference.json")
     best = content(regression, "best_probe_predictions.json")
     assert page.figures == REGRESSION
     nested, test = (found["intervals"][name] for name in ("nested_cv_score", "test_score"))
@@ -135,15 +180,15 @@ def test_regression_page_says_what_was_found(regression: Path):
     assert "/stores/train.zarr" in page.text
 
 
-def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(regression: Path):
-    page = page_of(regression)
+def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(shown: Shown):
+    page = shown("regression")
     data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows]
     assert {row["layer"] for row in data} == {"0", "1", "2", "5"}
     assert {row["position"] for row in data} == {"-3 '<|im_start|>'", "-2 'assistant'", "-1 '\\n'"}
 
 
-def test_cells_without_a_score_are_marked_with_the_reason(regression: Path):
-    page = page_of(regression)
+def test_cells_without_a_score_are_marked_with_the_reason(shown: Shown):
+    page = shown("regression")
     assert "3 cells have no score" in page.text
     data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows if row["layer"] == "0"]
     assert data
@@ -152,8 +197,8 @@ def test_cells_without_a_score_are_marked_with_the_reason(regression: Path):
     assert {row["CV score"] for row in data} == {"-"}
 
 
-def test_classification_page(classes: Path):
-    page = page_of(classes)
+def test_classification_page(shown: Shown):
+    page = shown("classes")
     assert page.figures == CLASSES
     assert "A logistic probe was fitted" in page.text
     assert "the 2 classes of sarcastic" in page.text
@@ -162,18 +207,16 @@ def test_classification_page(classes: Path):
     assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
 
 
-def test_several_classes(tmp_path: Path):
-    write_results(tmp_path, n_classes=3, alphas=None, nested_cv=False)
-    page = page_of(tmp_path)
+def test_several_classes(shown: Shown):
+    page = shown("several")
     assert page.figures == [name for name in CLASSES if name != "alphas"]
     series = {row["series"] for rows in page.spec("roc")["datasets"].values() for row in rows if "series" in row}
     assert series == {"class 0", "class 1", "class 2"}
     assert "Each class against all others" in page.text
 
 
-def test_without_folds_no_best_probe_and_the_scores_that_there_are(tmp_path: Path):
-    write_results(tmp_path, k_fold=False, alphas=None)
-    page = page_of(tmp_path)
+def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown):
+    page = shown("no_folds")
     assert page.figures == ["heatmap", "layers"]
     assert "No best probe is chosen without --k_fold" in page.text
     assert "The test score of each cell." in page.text
@@ -181,42 +224,38 @@ def test_without_folds_no_best_probe_and_the_scores_that_there_are(tmp_path: Pat
     assert "Prompts with the largest errors: no best probe" in page.text
 
 
-def test_without_test_rows_or_inference(tmp_path: Path):
-    write_results(tmp_path, test=False)
-    page = page_of(tmp_path)
+def test_without_test_rows_or_inference(shown: Shown):
+    page = shown("no_test")
     assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
     assert "There is no test score" in page.text
     assert "Against shuffled labels: inference.json is not among the files of this training." in page.text
     assert "All scores: inference.json" in page.text
 
 
-def test_an_undefined_test_score_has_its_reason(tmp_path: Path):
-    write_results(tmp_path, constant_test_labels=True)
-    page = page_of(tmp_path)
+def test_an_undefined_test_score_has_its_reason(shown: Shown):
+    page = shown("constant_test")
     assert "There is no test score: the test labels hold only one value" in page.text
     assert "predictions" in page.figures
     assert "Undefined:" in page.text
 
 
-def test_one_cell(tmp_path: Path):
-    write_results(tmp_path, join="1@-1", alphas=None)
-    page = page_of(tmp_path)
+def test_one_cell(shown: Shown):
+    page = shown("one_cell")
     assert "1 layer x 1 position" in page.text
     assert "layer 1@-1, position joined" in page.text
     assert "The penalty: one alpha was fitted." in page.text
     assert "assistant" not in page.spec("heatmap")["datasets"]
 
 
-@pytest.mark.parametrize("join", ["layers", "mean", "1@-1,2@-2"])
-def test_joined_cells(tmp_path: Path, join: str):
-    write_results(tmp_path, join=join, alphas=None, with_inference=False)
-    assert "heatmap" in page_of(tmp_path).figures
+@pytest.mark.parametrize("kind", ["layers", "mean"])
+def test_joined_cells(shown: Shown, kind: str):
+    assert shown(kind).figures == ["heatmap", "layers", "predictions", "comparison"]
 
 
-def test_null_everywhere(tmp_path: Path):
-    write_results(tmp_path, train=np.ones((N_TRAIN, len(LAYERS), len(POSITIONS), 5)))
-    page = page_of(tmp_path)
-    assert page.figures == ["heatmap", "layers"]
+def test_null_everywhere(shown: Shown):
+    page = shown("nulls")
+    assert page.figures == ["heatmap"]
+    assert "Along the layers: no cell has a score." in page.text
     assert "No cell has a CV score, so there is no best probe." in page.text
     assert "12 cells have no score" in page.text
 
@@ -234,8 +273,8 @@ def prompts_of(n_train: int = N_TRAIN, n_test: int = N_TEST) -> dict[str, list[s
     return {"train": [f"train prompt {i}" for i in range(n_train)], "test": [f"test prompt {i}" for i in range(n_test)]}
 
 
-def test_largest_errors_come_first_with_their_prompts(regression: Path):
-    page, best = page_of(regression, prompts=prompts_of()), content(regression, "best_probe_predictions.json")
+def test_largest_errors_come_first_with_their_prompts(regression: Path, shown: Shown):
+    page, best = shown("regression"), content(regression, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
     assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
@@ -244,8 +283,8 @@ def test_largest_errors_come_first_with_their_prompts(regression: Path):
     assert "Row numbers only" in page_of(regression).text
 
 
-def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path):
-    page, best = page_of(classes, prompts=prompts_of()), content(classes, "best_probe_predictions.json")
+def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path, shown: Shown):
+    page, best = shown("classes"), content(classes, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     listed = [int(row) for row in re.findall(r"test prompt (\d+)", page.text)]
     assert listed == np.argsort(-wrong, kind="stable")[:12].tolist()
@@ -309,7 +348,7 @@ def write_hostile(folder: Path) -> None:
         folder,
         run=attacks,
         names=([next(named) for _ in LAYERS], [next(named) for _ in POSITIONS]),
-        baselines=tuple(attack.replace("\ud800", "") for attack in ATTACKS),
+        baselines=tuple(" ".join(ATTACKS[start::3]) for start in range(3)),
         permutations=10,
     )
     # Where positions are numbers, tokens are shown too.
@@ -321,10 +360,10 @@ def write_hostile(folder: Path) -> None:
     change(folder, "inference.json", **inference)
 
 
-def test_hostile_texts_add_no_markup(hostile: tuple[Path, Page], regression: Path):
+def test_hostile_texts_add_no_markup(hostile: tuple[Path, Page], shown: Shown):
     _, page = hostile
     assert page.open == []
-    ordinary = {tag for tag, _ in page_of(regression, prompts=prompts_of()).tags}
+    ordinary = {tag for tag, _ in shown("regression").tags}
     assert {tag for tag, _ in page.tags} <= ordinary | {"ul", "li"}
     names = {name for _, attrs in page.tags for name in attrs}
     assert not {name for name in names if name.startswith("on")} | (names & {"src", "srcdoc", "formaction"})
@@ -418,23 +457,25 @@ def test_saved_results_in_a_notebook(regression: Path, hostile: tuple[Path, Page
     assert not re.search(r"<(script|img|svg|iframe|a)\b", shown)
 
 
-def test_sweep_results_in_a_notebook(class_result: tuple[Path, SweepResult]):
-    _, result = class_result
-    for chart in (result.plot.heatmap(), result.plot.heatmap("test_score"), result.plot.layers()):
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
+    return write_results(tmp_path_factory.mktemp("swept"), with_inference=False)
+
+
+def test_sweep_results_in_a_notebook(swept: SweepResult):
+    for chart in (swept.plot.heatmap(), swept.plot.heatmap("test_score"), swept.plot.layers()):
         assert len(chart.to_dict()["layer"]) >= 3
-    assert f"layer {result.best.cell.layer}" in result._repr_html_()
-    assert "<table" in result._repr_html_()
+    assert f"layer {swept.best.cell.layer}" in swept._repr_html_()
+    assert "<table" in swept._repr_html_()
 
 
-def test_sweep_result_as_xarray(class_result: tuple[Path, SweepResult]):
-    _, result = class_result
-    dataset = result.to_xarray()
-    best = result.best
+def test_sweep_result_as_xarray(swept: SweepResult):
+    dataset, best = swept.to_xarray(), swept.best
     assert float(dataset.cv_score.sel(layer=best.cell.layer, position=best.cell.position)) == best.cv_score
     assert dataset.test_predictions.dims == ("position", "layer", "test_sample", "output")
     assert dataset.sizes["train_sample"] == N_TRAIN
     assert dataset.reason.sel(layer=0, position=-1).item().startswith("every training row is identical")
-    assert dataset.attrs["metric"] == "roc_auc"
+    assert dataset.attrs["metric"] == "spearman"
 
 
 def test_importing_the_package_does_not_import_what_only_reports_need():
@@ -444,3 +485,170 @@ def test_importing_the_package_does_not_import_what_only_reports_need():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = [name for name in ("altair", "vl_convert", "xarray") if f"'{name}'" in done.stdout]
     assert heavy == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    assert path, "no Chromium: install one, or say where it is with CHROMIUM=/path/to/chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A page in a browser, and all that it did besides being shown."""
+
+    tab: Tab
+    events: list[str]
+
+
+@contextmanager
+def opened(browser: Browser, page: Path, *, width: int = 1280, scheme: str = "light", **more: Any) -> Iterator[Opened]:
+    """Open a page from disk; afterwards it must have kept still, and to itself."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more)
+    tab, events = context.new_page(), []
+    tab.on("console", lambda message: events.append(f"console: {message.text}"))
+    tab.on("pageerror", lambda error: events.append(f"error: {error}"))
+    tab.on("dialog", lambda dialog: (events.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    tab.on("request", lambda request: events.append(f"request: {request.url}"))
+    tab.on("popup", lambda popup: events.append(f"popup: {popup.url}"))
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-drawn]", timeout=20_000)
+    yield Opened(tab, events)
+    assert [event for event in events if event != f"request: {page.as_uri()}"] == []
+    assert tab.evaluate("window.__xss") is None
+    assert tab.url == page.as_uri()
+    context.close()
+
+
+def drawn(tab: Tab) -> dict[str, int]:
+    """Number of marks of each figure."""
+    return tab.evaluate(
+        """() => Object.fromEntries([...document.querySelectorAll("figure")].map((figure) =>
+            [figure.id.slice(2), figure.querySelectorAll("svg .role-mark path, svg .role-mark line").length]))"""
+    )
+
+
+def overflow(tab: Tab) -> int:
+    return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+@pytest.mark.parametrize(
+    ("kind", "figures"),
+    [
+        ("regression", REGRESSION),
+        ("classes", CLASSES),
+        ("several", [name for name in CLASSES if name != "alphas"]),
+        ("no_folds", ["heatmap", "layers"]),
+        ("one_cell", ["heatmap", "layers", "predictions", "comparison", "learning_curve"]),
+        ("nulls", ["heatmap"]),
+    ],
+)
+def test_browser_draws_every_figure(browser: Browser, shown: Shown, kind: str, figures: list[str]):
+    page = shown(kind).path
+    with opened(browser, page) as view:
+        marks = drawn(view.tab)
+        assert list(marks) == figures
+        assert all(marks.values())
+        view.tab.set_viewport_size({"width": 375, "height": 800})
+        assert overflow(view.tab) <= 0
+
+
+@pytest.mark.parametrize("kind", ["regression", "classes"])
+def test_browser_dark_scheme_on_a_phone(browser: Browser, shown: Shown, kind: str):
+    page = shown(kind).path
+    colours = {}
+    for scheme in ("light", "dark"):
+        with opened(browser, page, width=375, scheme=scheme) as view:
+            assert overflow(view.tab) <= 0
+            colours[scheme] = view.tab.evaluate(
+                """() => [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+                    ...["text", ".mark-line path, .mark-rule line"].map((what) => {
+                        const style = getComputedStyle(document.querySelector(`#f-layers svg ${what}`));
+                        return what === "text" ? style.fill : style.stroke;
+                    })]"""
+            )
+    assert all(light != dark for light, dark in zip(colours["light"], colours["dark"], strict=True))
+    with opened(browser, page, scheme="dark") as view:
+        view.tab.emulate_media(media="print")
+        assert view.tab.evaluate("getComputedStyle(document.body).backgroundColor") == colours["light"][0]
+
+
+def test_browser_tooltip_under_the_pointer(browser: Browser, shown: Shown):
+    with opened(browser, shown("regression").path) as view:
+        tooltip = view.tab.locator("#tooltip")
+        assert not tooltip.is_visible()
+        cell = view.tab.locator("#f-heatmap svg .mark-rect.role-mark path")
+        cell.first.hover(position={"x": 4, "y": 4})
+        assert tooltip.is_visible()
+        assert "every training row is identical here" in tooltip.inner_text()
+        cell.last.hover(position={"x": 4, "y": 4})
+        assert re.search(r"layer\s+5\s+position\s+-1 '\\n'\s+CV score\s+-?0\.\d{3}", tooltip.inner_text())
+        view.tab.mouse.move(2, 2)
+        assert not tooltip.is_visible()
+
+
+def test_browser_keys_reach_every_mark(browser: Browser, shown: Shown):
+    with opened(browser, shown("regression").path) as view:
+        chart, live = view.tab.locator("#f-heatmap .chart"), view.tab.locator("#live")
+        chart.focus()
+        told = []
+        for _ in range(len(LAYERS) * len(POSITIONS)):
+            view.tab.keyboard.press("ArrowRight")
+            told.append(live.text_content())
+            assert view.tab.locator("#tooltip").is_visible()
+            assert view.tab.locator("#f-heatmap .ring").count() == 1
+        expected = [f"layer {layer}, position {position} '" for position in POSITIONS for layer in LAYERS]
+        assert all(text.startswith(start) for text, start in zip(told, expected, strict=True))
+        view.tab.keyboard.press("ArrowRight")
+        assert live.text_content() == told[-1]
+        view.tab.keyboard.press("Home")
+        view.tab.keyboard.press("ArrowDown")
+        assert live.text_content() == told[len(LAYERS)]
+        view.tab.keyboard.press("ArrowUp")
+        assert live.text_content() == told[0]
+        view.tab.keyboard.press("End")
+        assert live.text_content() == told[-1]
+        view.tab.keyboard.press("ArrowLeft")
+        assert live.text_content() == told[-2]
+        view.tab.keyboard.press("Escape")
+        assert not view.tab.locator("#tooltip").is_visible()
+        assert view.tab.locator(".ring").count() == 0
+
+
+def test_browser_every_figure_has_keys_and_a_name(browser: Browser, shown: Shown):
+    with opened(browser, shown("classes").path) as view:
+        view.tab.keyboard.press("Tab")
+        assert view.tab.evaluate("document.activeElement.className") == "skip"
+        for name in CLASSES:
+            chart = view.tab.locator(f"#f-{name} .chart")
+            assert chart.get_attribute("tabindex") == "0"
+            assert chart.get_attribute("aria-label")
+            chart.focus()
+            view.tab.keyboard.press("ArrowRight")
+            assert view.tab.locator("#live").text_content()
+        levels = view.tab.evaluate("[...document.querySelectorAll('h1,h2,h3')].map((h) => Number(h.tagName[1]))")
+        assert levels[0] == 1
+        assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_browser_runs_no_stranger(browser: Browser, hostile: tuple[Path, Page]):
+    with opened(browser, hostile[0] / "report.html") as view:
+        assert all(drawn(view.tab).values())
+        for chart in view.tab.locator(".chart").all():
+            chart.focus()
+            for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowDown", "End"):
+                view.tab.keyboard.press(key)
+                inside = "[...document.querySelectorAll('#tooltip *')].map((element) => element.tagName)"
+                assert set(view.tab.evaluate(inside)) <= {"DL", "DT", "DD"}
+        for summary in view.tab.locator("summary").all():
+            summary.click()
+        view.tab.locator("#f-heatmap svg .mark-rect.role-mark path").last.hover(position={"x": 4, "y": 4})
+        assert ATTACKS[3] in view.tab.locator("#tooltip").inner_text()
+        view.tab.set_viewport_size({"width": 375, "height": 800})
+        assert overflow(view.tab) <= 0
+        view.tab.wait_for_timeout(200)
