@@ -307,7 +307,8 @@ def predict(
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
         scores = score_texts(opened, text)
-        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(scores.to_json(orient="records") or "[]"))
+        as_json = scores.to_json(orient="records") or "[]"
+        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(as_json))
         return
     table = score_dataset(
         opened,
@@ -401,16 +402,21 @@ def inspect(terminal: Terminal, store: Path) -> None:
 @probesweep.command()
 @click.argument("store", type=_PATH)
 @click.argument("output_path", type=_PATH)
+@click.option("--label_column", help="The label to write.  [default: the first]")
 @click.pass_obj
-def export(terminal: Terminal, store: Path, output_path: Path) -> None:
+def export(terminal: Terminal, store: Path, output_path: Path, label_column: str | None) -> None:
     """Write a finished STORE as a .pt of the original scripts.
 
     Example: probesweep export train.zarr train.pt
     """
     from activation_store import ActivationStore
     from activation_store.interop import export_pt
+    from probesweep.stores import label
 
-    export_pt(ActivationStore.open(store), output_path, progress=_shard_bar("export"))
+    opened = ActivationStore.open(store)
+    if label_column is not None:
+        label(opened, label_column)
+    export_pt(opened, output_path, label_column=label_column, progress=_shard_bar("export"))
     n_bytes = output_path.stat().st_size
     terminal.summarize(
         lambda: f"{output_path}: {n_bytes / 2**20:.1f} MiB",

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from activation_store.durable import fsync_path
 from activation_store.errors import InputError
+from activation_store.health import examine
 from activation_store.integrity import Progress
 from activation_store.journal import file_hash
 from activation_store.layout import balanced_shard_samples
@@ -196,6 +197,7 @@ def import_pt(
         for shard in progress(writer.pending_shards):
             rows = writer.spec.layout.rows(shard)
             writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
+        writer.finish(examine(ActivationStore.open(path)))
     return ActivationStore.open(path)
 
 
