@@ -19,7 +19,7 @@ WIDTH = 640
 # Okabe and Ito's colours, told apart by all; each stands for one meaning on every figure.
 PALETTE = {
     "accent": "#0072b2",
-    "others": "#9aa1a9",
+    "others": "#868e96",
     "honest": "#d55e00",
     "baseline": "#009e73",
     "extra": "#cc79a7",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
+from gpu_probes.files import write_whole
 from gpu_probes.nested import NestedCV, choose_by_fold
 from gpu_probes.notebook import CellPlots, card
 from gpu_probes.objective import ProbeKind, Solver, TaskType
@@ -211,7 +211,7 @@ class SweepResult:
         else:
             contents[best_file.name] = _json_bytes(self._best_probe(best), indent=2)
         for name, content in contents.items():
-            _write(folder / name, content)
+            write_whole(folder / name, content)
         return list(contents)
 
     def __repr__(self) -> str:
@@ -384,23 +384,3 @@ def _column(
 
 def _json_bytes(content: dict[str, Json], indent: int | None) -> bytes:
     return json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n"
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a temporary file beside the target, make it durable, and put it in place."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts out everyone else
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -16,8 +16,10 @@ def number(value: float | int | None, spec: str = ".3f") -> str:
 
 
 def interval(found: dict[str, Any] | None) -> str:
-    """``[low, high]``, or nothing where it is not known."""
-    return "" if found is None or found["low"] is None else f"[{found['low']:.3f}, {found['high']:.3f}]"
+    """``[low, high]`` on one line, or nothing where it is not known."""
+    if found is None or found["low"] is None:
+        return ""
+    return f"[{found['low']:.3f},\N{NO-BREAK SPACE}{found['high']:.3f}]"
 
 
 def visible(text: object) -> str:

@@ -18,6 +18,7 @@ from gpu_probes.report.baselines import strongest
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.predictions import (
     HELD_OUT_TITLE,
+    MOST_CURVE_POINTS,
     MOST_POINTS,
     TEST_TITLE,
     Predicted,
@@ -153,6 +154,7 @@ def roc(results: SavedResults) -> Figure | Absent:
     series = [Series(one, colour) for one, colour in zip(names, colours, strict=False)]
     tips = ["series", "threshold", "false positives", "true positives"]
     caption = "Share of the positive rows found against share of the others taken for them, as the threshold falls."
+    caption += f" At most {MOST_CURVE_POINTS} evenly chosen points of each curve are drawn."
     if several:
         caption += f" Each class against all others, {held_out(results)[0].title}"
         left_out = len(classes_of(results)) - len(names)

@@ -9,7 +9,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from gpu_probes.report import tables, vega
 from gpu_probes.report.figures import Absent, Figure
@@ -43,8 +42,8 @@ def render(results: SavedResults, made: Sequence[Figure | Absent], prompts: Mapp
         "scores": tables.all_scores(results),
         "provenance": tables.provenance(results),
         "policy": _policy(scripts),
-        "scripts": [Markup(script) for script in scripts],
-        "style": Markup(_packaged("report.css")),
+        "scripts": scripts,
+        "style": _packaged("report.css"),
     }
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined

@@ -29,6 +29,9 @@ function hideTooltip() {
   tooltip.hidden = true;
 }
 
+// The tooltip stands still on the screen: it must not stay behind when the page is moved away under it.
+for (const moving of ["wheel", "touchmove", "resize"]) window.addEventListener(moving, hideTooltip, { passive: true });
+
 function onHover(handler, event, item, value) {
   if (value === null || value === undefined || value === "") hideTooltip();
   else showTooltip(value, event.clientX, event.clientY);
@@ -130,8 +133,14 @@ async function draw(chart) {
   const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
   // ast: expressions are interpreted, so that the page needs no permission to evaluate strings.
   const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, tooltip: onHover };
-  await window.vegaEmbed(chart.querySelector(".canvas"), spec, options);
-  walkable(chart);
+  const canvas = chart.querySelector(".canvas");
+  try {
+    await window.vegaEmbed(canvas, spec, options);
+    walkable(chart);
+  } catch (error) {
+    console.error(error);
+    canvas.textContent = "This figure could not be drawn; its data stand below as a table.";
+  }
 }
 
 await Promise.all([...document.querySelectorAll(".chart")].map(draw));

@@ -17,6 +17,8 @@ from gpu_probes.wording import number, one_line, visible
 N_ERRORS = 12
 _MOST_CHARACTERS = 600
 _NAMES = {
+    "spearman": "Spearman",
+    "pearson": "Pearson",
     "roc_auc": "ROC-AUC",
     "r2": "R²",
     "mse": "mean squared error",
@@ -98,7 +100,9 @@ def nested_folds(results: SavedResults) -> Table | None:
 
 def provenance(results: SavedResults) -> Table:
     """What run.json says of the request, the stores and the versions."""
-    rows = [[name, visible(value)] for name, value in _leaves(results.run)]
+    request: dict[str, Any] = results.run["request"]
+    others = {key: value for key, value in results.run.items() if key != "request"}
+    rows = [[name, visible(value)] for name, value in _leaves(request | others)]
     return Table("", ["what", "value"], rows)
 
 
@@ -171,7 +175,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """Values of nested mappings, their names joined."""
     if isinstance(value, dict):
         for key, one in value.items():
-            yield from _leaves(one, f"{name}, {one_line(key)}" if name else one_line(key).replace("_", " "))
+            yield from _leaves(one, f"{name} {one_line(key)}".strip())
     elif isinstance(value, list):
         yield name, ", ".join(one_line(one) for one in value)
     else:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gpu_probes.files import write_whole
 from gpu_probes.report.figures import FIGURES, Figure
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.page import render
@@ -49,19 +48,6 @@ def write_report(
     if figures is not None:
         save_pictures([one for one in made if isinstance(one, Figure)], Path(figures))
     target = results.folder / "report.html" if output is None else Path(output)
-    _write(target, page)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(target, page.encode())
     return target
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a whole file in place, or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp's own mode shuts out everyone else
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
