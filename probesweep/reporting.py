@@ -38,29 +38,21 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
     return write_report(folder, figures=figures, prompts=_prompts(folder))
 
 
-def _prompts(folder: Path) -> dict[str, list[str]] | None:
-    """Texts of the training and the scored test rows; None where the stores are gone, changed or hold none."""
+def _prompts(folder: Path) -> dict[str, list[str]]:
+    """Texts of all training and test rows, without those of stores that are gone, changed or hold none."""
     path = folder / "run.json"
-    if not path.exists():
-        return None
-    request = json.loads(path.read_text())["request"]
-    train = _questions(request["train"])
-    test = None if train is None else _questions(request["test"])
-    if train is None or test is None:
-        return None
-    if request["options"]["drop_overlap"]:
-        left_out = set(json.loads((folder / "inference.json").read_text())["overlap"]["rows"])
-        test = [text for row, text in enumerate(test) if row not in left_out]
-    return {"train": train, "test": test}
+    request = json.loads(path.read_text())["request"] if path.exists() else {}
+    found = {split: _questions(request[split]) for split in ("train", "test") if split in request}
+    return {split: texts for split, texts in found.items() if texts is not None}
 
 
 def _questions(description: dict[str, Any]) -> list[str] | None:
     try:
         store = open_activations(description["path"])
     except StoreError as error:
-        logger.warning("the report is without prompts: %s", error)
+        logger.warning("the report is without these prompts: %s", error)
         return None
     if store.journal_hash != description["content"]:
-        logger.warning("the report is without prompts: %s holds other rows than were trained on", store.path)
+        logger.warning("the report is without these prompts: %s holds other rows than were trained on", store.path)
         return None
     return store.questions
