@@ -29,4 +29,4 @@ fi
 .venv/bin/ruff check .
 .venv/bin/lint-imports --no-cache
 .venv/bin/basedpyright
-.venv/bin/python -m pytest -n auto --dist loadfile "$@"
+.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
