@@ -196,9 +196,14 @@ class Experiment:
     def _report(self, folder: Path, say: Callable[[str], None]) -> None:
         given = self.settings["report"]
         pictures = folder / "figures" if given["figures"] else None
-        wanted = {"results": _hash(folder / "run.json"), "figures": given["figures"]}
+        wanted = {
+            "probesweep": version("probesweep"),
+            "results": _hash(folder / "run.json"),
+            "figures": given["figures"],
+        }
+        made = [folder / "report.html", *([pictures] if pictures else [])]
         stage = f"report {folder.name}"
-        if self._stages.get(stage) == wanted and (folder / "report.html").exists():
+        if self._stages.get(stage) == wanted and all(path.exists() for path in made):
             say("report: done already")
         else:
             say(f"report: {report_on(folder, figures=pictures)}")

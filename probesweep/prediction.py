@@ -261,7 +261,9 @@ def _columns(probe: Probe, predictions: Float64[np.ndarray, "prompt output"]) ->
 def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     if not (folder / "run.json").exists():
-        raise RequestError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
+        inside = sorted(str(found.parent) for found in folder.glob("*/run.json"))
+        hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
+        raise RequestError(f"{folder} holds no finished training; {hint}")
     if not path.exists():
         raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
     try:
