@@ -35,7 +35,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
         When the folder holds no finished training.
     """
     folder = Path(folder)
-    return write_report(folder, figures=figures, prompts=_prompts(folder))
+    return write_report(folder, figures=figures, prompts=_prompts(folder) or None)
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import subprocess
+import termios
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,6 +123,7 @@ def test_a_fault_of_ours_is_one_line_that_says_so(tmp_path, monkeypatch):
 def test_progress_is_shown_at_a_terminal_unless_quiet(quiet, tiny_model, dataset, tmp_path):
     command = [PROBESWEEP, *map(str, extract(tiny_model, dataset, tmp_path / "s.zarr"))]
     terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(other_end, (24, 80))
     env = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
     process = subprocess.Popen(
         [*command, *(["--quiet"] if quiet else [])], stdout=subprocess.DEVNULL, stderr=other_end, env=env
