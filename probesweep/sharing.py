@@ -1,50 +1,55 @@
 """Stores and probes on the Hugging Face hub: pushed whole, pulled whole, checked on both ways.
 
-A store becomes a dataset repository, result folders a model repository. Only the files of the formats are sent and
-taken: no pickle, no page, no lock. Stores hold the prompts, so a repository is private unless it is asked to be public.
+A store becomes a dataset repository, result folders a model repository. One commit holds all of a push. What is pulled
+is checked under another name before it gets the one that was asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi
-from huggingface_hub.utils import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
 
-from activation_store import ActivationStore, StoreError
-from activation_store.metadata import is_store
+from activation_store import StoreError
+from activation_store.durable import fsync_path, make_folder, rename
+from activation_store.integrity import Progress
 from gpu_probes import ProbeError
-from gpu_probes.transfer import Training, find_trainings
 from probesweep.errors import RequestError
+from probesweep.hub import find_files, hub_errors
+from probesweep.parcels import RUN, SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
 
-_STORE_FILES = ["zarr.json", "*/zarr.json", "*/c/*", "activations/journal"]
-_RESULT_FILES = ["*.json", "*.parquet", "*.safetensors"]
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Shared:
-    """What is sent or taken: its kind of repository, its files, what is said of it."""
-
-    repo_type: str
-    patterns: list[str]
-    card: str
-    about: str
+_README = "README.md"
+# What the client may fetch; what of it is not named by the journal or by run.json is removed again.
+_PATTERNS: dict[RepoType, list[str]] = {
+    "dataset": ["zarr.json", "*/zarr.json", "activations/journal", "activations/c/*", "*/c/0", "*/c/0/0"],
+    "model": ["*.json", "*.parquet", "*.safetensors"],
+}
 
 
-def push(path: str | Path, repo_id: str, *, public: bool = False, revision: str | None = None) -> str:
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    announce: Callable[[str], None] = logger.info,
+    progress: Progress = iter,
+) -> str:
     """Send a finished store, or result folders, to a repository of the Hugging Face hub, which is made if need be.
+
+    What an earlier push left there is replaced, other files and a README.md that is there stay.
 
     Parameters
     ----------
@@ -53,51 +58,91 @@ def push(path: str | Path, repo_id: str, *, public: bool = False, revision: str 
     repo_id : str
         Such as ``name/repository``.
     public : bool
-        Make a new repository public; one that is there stays as it is.
+        Make a new repository public, and write to one that is. Stores hold the prompts, so the default is private.
     revision : str, optional
-        Branch that takes the files.
+        Branch that takes the files; made from ``main`` if it is not there.
+    message : str, optional
+        Of the commit.
+    announce : callable
+        Told, before anything is sent, who will see what.
+    progress : callable
+        Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 
     Returns
     -------
     str
-        What was sent, and where it is.
+        What was sent, where it is, and what it shows to whom.
 
     Raises
     ------
-    RequestError
-        There is nothing to send, it is not whole, or the hub does not take it.
+    RequestError, StoreError, ProbeError
+        There is nothing to send, it is not whole, it would be seen by all without `public`, or the hub does not take
+        it.
     """
-    path = Path(path)
-    shared = _describe_store(path) if is_store(path) else _describe_results(path)
-    api = HfApi()
-    with _hub_errors(repo_id):
-        url = api.create_repo(repo_id, repo_type=shared.repo_type, private=not public, exist_ok=True)
-        if not api.file_exists(repo_id, "README.md", repo_type=shared.repo_type, revision=revision):
-            api.upload_file(
-                path_or_fileobj=shared.card.encode(),
-                path_in_repo="README.md",
-                repo_id=repo_id,
-                repo_type=shared.repo_type,
-                revision=revision,
-                commit_message="Card",
-            )
-        api.upload_folder(
-            repo_id=repo_id,
-            folder_path=path,
-            repo_type=shared.repo_type,
-            revision=revision,
-            allow_patterns=shared.patterns,
-            # What was taken away here goes there as well: a mixture of two trainings is none.
-            delete_patterns=shared.patterns,
-            commit_message="probesweep push",
+    parcel, hub = pack(Path(path), progress), HfApi()
+    with hub_errors(repo_id, revision):
+        url = hub.create_repo(repo_id, repo_type=parcel.repo_type, private=not public, exist_ok=True)
+        private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
+    if not (private or public):
+        raise RequestError(
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if they may, or name "
+            "another repository"
         )
-    return f"{shared.about} -> {url}"
+    seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
+    announce(f"{repo_id}: {seen}")
+    with hub_errors(repo_id, revision):
+        if revision is not None:
+            hub.create_branch(repo_id, branch=revision, repo_type=parcel.repo_type, exist_ok=True)
+        sent = _commit(hub, parcel, repo_id, revision, message or f"probesweep push: {parcel.about}")
+        left_out = sent - set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
+    if left_out:
+        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Mend it, and push again")
+    return f"{parcel.about} -> {url} ({seen})"
 
 
-def pull(repo_id: str, path: str | Path, *, revision: str | None = None) -> str:
+def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str) -> set[str]:
+    """Put all files there in one commit, and take away what an earlier push left; returns the names that were put."""
+    there = set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
+    stale = _pushed_before(hub, parcel.repo_type, repo_id, revision, there) - set(parcel.files)
+    contents: dict[str, str | bytes] = {name: str(parcel.folder / name) for name in parcel.files}
+    if _README not in there:
+        contents[_README] = parcel.card.encode()
+    with warnings.catch_warnings():
+        # cells.parquet is no data set.
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+        hub.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in contents.items()),
+                *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
+            ],
+            commit_message=message,
+            repo_type=parcel.repo_type,
+            revision=revision,
+        )
+    return set(contents)
+
+
+def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
+    """What an earlier push put there: of other files, such as a model's own, nothing is known but that they stay."""
+    if repo_type == "dataset":
+        return {name for name in there if "activations/journal" in there and STORE_FILE.fullmatch(name)}
+    found: set[str] = set()
+    for run in (name for name in there if name.split("/")[-1] == RUN and name.count("/") < 2):
+        file = hub.hf_hub_download(repo_id, run, repo_type=repo_type, revision=revision)
+        place = run.removesuffix(RUN)
+        try:
+            found |= {place + name for name in files_of_run(_read_json(Path(file)), run)}
+        except RequestError:
+            logger.info("%s of %s is of another program", run, repo_id)
+    return found & there
+
+
+def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progress: Progress = iter) -> str:
     """Take a store, or result folders, from a repository that `push` filled.
 
-    Everything comes into a folder beside the target, is checked, and then gets the target's name.
+    The files come into ``.NAME.partial`` beside the target. When they are all there and whole, it gets the target's
+    name. A download that broke off is taken up by the same call.
 
     Parameters
     ----------
@@ -107,6 +152,8 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None) -> str:
         A folder that is not there yet.
     revision : str, optional
         Branch, tag or commit.
+    progress : callable
+        Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 
     Returns
     -------
@@ -116,124 +163,75 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None) -> str:
     Raises
     ------
     RequestError
-        `path` is there, the hub has no such repository, or what it holds is not whole.
+        `path` is there, the hub has no such repository or cannot be reached, or what came is not whole.
     """
-    path = Path(path)
-    if path.exists():
+    path, hub = Path(path), HfApi()
+    if os.path.lexists(path):
         raise RequestError(f"{path} is there already; give another folder, or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    api = HfApi()
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    repo_type, commit, listed = find_files(hub, repo_id, revision)
+    make_folder(path.parent)
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        with _hub_errors(repo_id):
-            is_dataset = api.repo_exists(repo_id, repo_type="dataset")
-            api.snapshot_download(
-                repo_id,
-                repo_type="dataset" if is_dataset else "model",
-                revision=revision,
-                local_dir=temporary,
-                allow_patterns=_STORE_FILES if is_dataset else _RESULT_FILES,
+        with hub_errors(repo_id, revision):
+            hub.snapshot_download(
+                repo_id, repo_type=repo_type, revision=commit, local_dir=partial, allow_patterns=_PATTERNS[repo_type]
             )
-        shutil.rmtree(temporary / ".cache", ignore_errors=True)
-        about = _check(temporary, repo_id)
-        temporary.chmod(0o777 & ~_umask())
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    except RequestError as error:
+        raise RequestError(f"{error}; what came so far is in {partial}, and the same command takes it up") from error
+    about = _check(partial, repo_id, listed, progress)
+    for written in (*partial.rglob("*"), partial):
+        fsync_path(written)
+    rename(partial, path)
     return f"{about} -> {path}"
 
 
-def _check(folder: Path, repo_id: str) -> str:
-    links = [file for file in folder.rglob("*") if file.is_symlink()]
-    if links:
-        raise RequestError(f"{repo_id} came with a link ({links[0].name}); it was not taken")
+def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress: Progress) -> str:
+    """Make sure that a folder holds a store or results as they were pushed, and nothing else; or remove it."""
     try:
-        return (_describe_store(folder) if is_store(folder) else _describe_results(folder)).about
+        parcel = pack(folder, progress)
+        _keep_only(folder, parcel.files)
+        _check_hashes(parcel, listed)
     except (StoreError, ProbeError, RequestError) as error:
+        shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
-        raise RequestError(f"{repo_id} holds nothing that can be used: {reason}") from error
+        raise RequestError(f"{repo_id} was not taken: {reason}") from error
+    return parcel.about
 
 
-def _describe_store(path: Path) -> _Shared:
-    store = ActivationStore.open(path)
-    store.require_complete()
-    problems = store.verify()
-    if problems:
-        raise RequestError(f"{path} is damaged: {problems[0]}; probesweep verify lists all of it")
-    prompts = "the prompts" if store.questions is not None else "no prompts"
-    about = f"{len(store)} samples of {store.fingerprint.get('model')}, with {prompts} and {', '.join(store.labels)}"
-    axes = ", ".join(f"{n} {axis}s" for axis, n in zip(store.dims, store.shape, strict=True))
-    lines = [
-        f"- axes: {axes}, {store.spec.dtype}",
-        f"- layers (`hidden_states` indices): {', '.join(map(str, store.layers))}",
-        f"- positions (-1 = last token): {', '.join(map(str, store.positions))}",
-        f"- labels: {', '.join(store.labels)}; the prompts are in `question`",
-        f"- weights: {store.fingerprint.get('weights')}; dataset: {store.fingerprint.get('dataset')}",
-    ]
-    title = f"Hidden states of {store.fingerprint.get('model')}"
-    how = 'ActivationStore.open("FOLDER")` after `probesweep pull'
-    return _Shared("dataset", _STORE_FILES, _card(title, "zarr", lines, how), about)
+def _keep_only(folder: Path, names: Iterable[str]) -> None:
+    """Remove other files, the client's notes on the download among them, and folders that are empty then."""
+    kept = {folder / name for name in names}
+    for place, folders, files in os.walk(folder, topdown=False):
+        for file in (Path(place, name) for name in files):
+            if file not in kept:
+                file.unlink()
+        for below in (Path(place, name) for name in folders):
+            if below.is_symlink():
+                below.unlink()
+            elif not any(below.iterdir()):
+                below.rmdir()
 
 
-def _describe_results(path: Path) -> _Shared:
-    trainings = find_trainings(path)
-    missing = [
-        f"{training.folder}/{name}"
-        for training in trainings
-        for name in training.run["files"]
-        if not (training.folder / name).exists()
-    ]
-    if missing:
-        raise RequestError(f"{missing[0]} is missing; train again")
-    lines = [_line(training) for training in trainings]
-    title = f"Linear probes of {trainings[0].run.get('model')}"
-    how = 'Probe.load("FOLDER").score(["..."])` after `probesweep pull'
-    about = f"probes of {', '.join(training.label for training in trainings)}"
-    return _Shared("model", _RESULT_FILES, _card(title, "linear-probe", lines, how), about)
+def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
+    """Hold files against the hub's hashes; shards were held against the journal's checksums already."""
+    for name in parcel.files:
+        file, expected = parcel.folder / name, listed.get(name)
+        if file.is_symlink():
+            raise RequestError(f"{file} came as a link")
+        if expected is None or not (SHARD_FILE.fullmatch(name) or _has_hash(file, expected)):
+            raise RequestError(f"{file} is not what the hub lists; pull again")
 
 
-def _line(training: Training) -> str:
-    best = training.probes.best
-    where = "no best probe" if best is None else f"best at layer {best.layer}, position {best.position}"
-    return f"- {training.label}: {training.probes.task.task_type}, {where}"
+def _has_hash(file: Path, expected: RepoFile) -> bool:
+    data = file.read_bytes()
+    if expected.lfs is not None:
+        return hashlib.sha256(data).hexdigest() == expected.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == expected.blob_id
 
 
-def _card(title: str, tag: str, lines: list[str], how: str) -> str:
-    """A page for the hub; whoever pushes adds the licence."""
-    front = f"---\nlibrary_name: probesweep\ntags:\n- probesweep\n- {tag}\n---\n"
-    return "\n".join([f"{front}# {title}\n", *lines, f"\nOpen with `{how}`.\n"])
-
-
-@contextmanager
-def _hub_errors(repo_id: str) -> Generator[None]:
-    """What the hub's client raises, in one line with the way out."""
+def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        yield
-    except HFValidationError as error:
-        raise RequestError(f"{repo_id!r} is no repository's name: write it as name/repository") from error
-    except OfflineModeIsEnabled as error:
-        raise RequestError("the hub is switched off by HF_HUB_OFFLINE; unset it") from error
-    except LocalTokenNotFoundError as error:
-        raise RequestError("the hub needs to know who you are: run `hf auth login`, or set HF_TOKEN") from error
-    except RepositoryNotFoundError as error:
-        raise RequestError(
-            f"the hub shows no repository {repo_id}; check its name, and `hf auth login` where it is private"
-        ) from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in (401, 403):
-            raise RequestError(
-                f"the hub refuses this for {repo_id} ({status}): `hf auth login` with a token that may write"
-            ) from error
-        raise RequestError(f"the hub answered {str(error).splitlines()[0]} for {repo_id}; try again later") from error
-    except Exception as error:  # The client's own for networks and disks; they change with its version.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RequestError(
-            f"the hub could not be used for {repo_id}: {reason}; check network and disk, try again"
-        ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise RequestError(f"{path} is not JSON") from error
+    return document if isinstance(document, dict) else {}

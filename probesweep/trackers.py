@@ -1,16 +1,16 @@
-"""Finished trainings in experiment trackers: settings, scores and figures, but no prompts."""
+"""Finished trainings in experiment trackers: settings, scores, figures and files, but no prompts."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import json
+import os
 import re
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _TRACKED = "tracked.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What a tracker is given.
+    """What a tracker is given; what is undefined is left out.
 
     Attributes
     ----------
@@ -35,21 +35,32 @@ class Record:
     folder : Path
         Of the results.
     settings : dict
-        What was asked for, in one level.
+        What was asked for and of which model, in one level.
     scores : dict of float
-        By name; what is undefined is left out.
-    along_layers : dict of list of (int, float)
-        By name: scores of each position, by layer.
+        By name.
+    by_layer : dict of dict of float
+        Layer, ascending -> name of split and position -> score.
     figures : dict of Path
         PNG files by name.
+    files : tuple of Path
+        All files of the training, and its page without prompts.
     """
 
     name: str
     folder: Path
     settings: dict[str, str | int | float | bool]
     scores: dict[str, float]
-    along_layers: dict[str, list[tuple[int, float]]]
+    by_layer: dict[int, dict[str, float]]
     figures: dict[str, Path]
+    files: tuple[Path, ...]
+
+
+class Tracker(Protocol):
+    """Sends a record."""
+
+    def __call__(self, record: Record) -> str:
+        """Send it; says where it is to be found."""
+        ...
 
 
 def track(kind: Kind, folder: str | Path) -> str | None:
@@ -69,11 +80,13 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     Raises
     ------
     RequestError
-        The tracker's package is not installed, or it did not take the results.
-    ProbeError
-        The folder holds no finished training.
+        There is no such tracker or no finished training, the tracker's package is not installed, or it did not take
+        the results.
     """
+    check_installed(kind)
     folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise RequestError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
     results = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
     memory = folder / _TRACKED
     tracked = json.loads(memory.read_text()) if memory.exists() else {}
@@ -83,12 +96,10 @@ def track(kind: Kind, folder: str | Path) -> str | None:
         record = read_record(folder, Path(pictures))
         try:
             where = _TRACKERS[kind](record)
-        except RequestError:
-            raise
         except Exception as error:  # Each tracker raises types of its own for settings, networks and servers.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RequestError(
-                f"{kind} did not take the results, which are whole in {folder}: {reason}; mend its settings and run "
+                f"{kind} did not take the results, which are whole in {folder}: {reason}; {_WAYS_OUT[kind]}, and run "
                 "the same command again"
             ) from error
     commit_file(memory, [json.dumps({**tracked, kind: {"results": results, "where": where}}, indent=2).encode()])
@@ -96,39 +107,46 @@ def track(kind: Kind, folder: str | Path) -> str | None:
 
 
 def check_installed(kind: Kind) -> None:
-    """Raise `RequestError`, before anything is computed, where a tracker's package is missing."""
+    """Raise `RequestError`, before anything is computed, where there is no such tracker, or its package is missing."""
+    if kind not in _TRACKERS:
+        raise RequestError(f"no tracker {kind!r}; there are {', '.join(_TRACKERS)}")
     _import(kind, {"tensorboard": "torch.utils.tensorboard"}.get(kind, kind))
 
 
 def read_record(folder: Path, pictures: Path) -> Record:
-    """Read a result folder, and draw its figures into a folder of their own."""
-    write_report(folder, pictures / "report.html", figures=pictures)
+    """Read a result folder, and draw its page and figures into a folder of their own."""
+    page = write_report(folder, pictures / "report.html", figures=pictures)
     found, run = describe(folder), json.loads((folder / "run.json").read_text())
     performance = json.loads((folder / "performance.json").read_text())
-    settings = {
-        "label": run["label"],
-        "model": run["model"],
-        **{f"{split}_rows": run["request"][split]["n_samples"] for split in ("train", "test")},
-        **run["request"]["options"],
-    }
     return Record(
         name=f"{folder.name} {run['label']}",
         folder=folder,
-        settings={
-            name: value if isinstance(value, (int, float, str)) else json.dumps(value)
-            for name, value in settings.items()
-            if value is not None
-        },
+        settings=_settings(run),
         scores=_scores(found),
-        along_layers=_along_layers(performance),
+        by_layer=_by_layer(performance),
         figures={path.stem: path for path in sorted(pictures.glob("*.png"))},
+        files=(*(folder / name for name in found["files"]), page),
     )
+
+
+def _settings(run: dict[str, Any]) -> dict[str, str | int | float | bool]:
+    settings = {name: run.get(name) for name in ("label", "model", "weights", "position_tokens")}
+    for split in ("train", "test"):
+        settings |= {f"{split}_{name}": run["request"][split][name] for name in ("path", "n_samples", "content")}
+    settings |= run["request"]["options"]
+    return {
+        name: value if isinstance(value, (int, float, str)) else json.dumps(value)
+        for name, value in settings.items()
+        if value is not None
+    }
 
 
 def _scores(found: dict[str, Any]) -> dict[str, float]:
     best = found["best"] or {}
     scores = {f"best/{name}": best.get(name) for name in ("cv_score", "test_score", "layer", "position", "alpha")}
     scores |= {"best/nested_cv_score": found["nested_cv_score"], "best/p": found["p"]}
+    if found["nested_cv_score"] is not None:
+        scores["best/optimism"] = best["cv_score"] - found["nested_cv_score"]
     for name, interval in found["intervals"].items():
         scores |= {f"best/{name}_{end}": interval and interval[end] for end in ("low", "high")}
     for name, baseline in found["baselines"].items():
@@ -136,16 +154,16 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
 
 
-def _along_layers(performance: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
+def _by_layer(performance: dict[str, Any]) -> dict[int, dict[str, float]]:
     """Scores of every split at every position; joined layers, which have names, by their place."""
     layers = [layer if isinstance(layer, int) else k for k, layer in enumerate(performance["layer_indices"])]
-    return {
-        _plain(f"{split}/position_{position}"): [
-            (layer, score) for layer, score in zip(layers, row, strict=True) if score is not None
-        ]
-        for split, rows in performance["layer_performance"].items()
-        for position, row in zip(performance["positions"], rows or [], strict=bool(rows))
-    }
+    scores: dict[int, dict[str, float]] = {layer: {} for layer in layers}
+    for split, rows in performance["layer_performance"].items():
+        for position, row in zip(performance["positions"], rows or [], strict=bool(rows)):
+            for layer, score in zip(layers, row, strict=True):
+                if score is not None:
+                    scores[layer][_plain(f"{split}/position_{position}")] = score
+    return scores
 
 
 def _plain(name: str) -> str:
@@ -155,30 +173,45 @@ def _plain(name: str) -> str:
 
 def _to_wandb(record: Record) -> str:
     wandb = _import("wandb", "wandb")
-    run = wandb.init(project=_PROJECT, name=record.name, config=record.settings, dir=str(record.folder))
-    run.define_metric("layer")
-    for name, scores in record.along_layers.items():
-        run.define_metric(name, step_metric="layer")
-        for layer, score in scores:
-            run.log({"layer": layer, name: score})
-    run.log({name: wandb.Image(str(path)) for name, path in record.figures.items()})
-    run.summary.update(record.scores)
-    where = run.url or run.dir
-    run.finish()
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", _PROJECT),
+        name=os.environ.get("WANDB_NAME", record.name),
+        dir=os.environ.get("WANDB_DIR", str(record.folder)),
+        config=record.settings,
+        # Not the run that a notebook may have open.
+        reinit="create_new",
+        # A training that is over has no load to measure and no console to copy.
+        settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_stats=True),
+    )
+    with run:
+        for split in {name.split("/")[0] for scores in record.by_layer.values() for name in scores}:
+            # The last layer's score sums nothing up.
+            run.define_metric(f"{split}/*", step_metric="layer", summary="none")
+        for layer, scores in record.by_layer.items():
+            run.log({"layer": layer, **scores}, step=layer)
+        run.log({f"figures/{name}": wandb.Image(str(path)) for name, path in record.figures.items()})
+        run.summary.update(record.scores)
+        artifact = wandb.Artifact(re.sub(r"[^\w\-.]", "-", record.name), type="probes")
+        for path in record.files:
+            artifact.add_file(str(path))
+        run.log_artifact(artifact)
+        where = run.url or run.dir
     return str(where)
 
 
 def _to_mlflow(record: Record) -> str:
     mlflow = _import("mlflow", "mlflow")
-    mlflow.set_experiment(_PROJECT)
+    if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & set(os.environ):
+        mlflow.set_experiment(_PROJECT)
     with mlflow.start_run(run_name=record.name) as run:
         mlflow.log_params(record.settings)
         mlflow.log_metrics(record.scores)
-        for name, scores in record.along_layers.items():
-            for layer, score in scores:
-                mlflow.log_metric(name, score, step=layer)
+        for layer, scores in record.by_layer.items():
+            mlflow.log_metrics(scores, step=layer)
         for path in record.figures.values():
             mlflow.log_artifact(str(path), "figures")
+        for path in record.files:
+            mlflow.log_artifact(str(path))
     return f"{mlflow.get_tracking_uri()}, run {run.info.run_id}"
 
 
@@ -186,13 +219,16 @@ def _to_tensorboard(record: Record) -> str:
     tensorboard = _import("tensorboard", "torch.utils.tensorboard")
     image = _import("tensorboard", "PIL.Image")
     where = record.folder / "tensorboard"
+    # TensorBoard would draw an earlier training's scores into the same lines.
+    for events in where.glob("events.out.tfevents.*"):
+        events.unlink()
     with tensorboard.SummaryWriter(str(where)) as writer:
         rows = [f"| {name} | {value} |" for name, value in record.settings.items()]
         writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
         for name, score in record.scores.items():
             writer.add_scalar(name, score)
-        for name, scores in record.along_layers.items():
-            for layer, score in scores:
+        for layer, scores in record.by_layer.items():
+            for name, score in scores.items():
                 writer.add_scalar(name, score, layer)
         for name, path in record.figures.items():
             writer.add_image(name, np.asarray(image.open(path)), dataformats="HWC")
@@ -206,8 +242,16 @@ def _import(kind: str, module: str) -> Any:
         raise RequestError(f'--track {kind} needs a package: pip install "probesweep[{kind}]"') from error
 
 
-_TRACKERS: dict[str, Callable[[Record], str]] = {
+_TRACKERS: dict[str, Tracker] = {
     "wandb": _to_wandb,
     "mlflow": _to_mlflow,
     "tensorboard": _to_tensorboard,
+}
+_WAYS_OUT = {
+    "wandb": "run `wandb login`, or set WANDB_MODE=offline to keep them here",
+    "mlflow": (
+        "set MLFLOW_TRACKING_URI to a server, or to a folder (file:FOLDER, with MLFLOW_ALLOW_FILE_STORE=true as MLflow "
+        "wants it)"
+    ),
+    "tensorboard": "mend that",
 }
