@@ -443,17 +443,18 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 @probesweep.command()
 @click.argument("path", type=_PATH)
 @click.argument("repository")
-@click.option("--public", is_flag=True, help="Make a new repository public; a store holds its prompts.")
+@click.option("--public", is_flag=True, help="Make a new repository public, and allow one that is public already.")
 @click.option("--revision", help="Branch that takes the files.")
+@click.option("--message", help="Message of the commit.")
 @click.pass_obj
-def push(terminal: Terminal, path: Path, repository: str, public: bool, revision: str | None) -> None:
+def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> None:
     """Send a store or a result folder, PATH, to a REPOSITORY of the Hugging Face hub; private unless --public.
 
     Example: probesweep push results name/success-probes
     """
     from probesweep.sharing import push as send
 
-    sent = send(path, repository, public=public, revision=revision)
+    sent = send(path, repository, announce=terminal.note, progress=_shard_bar("verify"), **options)
     terminal.summarize(lambda: sent, lambda: {"pushed": sent})
 
 
@@ -469,7 +470,7 @@ def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) 
     """
     from probesweep.sharing import pull as take
 
-    taken = take(repository, path, revision=revision)
+    taken = take(repository, path, revision=revision, progress=_shard_bar("verify"))
     terminal.summarize(lambda: taken, lambda: {"pulled": taken})
 
 

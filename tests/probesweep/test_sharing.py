@@ -332,7 +332,7 @@ def test_a_dataset_of_the_same_name_does_not_hide_probes(results, tmp_path, hub)
 
 
 def fails_in_one_line(match: str, *command: object) -> None:
-    done = run(*command)
+    done = run(*command, "--quiet")
     assert done.returncode == 2
     assert match in done.stderr
     assert done.stderr.count("\n") == 1
