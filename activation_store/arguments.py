@@ -36,7 +36,7 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
         return tuple(range(n_blocks + 1))
     items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else [str(i) for i in layers]
     if not items:
-        raise InputError("no layers are asked for; write all, -1, 0,1,2 or 0-8")
+        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
     wanted: set[int] = set()
     for item in items:
         first, dash, last = item.partition("-") if not item.startswith("-") else (item, "", "")

@@ -416,7 +416,7 @@ def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": []}, "no layers are asked for"),
+        ({"layers": []}, "--layers names no layer"),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"layers": "9"}, f"has layers 0 to {N_BLOCKS}"),
         ({"dtype": "int8"}, "dtype 'int8' cannot be stored"),

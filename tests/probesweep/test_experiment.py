@@ -192,6 +192,11 @@ def test_what_a_stage_finds_wrong_is_named_with_its_line(experiment):
     assert "this model has layers 0 to 3" in done.stderr
 
 
+def test_an_editor_s_mark_at_the_beginning_is_read_over(experiment):
+    experiment.write_text("\ufeff" + experiment.read_text(), encoding="utf-8")
+    assert Experiment.load(experiment).settings["data"]["layers"] == [0, 1]
+
+
 def test_missing_file(tmp_path):
     done = run("run", tmp_path / "none.toml")
     assert done.returncode == 2
