@@ -231,18 +231,22 @@ def score_dataset(
     RequestError, StoreError
         What is given cannot be used; the message says what, where, and how to mend it.
     """
-    if output_path.suffix.lower() not in _WRITERS:
+    write = _WRITERS.get(output_path.suffix.lower())
+    if write is None:
         raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
     questions, table = read_all_columns(
         dataset_path, question_column or probe.card["prompts"]["question_column"], max_samples
     )
+    taken = [name for name in _column_names(probe) if name in table.column_names]
+    if taken:
+        raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
+    # What cannot be written is refused before the model runs, not after.
+    write(table)
     predictions = predictions_of(probe.decide(questions, progress), probe.card["task_type"])
     for name, values in _columns(probe, predictions).items():
-        if name in table.column_names:
-            raise RequestError(f"{dataset_path} has a column {name!r} already; rename it, or score the file without it")
         table = table.append_column(name, pa.array(values))
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    commit_file(output_path, [_WRITERS[output_path.suffix.lower()](table)])
+    commit_file(output_path, [write(table)])
     return table
 
 
@@ -253,9 +257,14 @@ def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
 
 
 def _columns(probe: Probe, predictions: Float64[np.ndarray, "prompt output"]) -> dict[str, np.ndarray]:
+    values = list(predictions.T) if len(probe.coef) > 1 else [probe.calibrate(predictions[:, 0]), predictions[:, 0]]
+    return dict(zip(_column_names(probe), values, strict=True))
+
+
+def _column_names(probe: Probe) -> list[str]:
     if probe.classes is not None and len(probe.classes) > 2:
-        return {f"probe_score_{value:g}": predictions[:, index] for index, value in enumerate(probe.classes)}
-    return {"probe_score": probe.calibrate(predictions[:, 0]), "probe_prediction": predictions[:, 0]}
+        return [f"probe_score_{value:g}" for value in probe.classes]
+    return ["probe_score", "probe_prediction"]
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -301,7 +310,12 @@ def _csv(table: Table) -> bytes:
 
 
 def _json_lines(table: Table) -> bytes:
-    return "".join(json.dumps(row, default=str) + "\n" for row in table.to_pylist()).encode()
+    try:
+        return "".join(json.dumps(row, default=str, allow_nan=False) + "\n" for row in table.to_pylist()).encode()
+    except ValueError as error:
+        raise RequestError(
+            f"the dataset has a NaN or infinity, which JSON cannot hold ({error}); write .parquet instead"
+        ) from error
 
 
 _WRITERS: dict[str, Callable[[Table], bytes]] = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}

@@ -145,6 +145,23 @@ def test_the_command_adds_columns_to_the_dataset(folder, train, tmp_path):
     assert not (tmp_path / "b.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "suffix", "wrong"),
+    [
+        ("probe_score", [1.0], "csv", "has a column 'probe_score' already"),
+        ("notes", [["a", "b"]], "csv", "has a column that CSV cannot hold"),
+        ("notes", [float("inf")], "jsonl", "has a NaN or infinity, which JSON cannot hold"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_the_model_runs(train, tmp_path, column, values, suffix, wrong):
+    probe = Probe.load(train("success_rate"))
+    pd.DataFrame({"question": ["Hi"], column: values}).to_parquet(tmp_path / "given.parquet")
+    with pytest.raises(RequestError, match=wrong):
+        score_dataset(probe, tmp_path / "given.parquet", tmp_path / f"scores.{suffix}")
+    assert "_loaded" not in vars(probe)
+    assert not (tmp_path / f"scores.{suffix}").exists()
+
+
 def test_several_classes_get_a_column_each(folder, train, tmp_path):
     probe = Probe.load(train("kind"))
     table = score_dataset(probe, folder / "test.parquet", tmp_path / "s.parquet").to_pandas()
