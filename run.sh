@@ -3,6 +3,8 @@
 # A second run skips what is done.
 set -euo pipefail
 cd "$(dirname "$0")"
+# Without bytecode each of the four commands compiles torch and transformers anew, for ten seconds.
+unset PYTHONDONTWRITEBYTECODE
 
 MODEL="${MODEL:-smollm2}"                 # hub id, local folder, GGUF file, or smollm2 (embedded, no download from a hub)
 TRAIN_DATASET="${TRAIN_DATASET:-data/success_smollm2_train.parquet}"

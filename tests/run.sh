@@ -3,6 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1
+# Without bytecode each of the many commands that are tested compiles torch and transformers anew, for ten seconds.
+unset PYTHONDONTWRITEBYTECODE
+# A test process per core: threads of their own would only get into each other's way.
+export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 if [ ! -e .venv/installed-dev ] || [ constraints.txt -nt .venv/installed-dev ] || [ pyproject.toml -nt .venv/installed-dev ]; then
   echo "installing into .venv ..." >&2
