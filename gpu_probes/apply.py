@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.errors import CellError, ProbeError
+from gpu_probes.files import read_document
 from gpu_probes.labels import Task, read_labels
 from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, TaskType
 from gpu_probes.scoring import labels_rank, rankable, score
@@ -47,12 +48,11 @@ class SavedProbes:
             classes = about["classes"]
             task = Task(about["task_type"], None if classes is None else np.array(classes, dtype=np.float64))
             layers, positions = tuple(about["layers"]), tuple(about["positions"])
-            best = _read_best(folder)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ProbeError(f"{path} does not hold probes of probesweep train ({error}); train again") from error
         if coef.shape[:2] != (len(positions), len(layers)) or intercept.shape != coef.shape[:3]:
             raise ProbeError(f"{path}: shapes {coef.shape} and {intercept.shape} do not go with its axes; train again")
-        return cls(layers, positions, task, coef, intercept, best)
+        return cls(layers, positions, task, coef, intercept, _read_best(folder))
 
     @property
     def metric(self) -> str:
@@ -120,5 +120,5 @@ def _read_best(folder: Path) -> Cell | None:
     path = folder / "best_probe_predictions.json"
     if not path.exists():
         return None
-    best = json.loads(path.read_text())
+    best = read_document(path)
     return Cell(best["best_layer_number"], best["best_position"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from gpu_probes.files import read_document
+
+_FILES = ("performance.json", "run.json", "inference.json")
 _WIDTH = 36
 
 
@@ -17,7 +19,9 @@ def summarize(folder: Path) -> str:
     folder : Path
         Of the results.
     """
-    performance, run, inference = (_read(folder / name) for name in ("performance.json", "run.json", "inference.json"))
+    performance, run, inference = (
+        read_document(folder / name) for name in ("performance.json", "run.json", "inference.json")
+    )
     axes = f"{performance['n_layers']} layers x {performance['n_positions']} positions"
     lines = [
         f"{axes}, {performance['task_type']} ({performance['probe']})",
@@ -30,7 +34,7 @@ def summarize(folder: Path) -> str:
     elif not (folder / "best_probe_predictions.json").exists():
         lines += ["", "No best probe: no cell has a CV score."]
     else:
-        best = _read(folder / "best_probe_predictions.json")
+        best = read_document(folder / "best_probe_predictions.json")
         lines += ["", *_by_position(performance, run), "", *_best(best, performance, inference, run)]
     return "\n".join(
         line.rstrip() for line in [*lines, "", f"results in {folder}: {', '.join([*run['files'], 'run.json'])}"]
@@ -39,9 +43,11 @@ def summarize(folder: Path) -> str:
 
 def describe(folder: Path) -> dict[str, Any]:
     """What `summarize` says of the best probe and how far to trust it, ready for JSON."""
-    performance, run, inference = (_read(folder / name) for name in ("performance.json", "run.json", "inference.json"))
+    performance, run, inference = (
+        read_document(folder / name) for name in ("performance.json", "run.json", "inference.json")
+    )
     path = folder / "best_probe_predictions.json"
-    best = _read(path) if path.exists() else None
+    best = read_document(path) if path.exists() else None
     return {
         "folder": str(folder),
         "files": [*run["files"], "run.json"],
@@ -157,7 +163,3 @@ def _interval(interval: dict[str, Any] | None, *, with_estimate: bool = False) -
         return f"{'':17}"
     estimate = f"{interval['estimate']:7.3f}" if with_estimate else ""
     return f"{estimate}  [{interval['low']:.3f}, {interval['high']:.3f}]".ljust(17)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from gpu_probes.apply import SavedProbes
 from gpu_probes.cells import Cell, CellSource
 from gpu_probes.combine import combine
 from gpu_probes.errors import ProbeError
+from gpu_probes.files import read_document
 
 Json = Any
 
@@ -44,7 +44,7 @@ def find_trainings(folder: Path) -> list[Training]:
     folders = [folder] if (folder / "run.json").exists() else sorted(path.parent for path in folder.glob("*/run.json"))
     if not folders:
         raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-    return [Training(each, SavedProbes.load(each), json.loads((each / "run.json").read_text())) for each in folders]
+    return [Training(each, SavedProbes.load(each), read_document(each / "run.json")) for each in folders]
 
 
 def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[str, Json]:

@@ -24,6 +24,7 @@ from activation_store.loaded import LoadedModel, PromptFormat
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
 from gpu_probes.apply import decide, predictions_of
 from gpu_probes.combine import combine
+from gpu_probes.files import read_document
 from gpu_probes.metrics import PlattScaling
 from probesweep.card import CARD, CARD_VERSION
 from probesweep.errors import RequestError
@@ -275,11 +276,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise RequestError(f"{folder} holds no finished training; {hint}")
     if not path.exists():
         raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
-    try:
-        card = json.loads(path.read_text())
-        version = card["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is not a probe's card ({error}); train again") from error
+    card = read_document(path)
+    version = card["format_version"]
     if version != CARD_VERSION:
         raise RequestError(
             f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"

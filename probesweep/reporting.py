@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from activation_store import StoreError
 from activation_store.interop import open_activations
+from gpu_probes.files import read_document
 from gpu_probes.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
 def _prompts(folder: Path) -> dict[str, list[str]]:
     """Texts of all training and test rows, without those of stores that are gone, changed or hold none."""
     path = folder / "run.json"
-    request = json.loads(path.read_text())["request"] if path.exists() else {}
+    request = read_document(path)["request"] if path.exists() else {}
     found = {split: _questions(request[split]) for split in ("train", "test") if split in request}
     return {split: texts for split, texts in found.items() if texts is not None}
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from activation_store.durable import commit_file
+from gpu_probes.files import read_document
 from gpu_probes.report import write_report
 from gpu_probes.summary import describe
 from probesweep.errors import RequestError
@@ -89,7 +90,10 @@ def track(kind: Kind, folder: str | Path) -> str | None:
         raise RequestError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
     results = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
     memory = folder / _TRACKED
-    tracked = json.loads(memory.read_text()) if memory.exists() else {}
+    try:
+        tracked = json.loads(memory.read_text()) if memory.exists() else {}
+    except ValueError as error:
+        raise RequestError(f"{memory} is not JSON ({error}); remove it, and the results are sent again") from error
     if tracked.get(kind, {}).get("results") == results:
         return None
     with tempfile.TemporaryDirectory() as pictures:
@@ -116,8 +120,8 @@ def check_installed(kind: Kind) -> None:
 def read_record(folder: Path, pictures: Path) -> Record:
     """Read a result folder, and draw its page and figures into a folder of their own."""
     page = write_report(folder, pictures / "report.html", figures=pictures)
-    found, run = describe(folder), json.loads((folder / "run.json").read_text())
-    performance = json.loads((folder / "performance.json").read_text())
+    found, run = describe(folder), read_document(folder / "run.json")
+    performance = read_document(folder / "performance.json")
     return Record(
         name=f"{folder.name} {run['label']}",
         folder=folder,

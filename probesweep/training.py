@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from activation_store.durable import commit_file
 from activation_store.interop import open_activations
-from gpu_probes import About, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
+from gpu_probes import About, ProbeError, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine
+from gpu_probes.files import read_document
 from probesweep.card import CARD, describe_probe
 from probesweep.errors import RequestError
 from probesweep.stores import (
@@ -257,7 +258,12 @@ def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
 def _holds(folder: Path, request: dict[str, Any]) -> bool:
     """Whether a folder holds all files of a request."""
     path = folder / "run.json"
-    run = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        run = read_document(path) if path.exists() else {}
+    except ProbeError as error:
+        raise RequestError(
+            f"{path} was not written by probesweep train or is damaged; remove it, or give another --output_dir"
+        ) from error
     return run.get("request") == request and all((folder / name).exists() for name in run["files"])
 
 

@@ -60,6 +60,16 @@ def place(tmp_path_factory, tiny_model) -> Path:
     label = ("--label_column", "success_rate")
     assert run(*train, *label, "--output_dir", place / "results", "--k_fold").returncode == 0
     assert run(*train, *label, "--output_dir", place / "unchosen").returncode == 0
+    # Results that were edited or cut off since.
+    for name, file, content in (
+        ("cut_run", "run.json", "{"),
+        ("other_run", "run.json", "[]"),
+        ("other_inference", "inference.json", '{"a": 1}'),
+        ("cut_best", "best_probe_predictions.json", "{"),
+        ("cut_card", "probe.json", '{"format_version": 1}'),
+    ):
+        shutil.copytree(place / "results", place / name)
+        (place / name / file).write_text(content)
     return place
 
 
@@ -136,6 +146,17 @@ COMMANDS = [
     (
         "train --train_activations a.zarr --test_activations b.zarr --output_dir d.parquet/new",
         "give another --output_dir",
+    ),
+    # Results that were edited or cut off.
+    ("report cut_run", "run.json is not JSON"),
+    ("report other_run", "run.json has no request"),
+    ("report other_inference", "inference.json has no nested_cv"),
+    ("transfer cut_run b.zarr", "run.json is not JSON"),
+    ("transfer cut_best b.zarr", "best_probe_predictions.json is not JSON"),
+    ("predict --probe cut_card --text Hi", "probe.json has no label"),
+    (
+        "train --train_activations a.zarr --test_activations b.zarr --output_dir cut_run --label_column success_rate",
+        "remove it, or give another --output_dir",
     ),
     # What comes after.
     ("report a.zarr", "give an --output_dir of probesweep train"),

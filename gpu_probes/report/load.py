@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gpu_probes.errors import ProbeError
+from gpu_probes.files import read_document
 from gpu_probes.notebook import card
 from gpu_probes.wording import number, position_text
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from gpu_probes.report.plots import SavedPlots
 
 Json = Any
-_KEYS = {
-    "performance.json": ("layer_performance", "layer_indices", "positions", "task_type", "metric", "k_fold"),
-    "best_probe_predictions.json": ("best_position", "best_layer", "cv_score", "train_actual"),
-    "run.json": ("request", "files"),
-}
 _COLUMNS = ("layer", "position", "train_score", "test_score", "cv_score", "alpha", "reason")
 
 
@@ -62,15 +57,15 @@ class SavedResults:
         folder = Path(folder)
         if not (folder / "run.json").is_file():
             raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-        run = _read(folder / "run.json")
+        run = read_document(folder / "run.json")
         listed = set(run["files"])
 
         def optional(name: str) -> dict[str, Json] | None:
-            return _read(folder / name) if name in listed else None
+            return read_document(folder / name) if name in listed else None
 
         return cls(
             folder=folder,
-            performance=_read(folder / "performance.json"),
+            performance=read_document(folder / "performance.json"),
             best=optional("best_probe_predictions.json"),
             inference=optional("inference.json"),
             run=run,
@@ -144,19 +139,6 @@ class SavedResults:
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         return card(repr(self).splitlines(), self.cells)
-
-
-def _read(path: Path) -> dict[str, Json]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
-    except ValueError as error:
-        raise ProbeError(f"{path} is not JSON ({error}); run probesweep train again") from error
-    missing = [key for key in _KEYS.get(path.name, ()) if not isinstance(content, dict) or key not in content]
-    if missing or not isinstance(content, dict):
-        raise ProbeError(f"{path} has no {missing[0] if missing else 'keys'}: it is not from probesweep train")
-    return content
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
