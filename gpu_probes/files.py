@@ -10,9 +10,9 @@ from gpu_probes.errors import ProbeError
 _KEYS = {
     "performance.json": ("layer_performance", "layer_indices", "positions", "task_type", "metric", "k_fold"),
     "best_probe_predictions.json": ("best_position", "best_layer", "best_layer_number", "cv_score", "train_actual"),
-    "inference.json": ("nested_cv", "permutation", "intervals", "baselines"),
+    "inference.json": ("nested_cv", "permutation"),
     "run.json": ("request", "label", "files"),
-    "probe.json": ("format_version", "label", "task_type", "classes", "layer", "position", "calibration", "prompts"),
+    "probe.json": ("format_version",),
 }
 
 

@@ -282,6 +282,9 @@ def _read_card(folder: Path) -> dict[str, Any]:
         raise RequestError(
             f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"
         )
+    missing = {"task_type", "classes", "layer", "position", "join", "calibration", "prompts"} - set(card)
+    if missing:
+        raise RequestError(f"{path} has no {min(missing)}: it is damaged; run probesweep train again")
     if card["prompts"] is None:
         raise RequestError(
             f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "

@@ -153,7 +153,7 @@ COMMANDS = [
     ("report other_inference", "inference.json has no nested_cv"),
     ("transfer cut_run b.zarr", "run.json is not JSON"),
     ("transfer cut_best b.zarr", "best_probe_predictions.json is not JSON"),
-    ("predict --probe cut_card --text Hi", "probe.json has no label"),
+    ("predict --probe cut_card --text Hi", "probe.json has no calibration"),
     (
         "train --train_activations a.zarr --test_activations b.zarr --output_dir cut_run --label_column success_rate",
         "remove it, or give another --output_dir",

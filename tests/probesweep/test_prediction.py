@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
+from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
 from probesweep.prediction import score_dataset
 from tests.conftest import QUESTIONS, save_model
@@ -222,5 +223,8 @@ def test_a_card_of_another_format_is_refused(train, tmp_path):
     with pytest.raises(RequestError, match="has format 99"):
         Probe.load(results)
     (results / "probe.json").write_text("[]")
-    with pytest.raises(RequestError, match="is not a probe's card"):
+    with pytest.raises(ProbeError, match="has no format_version"):
+        Probe.load(results)
+    (results / "probe.json").write_text('{"format_version": 1, "layer": 3}')
+    with pytest.raises(RequestError, match="has no calibration"):
         Probe.load(results)
