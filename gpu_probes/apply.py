@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.errors import CellError, ProbeError
-from gpu_probes.files import read_document
+from gpu_probes.folder import check_file, read_document
 from gpu_probes.labels import Task, read_labels
 from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, TaskType
 from gpu_probes.scoring import labels_rank, rankable, score
@@ -38,9 +38,10 @@ class SavedProbes:
         Raises
         ------
         ProbeError
-            When the files are missing or not of this format.
+            When the files are missing, damaged or not of this format.
         """
         path = folder / "probes.safetensors"
+        check_file(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -48,7 +49,7 @@ class SavedProbes:
             classes = about["classes"]
             task = Task(about["task_type"], None if classes is None else np.array(classes, dtype=np.float64))
             layers, positions = tuple(about["layers"]), tuple(about["positions"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ProbeError(f"{path} does not hold probes of probesweep train ({error}); train again") from error
         if coef.shape[:2] != (len(positions), len(layers)) or intercept.shape != coef.shape[:3]:
             raise ProbeError(f"{path}: shapes {coef.shape} and {intercept.shape} do not go with its axes; train again")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpu_probes.files import read_document
+from gpu_probes.folder import RUN, Run, read_document
 
-_FILES = ("performance.json", "run.json", "inference.json")
+_BEST = "best_probe_predictions.json"
 _WIDTH = 36
 
 
@@ -19,9 +19,8 @@ def summarize(folder: Path) -> str:
     folder : Path
         Of the results.
     """
-    performance, run, inference = (
-        read_document(folder / name) for name in ("performance.json", "run.json", "inference.json")
-    )
+    run = Run.load(folder)
+    performance, inference = (read_document(folder / name) for name in ("performance.json", "inference.json"))
     axes = f"{performance['n_layers']} layers x {performance['n_positions']} positions"
     lines = [
         f"{axes}, {performance['task_type']} ({performance['probe']})",
@@ -31,26 +30,22 @@ def summarize(folder: Path) -> str:
     ]
     if not performance["k_fold"]:
         lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
-    elif not (folder / "best_probe_predictions.json").exists():
+    elif _BEST not in run.files:
         lines += ["", "No best probe: no cell has a CV score."]
     else:
-        best = read_document(folder / "best_probe_predictions.json")
+        best = read_document(folder / _BEST)
         lines += ["", *_by_position(performance, run), "", *_best(best, performance, inference, run)]
-    return "\n".join(
-        line.rstrip() for line in [*lines, "", f"results in {folder}: {', '.join([*run['files'], 'run.json'])}"]
-    )
+    return "\n".join(line.rstrip() for line in [*lines, "", f"results in {folder}: {', '.join([*run.files, RUN])}"])
 
 
 def describe(folder: Path) -> dict[str, Any]:
     """What `summarize` says of the best probe and how far to trust it, ready for JSON."""
-    performance, run, inference = (
-        read_document(folder / name) for name in ("performance.json", "run.json", "inference.json")
-    )
-    path = folder / "best_probe_predictions.json"
-    best = read_document(path) if path.exists() else None
+    run = Run.load(folder)
+    performance, inference = (read_document(folder / name) for name in ("performance.json", "inference.json"))
+    best = read_document(folder / _BEST) if _BEST in run.files else None
     return {
         "folder": str(folder),
-        "files": [*run["files"], "run.json"],
+        "files": [*run.files, RUN],
         "task_type": performance["task_type"],
         "metric": performance["metric"],
         "best": best
@@ -92,7 +87,7 @@ def _rows_that_repeat(inference: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _by_position(performance: dict[str, Any], run: dict[str, Any]) -> list[str]:
+def _by_position(performance: dict[str, Any], run: Run) -> list[str]:
     """The best layer of each position."""
     scores, layers = performance["layer_performance"], performance["layer_indices"]
     lines = [f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  ({performance['metric']})"]
@@ -106,9 +101,7 @@ def _by_position(performance: dict[str, Any], run: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _best(
-    best: dict[str, Any], performance: dict[str, Any], inference: dict[str, Any], run: dict[str, Any]
-) -> list[str]:
+def _best(best: dict[str, Any], performance: dict[str, Any], inference: dict[str, Any], run: Run) -> list[str]:
     nested, intervals, permutation = inference["nested_cv"], inference["intervals"], inference["permutation"]
     where = (
         f"layer {best['best_layer_number']}, position {best['best_position']} {_token(run, best['best_position_idx'])}"
@@ -149,8 +142,8 @@ def _best(
     return [*lines, "The test score chose nothing."]
 
 
-def _token(run: dict[str, Any], index: int) -> str:
-    tokens = run["position_tokens"]
+def _token(run: Run, index: int) -> str:
+    tokens = run.position_tokens
     return repr(tokens[index]) if index < len(tokens) and tokens[index] else ""
 
 

@@ -14,7 +14,7 @@ from gpu_probes.apply import SavedProbes
 from gpu_probes.cells import Cell, CellSource
 from gpu_probes.combine import combine
 from gpu_probes.errors import ProbeError
-from gpu_probes.files import read_document
+from gpu_probes.folder import RUN, Run
 
 Json = Any
 
@@ -25,12 +25,12 @@ class Training:
 
     folder: Path
     probes: SavedProbes
-    run: dict[str, Json]
+    run: Run
 
     @property
     def label(self) -> str:
         """Name of the label."""
-        return str(self.run["label"])
+        return self.run.label
 
 
 def find_trainings(folder: Path) -> list[Training]:
@@ -41,15 +41,15 @@ def find_trainings(folder: Path) -> list[Training]:
     ProbeError
         When there is none.
     """
-    folders = [folder] if (folder / "run.json").exists() else sorted(path.parent for path in folder.glob("*/run.json"))
+    folders = [folder] if (folder / RUN).exists() else sorted(path.parent for path in folder.glob(f"*/{RUN}"))
     if not folders:
         raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-    return [Training(each, SavedProbes.load(each), read_document(each / "run.json")) for each in folders]
+    return [Training(each, SavedProbes.load(each), Run.load(each)) for each in folders]
 
 
 def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[str, Json]:
     """Score every probe on all rows of a store, ``[position][layer]``; None where undefined."""
-    probes, source = training.probes, combine(store, training.run["request"]["options"].get("join"))
+    probes, source = training.probes, combine(store, training.run.request.options.get("join"))
     grid = [
         [_null(probes.score(source, labels, Cell(layer, position))) for layer in probes.layers]
         for position in probes.positions

@@ -15,6 +15,11 @@ def number(value: float | int | None, spec: str = ".3f") -> str:
     return NOTHING if value is None or np.isnan(value) else format(value, spec)
 
 
+def class_name(value: float) -> str:
+    """All digits of a class's label, so that no two classes have one name."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
 def interval(found: dict[str, Any] | None) -> str:
     """``[low, high]`` on one line, or nothing where it is not known."""
     if found is None or found["low"] is None:

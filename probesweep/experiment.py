@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,10 +20,12 @@ from activation_store import ActivationStore, Extraction, FingerprintMismatchErr
 from activation_store.durable import commit_file, make_folder, rename
 from activation_store.metadata import is_store
 from gpu_probes import ProbeError
+from gpu_probes.folder import hash_run
 from probesweep.errors import RequestError
+from probesweep.memory import Memory, recall, remember
 from probesweep.reporting import report_on
 from probesweep.trackers import Kind, check_installed, track
-from probesweep.training import Training, encode_json
+from probesweep.training import Training
 
 TEMPLATE = "experiment.toml"
 _STAGES = "stages.json"
@@ -182,7 +182,7 @@ class Experiment:
         extraction = self.extraction(split)
         target = Path(extraction.output_path)
         wanted, done = _identity(extraction), self._stages.get(split, {})
-        if done.get("request") == wanted and _holds_all(target, done["content"]):
+        if done.get("request") == wanted and _holds_all(target, done.get("content")):
             say(f"extract {split}: done already")
             return
         say(f"extract {split}: {extraction.dataset_path} -> {target}")
@@ -198,7 +198,7 @@ class Experiment:
         pictures = folder / "figures" if given["figures"] else None
         wanted = {
             "probesweep": version("probesweep"),
-            "results": _hash(folder / "run.json"),
+            "results": hash_run(folder),
             "figures": given["figures"],
         }
         made = [folder / "report.html", *([pictures] if pictures else [])]
@@ -213,20 +213,13 @@ class Experiment:
             say(f"track: {sent}")
 
     @cached_property
-    def _stages(self) -> dict[str, Any]:
+    def _stages(self) -> Memory:
         """What was done, by the names of the stages."""
-        path = self._output_dir / _STAGES
-        try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise RequestError(
-                f"{path} is not JSON ({error}); remove it, and finished stages are found anew"
-            ) from error
+        return recall(self._output_dir / _STAGES)
 
     def _remember(self, stage: str, request: dict[str, Any]) -> None:
         self._stages[stage] = request
-        make_folder(self._output_dir)
-        commit_file(self._output_dir / _STAGES, [encode_json(self._stages)])
+        remember(self._output_dir / _STAGES, self._stages)
 
     @contextmanager
     def _naming_lines(self) -> Generator[None]:
@@ -360,7 +353,7 @@ def _fingerprint_of_files(path: Path) -> list[Any]:
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in found if file.is_file()]
 
 
-def _holds_all(path: Path, content: str) -> bool:
+def _holds_all(path: Path, content: str | None) -> bool:
     """Whether the store is there, whole, and the one that was written."""
     if not is_store(path):
         return False
@@ -374,7 +367,3 @@ def _set_aside(path: Path) -> Path:
     target = path.with_name(f"{path.stem}.{number}{path.suffix}")
     rename(path, target)
     return target
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -19,9 +19,11 @@ from activation_store.journal import JOURNAL
 from activation_store.metadata import COORDINATES, is_store, read_spec
 from activation_store.spec import ARRAY
 from gpu_probes import ProbeError
+from gpu_probes.folder import RUN, Run, check_file
 from gpu_probes.report.load import SavedResults
 from gpu_probes.summary import describe
 from gpu_probes.transfer import Training, find_trainings
+from probesweep.card import CARD, Card
 from probesweep.errors import RequestError
 
 RepoType = Literal["dataset", "model"]
@@ -29,7 +31,6 @@ SHARD_FILE = re.compile(rf"{ARRAY}/c/\d+/0/0/0")
 STORE_FILE = re.compile(rf"zarr\.json|[^/]+/zarr\.json|[^/]+/c/0(/0)?|{ARRAY}/{JOURNAL}|{SHARD_FILE.pattern}")
 # Neither pickles nor pages with scripts: nothing that runs when it is opened.
 _RESULT_FILE = re.compile(r"[^/\\]+\.(json|parquet|safetensors)")
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -124,19 +125,20 @@ def _listed(noun: str, names: Iterable[str]) -> str:
 def _pack_results(folder: Path) -> Parcel:
     trainings = find_trainings(folder)
     files = [file for training in trainings for file in _result_files(folder, training)]
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise RequestError(f"{folder / missing[0]} is missing; train again")
     for training in trainings:
+        for name in training.run.files:
+            check_file(training.folder / name)
         SavedResults.load(training.folder)
+        if CARD in training.run.files:
+            Card.load(training.folder)
     labels = _listed("label", dict.fromkeys(training.label for training in trainings))
     first = trainings[0].run
-    rows = " and ".join(f"{first['request'][split]['n_samples']} {split}" for split in ("train", "test"))
+    rows = f"{first.request.train.n_samples} train and {first.request.test.n_samples} test"
     return Parcel(
         repo_type="model",
         folder=folder,
         files=tuple(files),
-        about=f"probes of {first.get('model') or 'an unknown model'}, {labels}",
+        about=f"probes of {first.model or 'an unknown model'}, {labels}",
         shows=f"{labels} and predictions of {rows} rows, the paths of stores; no prompts",
         card=_results_card(trainings),
     )
@@ -147,7 +149,7 @@ def _result_files(folder: Path, training: Training) -> list[str]:
     return [(place / name).as_posix() for name in files_of_run(training.run, str(training.folder / RUN))]
 
 
-def files_of_run(run: Mapping[str, Any], where: str) -> list[str]:
+def files_of_run(run: Run, where: str) -> list[str]:
     """Names of a training's files, as its ``run.json`` has them, that file included.
 
     Raises
@@ -155,10 +157,9 @@ def files_of_run(run: Mapping[str, Any], where: str) -> list[str]:
     RequestError
         They are not names of result files: it was not written by this program.
     """
-    names = run.get("files")
-    if not isinstance(names, list) or not all(isinstance(name, str) and _RESULT_FILE.fullmatch(name) for name in names):
+    if not all(_RESULT_FILE.fullmatch(name) for name in run.files):
         raise RequestError(f"{where}: its files are not those of a training; train again")
-    return [*names, RUN]
+    return [*run.files, RUN]
 
 
 def _store_card(store: ActivationStore) -> str:
@@ -191,13 +192,13 @@ def _results_card(trainings: list[Training]) -> str:
     first = trainings[0]
     layers, positions = (", ".join(map(str, axis)) for axis in (first.probes.layers, first.probes.positions))
     about = {
-        "weights": first.run.get("weights"),
+        "weights": first.run.weights,
         "layers (indices into `hidden_states`)": layers,
         "positions (-1 = last token)": positions,
-        "training rows, SHA-256 of the store's journal": first.run["request"]["train"]["content"],
-        "test rows, SHA-256 of the store's journal": first.run["request"]["test"]["content"],
+        "training rows, SHA-256 of the store's journal": first.run.request.train.content,
+        "test rows, SHA-256 of the store's journal": first.run.request.test.content,
     }
-    lines = [f"Linear probes on hidden states of {_code(first.run.get('model'))}.", "", _table(about)]
+    lines = [f"Linear probes on hidden states of {_code(first.run.model)}.", "", _table(about)]
     for training in trainings:
         lines += ["", f"## {_code(training.label)}", "", _table(_found(training))]
     opening = 'from probesweep import Probe\n\nProbe.load("FOLDER").score(["..."])'

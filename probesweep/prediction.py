@@ -24,9 +24,10 @@ from activation_store.loaded import LoadedModel, PromptFormat
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
 from gpu_probes.apply import decide, predictions_of
 from gpu_probes.combine import combine
-from gpu_probes.files import read_document
+from gpu_probes.folder import RUN
 from gpu_probes.metrics import PlattScaling
-from probesweep.card import CARD, CARD_VERSION
+from gpu_probes.wording import class_name
+from probesweep.card import CARD, Card, Prompts
 from probesweep.errors import RequestError
 
 # pyarrow has no types.
@@ -42,7 +43,7 @@ class Probe:
 
     Attributes
     ----------
-    card : dict
+    card : Card
         What ``probe.json`` says.
     coef : ndarray [output, feature]
         In raw features; one output for numbers and two classes, one per class beyond.
@@ -55,7 +56,7 @@ class Probe:
     trust_remote_code : bool
     """
 
-    card: dict[str, Any]
+    card: Card
     coef: Float64[np.ndarray, "output feature"]
     intercept: Float64[np.ndarray, " output"]
     model: str
@@ -94,26 +95,31 @@ class Probe:
             There is no probe, or it was trained on activations that do not say how their prompts were made.
         """
         folder = Path(folder)
-        card = _read_card(folder)
-        saved, cell = SavedProbes.load(folder), Cell(card["layer"], card["position"])
-        at = saved.positions.index(cell.position), saved.layers.index(cell.layer)
-        where = model or card["prompts"]["model"]
+        card, prompts = _read_card(folder)
+        saved = SavedProbes.load(folder)
+        at = saved.positions.index(card.position), saved.layers.index(card.layer)
+        where = model or prompts.model
         return cls(card, saved.coef[at], saved.intercept[at], where, device, batch_size, trust_remote_code)
 
     @property
     def layer(self) -> int | str:
         """Index into ``hidden_states``; a name where layers are joined."""
-        return self.card["layer"]
+        return self.card.layer
 
     @property
     def position(self) -> int | str:
         """Negative token position; a name where positions are joined."""
-        return self.card["position"]
+        return self.card.position
 
     @property
     def classes(self) -> tuple[float, ...] | None:
         """The labels' classes, ascending; None for numbers."""
-        return None if self.card["classes"] is None else tuple(self.card["classes"])
+        return None if self.card.classes is None else tuple(self.card.classes)
+
+    @property
+    def question_column(self) -> str:
+        """The training's column of prompts."""
+        return self._prompts.question_column
 
     @property
     def direction(self) -> Float64[np.ndarray, "output feature"]:
@@ -142,7 +148,7 @@ class Probe:
             raise RequestError("score takes a list of prompts; put a single one into brackets: probe.score([text])")
         if not len(prompts):
             return np.zeros(0 if len(self.coef) == 1 else (0, len(self.coef)))
-        values = predictions_of(self.decide(prompts), self.card["task_type"])
+        values = predictions_of(self.decide(prompts), self.card.task_type)
         return values[:, 0] if values.shape[1] == 1 else values
 
     def decide(
@@ -156,46 +162,51 @@ class Probe:
         progress : callable, optional
             Is given the blocks of rows and their number of prompts, and yields the blocks.
         """
-        given = self.card["prompts"]
+        given, join = self._prompts, self.card.join
         encoded = self._loaded.encode(prompts)
-        if list(encoded.positions) != given["positions"]:
+        if list(encoded.positions) != given.positions:
             raise RequestError(
-                f"the template's tail has positions {list(encoded.positions)}, in training {given['positions']}; "
+                f"the template's tail has positions {list(encoded.positions)}, in training {given.positions}; "
                 "load the same tokenizer and template"
             )
-        positions: list[int] = given["positions"] if self.card["join"] else [self.card["position"]]
+        positions = [position for position in given.positions if join or position == self.position]
         decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
         blocks = self._loaded.blocks(encoded, positions, max_rows=self.batch_size)
         for rows, block in blocks if progress is None else progress(blocks, len(decision)):
-            source = combine(ArrayCellSource(block, given["layers"], positions), self.card["join"])
+            source = combine(ArrayCellSource(block, given.layers, positions), join)
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
         return decision
 
     def calibrate(self, predictions: Shaped[np.ndarray, "prompt ..."]) -> Shaped[np.ndarray, "prompt ..."]:
         """Put predictions on the scale of the labels, as fitted on cross-validated predictions."""
-        found = self.card["calibration"]
-        if found["kind"] == "linear":
-            return found["slope"] * predictions + found["intercept"]
-        if found["kind"] == "platt":
-            return PlattScaling(found["slope"], found["intercept"]).apply(predictions)
-        return predictions
+        found = self.card.calibration
+        if found.slope is None or found.intercept is None:
+            return predictions
+        if found.kind == "linear":
+            return found.slope * predictions + found.intercept
+        return PlattScaling(found.slope, found.intercept).apply(predictions)
+
+    @property
+    def _prompts(self) -> Prompts:
+        assert self.card.prompts is not None, "Probe.load refuses such cards"
+        return self.card.prompts
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        given = self.card["prompts"]
+        given = self._prompts
         return LoadedModel.load(
             self.model,
-            given["layers"],
+            given.layers,
             PromptFormat(
-                use_chat_template=given["use_chat_template"],
-                template_kwargs=given["chat_template_kwargs"],
-                eoi_tokens=given["eoi_tokens"],
-                truncate_to=given["truncate_to"],
+                use_chat_template=given.use_chat_template,
+                template_kwargs=given.chat_template_kwargs,
+                eoi_tokens=given.eoi_tokens,
+                truncate_to=given.truncate_to,
             ),
-            dtype=given["dtype"],
+            dtype=given.dtype,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
-            expected={name: given[name] for name in ("weights", "tokenizer", "chat_template")},
+            expected={name: getattr(given, name) for name in ("weights", "tokenizer", "chat_template")},
         )
 
 
@@ -235,15 +246,13 @@ def score_dataset(
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
         raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
-    questions, table = read_all_columns(
-        dataset_path, question_column or probe.card["prompts"]["question_column"], max_samples
-    )
+    questions, table = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
     taken = [name for name in _column_names(probe) if name in table.column_names]
     if taken:
         raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
     # What cannot be written is refused before the model runs, not after.
     write(table)
-    predictions = predictions_of(probe.decide(questions, progress), probe.card["task_type"])
+    predictions = predictions_of(probe.decide(questions, progress), probe.card.task_type)
     for name, values in _columns(probe, predictions).items():
         table = table.append_column(name, pa.array(values))
     output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +262,7 @@ def score_dataset(
 
 def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
     """Score some prompts: a row for each, with the columns of `score_dataset`."""
-    predictions = predictions_of(probe.decide(texts), probe.card["task_type"])
+    predictions = predictions_of(probe.decide(texts), probe.card.task_type)
     return pd.DataFrame({"text": list(texts), **_columns(probe, predictions)})
 
 
@@ -264,33 +273,24 @@ def _columns(probe: Probe, predictions: Float64[np.ndarray, "prompt output"]) ->
 
 def _column_names(probe: Probe) -> list[str]:
     if probe.classes is not None and len(probe.classes) > 2:
-        return [f"probe_score_{value:g}" for value in probe.classes]
+        return [f"probe_score_{class_name(value)}" for value in probe.classes]
     return ["probe_score", "probe_prediction"]
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    if not (folder / "run.json").exists():
-        inside = sorted(str(found.parent) for found in folder.glob("*/run.json"))
+def _read_card(folder: Path) -> tuple[Card, Prompts]:
+    if not (folder / RUN).exists():
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{RUN}"))
         hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
         raise RequestError(f"{folder} holds no finished training; {hint}")
-    if not path.exists():
+    if not (folder / CARD).exists():
         raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
-    card = read_document(path)
-    version = card["format_version"]
-    if version != CARD_VERSION:
-        raise RequestError(
-            f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"
-        )
-    missing = {"task_type", "classes", "layer", "position", "join", "calibration", "prompts"} - set(card)
-    if missing:
-        raise RequestError(f"{path} has no {min(missing)}: it is damaged; run probesweep train again")
-    if card["prompts"] is None:
+    card = Card.load(folder)
+    if card.prompts is None:
         raise RequestError(
             f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "
             "made; extract them with probesweep and train on that"
         )
-    return card
+    return card, card.prompts
 
 
 def _parquet(table: Table) -> bytes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from activation_store import StoreError
 from activation_store.interop import open_activations
-from gpu_probes.files import read_document
+from gpu_probes.folder import Run, UsedStore
 from gpu_probes.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -40,19 +39,18 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
 
 def _prompts(folder: Path) -> dict[str, list[str]]:
     """Texts of all training and test rows, without those of stores that are gone, changed or hold none."""
-    path = folder / "run.json"
-    request = read_document(path)["request"] if path.exists() else {}
-    found = {split: _questions(request[split]) for split in ("train", "test") if split in request}
+    request = Run.load(folder).request
+    found = {"train": _questions(request.train), "test": _questions(request.test)}
     return {split: texts for split, texts in found.items() if texts is not None}
 
 
-def _questions(description: dict[str, Any]) -> list[str] | None:
+def _questions(used: UsedStore) -> list[str] | None:
     try:
-        store = open_activations(description["path"])
+        store = open_activations(used.path)
     except StoreError as error:
         logger.warning("the report is without these prompts: %s", error)
         return None
-    if store.journal_hash != description["content"]:
+    if store.journal_hash != used.content:
         logger.warning("the report is without these prompts: %s holds other rows than were trained on", store.path)
         return None
     return store.questions

@@ -7,14 +7,12 @@ is checked under another name before it gets the one that was asked for.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
@@ -23,9 +21,10 @@ from activation_store import StoreError
 from activation_store.durable import fsync_path, make_folder, rename
 from activation_store.integrity import Progress
 from gpu_probes import ProbeError
+from gpu_probes.folder import RUN, Run
 from probesweep.errors import RequestError
 from probesweep.hub import find_files, hub_errors
-from probesweep.parcels import RUN, SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
+from probesweep.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +131,8 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
         file = hub.hf_hub_download(repo_id, run, repo_type=repo_type, revision=revision)
         place = run.removesuffix(RUN)
         try:
-            found |= {place + name for name in files_of_run(_read_json(Path(file)), run)}
-        except RequestError:
+            found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
+        except (ProbeError, RequestError):
             logger.info("%s of %s is of another program", run, repo_id)
     return found & there
 
@@ -227,11 +226,3 @@ def _has_hash(file: Path, expected: RepoFile) -> bool:
     if expected.lfs is not None:
         return hashlib.sha256(data).hexdigest() == expected.lfs.sha256
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == expected.blob_id
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise RequestError(f"{path} is not JSON") from error
-    return document if isinstance(document, dict) else {}

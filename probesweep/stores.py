@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,15 +13,16 @@ from jaxtyping import Bool, Shaped
 from activation_store import ActivationStore
 from activation_store.interop import PtActivations
 from gpu_probes import shared_prompts
+from gpu_probes.folder import Run
 from probesweep.errors import RequestError
 
 logger = logging.getLogger(__name__)
 Activations: TypeAlias = ActivationStore | PtActivations
 
 
-def check_same_model(run: Mapping[str, Any], store: Activations) -> None:
+def check_same_model(run: Run, store: Activations) -> None:
     """Refuse probes of another model's activations."""
-    trained, here = run.get("weights"), store.fingerprint.get("weights")
+    trained, here = run.weights, store.fingerprint.get("weights")
     if None not in (trained, here) and trained != here:
         raise RequestError(f"the probes were trained on another model than that of {store.path} (weights differ)")
 

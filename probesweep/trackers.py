@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from activation_store.durable import commit_file
-from gpu_probes.files import read_document
+from gpu_probes.folder import Run, hash_run, read_document
 from gpu_probes.report import write_report
 from gpu_probes.summary import describe
 from probesweep.errors import RequestError
+from probesweep.memory import recall, remember
 
 Kind = Literal["wandb", "mlflow", "tensorboard"]
 _PROJECT = "probesweep"
@@ -81,19 +80,14 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     Raises
     ------
     RequestError
-        There is no such tracker or no finished training, the tracker's package is not installed, or it did not take
-        the results.
+        There is no such tracker, its package is not installed, or it did not take the results.
+    ProbeError
+        There is no finished training, or its files are not as they were written.
     """
     check_installed(kind)
     folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise RequestError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-    results = hashlib.sha256((folder / "run.json").read_bytes()).hexdigest()
-    memory = folder / _TRACKED
-    try:
-        tracked = json.loads(memory.read_text()) if memory.exists() else {}
-    except ValueError as error:
-        raise RequestError(f"{memory} is not JSON ({error}); remove it, and the results are sent again") from error
+    results = hash_run(folder)
+    tracked = recall(folder / _TRACKED)
     if tracked.get(kind, {}).get("results") == results:
         return None
     with tempfile.TemporaryDirectory() as pictures:
@@ -106,7 +100,7 @@ def track(kind: Kind, folder: str | Path) -> str | None:
                 f"{kind} did not take the results, which are whole in {folder}: {reason}; {_WAYS_OUT[kind]}, and run "
                 "the same command again"
             ) from error
-    commit_file(memory, [json.dumps({**tracked, kind: {"results": results, "where": where}}, indent=2).encode()])
+    remember(folder / _TRACKED, {**tracked, kind: {"results": results, "where": where}})
     return where
 
 
@@ -120,10 +114,10 @@ def check_installed(kind: Kind) -> None:
 def read_record(folder: Path, pictures: Path) -> Record:
     """Read a result folder, and draw its page and figures into a folder of their own."""
     page = write_report(folder, pictures / "report.html", figures=pictures)
-    found, run = describe(folder), read_document(folder / "run.json")
+    found, run = describe(folder), Run.load(folder)
     performance = read_document(folder / "performance.json")
     return Record(
-        name=f"{folder.name} {run['label']}",
+        name=f"{folder.name} {run.label}",
         folder=folder,
         settings=_settings(run),
         scores=_scores(found),
@@ -133,11 +127,11 @@ def read_record(folder: Path, pictures: Path) -> Record:
     )
 
 
-def _settings(run: dict[str, Any]) -> dict[str, str | int | float | bool]:
-    settings = {name: run.get(name) for name in ("label", "model", "weights", "position_tokens")}
-    for split in ("train", "test"):
-        settings |= {f"{split}_{name}": run["request"][split][name] for name in ("path", "n_samples", "content")}
-    settings |= run["request"]["options"]
+def _settings(run: Run) -> dict[str, str | int | float | bool]:
+    settings: dict[str, Any] = {name: getattr(run, name) for name in ("label", "model", "weights", "position_tokens")}
+    for split, used in {"train": run.request.train, "test": run.request.test}.items():
+        settings |= {f"{split}_{name}": value for name, value in asdict(used).items()}
+    settings |= run.request.options
     return {
         name: value if isinstance(value, (int, float, str)) else json.dumps(value)
         for name, value in settings.items()

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from activation_store.durable import commit_file
 from activation_store.interop import open_activations
-from gpu_probes import About, ProbeError, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
+from gpu_probes import About, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine
-from gpu_probes.files import read_document
+from gpu_probes.folder import RUN, Request, Run, UsedStore, hash_files
 from probesweep.card import CARD, describe_probe
 from probesweep.errors import RequestError
 from probesweep.stores import (
@@ -107,7 +107,7 @@ class Training:
         return self.folders
 
     def is_finished(self) -> bool:
-        """Whether the folders hold all files of this request."""
+        """Whether the folders hold all files of this request, as they were written."""
         return all(_holds(folder, self._request) for folder in self.folders.values())
 
     @cached_property
@@ -130,20 +130,19 @@ class Training:
         return choose_labels(wanted, weights=self.weight_column, groups=self.groups, train=train, test=test)
 
     @cached_property
-    def _request(self) -> dict[str, Any]:
-        """What decides the results."""
+    def _request(self) -> Request:
         train, test = self._stores
-        return {
-            "probesweep": version("probesweep"),
-            "train": _describe(train),
-            "test": _describe(test),
-            "labels": self._labels,
-            "options": {
+        return Request(
+            probesweep=version("probesweep"),
+            train=_describe(train),
+            test=_describe(test),
+            labels=self._labels,
+            options={
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in asdict(self).items()
                 if name not in _NOT_REQUESTED
             },
-        }
+        )
 
     def _train(self) -> None:
         train, test = self._stores
@@ -195,24 +194,25 @@ class Training:
 
     def _write(self, name: str, folder: Path, result: SweepResult, inference: dict[str, Any]) -> None:
         train = self._stores[0]
-        (folder / "run.json").unlink(missing_ok=True)
+        (folder / RUN).unlink(missing_ok=True)
         (folder / CARD).unlink(missing_ok=True)
         files = [*result.save(folder), "inference.json"]
-        commit_file(folder / "inference.json", [encode_json(inference)])
+        # NaN would be our own mistake.
+        commit_file(folder / "inference.json", [json.dumps(inference, indent=2, allow_nan=False).encode() + b"\n"])
         card = describe_probe(name, result, inference, train, self.join)
         if card is not None:
-            commit_file(folder / CARD, [encode_json(card)])
+            card.save(folder)
             files.append(CARD)
-        # run.json comes last: where it stands, the files that it names are whole and belong to its request.
-        run = {
-            "request": self._request,
-            "label": name,
-            "model": train.fingerprint.get("model"),
-            "weights": train.fingerprint.get("weights"),
-            "position_tokens": train.position_tokens,
-            "files": sorted(files),
-        }
-        commit_file(folder / "run.json", [encode_json(run)])
+        run = Run(
+            request=self._request,
+            label=name,
+            model=train.fingerprint.get("model"),
+            weights=train.fingerprint.get("weights"),
+            position_tokens=list(train.position_tokens),
+            files=hash_files(folder, files),
+        )
+        # It comes last: where it stands, the files that it names are whole and belong to its request.
+        run.save(folder)
 
 
 @dataclass(frozen=True)
@@ -255,16 +255,12 @@ def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
     return [text for text, keep in zip(texts, kept, strict=True) if keep]
 
 
-def _holds(folder: Path, request: dict[str, Any]) -> bool:
+def _holds(folder: Path, request: Request) -> bool:
     """Whether a folder holds all files of a request."""
-    path = folder / "run.json"
-    try:
-        run = read_document(path) if path.exists() else {}
-    except ProbeError as error:
-        raise RequestError(
-            f"{path} was not written by probesweep train or is damaged; remove it, or give another --output_dir"
-        ) from error
-    return run.get("request") == request and all((folder / name).exists() for name in run["files"])
+    if not (folder / RUN).exists():
+        return False
+    run = Run.load(folder)
+    return run.request == request and run.is_whole(folder)
 
 
 def _check_writable(output_dir: Path) -> None:
@@ -276,10 +272,5 @@ def _check_writable(output_dir: Path) -> None:
         )
 
 
-def _describe(store: Activations) -> dict[str, Any]:
-    return {"path": str(store.path.resolve()), "n_samples": store.n_samples, "content": store.journal_hash}
-
-
-def encode_json(document: dict[str, Any]) -> bytes:
-    """Bytes of a JSON file; NaN is our own mistake."""
-    return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
+def _describe(store: Activations) -> UsedStore:
+    return UsedStore(str(store.path.resolve()), store.n_samples, store.journal_hash)

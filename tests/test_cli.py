@@ -127,9 +127,13 @@ def test_second_run_does_nothing_and_other_options_train_again(stores, tmp_path)
     again = train(stores, tmp_path, "--k_fold", "--alpha_grid", "1,100")
     assert again.stdout == first.stdout
     assert (tmp_path / "performance.json").stat().st_mtime_ns == written
+    # What is lost or was changed is made anew.
     (tmp_path / "cells.parquet").unlink()
+    whole = (tmp_path / "inference.json").read_bytes()
+    (tmp_path / "inference.json").write_bytes(whole.replace(b"0.1", b"0.9"))
     assert train(stores, tmp_path, "--k_fold", "--alphas", "1,100").stdout == first.stdout
     assert (tmp_path / "cells.parquet").exists()
+    assert (tmp_path / "inference.json").read_bytes() == whole
     assert train(stores, tmp_path, "--k_fold", "--alphas", "2,3").returncode == 0
     assert json.loads((tmp_path / "performance.json").read_text())["alpha_grid"] == [2.0, 3.0]
 

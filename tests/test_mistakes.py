@@ -65,6 +65,7 @@ def place(tmp_path_factory, tiny_model) -> Path:
         ("cut_run", "run.json", "{"),
         ("other_run", "run.json", "[]"),
         ("other_inference", "inference.json", '{"a": 1}'),
+        ("cut_predictions", "all_predictions.json", "{"),
         ("cut_best", "best_probe_predictions.json", "{"),
         ("cut_card", "probe.json", '{"format_version": 1}'),
     ):
@@ -148,15 +149,16 @@ COMMANDS = [
         "give another --output_dir",
     ),
     # Results that were edited or cut off.
-    ("report cut_run", "run.json is not JSON"),
-    ("report other_run", "run.json has no request"),
-    ("report other_inference", "inference.json has no nested_cv"),
-    ("transfer cut_run b.zarr", "run.json is not JSON"),
-    ("transfer cut_best b.zarr", "best_probe_predictions.json is not JSON"),
-    ("predict --probe cut_card --text Hi", "probe.json has no calibration"),
+    ("report cut_run", "remove it and run probesweep train again"),
+    ("report other_run", "remove it and run probesweep train again"),
+    ("report other_inference", "inference.json is not as run.json beside it says"),
+    ("transfer cut_run b.zarr", "remove it and run probesweep train again"),
+    ("transfer cut_best b.zarr", "best_probe_predictions.json is not as run.json beside it says"),
+    ("predict --probe cut_card --text Hi", "probe.json is not as run.json beside it says"),
+    ("push cut_predictions me/probes", "all_predictions.json is not as run.json beside it says"),
     (
         "train --train_activations a.zarr --test_activations b.zarr --output_dir cut_run --label_column success_rate",
-        "remove it, or give another --output_dir",
+        "remove it and run probesweep train again",
     ),
     # What comes after.
     ("report a.zarr", "give an --output_dir of probesweep train"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from gpu_probes.errors import ProbeError
-from gpu_probes.files import read_document
+from gpu_probes.folder import Run, check_file, read_document
 from gpu_probes.notebook import card
 from gpu_probes.wording import number, position_text
 
@@ -28,12 +28,14 @@ class SavedResults:
     Attributes
     ----------
     folder : Path
-    performance, run : dict
-        ``performance.json`` and ``run.json``.
+    performance : dict
+        ``performance.json``.
     best : dict or None
         ``best_probe_predictions.json``, which is there only if a best probe was chosen.
     inference : dict or None
         ``inference.json``.
+    run : Run
+        ``run.json``.
     cells : DataFrame
         ``cells.parquet``.
     """
@@ -42,7 +44,7 @@ class SavedResults:
     performance: dict[str, Json]
     best: dict[str, Json] | None
     inference: dict[str, Json] | None
-    run: dict[str, Json]
+    run: Run
     cells: pd.DataFrame
 
     @classmethod
@@ -52,16 +54,13 @@ class SavedResults:
         Raises
         ------
         ProbeError
-            When a file is missing, broken or something else.
+            When a file is missing or is not as it was written.
         """
         folder = Path(folder)
-        if not (folder / "run.json").is_file():
-            raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-        run = read_document(folder / "run.json")
-        listed = set(run["files"])
+        run = Run.load(folder)
 
         def optional(name: str) -> dict[str, Json] | None:
-            return read_document(folder / name) if name in listed else None
+            return read_document(folder / name) if name in run.files else None
 
         return cls(
             folder=folder,
@@ -79,7 +78,7 @@ class SavedResults:
     @property
     def label(self) -> str:
         """Name of what was predicted."""
-        return str(self.run.get("label", "the label"))
+        return self.run.label
 
     @property
     def best_cell(self) -> tuple[Any, Any] | None:
@@ -93,7 +92,7 @@ class SavedResults:
     def tokens(self) -> Mapping[Any, str | None]:
         """Token by position; empty where cells were joined across positions."""
         positions: list[Any] = self.performance["positions"]
-        tokens = self.run.get("position_tokens") or []
+        tokens = self.run.position_tokens
         numbered = all(isinstance(position, int) for position in positions)
         return dict(zip(positions, tokens, strict=True)) if numbered and len(tokens) == len(positions) else {}
 
@@ -142,10 +141,9 @@ class SavedResults:
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
+    check_file(path)
     try:
         cells = pd.read_parquet(path)
-    except FileNotFoundError as error:
-        raise ProbeError(f"{path} is missing; run probesweep train again") from error
     except (OSError, ValueError) as error:
         raise ProbeError(f"{path} is not a Parquet file ({error}); run probesweep train again") from error
     missing = [name for name in _COLUMNS if name not in cells]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from sklearn import metrics
 
 from gpu_probes.report.load import SavedResults
-from gpu_probes.wording import number
+from gpu_probes.wording import class_name, number
 
 MOST_POINTS = 2000
 MOST_CURVE_POINTS = 250
@@ -79,7 +79,7 @@ def roc_table(results: SavedResults) -> pd.DataFrame:
         curves = [(one.title, one.actual == classes[1], one.predictions) for one in parts]
     else:
         curves = [
-            (f"class {classes[k]:g}", parts[0].actual == classes[k], parts[0].predictions[:, k])
+            (f"class {class_name(classes[k])}", parts[0].actual == classes[k], parts[0].predictions[:, k])
             for k in range(min(len(classes), MOST_CLASSES))
             if parts
         ]

@@ -52,14 +52,12 @@ def _asked(results: SavedResults) -> str:
     n_layers, n_positions = len(performance["layer_indices"]), len(performance["positions"])
     cells = f"{_count(n_layers, 'layer')} x {_count(n_positions, 'position')}"
     probe = performance.get("probe", "")
-    n_rows = run["request"].get("train", {}).get("n_samples")
-    rows = "" if n_rows is None else f" of {n_rows:,} prompts"
     classes, metric = classes_of(results), METRICS.get(performance["metric"], performance["metric"])
     what = f"the {len(classes)} classes of {one_line(results.label)}" if classes else one_line(results.label)
     scored = f"{metric} correlation" if performance["metric"] == "spearman" else metric
     return (
         f"A {_PROBES.get(probe, one_line(probe))} probe was fitted in every cell of {cells} to predict {what} from the "
-        f"hidden states{rows}, and scored by {scored}."
+        f"hidden states of {run.request.train.n_samples:,} prompts, and scored by {scored}."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from gpu_probes.errors import ProbeError
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
-from gpu_probes.wording import number, one_line, visible
+from gpu_probes.wording import class_name, number, one_line, visible
 
 N_ERRORS = 12
 _MOST_CHARACTERS = 600
@@ -100,9 +100,9 @@ def nested_folds(results: SavedResults) -> Table | None:
 
 def provenance(results: SavedResults) -> Table:
     """What run.json says of the request, the stores and the versions."""
-    request: dict[str, Any] = results.run["request"]
-    others = {key: value for key, value in results.run.items() if key != "request"}
-    rows = [[name, visible(value)] for name, value in _leaves(request | others)]
+    run = asdict(results.run)
+    request: dict[str, Any] = run.pop("request")
+    rows = [[name, visible(value)] for name, value in _leaves(request | run | {"files": list(results.run.files)})]
     return Table("", ["what", "value"], rows)
 
 
@@ -116,7 +116,7 @@ def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) 
     rows = [
         [
             str(numbers[place]),
-            number(float(part.actual[place]), "g"),
+            class_name(float(part.actual[place])) if classes else number(float(part.actual[place]), "g"),
             number(float(1 - wrong[place] if classes else part.predictions[place])),
             *([_shortened(texts[place])] if texts is not None else []),
         ]

@@ -1,6 +1,7 @@
 """Small result folders as `probesweep train` leaves them, and strings that attack whoever shows them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from gpu_probes import About, ArrayCellSource, SweepOptions, SweepResult, infer, sweep
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import combine
+from gpu_probes.folder import Request, Run, UsedStore, hash_files
 
 N_TRAIN, N_TEST = 48, 24
 LAYERS, POSITIONS = [0, 1, 2, 5], [-3, -2, -1]
@@ -85,7 +87,8 @@ def write_results(
     test: bool = True,
     constant_test_labels: bool = False,
     with_inference: bool = True,
-    run: dict[str, Any] | None = None,
+    train_path: str = "/stores/train.zarr",
+    asked_beside: dict[str, Any] | None = None,
     prompts: tuple[list[str], list[str]] | None = None,
     **options: Any,
 ) -> SweepResult:
@@ -109,19 +112,25 @@ def write_results(
         inference["overlap"] = {"n_shared": 0, "rows": [], "dropped": False}
         (folder / "inference.json").write_text(json.dumps(inference, allow_nan=False))
         files = [*files, "inference.json"]
-    content = {
-        "request": {
-            "probesweep": "0.1.0",
-            "train": {"path": "/stores/train.zarr", "n_samples": N_TRAIN, "content": "abc"},
-            "test": {"path": "/stores/test.zarr", "n_samples": N_TEST, "content": "def"},
-            "labels": [label],
-            "options": {"k_fold": given.k_fold, "alphas": [0.1, 1.0, 10.0], "join": join},
-        },
-        "command": ["probesweep", "train"],
-        "label": label,
-        "weights": "sha256 0",
-        "position_tokens": ["<|im_start|>", "assistant", "\n"] if tokens is None else tokens,
-        "files": sorted(files),
-    }
-    (folder / "run.json").write_text(json.dumps(content | (run or {})))
+    asked = {"k_fold": given.k_fold, "alphas": [0.1, 1.0, 10.0], "join": join}
+    Run(
+        request=Request(
+            probesweep="0.1.0",
+            train=UsedStore(train_path, N_TRAIN, "abc"),
+            test=UsedStore("/stores/test.zarr", N_TEST, "def"),
+            labels=[label],
+            options=asked | (asked_beside or {}),
+        ),
+        label=label,
+        model="a model",
+        weights="sha256 0",
+        position_tokens=["<|im_start|>", "assistant", "\n"] if tokens is None else tokens,
+        files=hash_files(folder, files),
+    ).save(folder)
     return result
+
+
+def sign(folder: Path) -> None:
+    """Take files that a test has changed for what training wrote."""
+    run = Run.load(folder)
+    replace(run, files=hash_files(folder, run.files)).save(folder)

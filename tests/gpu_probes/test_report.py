@@ -33,6 +33,7 @@ from tests.gpu_probes.result_folders import (
     N_TEST,
     N_TRAIN,
     POSITIONS,
+    sign,
     write_results,
 )
 
@@ -160,6 +161,7 @@ def content(folder: Path, name: str) -> dict[str, Any]:
 
 def change(folder: Path, name: str, **values: Any) -> None:
     (folder / name).write_text(json.dumps(content(folder, name) | values))
+    sign(folder)
 
 
 def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
@@ -264,6 +266,7 @@ def test_an_older_inference_without_its_newest_parts(copied: Path):
     known = content(copied, "inference.json")
     kept = {name: known[name] for name in ("nested_cv", "permutation", "baselines")}
     (copied / "inference.json").write_text(json.dumps(kept))
+    sign(copied)
     page = page_of(copied)
     assert "learning_curve" not in page.figures
     assert "With more rows: it is not in inference.json." in page.text
@@ -338,15 +341,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
 
 def write_hostile(folder: Path) -> None:
     named = iter(ATTACKS * 2)
-    attacks = {
-        "label": ATTACKS[0],
-        "request": {"train": {"path": ATTACKS[3], "n_samples": N_TRAIN}, **{ATTACKS[4]: ATTACKS, "options": ATTACKS}},
-        "command": ATTACKS,
-        **{f"extra {i} {attack}": attack for i, attack in enumerate(ATTACKS)},
-    }
     write_results(
         folder,
-        run=attacks,
+        label=ATTACKS[0],
+        train_path=ATTACKS[3],
+        asked_beside={"extra": ATTACKS, **{f"extra {i} {attack}": attack for i, attack in enumerate(ATTACKS)}},
         names=([next(named) for _ in LAYERS], [next(named) for _ in POSITIONS]),
         baselines=tuple(" ".join(ATTACKS[start::3]) for start in range(3)),
         permutations=10,
@@ -426,19 +425,20 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path):
     with pytest.raises(ProbeError, match="holds no finished training"):
         SavedResults.load(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ProbeError, match=r"run\.json is not JSON"):
+    with pytest.raises(ProbeError, match=r"run\.json is damaged .*it is not JSON.*; remove it and run"):
         SavedResults.load(tmp_path)
     (tmp_path / "run.json").write_text("[1]")
-    with pytest.raises(ProbeError, match="it is not from probesweep train"):
+    with pytest.raises(ProbeError, match=r"run\.json is damaged or not from probesweep train"):
         SavedResults.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["performance.json", "inference.json", "best_probe_predictions.json", "cells.parquet"])
-def test_missing_and_broken_files_are_named(copied: Path, name: str):
+def test_missing_and_changed_files_are_named(copied: Path, name: str):
     whole = (copied / name).read_bytes()
-    (copied / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ProbeError, match=re.escape(name)):
-        SavedResults.load(copied)
+    for changed in (whole[: len(whole) // 2], whole.replace(b"1", b"2"), b"{}"):
+        (copied / name).write_bytes(changed)
+        with pytest.raises(ProbeError, match=rf"{re.escape(name)} is not as run\.json beside it says"):
+            SavedResults.load(copied)
     (copied / name).unlink()
     with pytest.raises(ProbeError, match=re.escape(name)):
         SavedResults.load(copied)

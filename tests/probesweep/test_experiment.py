@@ -120,6 +120,16 @@ def test_a_lost_result_is_made_again(experiment):
     assert "train" in stages(run("run", experiment))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": 5}'])
+def test_a_damaged_memory_is_named(experiment, text):
+    memory = experiment.parent / "out/stages.json"
+    memory.parent.mkdir()
+    memory.write_text(text)
+    done = run("run", experiment)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {memory} is damaged; remove it: what is done already is found, or done, anew\n"
+
+
 def test_init_writes_a_file_that_names_every_key(tmp_path):
     path = tmp_path / "new" / "e.toml"
     done = run("run", "--init", path)

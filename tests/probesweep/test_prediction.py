@@ -14,8 +14,9 @@ from scipy.special import expit, logit
 
 from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
-from probesweep.prediction import score_dataset
+from probesweep.prediction import score_dataset, score_texts
 from tests.conftest import QUESTIONS, save_model
+from tests.gpu_probes.result_folders import sign
 from tests.test_cli import run
 
 N_TRAIN, N_TEST = 44, 22
@@ -171,6 +172,15 @@ def test_several_classes_get_a_column_each(folder, train, tmp_path):
     np.testing.assert_allclose(table[columns].sum(axis=1), 1)
 
 
+def test_large_classes_keep_their_names(train, tmp_path):
+    results = shutil.copytree(train("kind"), tmp_path / "copy")
+    card = read(results / "probe.json")
+    (results / "probe.json").write_text(json.dumps({**card, "classes": [1000001.0, 1000002.0, 0.1]}))
+    sign(results)
+    names = list(score_texts(Probe.load(results), ["Hi"]))
+    assert names == ["text", "probe_score_1000001", "probe_score_1000002", "probe_score_0.1"]
+
+
 def test_text_is_scored_at_the_terminal(train):
     results = train("success_rate")
     done = run("predict", "--probe", results, "--text", "Hi", "--text", "What is 2 + 3?", "--json")
@@ -219,12 +229,15 @@ def test_what_has_no_probe_or_no_prompts_is_refused(folder, tmp_path):
 def test_a_card_of_another_format_is_refused(train, tmp_path):
     results = shutil.copytree(train("success_rate"), tmp_path / "copy")
     card = read(results / "probe.json")
-    (results / "probe.json").write_text(json.dumps({**card, "format_version": 99}))
-    with pytest.raises(RequestError, match="has format 99"):
-        Probe.load(results)
-    (results / "probe.json").write_text("[]")
-    with pytest.raises(ProbeError, match="has no format_version"):
-        Probe.load(results)
-    (results / "probe.json").write_text('{"format_version": 1, "layer": 3}')
-    with pytest.raises(RequestError, match="has no calibration"):
-        Probe.load(results)
+    for text, reason in (
+        (json.dumps({**card, "format_version": 99}), "has format 99"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**card, "layer": None}), "layer"),
+    ):
+        (results / "probe.json").write_text(text)
+        with pytest.raises(ProbeError, match=r"is not as run\.json beside it says"):
+            Probe.load(results)
+        # A stranger's folder can hold anything under the right hash.
+        sign(results)
+        with pytest.raises((ProbeError, RequestError), match=reason):
+            Probe.load(results)

@@ -1,5 +1,6 @@
 """Push and pull with the hub's real client and a hub on this machine: what comes back is what was sent, or nothing."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent
 
 from activation_store import ActivationStore, MissingShardError
+from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
 from probesweep.sharing import pull, push
 from tests.activation_store.stores import make_spec, make_values, write_store
@@ -161,7 +163,7 @@ def test_a_model_that_is_there_keeps_its_own_files(results, hub):
     # A training without a best probe has fewer files than the one before.
     run_json = results / "run.json"
     named = json.loads(run_json.read_text())
-    named["files"].remove("probe.json")
+    del named["files"]["probe.json"]
     run_json.write_text(json.dumps(named))
     push(results, "me/probes")
     after = hub.repos[PROBES].files()
@@ -210,8 +212,12 @@ def test_what_is_not_whole_is_not_sent(trained, store, results, tmp_path, hub):
     with pytest.raises(RequestError, match="its files are not those of a training"):
         push(results, "me/probes")
     (results / "run.json").write_bytes(run_json)
-    (results / "cells.parquet").unlink()
-    with pytest.raises(RequestError, match=r"cells.parquet is missing"):
+    predictions = (results / "all_predictions.json").read_bytes()
+    (results / "all_predictions.json").write_bytes(predictions.replace(b"1", b"2"))
+    with pytest.raises(ProbeError, match=r"all_predictions.json is not as run.json"):
+        push(results, "me/probes")
+    (results / "all_predictions.json").unlink()
+    with pytest.raises(ProbeError, match=r"all_predictions.json cannot be read"):
         push(results, "me/probes")
     assert run("push", tmp_path / "nothing", "me/nothing").returncode == 2
     assert hub.requests == []
@@ -250,17 +256,30 @@ NOT_PROBES = [
     ("inference.json", b"[]"),
     ("run.json", b"[]"),
     ("run.json", b"{"),
-    ("run.json", b'{"request": {}, "files": ["../../x.json"], "label": "a"}'),
-    ("run.json", b'{"request": {}, "files": ["evil.pkl"], "label": "a"}'),
-    ("run.json", b'{"request": {}, "files": [], "label": "a"}'),
+    ("run.json", b'{"request": {}, "files": {}, "label": "a"}'),
 ]
+
+
+def signed(files: dict[str, bytes], changed: dict[str, bytes], **more: str) -> dict[str, bytes | None]:
+    """Files as a stranger would push them: changed, and with a run.json that goes with them."""
+    run_json = json.loads(files["run.json"])
+    run_json["files"] |= {name: hashlib.sha256(content).hexdigest() for name, content in changed.items()} | more
+    return {**files, **changed, "run.json": json.dumps(run_json).encode()}
 
 
 def test_probes_that_are_not_whole_are_not_taken(results, tmp_path, hub):
     push(results, "me/probes")
     whole = hub.repos[PROBES].files()
-    for name, content in NOT_PROBES:
-        hold(hub.repos[PROBES], {**whole, name: content})
+    deep = b"[" * 200_000
+    for contents in (
+        *({**whole, name: content} for name, content in NOT_PROBES),
+        *(signed(whole, {name: b"{}"}) for name in ("performance.json", "inference.json", "probe.json")),
+        signed(whole, {"best_probe_predictions.json": deep}),
+        signed(whole, {"probes.safetensors": b"\x80pickled"}),
+        signed(whole, {}, **{"../../x.json": "0"}),
+        signed(whole, {"evil.pkl": b"\x80pickled"}),
+    ):
+        hold(hub.repos[PROBES], contents)
         with pytest.raises(RequestError, match="me/probes was not taken"):
             pull("me/probes", tmp_path / "taken/probes")
         assert list((tmp_path / "taken").iterdir()) == []
@@ -272,7 +291,7 @@ def test_bytes_that_the_hub_does_not_list_are_not_taken(results, tmp_path, hub, 
     files = hub.repos[PROBES].files()
     listed = hub.listing(files)
     changed = files["all_predictions.json"].replace(b"1", b"2")
-    files["all_predictions.json"] = changed
+    hold(hub.repos[PROBES], signed(files, {"all_predictions.json": changed}))
     monkeypatch.setattr(hub, "listing", lambda _: listed)
     with pytest.raises(RequestError, match=r"all_predictions.json is not what the hub lists"):
         pull("me/probes", tmp_path / "probes")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gpu_probes import ProbeError
 from probesweep import RequestError, trackers
 from probesweep.trackers import Record, check_installed, read_record, track
 from tests.probesweep.wandb_file import read_records
@@ -269,5 +270,5 @@ def test_a_tracker_that_fails_or_is_missing_is_one_line(results, tmp_path, monke
         check_installed("wandb")
     with pytest.raises(RequestError, match="no tracker 'excel'; there are wandb, mlflow, tensorboard"):
         track("excel", results)
-    with pytest.raises(RequestError, match="holds no finished training"):
+    with pytest.raises(ProbeError, match="holds no finished training"):
         track("tensorboard", tmp_path)
