@@ -340,7 +340,7 @@ def _points(part: Predicted) -> pd.DataFrame:
         {
             "series": part.title,
             "row": part.title,
-            "row number": [str(row) for row in kept],
+            "row number": [str(row) for row in part.rows[kept]],
             "actual": actual,
             "predicted": predicted,
             "actual value": [number(value) for value in actual],

@@ -23,12 +23,14 @@ TEST_TITLE, HELD_OUT_TITLE = "test rows", "training rows, held out in CV"
 class Predicted:
     """Rows of a split, and what the best probe said of them without having seen them.
 
-    `predictions` is ``[sample]``: a number, or the probability of the second of two classes; beyond two classes it is
+    `rows` are their places in the store: with ``--drop_overlap`` some test rows are left out. `predictions` is
+    ``[sample]``: a number, or the probability of the second of two classes; beyond two classes it is
     ``[sample, class]``.
     """
 
     split: str
     title: str
+    rows: Int64[np.ndarray, " sample"]
     actual: Float64[np.ndarray, " sample"]
     predictions: Shaped[np.ndarray, "sample ..."]
 
@@ -38,13 +40,16 @@ def held_out(results: SavedResults) -> list[Predicted]:
     best = results.best
     if best is None:
         return []
+    request, overlap = results.run.request, results.part("overlap")
+    dropped = overlap["rows"] if overlap.get("dropped") else []
+    test_rows = np.setdiff1d(np.arange(request.test.n_samples), dropped)
     splits = [
-        ("test", TEST_TITLE, best["test_actual"], best["test_predictions"]),
-        ("train", HELD_OUT_TITLE, best["train_actual"], best["cv_predictions"]),
+        ("test", TEST_TITLE, test_rows, best["test_actual"], best["test_predictions"]),
+        ("train", HELD_OUT_TITLE, np.arange(request.train.n_samples), best["train_actual"], best["cv_predictions"]),
     ]
     return [
-        Predicted(split, title, np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64))
-        for split, title, actual, predictions in splits
+        Predicted(split, title, rows, np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64))
+        for split, title, rows, actual, predictions in splits
         if actual is not None and predictions is not None
     ]
 

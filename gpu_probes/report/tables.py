@@ -109,13 +109,12 @@ def provenance(results: SavedResults) -> Table:
 def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) -> Table:
     wrong = wrongness(results, part)
     places = np.argsort(-wrong, kind="stable")[:N_ERRORS]
-    numbers = _row_numbers(results, part)
     classes = classes_of(results)
     predicted = "predicted" if not classes else "probability of the actual class"
     header = ["row", "actual", predicted, *(["prompt"] if texts is not None else [])]
     rows = [
         [
-            str(numbers[place]),
+            str(part.rows[place]),
             class_name(float(part.actual[place])) if classes else number(float(part.actual[place]), "g"),
             number(float(1 - wrong[place] if classes else part.predictions[place])),
             *([_shortened(texts[place])] if texts is not None else []),
@@ -129,30 +128,14 @@ def _texts(results: SavedResults, part: Predicted, prompts: Mapping[str, Sequenc
     if prompts is None or part.split not in prompts:
         return None
     given = list(prompts[part.split])
-    numbers = _row_numbers(results, part)
-    expected = _n_of_store(results, part)
+    request = results.run.request
+    expected = (request.train if part.split == "train" else request.test).n_samples
     if len(given) != expected:
         raise ProbeError(
             f"{len(given)} {part.split} prompts were given for the {expected} rows of the {part.split} store; give "
             "those of the stores that the probes were trained and tested on"
         )
-    return [given[row] for row in numbers]
-
-
-def _row_numbers(results: SavedResults, part: Predicted) -> list[int]:
-    """Row in the store of each predicted row: with --drop_overlap some test rows were left out."""
-    dropped = _dropped(results) if part.split == "test" else set[int]()
-    kept = [row for row in range(len(part.actual) + len(dropped)) if row not in dropped]
-    return kept[: len(part.actual)]
-
-
-def _n_of_store(results: SavedResults, part: Predicted) -> int:
-    return len(part.actual) + (len(_dropped(results)) if part.split == "test" else 0)
-
-
-def _dropped(results: SavedResults) -> set[int]:
-    overlap = results.part("overlap")
-    return set(overlap["rows"]) if overlap.get("dropped") else set()
+    return [given[row] for row in part.rows]
 
 
 def _shortened(text: object) -> str:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 
 from gpu_probes import ProbeError
+from gpu_probes.report import SavedResults
+from gpu_probes.report.figures import Figure, predictions
 from probesweep.reporting import report_on
 from tests.test_cli import run
 
@@ -60,6 +62,9 @@ def test_rows_that_were_left_out_of_the_test_leave_the_others_with_their_prompts
     rows = re.findall(r"<td>(\d+)</td>.*?question number (\d+)<", shown, flags=re.DOTALL)
     # Row numbers are those of the store; the first five of it are among the training prompts.
     assert {int(row) + 25 == int(number) and int(row) >= 5 for row, number in rows} == {True}
+    drawn = predictions(SavedResults.load(tmp_path / "out"))
+    assert isinstance(drawn, Figure)
+    assert set(drawn.table.loc[drawn.table["series"] == "test rows", "row number"]) == set(map(str, range(5, 15)))
 
 
 def test_a_folder_without_results(tmp_path):
