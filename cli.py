@@ -344,8 +344,11 @@ def transfer(
     from activation_store.durable import commit_file
     from activation_store.interop import open_activations
     from gpu_probes.transfer import find_trainings, score_all, tabulate
+    from probesweep.outputs import check_file
     from probesweep.stores import check_same_model, label
 
+    if output_path is not None:
+        check_file(output_path, "--output_path")
     trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
     for training in trainings:
         for store in opened:
@@ -359,6 +362,7 @@ def transfer(
     rows = {str(training.folder): row for training, row in zip(trainings, scores, strict=True)}
     document = {"stores": list(map(str, stores)), "probes": rows}
     if output_path is not None:
+        output_path.parent.mkdir(parents=True, exist_ok=True)
         commit_file(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
     terminal.answer(lambda: tabulate(trainings, list(map(str, stores)), scores), lambda: document)
 
@@ -411,8 +415,10 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
     """
     from activation_store import ActivationStore
     from activation_store.interop import export_pt
+    from probesweep.outputs import check_file
     from probesweep.stores import label
 
+    check_file(output_path, "OUTPUT_PATH")
     opened = ActivationStore.open(store)
     if label_column is not None:
         label(opened, label_column)

@@ -239,7 +239,10 @@ def _chosen(path: Path, names: list[str] | None, present: Sequence[str], questio
 def _check_columns(path: Path, names: list[str], present: Sequence[str]) -> None:
     missing = [name for name in names if name not in present]
     if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(present)}")
+        hint = ""
+        if path.suffix == ".csv" and len(present) == 1 and any(mark in present[0] for mark in ";\t"):
+            hint = " in one; columns are separated by commas: write it that way, or as parquet"
+        raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(present)}{hint}")
     twice = [name for name in names if list(present).count(name) > 1]
     if twice:
         raise InputError(f"{path} has several columns {twice[0]!r}; rename all but one")

@@ -29,6 +29,7 @@ from gpu_probes.metrics import PlattScaling
 from gpu_probes.wording import class_name
 from probesweep.card import CARD, Card, Prompts
 from probesweep.errors import RequestError
+from probesweep.outputs import check_file
 
 # pyarrow has no types.
 Table: TypeAlias = Any
@@ -246,6 +247,9 @@ def score_dataset(
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
         raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
+    if output_path.exists() and dataset_path.exists() and output_path.samefile(dataset_path):
+        raise RequestError(f"--output_path {output_path} is the dataset itself; give another, so that it is not lost")
+    check_file(output_path, "--output_path")
     questions, table = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
     taken = [name for name in _column_names(probe) if name in table.column_names]
     if taken:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -22,7 +21,7 @@ from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine
 from gpu_probes.folder import RUN, Request, Run, UsedStore, hash_files
 from probesweep.card import CARD, describe_probe
-from probesweep.errors import RequestError
+from probesweep.outputs import check_folder
 from probesweep.stores import (
     Activations,
     check_same_origin,
@@ -147,7 +146,7 @@ class Training:
     def _train(self) -> None:
         train, test = self._stores
         for folder in self.folders.values():
-            _check_writable(folder)
+            check_folder(folder, "--output_dir")
         shared = shared_rows(train, test, dropped=self.drop_overlap)
         rows = _Rows(train, test, self.join, ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool))
         given = self._sweep_options(train)
@@ -261,15 +260,6 @@ def _holds(folder: Path, request: Request) -> bool:
         return False
     run = Run.load(folder)
     return run.request == request and run.is_whole(folder)
-
-
-def _check_writable(output_dir: Path) -> None:
-    """Refuse, before the fit, a folder that cannot be made after it."""
-    nearest = next(folder for folder in (output_dir.absolute(), *output_dir.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise RequestError(
-            f"cannot write to {output_dir}: {nearest} is not a folder that you may write to; give another --output_dir"
-        )
 
 
 def _describe(store: Activations) -> UsedStore:

@@ -32,6 +32,8 @@ def place(tmp_path_factory, tiny_model) -> Path:
     (place / "notes.txt").write_text("no dataset")
     (place / "bad.jsonl").write_text('{"question": "a", "success_rate": 1}\n{"question": "b",\n')
     (place / "words.csv").write_text("question,success_rate\nHi,high\n")
+    (place / "semicolons.csv").write_text("question;success_rate\nHi;0.5\n")
+    (place / "folder.csv").mkdir()
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     (place / "chat.jsonl").write_text(json.dumps({"question": messages, "success_rate": 1}) + "\n")
     (place / "splits").mkdir()
@@ -90,6 +92,7 @@ COMMANDS = [
     (f"{EXTRACT} notes.txt", "give a parquet, .csv or .jsonl file"),
     (f"{EXTRACT} torn.parquet", "cannot be read as parquet"),
     (f"{EXTRACT} bad.jsonl", "line 2 is not JSON"),
+    (f"{EXTRACT} semicolons.csv", "columns are separated by commas"),
     (f"{EXTRACT} splits", "give one of them: splits/train, splits/test"),
     (f"{EXTRACT} empty.parquet", "has no rows"),
     (f"{EXTRACT} d.parquet --label_column rate", "it has question, success_rate, right"),
@@ -148,6 +151,10 @@ COMMANDS = [
         "train --train_activations a.zarr --test_activations b.zarr --output_dir d.parquet/new",
         "give another --output_dir",
     ),
+    (
+        "train --train_activations a.zarr --test_activations b.zarr --output_dir a.zarr",
+        "a.zarr is a store, which holds nothing else",
+    ),
     # Results that were edited or cut off.
     ("report cut_run", "remove it and run probesweep train again"),
     ("report other_run", "remove it and run probesweep train again"),
@@ -165,6 +172,7 @@ COMMANDS = [
     ("transfer unchosen none.zarr", "no such store"),
     ("transfer a.zarr b.zarr", "give an --output_dir of probesweep train"),
     ("transfer results o.zarr", "the probes were trained on another model"),
+    ("transfer results b.zarr --output_path d.parquet/new.json", "cannot write to d.parquet"),
     ("transfer results b.zarr --label_column rate", "it holds success_rate, right"),
     ("predict --probe results", "give --dataset_path and --output_path, or --text"),
     ("predict --probe results --dataset_path d.parquet", "give --dataset_path and --output_path, or --text"),
@@ -173,12 +181,17 @@ COMMANDS = [
         ".parquet, .csv, .jsonl; end it in one",
     ),
     ("predict --probe results --dataset_path none.csv --output_path new.csv", "give a parquet, .csv or .jsonl file"),
+    ("predict --probe results --dataset_path d.parquet --output_path d.parquet", "is the dataset itself"),
+    ("predict --probe results --dataset_path d.parquet --output_path folder.csv", "give the name of a file"),
+    ("predict --probe results --dataset_path d.parquet --output_path e.parquet/new.csv", "cannot write to e.parquet"),
     ("predict --probe results --text Hi --model other", "name the same model with --model"),
     ("predict --probe unchosen --text Hi", "without --k_fold"),
     ("predict --probe a.zarr --text Hi", "give an --output_dir of probesweep train"),
     ("verify none.zarr", "no such store"),
     ("inspect results", "results"),
     ("export none.zarr new.pt", "no such store"),
+    ("export a.zarr d.parquet/new.pt", "cannot write to d.parquet"),
+    ("export a.zarr folder.csv", "give the name of a file"),
     ("import none.pt new", "no such file"),
     ("import d.parquet new", "cannot be read as a .pt"),
     ("run none.toml", "probesweep run --init"),
