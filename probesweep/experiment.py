@@ -102,7 +102,8 @@ class Experiment:
             document = tomllib.loads(text)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise RequestError(f"{path}: {reason}; write one with probesweep run --init {path}") from error
+            name = path / TEMPLATE if path.is_dir() else path
+            raise RequestError(f"{path}: {reason}; write one with probesweep run --init {name}") from error
         except tomllib.TOMLDecodeError as error:
             raise RequestError(
                 f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"

@@ -48,7 +48,7 @@ class Terminal:
 
 
 class Command(click.Command):
-    """A command with the options that all commands have."""
+    """A command with the options that all have, and that stand before or behind a command's name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,18 +59,18 @@ class Command(click.Command):
         ]
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run with what the common options say."""
+        """Run with what these options say."""
         terminal = ctx.ensure_object(Terminal)
         for name in ("quiet", "as_json", "debug"):
-            setattr(terminal, name, ctx.params.pop(name))
+            setattr(terminal, name, ctx.params.pop(name) or getattr(terminal, name))
         if terminal.quiet:
             # Read when tqdm is imported, which commands do after this.
             os.environ["TQDM_DISABLE"] = "1"
         return super().invoke(ctx)
 
 
-class Group(click.Group):
-    """Commands with the options that all commands have."""
+class Group(Command, click.Group):
+    """Commands that take the same options."""
 
     command_class = Command
 

@@ -96,6 +96,9 @@ def test_json_is_one_document_and_quiet_is_silent(tiny_model, dataset, tmp_path)
     assert document("import", tmp_path / "a.pt", tmp_path / "a.zarr")["labels"] == ["label"]
     # What is asked for is answered, however quiet.
     assert "all 11 samples are whole" in run("verify", store, "--quiet").stdout
+    # The options may stand before the command, too.
+    assert json.loads(run("--json", "verify", store).stdout) == document("verify", store)
+    assert run("--quiet", *extract(tiny_model, dataset, store)).stdout == ""
 
 
 def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path):
