@@ -115,6 +115,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     Example: probesweep extract --model smollm2 --dataset_path data/success_smollm2_train.parquet
     --output_path train.zarr --use_chat_template
     """
+    terminal.wait(f"loading {options['model']} ...")
     from activation_store import Extraction
     from activation_store.health import describe
     from activation_store.inspect import describe_store
@@ -262,12 +263,14 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
 
     Example: probesweep report results --figures
     """
+    from tqdm import tqdm
+
     from gpu_probes.transfer import find_trainings
     from probesweep.reporting import report_on
 
     pages = [
         report_on(training.folder, figures=training.folder / "figures" if figures else None)
-        for training in find_trainings(results)
+        for training in tqdm(find_trainings(results), unit="page", desc="report")
     ]
     terminal.summarize(lambda: "\n".join(map(str, pages)), lambda: {"reports": list(map(str, pages))})
 
@@ -302,6 +305,7 @@ def predict(
     """
     if bool(text) == bool(dataset_path) or bool(dataset_path) != bool(output_path):
         raise click.UsageError("give --dataset_path and --output_path, or --text")
+    terminal.wait("loading the probe and its model ...")
     from probesweep.prediction import Probe, score_dataset, score_texts
 
     opened = Probe.load(probe, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,6 +41,11 @@ class Terminal:
     def answer(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
         """Print what was asked for."""
         click.echo(json.dumps(document(), indent=2, allow_nan=False) if self.as_json else text())
+
+    def wait(self, text: str) -> None:
+        """Say on stderr, to people alone, what takes seconds and has no progress to show."""
+        if sys.stderr.isatty():
+            self.note(text)
 
     def note(self, text: str) -> None:
         """Say on stderr what is done next."""

@@ -141,4 +141,5 @@ def test_progress_is_shown_at_a_terminal_unless_quiet(quiet, tiny_model, dataset
     os.close(terminal)
     assert process.wait() == 0, shown
     assert (b"11/11" in shown) is not quiet
+    assert (b"loading" in shown) is not quiet
     assert not (quiet and shown)
