@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import sys
+import tempfile
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.faults.counts import Counts, broken_list, table
 from benchmarks.faults.suite import FULL, QUICK, Task, parts
+from benchmarks.measure import hardware
 
 
 @click.command("faults")
@@ -34,7 +36,13 @@ def main(json_path: Path | None, quick: bool, seed: int, chosen: tuple[str, ...]
     rows = run(tasks, jobs)
     click.echo(table(rows))
     if json_path:
-        json_path.write_text(json.dumps({name: asdict(counts) for name, counts in rows.items()}, indent=2))
+        found = {
+            "benchmark": "faults",
+            "hardware": hardware(Path(tempfile.gettempdir()), ["numpy", "zarr"]),
+            "setting": {"quick": quick, "seed": seed, "parts": list(chosen)},
+            "counts": {name: asdict(counts) for name, counts in rows.items()},
+        }
+        json_path.write_text(json.dumps(found, indent=2) + "\n")
     if any(counts.broken for counts in rows.values()):
         click.echo(broken_list(rows), err=True)
         sys.exit(1)
