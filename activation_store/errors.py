@@ -14,7 +14,9 @@ class InputError(StoreError, ValueError):
 
 
 class FingerprintMismatchError(InputError):
-    """The store was started from other inputs than the ones given now."""
+    """The store was started from other inputs than the ones given now; `differences` names them."""
+
+    differences: str = ""
 
 
 class StoreLockedError(StoreError):

@@ -385,9 +385,11 @@ def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]
         fields = "; ".join(
             f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
         )
-        raise FingerprintMismatchError(
+        error = FingerprintMismatchError(
             f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start anew"
         )
+        error.differences = fields
+        raise error
 
 
 def _brief(value: Any) -> str:

@@ -190,7 +190,8 @@ class Experiment:
         try:
             store = extraction.run()
         except FingerprintMismatchError as error:
-            say(f"{error}; it is kept as {_set_aside(target).name}, delete it if you do not need it")
+            kept = _set_aside(target).name
+            say(f"{target} is of other inputs ({error.differences}): kept as {kept}, delete it if you do not need it")
             store = extraction.run()
         self._remember(split, {"request": wanted, "content": store.journal_hash})
 
