@@ -164,6 +164,13 @@ def change(folder: Path, name: str, **values: Any) -> None:
     sign(folder)
 
 
+def say_rows_of_test(folder: Path, n_rows: int) -> None:
+    """Say that the test store has so many rows."""
+    request = content(folder, "run.json")["request"]
+    request["test"]["n_samples"] = n_rows
+    change(folder, "run.json", request=request)
+
+
 def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
     page, found = shown("regression"), content(regression, "inference.json")
     best = content(regression, "best_probe_predictions.json")
@@ -295,6 +302,7 @@ def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(clas
 
 def test_prompts_of_rows_that_were_dropped_are_passed_over(copied: Path):
     change(copied, "inference.json", overlap={"n_shared": 2, "rows": [0, 3], "dropped": True})
+    say_rows_of_test(copied, N_TEST + 2)
     page, best = page_of(copied, prompts=prompts_of(n_test=N_TEST + 2)), content(copied, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     rows = np.delete(np.arange(N_TEST + 2), [0, 3])
@@ -316,6 +324,7 @@ def test_prompts_of_another_store_are_refused(regression: Path):
 def test_many_rows_are_thinned_and_it_is_said(copied: Path):
     actual = np.random.default_rng(0).standard_normal(12_500)
     change(copied, "best_probe_predictions.json", test_actual=actual.tolist(), test_predictions=(actual / 2).tolist())
+    say_rows_of_test(copied, len(actual))
     page = page_of(copied)
     assert "Of more than 2,000 rows an even selection" in page.text
     rows = [row for rows in page.spec("predictions")["datasets"].values() for row in rows]
