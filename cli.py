@@ -311,8 +311,8 @@ def predict(
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
         scores = score_texts(opened, text)
-        as_json = scores.to_json(orient="records") or "[]"
-        terminal.answer(lambda: scores.to_string(index=False), lambda: json.loads(as_json))
+        # Not to_json, which rounds to ten decimals.
+        terminal.answer(lambda: scores.to_string(index=False), lambda: scores.to_dict(orient="records"))
         return
     table = score_dataset(
         opened,
