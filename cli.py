@@ -312,7 +312,8 @@ def predict(
     if dataset_path is None or output_path is None:
         scores = score_texts(opened, text)
         # Not to_json, which rounds to ten decimals.
-        terminal.answer(lambda: scores.to_string(index=False), lambda: scores.to_dict(orient="records"))
+        rows: list[dict[str, Any]] = scores.to_dict(orient="records")
+        terminal.answer(lambda: scores.to_string(index=False), lambda: rows)
         return
     table = score_dataset(
         opened,
@@ -552,8 +553,7 @@ def main() -> None:
 
 
 def _set_up_libraries() -> None:
-    """Before they are imported: only our own messages, no progress bars without a terminal, no busy waiting."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Before they are imported: no progress bars without a terminal, no busy waiting."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     # OpenMP threads that spin while they wait slow torch down several times over when another process wants a core.

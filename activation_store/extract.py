@@ -212,6 +212,7 @@ class Extraction:
             eoi_tokens=self.eoi_tokens,
             max_length=max_length,
             truncate=self.truncate,
+            n_embeddings=info.n_embeddings,
         )
         return Job(
             dataset=dataset,

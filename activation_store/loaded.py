@@ -132,6 +132,7 @@ class LoadedModel:
             eoi_tokens=given.eoi_tokens,
             max_length=given.truncate_to or self._info.max_length,
             truncate=given.truncate_to is not None,
+            n_embeddings=self._info.n_embeddings,
         )
 
     def blocks(

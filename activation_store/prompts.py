@@ -156,6 +156,7 @@ def encode_prompts(
     eoi_tokens: int | None,
     max_length: int | None,
     truncate: bool = False,
+    n_embeddings: int | None = None,
 ) -> Prompts:
     """Turn every question into token ids and settle the positions to store.
 
@@ -175,12 +176,14 @@ def encode_prompts(
         Most tokens of a prompt.
     truncate : bool
         Cut the end of the user's text of a longer prompt, by `activation_store.truncation.TRUNCATION_RULE`.
+    n_embeddings : int, optional
+        Rows of the model's token embeddings: every token must have one.
 
     Raises
     ------
     InputError
         No template where one is needed, a prompt that does not end in the template's tail, one that is too long or
-        shorter than the stored positions.
+        shorter than the stored positions, a token that the model does not know.
     """
     _check_template(tokenizer, use_chat_template, eoi_tokens)
     _check_truncation(use_chat_template, max_length, truncate)
@@ -191,6 +194,8 @@ def encode_prompts(
         encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None).encode
     else:
         encode = _Plain(tokenizer, tail).encode
+        if tail is None:
+            _report_appended(tokenizer, questions)
     starts = tqdm(range(0, len(questions), _BATCH_ROWS), unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
     batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in starts]
     n_tokens = np.concatenate([batch.n_tokens for batch in batches])
@@ -209,6 +214,7 @@ def encode_prompts(
             as_tokens=tuple(row for batch in batches for row in batch.as_tokens),
         ),
     )
+    _check_tokens(tokenizer, prompts, n_embeddings)
     _report(prompts, max_length)
     return prompts
 
@@ -410,6 +416,18 @@ def _check_lengths(
         )
 
 
+def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | None) -> None:
+    """On a GPU a token without an embedding ends in an assertion after which the process can do nothing more."""
+    if n_embeddings is None or prompts.token_ids.max() < n_embeddings:
+        return
+    place = int((prompts.token_ids >= n_embeddings).argmax())
+    row, token = int(np.searchsorted(prompts.starts, place, side="right")) - 1, int(prompts.token_ids[place])
+    raise InputError(
+        f"row {row}: token {token} {tokenizer.decode([token])!r} is beyond the model's {n_embeddings} embeddings; "
+        "tokenizer and model do not go together: give a model that was resized for this tokenizer, or its own tokenizer"
+    )
+
+
 def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Tail, first_row: int) -> None:
     expected = list(tail.token_ids)
     row = next((row for row, ids in enumerate(rows) if ids[len(ids) - len(expected) :] != expected), None)
@@ -419,6 +437,22 @@ def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Ta
             f"{[tokenizer.decode([token]) for token in expected]}, found "
             f"{[tokenizer.decode([token]) for token in rows[row][-len(expected) :]]}; "
             "its text merges with the tail: change its end"
+        )
+
+
+def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
+    """Say so where the tokenizer ends prompts in a token of its own, such as an end-of-sequence token."""
+    text = next((q for q in questions if isinstance(q, str) and q and not _starts_with_bos(tokenizer, q)), None)
+    if text is None:
+        return
+    bare, whole = (_encode(tokenizer, [text], special)[0] for special in (False, True))
+    ends = [start + len(bare) for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    appended = whole[ends[0] :] if bare and ends else []
+    if appended:
+        logger.warning(
+            "the tokenizer puts %r behind every prompt, so position -1 is that token and %d the prompt's own last one",
+            tokenizer.decode(appended),
+            -1 - len(appended),
         )
 
 

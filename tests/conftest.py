@@ -3,7 +3,6 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["TQDM_DISABLE"] = "1"
 
 from collections.abc import Callable, Iterator

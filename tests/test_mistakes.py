@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.conftest import QUESTIONS, save_model, train_tokenizer
+from tests.conftest import CHATML, QUESTIONS, save_model, train_tokenizer
 from tests.test_cli import run
 
 
@@ -20,6 +21,15 @@ def place(tmp_path_factory, tiny_model) -> Path:
     shutil.copytree(tiny_model("llama"), place / "model")
     save_model(place / "other", "qwen2")
     save_model(place / "bare", "gpt2", tokenizer=train_tokenizer(None))
+    grown = train_tokenizer(CHATML.replace("assistant\n", "assistant\n<think>"))
+    grown.add_tokens([*map("<{}>".format, range(400)), "<think>"])
+    save_model(place / "grown", "llama", tokenizer=grown)
+    shutil.copytree(place / "model", place / "adapted")
+    (place / "adapted/adapter_config.json").write_text("{}")
+    shutil.copytree(place / "model", place / "part")
+    weights = load_file(place / "part/model.safetensors")
+    kept = {name: value for name, value in weights.items() if ".layers.1." not in name}
+    save_file(kept, place / "part/model.safetensors", {"format": "pt"})
     rng = np.random.default_rng(0)
     good = pd.DataFrame({"question": [f"{q} ({k})" for k in range(3) for q in QUESTIONS]})
     good["success_rate"], good["right"] = rng.random(len(good)), np.arange(len(good)) % 2
@@ -109,6 +119,13 @@ COMMANDS = [
     ("extract --model bare --dataset_path d.parquet --output_path new", "give --eoi_tokens N"),
     ("extract --model model --dataset_path d.parquet --output_path new", "add --use_chat_template"),
     ("extract --model model --dataset_path d.parquet --output_path new --truncate", "without --use_chat_template"),
+    ("extract --model part --dataset_path d.parquet --output_path new --use_chat_template", "lacks 9 weights"),
+    ("extract --model adapted --dataset_path d.parquet --output_path new --use_chat_template", "merge it"),
+    ("extract --model grown --dataset_path d.parquet --output_path new --use_chat_template", "beyond the model's 400"),
+    (
+        "extract --model grown --dataset_path d.parquet --output_path new --use_chat_template --dry_run",
+        "'<think>' is beyond the model's 400 embeddings",
+    ),
     (f"{EXTRACT} d.parquet --eoi_tokens 0", "must be at least 1"),
     (f"{EXTRACT} d.parquet --max_length 20", "add --truncate"),
     (f"{EXTRACT} d.parquet --max_length 99999", "the model takes 256 tokens at most"),

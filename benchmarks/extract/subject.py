@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GgufConfig
 
 from activation_store.arguments import parse_layers
 from activation_store.capture import HiddenStates
@@ -18,6 +17,7 @@ from activation_store.models import (
     LoadedDecoder,
     ModelSource,
     find_decoder,
+    load_model,
     load_tokenizer,
     read_model_info,
     resolve_device,
@@ -41,10 +41,7 @@ class Subject:
         """Load a model by the name that ``--model`` takes."""
         source = ModelSource.parse(name)
         info = read_model_info(source)
-        quantization = {"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, config=info.config, dtype=torch.float32, **source.load_kwargs(), **quantization
-        )
+        model = load_model(source, info, dtype=torch.float32)
         where = resolve_device(device)
         model.to(where).eval().requires_grad_(False)
         return cls(model, load_tokenizer(source), info.n_blocks, info.n_features, info.max_length, where)

@@ -73,7 +73,7 @@ def test_smollm2_equals_one_by_one_forward(tmp_path, monkeypatch):
     store = Extraction(
         "smollm2", tmp_path / "q.parquet", tmp_path / "s.zarr", use_chat_template=True, batch_size=3, device="cpu"
     ).run()
-    model, tokenizer = loaded[AutoModelForCausalLM], loaded[AutoTokenizer]
+    (model, _), tokenizer = loaded[AutoModelForCausalLM], loaded[AutoTokenizer]
     expected = hidden_states_one_by_one(model, tokenizer, list(chosen.question), store.positions)
     assert store.shape == (6, 31, 6, 576)
     assert store.position_tokens == ["<|im_end|>", "\n", "<|im_start|>", "ass", "istant", "\n"]
@@ -239,7 +239,10 @@ def test_weights_that_have_their_place_are_not_moved(quantized, device_map, expe
     if quantized:
         info.config.quantization_config = {"quant_method": "bitnet"}
     model, seen, moved = build("llama"), {}, []
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **kwargs: (seen.update(kwargs), model)[1])
+    found = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *_, **kwargs: (seen.update(kwargs), (model, found))[1]
+    )
     monkeypatch.setattr(type(model), "to", lambda self, *_: moved.append(self) or self)
     load_decoder(source, info, dtype="float32", device=torch.device("cpu"), device_map=device_map)
     assert seen.get("device_map") == expected

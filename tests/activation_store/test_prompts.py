@@ -8,6 +8,7 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from activation_store import InputError, prompts
 from activation_store.chat import render
@@ -320,3 +321,40 @@ def test_token_ids_of_all_prompts_are_never_held_as_lists(monkeypatch):
     tracemalloc.stop()
     # The array and its parts, 4 bytes a token each, next to one batch; a list takes 8 bytes a token and its integers.
     assert peak < 2.5 * 4 * n_tokens + 5e5
+
+
+def test_a_token_without_an_embedding_is_refused_with_its_row():
+    tokenizer = train_tokenizer(CHATML.replace("assistant\n", "assistant\n<think>"))
+    n_embeddings = len(tokenizer)
+    encode(tokenizer, QUESTIONS, n_embeddings=n_embeddings)
+    # Added to the tokenizer, as is done for a finetuning, and the model was not resized: in the template ...
+    tokenizer.add_tokens([*(f"<pad{number}>" for number in range(7)), "<think>"])
+    with pytest.raises(
+        InputError, match=rf"row 0: token {n_embeddings + 7} '<think>' is beyond the model's {n_embeddings} emb"
+    ):
+        encode(tokenizer, QUESTIONS, n_embeddings=n_embeddings)
+    encode(tokenizer, QUESTIONS, n_embeddings=n_embeddings + 8)
+    # ... or in one question.
+    plain = train_tokenizer(None)
+    plain.add_tokens(["<tool>"])
+    given = ["a", "b <tool> c", "<tool>"]
+    with pytest.raises(InputError, match=rf"row 1: token {len(plain) - 1} '<tool>' is beyond"):
+        encode(plain, given, use_chat_template=False, eoi_tokens=1, n_embeddings=len(plain) - 1)
+
+
+@pytest.mark.parametrize(("single", "last"), [("<s> $A </s>", -2), ("$A </s> </s>", -3)])
+def test_a_token_that_the_tokenizer_appends_is_a_warning(single, last, caplog):
+    tokenizer = train_tokenizer(None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=single, special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    found = encode(tokenizer, ["", *QUESTIONS], use_chat_template=False, eoi_tokens=1)
+    assert set(found.tail_ids()[1:].ravel().tolist()) == {1}
+    assert f"position -1 is that token and {last} the prompt's own last one" in caplog.text
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_tokenizer_that_appends_nothing_is_not_warned_of(bos, caplog):
+    encode(train_tokenizer(None, bos=bos), QUESTIONS, use_chat_template=False, eoi_tokens=1)
+    encode(train_tokenizer(bos=bos), QUESTIONS)
+    assert not caplog.records
