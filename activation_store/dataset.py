@@ -82,8 +82,6 @@ def read_dataset(
 def read_all_columns(path: Path, question_column: str, max_samples: int | None = None) -> tuple[list[Question], Column]:
     """Read the questions, and every column as it is in an Arrow table, from the same kinds of files as `read_dataset`.
 
-    A column of a CSV file is numbers where these, written again, are the same text, else text: 007 stays 007.
-
     Raises
     ------
     InputError
@@ -140,11 +138,11 @@ def _read_csv(path: Path, names: list[str] | None, max_rows: int | None, questio
     parse = pacsv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
     try:
         with pacsv.open_csv(path, read_options=read, parse_options=parse) as start:
-            chosen = _chosen(path, names, start.schema.names, question)
+            names = _chosen(path, names, start.schema.names, question)
         # A question is text whatever it looks like; only a field with nothing in it, not even quotes, is none.
         convert = pacsv.ConvertOptions(
-            include_columns=chosen,
-            column_types=dict.fromkeys([question] if names else chosen, pa.string()),
+            include_columns=names,
+            column_types={question: pa.string()},
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
@@ -152,22 +150,7 @@ def _read_csv(path: Path, names: list[str] | None, max_rows: int | None, questio
         table = pacsv.read_csv(path, read_options=read, parse_options=parse, convert_options=convert)
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         raise _unreadable(path, "CSV", error) from error
-    columns = _columns(table, chosen, max_rows)
-    if names:
-        return columns
-    return {name: column if name == question else _numbers_or_text(column) for name, column in columns.items()}
-
-
-def _numbers_or_text(texts: Any) -> Any:
-    """Numbers where writing them gives the very texts, else the texts: an id is not to lose its zeros or digits."""
-    present = texts.drop_null().to_pylist()
-    for kind, number in ((pa.int64(), int), (pa.float64(), float)):
-        try:
-            if present and all(str(number(text)) == text for text in present):
-                return texts.cast(kind)
-        except (ValueError, OverflowError, pa.ArrowInvalid):
-            pass
-    return texts
+    return _columns(table, names, max_rows)
 
 
 def _read_json_lines(path: Path, names: list[str] | None, max_rows: int | None, question: str) -> Mapping[str, Column]:

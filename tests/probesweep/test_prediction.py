@@ -1,6 +1,5 @@
 """A trained probe on new prompts gives what the training's own files say, from the model up."""
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -146,29 +145,6 @@ def test_the_command_adds_columns_to_the_dataset(folder, train, tmp_path):
     assert again.returncode == 2
     assert "has a column 'probe_score' already" in again.stderr
     assert not (tmp_path / "b.parquet").exists()
-
-
-def test_columns_of_a_csv_file_are_kept_as_they_are(folder, train, tmp_path):
-    asked = prompts(folder)[:2]
-    rows = [["007", "12345678901234567890123", "5", "0.25"], ["", "1.10", "-6", "1.5"]]
-    with (tmp_path / "ids.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["formatted_prompt", "id", "big", "whole", "part"]]
-            + [[text, *row] for text, row in zip(asked, rows, strict=True)]
-        )
-    results, output = train("success_rate"), tmp_path / "scored.csv"
-    done = run("predict", "--probe", results, "--dataset", tmp_path / "ids.csv", "--output", output)
-    assert done.returncode == 0, done.stderr
-    with output.open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [[row[name] for name in ("id", "big", "whole", "part")] for row in written] == rows
-    table = tmp_path / "scored.parquet"
-    done = run("predict", "--probe", results, "--dataset", tmp_path / "ids.csv", "--output", table)
-    assert done.returncode == 0, done.stderr
-    read_back = pd.read_parquet(table)
-    assert read_back["id"].tolist() == ["007", None]
-    assert read_back["whole"].tolist() == [5, -6]
-    assert read_back["part"].tolist() == [0.25, 1.5]
 
 
 @pytest.mark.parametrize(
