@@ -315,7 +315,7 @@ def predict(
         rows: list[dict[str, Any]] = scores.to_dict(orient="records")
         terminal.answer(lambda: scores.to_string(index=False), lambda: rows)
         return
-    table = score_dataset(
+    scored = score_dataset(
         opened,
         dataset_path,
         output_path,
@@ -324,8 +324,8 @@ def predict(
         progress=_prompt_bar,
     )
     terminal.summarize(
-        lambda: f"{output_path}: {table.num_rows} rows with {', '.join(table.column_names)}",
-        lambda: {"output_path": str(output_path), "n_rows": table.num_rows, "columns": table.column_names},
+        lambda: f"{output_path}: {len(scored.scores)} rows with {', '.join(scored.columns)}",
+        lambda: {"output_path": str(output_path), "n_rows": len(scored.scores), "columns": scored.columns},
     )
 
 

@@ -70,8 +70,8 @@ def user_texts(question: Question) -> list[str]:
 
 
 def other_texts(question: Question) -> list[str]:
-    """What other roles say in it: the system, earlier answers."""
-    return [message["content"] for message in as_messages(question) if message["role"] != "user"]
+    """What other roles say in it: the system, earlier answers. One that only calls tools says nothing."""
+    return [message["content"] for message in as_messages(question) if message["role"] != "user" and message["content"]]
 
 
 def question_text(question: Question) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,9 @@ from jaxtyping import Float64, Shaped
 from activation_store.chat import Question
 from activation_store.dataset import read_all_columns
 from activation_store.durable import commit_file
+from activation_store.errors import InputError
 from activation_store.loaded import LoadedModel, PromptFormat
+from activation_store.tables import Rows, Table
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
 from gpu_probes.apply import decide, predictions_of
 from gpu_probes.combine import combine
@@ -31,8 +32,6 @@ from probesweep.card import CARD, Card, Prompts
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file
 
-# pyarrow has no types.
-Table: TypeAlias = Any
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
@@ -211,6 +210,22 @@ class Probe:
         )
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A dataset with scores.
+
+    Parameters
+    ----------
+    columns : list of str
+        All that were written, the scores last.
+    scores : DataFrame
+        A row for each of the dataset, a column for each score.
+    """
+
+    columns: list[str]
+    scores: pd.DataFrame
+
+
 def score_dataset(
     probe: Probe,
     dataset_path: Path,
@@ -219,8 +234,11 @@ def score_dataset(
     question_column: str | None = None,
     max_samples: int | None = None,
     progress: Callable[[Blocks, int], Blocks] | None = None,
-) -> Table:
-    """Write a dataset with the probe's scores as new columns.
+) -> Scored:
+    """Write a dataset with the probe's scores as new columns; the others stay as they are.
+
+    Lines of JSON are written as they were read. Columns of a CSV file stay text in another; elsewhere they are numbers
+    where these print the very texts.
 
     ``probe_score`` is calibrated, ``probe_prediction`` as in the result files; with more than two classes there is a
     ``probe_score_CLASS`` for each.
@@ -229,7 +247,7 @@ def score_dataset(
     ----------
     probe : Probe
     dataset_path : Path
-        Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
+        Parquet, CSV or JSON file, or a folder written by ``save_to_disk`` of datasets.
     output_path : Path
         Ends in .parquet, .csv or .jsonl.
     question_column : str, optional
@@ -238,6 +256,11 @@ def score_dataset(
         Use the first rows only.
     progress : callable, optional
         As `Probe.decide`.
+
+    Returns
+    -------
+    Scored
+        What was written.
 
     Raises
     ------
@@ -250,18 +273,17 @@ def score_dataset(
     if output_path.exists() and dataset_path.exists() and output_path.samefile(dataset_path):
         raise RequestError(f"--output_path {output_path} is the dataset itself; give another, so that it is not lost")
     check_file(output_path, "--output_path")
-    questions, table = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
-    taken = [name for name in _column_names(probe) if name in table.column_names]
+    questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
+    taken = [name for name in _column_names(probe) if name in rows.names]
     if taken:
         raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
     # What cannot be written is refused before the model runs, not after.
-    write(table)
+    write(rows, {})
     predictions = predictions_of(probe.decide(questions, progress), probe.card.task_type)
-    for name, values in _columns(probe, predictions).items():
-        table = table.append_column(name, pa.array(values))
+    scores = _columns(probe, predictions)
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    commit_file(output_path, [write(table)])
-    return table
+    commit_file(output_path, [write(rows, scores)])
+    return Scored([*rows.names, *scores], pd.DataFrame(scores))
 
 
 def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
@@ -297,16 +319,21 @@ def _read_card(folder: Path) -> tuple[Card, Prompts]:
     return card, card.prompts
 
 
-def _parquet(table: Table) -> bytes:
+def _parquet(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(table, sink)
+    try:
+        pq.write_table(_with_scores(rows.typed_table(), scores), sink)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise RequestError(
+            f"the dataset has a column that parquet cannot hold ({error}); write .jsonl instead"
+        ) from error
     return sink.getvalue()
 
 
-def _csv(table: Table) -> bytes:
+def _csv(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
     sink = io.BytesIO()
     try:
-        pacsv.write_csv(table, sink)
+        pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
     except pa.ArrowInvalid as error:
         raise RequestError(
             f"the dataset has a column that CSV cannot hold ({error}); write .parquet instead"
@@ -314,13 +341,30 @@ def _csv(table: Table) -> bytes:
     return sink.getvalue()
 
 
-def _json_lines(table: Table) -> bytes:
+def _with_scores(table: Table, scores: Mapping[str, np.ndarray]) -> Table:
+    for name, values in scores.items():
+        table = table.append_column(name, pa.array(values))
+    return table
+
+
+def _json_lines(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
     try:
-        return "".join(json.dumps(row, default=str, allow_nan=False) + "\n" for row in table.to_pylist()).encode()
+        lines = rows.json_lines()
+    except InputError:
+        raise
     except ValueError as error:
         raise RequestError(
             f"the dataset has a NaN or infinity, which JSON cannot hold ({error}); write .parquet instead"
         ) from error
+    except TypeError as error:
+        raise RequestError(f"the dataset has {error}, which JSON cannot hold; write .parquet instead") from error
+    added = pd.DataFrame(scores, index=range(len(lines))).to_dict(orient="records")
+    ends = [json.dumps(row, allow_nan=False)[1:-1] for row in added]
+    return "".join(f"{line[:-1]}{end and ', '}{end}}}\n" for line, end in zip(lines, ends, strict=True)).encode()
 
 
-_WRITERS: dict[str, Callable[[Table], bytes]] = {".parquet": _parquet, ".csv": _csv, ".jsonl": _json_lines}
+_WRITERS: dict[str, Callable[[Rows, Mapping[str, np.ndarray]], bytes]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+}
