@@ -145,7 +145,10 @@ class JsonRows:
         try:
             column = pa.chunked_array([pa.array(values)])
         except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(f"{self.path}: column {name!r} mixes types: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{self.path}: column {name!r} mixes types or has whole numbers beyond 64 bits: {reason}"
+            ) from error
         if any(_turns_into_number(value, column.type) for value in values):
             raise InputError(f"{self.path}: column {name!r} mixes types: true or false, and numbers")
         return column
@@ -305,8 +308,12 @@ def _read_csv(path: Path, wanted: Wanted) -> TextRows:
         )
         table = pacsv.read_csv(pa.BufferReader(content), read, parse, convert)
     except (pa.ArrowException, KeyError, OSError) as error:
-        hint = "; save it as UTF-8" if "UTF8" in str(error) else ""
-        raise _unreadable(path, "CSV", error, hint) from error
+        ways_out = {
+            "UTF8": "; save it as UTF-8",
+            "Expected": "; a field with a separator or a line break in it stands in quotes",
+        }
+        way_out = "".join(hint for word, hint in ways_out.items() if word in str(error))
+        raise _unreadable(path, "CSV", error, way_out) from error
     return TextRows(path, table.slice(0, wanted.max_rows), wanted.names)
 
 
@@ -437,6 +444,8 @@ def _without_padding(value: Any, kind: Any) -> Any:
     """
     if value is None:
         return None
+    if isinstance(kind, pa.BaseExtensionType):
+        return _without_padding(value, kind.storage_type)
     if pa.types.is_struct(kind):
         present = [field for field in kind if value[field.name] is not None]
         return {field.name: _without_padding(value[field.name], field.type) for field in present}

@@ -1,16 +1,25 @@
 """What is read from a dataset, and what is refused."""
 
+import csv
+import io
 import json
+import math
+from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from activation_store import InputError
+from activation_store.chat import question_text
 from activation_store.dataset import read_dataset
+from activation_store.tables import Wanted, read_rows
 
 
 def write(tmp_path, **columns):
@@ -178,7 +187,28 @@ def test_what_is_no_question_is_refused(question, message, tmp_path):
         ("d.csv", "", "cannot be read as CSV: .*[Ee]mpty"),
         ("d.csv", b"question,y\n\xff\xfe,1\n", "cannot be read as CSV: .*UTF8"),
         ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b"', "line 2 is not JSON"),
-        ("d.json", '[{"question": "a", "y": 1}]', "line 1 is not a JSON object but .*one object a line"),
+        ("d.csv", b"question,y\n\xe9,1\n", "UTF8 data; save it as UTF-8"),
+        ("d.csv", "question,y\na,1\nb,0,5\n", "Expected 2 columns, got 3: b,0,5; a field with a separator .* quotes"),
+        ("d.csv", "question;y\na;0,5\nb;1,0\n", "has question;y in one; columns are separated by commas"),
+        ("d.CSV", "question\ty\na\t0,5\n", "in one; columns are separated by commas"),
+        ("d.csv", "question|y\na|0,5\n", "in one; columns are separated by commas"),
+        ("d.json", '["a"]', r'item 0 of the array is not a JSON object but "a"; write one object a line'),
+        ("d.json", '["a", 1]\n["b", 2]', "starts like a JSON array, but is not JSON .*; write one object a line"),
+        ("d.json", '[{"question": "a", "y": 1},', "starts like a JSON array, but is not JSON"),
+        ("d.jsonl", "5", "line 1 is not a JSON object but 5; write one object a line"),
+        ("d.jsonl", '{"question": "a", "y": 1, "y": 2}', "line 1 has an object with several keys 'y'"),
+        ("d.jsonl", '\n{"question": [{"role": "user", "role": "a"}]}', "line 2 has an object with several keys 'role'"),
+        (
+            "d.jsonl",
+            '{"question": "a", "y": 0.5}\n{"question": "b", "y": true}\n',
+            "mixes types: .*make all of them num",
+        ),
+        (
+            "d.jsonl",
+            '{"question": "a", "y": "x"}\n{"question": "b", "y": 1}\n',
+            "mixes types .*make all of them numbers",
+        ),
+        ("d.jsonl", b'{"question": "\xe9", "y": 1}\n', "'utf-8' codec can't decode .*; save it as UTF-8"),
         ("d.jsonl", '{"question": "a", "z": 1}\n', "has no column 'y'; it has question, z"),
         ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b"}\n', "has 1 null or non-numeric .* row 1"),
         ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b", "y": "x"}\n', "'y' mixes types"),
@@ -195,6 +225,240 @@ def test_files_that_cannot_be_used_are_refused(name, content, message, tmp_path)
     with pytest.raises(InputError, match=message) as caught:
         read_dataset(tmp_path / name, "question", ["y"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    ("name", "content"), [("d.csv", "question,y\na,1\n"), ("d.jsonl", '{"question": "a", "y": 1}')]
+)
+def test_wide_encodings_are_named(encoding, name, content, tmp_path):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    with pytest.raises(InputError, match=f"is {encoding[:6].upper()}; save it as UTF-8"):
+        read_dataset(tmp_path / name, "question", ["y"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (r'"say \"hi\" ok",1', r'line 3: "say ."hi." ok",1 goes on behind its closing quote'),
+        (r'"a, \"b, c\" d",1', "line 3: .* goes on behind its closing quote"),
+        ('"a"b,1', 'line 3: "a"b,1 goes on behind its closing quote'),
+        ('"a" ,1', "line 3: .* goes on behind its closing quote"),
+        ('"a\nb"c,1', "line 4: .* goes on behind its closing quote"),
+        ('"a,1\nb,2', 'line 3: the quote that opens "a,1 is never closed'),
+    ],
+)
+def test_stray_quotes_in_a_csv_file_are_refused(content, message, tmp_path):
+    (tmp_path / "d.csv").write_text(f"question,y\nfirst,0\n{content}\n")
+    with pytest.raises(InputError, match=message) as caught:
+        read_dataset(tmp_path / "d.csv", "question", ["y"])
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text('a",\n\r\0 ', max_size=12))
+def test_csv_files_are_read_as_the_strict_reader_of_python_reads_them(body):
+    text = "question,other\n" + body
+    try:
+        expected = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error:
+        expected = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "d.csv"
+        path.write_bytes(text.encode())
+        if all(len(row) == 2 for row in expected) and expected:
+            rows = read_rows(path, Wanted(["question"], others=True))
+            found = zip(*(rows.values(name) for name in rows.names), strict=True)
+            assert [tuple(value or "" for value in row) for row in found] == [tuple(row) for row in expected[1:]]
+        else:
+            with pytest.raises(InputError):
+                read_rows(path, Wanted(["question"], others=True))
+
+
+def test_a_json_file_may_be_an_array(tmp_path):
+    rows = [{"question": "a", "y": 0.5, "o": [1]}, {"question": CONVERSATION, "y": 1}]
+    for indent in (None, 1):
+        (tmp_path / "d.json").write_text(" \n" + json.dumps(rows, indent=indent))
+        dataset = read_dataset(tmp_path / "d.json", "question", ["y"])
+        assert dataset.questions == ["a", CONVERSATION]
+        assert dataset.labels["y"].tolist() == [0.5, 1.0]
+        assert read_dataset(tmp_path / "d.json", "question", ["y"], max_samples=1).questions == ["a"]
+
+
+def test_groups_of_a_csv_file_are_the_texts_that_are_written_there(tmp_path):
+    names = ["007", "07", "7", "1.10", "1.1", "18446744073709551616", "18446744073709551617", "TRUE", "true", "1e5", ""]
+    for quoting in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL):
+        for kept in (names[:3], names[3:5], names[5:7], names[7:9], ["2024-01-01", "2024-1-1"], names[:-1]):
+            frame = pd.DataFrame({"g": kept, "question": "q", "y": "0.50"})
+            frame.to_csv(tmp_path / "d.csv", index=False, quoting=quoting)
+            dataset = read_dataset(tmp_path / "d.csv", "question", ["y"], group_columns=["g"])
+            assert dataset.groups["g"].tolist() == kept
+            assert dataset.labels["y"].tolist() == [0.5] * len(kept)
+
+
+def test_labels_of_a_csv_file_are_numbers(tmp_path):
+    (tmp_path / "d.csv").write_text('question,a,b,c\nx,1,1e-3,true\ny,"2",.50,FALSE\n')
+    labels = read_dataset(tmp_path / "d.csv", "question", ["a", "b", "c"]).labels
+    assert [(values.dtype.kind, values.tolist()) for values in labels.values()] == [
+        ("i", [1, 2]),
+        ("f", [0.001, 0.5]),
+        ("b", [True, False]),
+    ]
+
+
+def test_groups_of_a_typed_file_keep_their_values(tmp_path):
+    columns = {
+        "bool": pa.array([True, False]),
+        "int": pa.array([2**53, 2**53 + 1]),
+        "uint": pa.array([2**64 - 1, 2**64 - 2], pa.uint64()),
+        "category": pa.array(["b", "a"]).dictionary_encode(),
+        "view": pa.array(["b", "a"], pa.string_view()),
+        "large": pa.array(["007", "7"], pa.large_string()),
+        "when": pa.array([1, 2], pa.timestamp("ns")),
+    }
+    pq.write_table(pa.table({"question": ["x", "y"], "y": [0, 1], **columns}), tmp_path / "d.parquet")
+    groups = read_dataset(tmp_path / "d.parquet", "question", ["y"], group_columns=list(columns)).groups
+    assert {name: values.tolist() for name, values in groups.items()} == {
+        "bool": ["True", "False"],
+        "int": ["9007199254740992", "9007199254740993"],
+        "uint": ["18446744073709551615", "18446744073709551614"],
+        "category": ["b", "a"],
+        "view": ["b", "a"],
+        "large": ["007", "7"],
+        "when": ["1970-01-01 00:00:00.000000001", "1970-01-01 00:00:00.000000002"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([1, "1"], "has 1 in row 0 and '1' in row 1: one group or two"),
+        ([1, 1.0], "has 1 in row 0 and 1.0 in row 1: one group or two"),
+        ([True, "True"], "has True in row 0 and 'True' in row 1"),
+        ([0.0, -0.0], r"has 0\.0 in row 0 and -0\.0 in row 1"),
+        (["a", [1]], r"has \[1\] in row 1, which is neither a number nor a text"),
+        (["a", {"b": 1}], "in row 1, which is neither a number nor a text"),
+        (["a", "\ud800"], "in row 1, which is neither a number nor a text"),
+        (["a", None], "has 1 null values, the first in row 1"),
+        ([0.5, math.nan], "has 1 null values, the first in row 1"),
+    ],
+)
+def test_what_is_not_certain_to_be_one_group_is_refused(groups, message, tmp_path):
+    rows = [{"question": "a", "y": 0, "g": group} for group in groups]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=message):
+        read_dataset(tmp_path / "d.jsonl", "question", ["y"], group_columns=["g"])
+
+
+def test_text_and_numbers_may_name_groups_side_by_side(tmp_path):
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"question": "a", "y": 0, "g": g}) for g in ["a", 2**64, 2]))
+    groups = read_dataset(tmp_path / "d.jsonl", "question", ["y"], group_columns=["g"]).groups
+    assert groups["g"].tolist() == ["a", "18446744073709551616", "2"]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([Decimal("0.10"), Decimal("1")]), [0.1, 1.0]),
+        (
+            pa.array([Decimal("0.1234567890123456789"), Decimal("0.2")], pa.decimal256(60, 19)),
+            [0.12345678901234568, 0.2],
+        ),
+        (pa.array(pd.array([3, 1], "Int64")), [3, 1]),
+        (pa.array(pd.array([0.5, 1], "Float64")), [0.5, 1.0]),
+        (pa.array(pd.array([True, False], "boolean")), [True, False]),
+        (pa.array([3, 1]).dictionary_encode(), [3, 1]),
+        (pa.array([2**64 - 1, 1], pa.uint64()), [2**64 - 1, 1]),
+    ],
+)
+def test_numbers_of_every_type_are_labels(column, expected, tmp_path):
+    pq.write_table(pa.table({"question": ["a", "b"], "y": column}), tmp_path / "d.parquet")
+    assert read_dataset(tmp_path / "d.parquet", "question", ["y"]).labels["y"].tolist() == expected
+    missing = pa.array([column[0].as_py(), None], column.type)
+    pq.write_table(pa.table({"question": ["a", "b"], "y": missing}), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"has 1 null or non-numeric values, the first in row 1 \(None\)"):
+        read_dataset(tmp_path / "d.parquet", "question", ["y"])
+
+
+def conversation(*messages):
+    user = {"role": "user", "content": "Look it up"}
+    return [user, *messages, {"role": "tool", "content": "42"}, user]
+
+
+def calling(arguments, **content):
+    call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", **content, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_padding_of_structs_is_no_part_of_a_conversation(kind, tmp_path):
+    questions = [
+        conversation(calling({"city": "Oslo", "where": {"at": [{"x": 1}, {"y": 2}]}}, content="")),
+        conversation(calling({"where": {"near": "b"}, "sku": "A7", "amount": 2}, content=None)),
+        conversation(calling({}, content=None)),
+        CONVERSATION,
+    ]
+    typed = read_dataset(write_as(kind, tmp_path, questions, [0, 1, 2, 3]), "question", ["y"])
+    lines = read_dataset(write_as("jsonl", tmp_path, questions, [0, 1, 2, 3]), "question", ["y"])
+    assert typed.questions == lines.questions == questions
+    # Keys are in the order in which they first appear in the column: Arrow keeps no other.
+    assert [question_text(question) for question in typed.questions] == list(map(json.dumps, questions))
+    assert typed.content_hash == lines.content_hash
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder", "jsonl"])
+def test_content_that_is_not_there_beside_tool_calls_is_null(kind, tmp_path):
+    questions = [conversation(calling({"a": 1})), conversation(calling({"a": 1}, content=None))]
+    dataset = read_dataset(write_as(kind, tmp_path, questions, [0, 1]), "question", ["y"])
+    assert dataset.questions == [questions[1]] * 2
+
+
+def test_a_null_that_is_written_in_json_lines_stays(tmp_path):
+    question = conversation(calling({"city": None, "at": [{"x": None}]}, content=None))
+    assert read_dataset(write_as("jsonl", tmp_path, [question], [0]), "question", ["y"]).questions == [question]
+
+
+def test_the_keys_of_a_map_are_its_own(tmp_path):
+    kind = pa.list_(pa.struct({"role": pa.string(), "content": pa.string(), "with": pa.map_("string", "string")}))
+    message = {"role": "user", "content": "a"}
+    column = pa.array([[{**message, "with": [("city", None), ("sku", "b")]}], [{**message, "with": None}]], kind)
+    pq.write_table(pa.table({"question": column, "y": [0, 1]}), tmp_path / "d.parquet")
+    questions = read_dataset(tmp_path / "d.parquet", "question", ["y"]).questions
+    assert questions == [[{**message, "with": {"city": None, "sku": "b"}}], [message]]
+    twice = pa.array([[{**message, "with": [("city", "a"), ("city", "b")]}]], kind)
+    pq.write_table(pa.table({"question": twice, "y": [0]}), tmp_path / "d.parquet")
+    with pytest.raises(InputError, match="has a key twice"):
+        read_dataset(tmp_path / "d.parquet", "question", ["y"])
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {**calling({}, content=None), "role": "user"},
+    ],
+)
+def test_content_may_be_null_only_beside_tool_calls(message, tmp_path):
+    with pytest.raises(InputError, match=r"row 0: message 1 is not of the form .*content is null"):
+        read_dataset(write_as("jsonl", tmp_path, [conversation(message)], [0]), "question", ["y"])
+
+
+def test_columns_that_are_not_used_stop_nothing(tmp_path):
+    rows = [{"question": "a", "y": 0, "o": math.nan}, {"question": "b", "y": 1, "o": [{}]}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "d.csv").write_bytes(b"question,y,o,o\r\na,0,\xe9,\r\nb,1,,x\r\n")
+    pq.write_table(
+        pa.Table.from_arrays([["a", "b"], [0, 1], [1, 2], [1, 2]], ["question", "y", "o", "o"]), tmp_path / "d.parquet"
+    )
+    for kind in ("jsonl", "csv", "parquet"):
+        assert read_dataset(tmp_path / f"d.{kind}", "question", ["y"]).questions == ["a", "b"]
+
+
+def test_names_of_folders_are_no_columns(tmp_path):
+    (tmp_path / "y=1").mkdir()
+    pq.write_table(pa.table({"question": ["a"]}), tmp_path / "y=1/d.parquet")
+    with pytest.raises(InputError, match="has no column 'y'"):
+        read_dataset(tmp_path / "y=1/d.parquet", "question", ["y"])
 
 
 def test_a_csv_file_may_have_long_rows_and_a_byte_order_mark(tmp_path):

@@ -1,17 +1,22 @@
 """A trained probe on new prompts gives what the training's own files say, from the model up."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
+from activation_store import InputError
 from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
 from probesweep.prediction import score_dataset, score_texts
@@ -153,6 +158,7 @@ def test_the_command_adds_columns_to_the_dataset(folder, train, tmp_path):
         ("probe_score", [1.0], "csv", "has a column 'probe_score' already"),
         ("notes", [["a", "b"]], "csv", "has a column that CSV cannot hold"),
         ("notes", [float("inf")], "jsonl", "has a NaN or infinity, which JSON cannot hold"),
+        ("notes", [b"a"], "jsonl", "has bytes b'a', which JSON cannot hold"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_model_runs(train, tmp_path, column, values, suffix, wrong):
@@ -164,11 +170,192 @@ def test_what_cannot_be_written_is_refused_before_the_model_runs(train, tmp_path
     assert not (tmp_path / f"scores.{suffix}").exists()
 
 
+SCORES = ["probe_score", "probe_prediction"]
+FIELDS = {
+    "id": ["007", "0007", "7"],
+    "long": ["12345678901234567890123", "1", ""],
+    "flag": ["FALSE", "TRUE", "true"],
+    "price": ["1.10", "1.1", "1e-3"],
+    "note": ["", "a\r\nb", 'say "hi", x'],
+    "word": ["nan", "nan", "nan"],
+    "digits": ["\u0661", "1_000", "+1"],
+    "whole": ["5", "-6", "0"],
+    "part": ["0.25", "1e+16", "-0.0"],
+    "big": ["9223372036854775807", "-9223372036854775808", "1"],
+    "gap": ["1", "", "3"],
+    "day": ["2024-01-01", "2024-1-1", ""],
+}
+
+
+@pytest.fixture(scope="module")
+def probe(train) -> Probe:
+    return Probe.load(train("success_rate"))
+
+
+@pytest.fixture
+def fields(tmp_path) -> Path:
+    """A CSV file of columns that a reader could change; questions that look like numbers."""
+    with (tmp_path / "given.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["question", *FIELDS], *zip(["5", "6", "7"], *FIELDS.values(), strict=True)])
+    return tmp_path / "given.csv"
+
+
+def test_columns_of_a_csv_file_are_the_same_text_in_another(probe, fields, tmp_path):
+    scored = score_dataset(probe, fields, tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file, strict=True))
+    assert list(written[0]) == scored.columns == ["question", *FIELDS, *SCORES]
+    assert {name: [row[name] for row in written] for name in FIELDS} == FIELDS
+    np.testing.assert_array_equal([[float(row[name]) for name in SCORES] for row in written], scored.scores)
+
+
+def test_an_empty_field_and_an_empty_text_stay_apart(probe, tmp_path):
+    (tmp_path / "given.csv").write_text('a,question,,\n,x,1,\n"",y,,2\n')
+    score_dataset(probe, tmp_path / "given.csv", tmp_path / "s.csv")
+    lines = (tmp_path / "s.csv").read_text().splitlines()
+    assert [line.split(",")[:4] for line in lines[1:]] == [["", '"x"', '"1"', ""], ['""', '"y"', "", '"2"']]
+    # Elsewhere columns need names of their own.
+    for suffix in ("jsonl", "parquet"):
+        with pytest.raises(InputError, match="has several columns ''; rename all but one"):
+            score_dataset(probe, tmp_path / "given.csv", tmp_path / f"t.{suffix}")
+
+
+def test_columns_of_a_csv_file_become_numbers_only_where_nothing_is_lost(probe, fields, tmp_path):
+    score_dataset(probe, fields, tmp_path / "s.parquet")
+    score_dataset(probe, fields, tmp_path / "s.jsonl")
+    expected = {name: [text or None for text in texts] for name, texts in FIELDS.items()}
+    expected |= {
+        "whole": [5, -6, 0],
+        "part": [0.25, 1e16, -0.0],
+        "big": [2**63 - 1, -(2**63), 1],
+        "gap": [1, None, 3],
+        "question": ["5", "6", "7"],
+    }
+    table = pq.read_table(tmp_path / "s.parquet")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    for name, values in expected.items():
+        assert repr(table[name].to_pylist()) == repr([row[name] for row in rows]) == repr(values)
+
+
+JSON_ROWS = [
+    '{"question": "é", "id": 12345678901234567890123, "x": 1.10, "meta": null, "source": "book 0"}',
+    '{"meta": {"a": [1, "b", null], "n": {"a": 1e400}},   "source": 1, "question": "\\u00e9", "x": NaN}',
+    '{"question": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}], "x": true}',
+    '{"question": "d", "lone": "\\ud800", "source": [1, {}], "x": -Infinity, "": 0}',
+]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n\r\n"])
+def test_lines_of_json_go_out_as_they_came_in(probe, tmp_path, end):
+    (tmp_path / "given.jsonl").write_bytes(("\ufeff" + end.join(JSON_ROWS) + end).encode())
+    scored = score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.jsonl")
+    assert scored.columns == ["question", "id", "x", "meta", "source", "lone", "", *SCORES]
+    lines = (tmp_path / "s.jsonl").read_bytes().decode().removesuffix("\n").split("\n")
+    for line, given, scores in zip(lines, JSON_ROWS, scored.scores.to_dict(orient="records"), strict=True):
+        assert line.startswith(given[:-1] + ", ")
+        assert list(json.loads(line).items())[-2:] == list(scores.items())
+
+
+def test_a_json_array_goes_out_as_lines(probe, tmp_path):
+    rows = [{"question": "a", "id": 10**22, "x": [None, 0.1]}, {"question": "b", "id": "\ud800\n"}]
+    (tmp_path / "given.json").write_text(json.dumps(rows, indent=2))
+    score_dataset(probe, tmp_path / "given.json", tmp_path / "s.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [{name: row[name] for name in given} for row, given in zip(lines, rows, strict=True)] == rows
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        (["book", 1], "mixes types"),
+        ([0.5, True], "mixes types"),
+        ([[0.5], [True]], "mixes types"),
+        ([{"a": 0.5}, {"a": True}], "mixes types"),
+        ([10**22, 1], "beyond 64 bits"),
+        ([2**53 + 1, 0.5], "mixes types"),
+        (["\ud800", "a"], "mixes types"),
+        ([{}, {}], "parquet cannot hold"),
+    ],
+)
+def test_what_parquet_cannot_hold_can_be_written_as_json_lines(probe, tmp_path, values, wrong):
+    rows = [{"question": "a", "x": value} for value in values]
+    (tmp_path / "given.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match=rf"{wrong}.*write \.jsonl") as caught:
+        score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.parquet")
+    assert "make all of them numbers" not in str(caught.value)
+    assert not (tmp_path / "s.parquet").exists()
+    score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.jsonl")
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
+
+
+def test_scalars_of_json_are_written_into_csv_as_they_are(probe, tmp_path):
+    rows = [{"question": "a", "x": value} for value in [10**22, "007", None, True, 0.1, "", 2**53 + 1]]
+    (tmp_path / "given.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open(newline="") as file:
+        found = [row["x"] for row in csv.DictReader(file)]
+    assert found == ["10000000000000000000000", "007", "", "true", "0.1", "", "9007199254740993"]
+    (tmp_path / "given.jsonl").write_text('{"question": "a", "x": "b"}\n{"question": "a", "x": [1]}')
+    with pytest.raises(InputError, match=r"row 1 has a list or an object in 'x', which CSV cannot hold; write \.jsonl"):
+        score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.csv")
+
+
+def test_columns_of_parquet_keep_their_types(probe, tmp_path):
+    values = {
+        "question": (pa.string(), ["a", "b"]),
+        "word": (pa.dictionary(pa.int8(), pa.string(), ordered=True), ["x", None]),
+        "when": (pa.timestamp("ns", "Europe/Oslo"), [1, None]),
+        "price": (pa.decimal128(20, 2), [Decimal("1.10"), None]),
+        "large": (pa.decimal256(60, 3), [Decimal("1.100"), None]),
+        "nested": (pa.list_(pa.struct([("a", pa.int8()), ("b", pa.large_string())])), [[{"a": 1, "b": None}], []]),
+        "map": (pa.map_(pa.string(), pa.int32()), [[("k", None)], None]),
+        "pair": (pa.list_(pa.float32(), 2), [[1, 2], None]),
+        "view": (pa.string_view(), ["007", ""]),
+        "bytes": (pa.binary(), [b"\xff", None]),
+        "half": (pa.float16(), [0.5, float("nan")]),
+        "unsigned": (pa.uint64(), [2**64 - 1, 0]),
+        "none": (pa.null(), [None, None]),
+    }
+    fields = [pa.field(name, kind, metadata={"unit": name}) for name, (kind, _) in values.items()]
+    schema = pa.schema([*fields, pa.field("must", pa.int32(), nullable=False)], metadata={"made": "by hand"})
+    columns = [pa.array(given, kind) for kind, given in values.values()]
+    pq.write_table(pa.table([*columns, pa.array([1, 2], pa.int32())], schema=schema), tmp_path / "given.parquet")
+    score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.parquet")
+    given, written = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("given", "s"))
+    assert written.column_names == [*given.column_names, *SCORES]
+    kept = written.select(given.column_names)
+    assert kept.schema.equals(given.schema, check_metadata=True)
+    assert repr(kept.to_pylist()) == repr(given.to_pylist())
+
+
+def test_an_index_of_pandas_is_kept(probe, tmp_path):
+    frame = pd.DataFrame(
+        {"question": ["a", "b"], "kind": pd.Categorical(["x", "y"])}, index=pd.Index([7, 9], name="at")
+    )
+    frame.to_parquet(tmp_path / "given.parquet")
+    score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "s.parquet")[["question", "kind"]], frame)
+
+
+def test_conversations_of_parquet_are_written_as_json_without_padding(probe, tmp_path):
+    user = {"role": "user", "content": "Hi"}
+    calls = [{"function": {"name": name, "arguments": {name: 1}}} for name in ("f", "g")]
+    questions = [[user, {"role": "assistant", "content": "", "tool_calls": [call]}, user] for call in calls]
+    pq.write_table(pa.table({"question": questions, "note": [None, "a"]}), tmp_path / "given.parquet")
+    score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == questions
+    assert [row["note"] for row in rows] == [None, "a"]
+
+
 def test_several_classes_get_a_column_each(folder, train, tmp_path):
     probe = Probe.load(train("kind"))
-    table = score_dataset(probe, folder / "test.parquet", tmp_path / "s.parquet").to_pandas()
+    scored = score_dataset(probe, folder / "test.parquet", tmp_path / "s.parquet")
     columns = ["probe_score_0", "probe_score_1", "probe_score_2"]
-    assert list(table)[-3:] == columns
+    assert scored.columns[-3:] == columns
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    assert list(table) == scored.columns
+    pd.testing.assert_frame_equal(table[columns], scored.scores)
     np.testing.assert_allclose(table[columns].sum(axis=1), 1)
 
 
