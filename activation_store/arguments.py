@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import date, time
+from numbers import Integral
 from pathlib import Path
 
 from activation_store.errors import InputError
@@ -34,26 +38,50 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
     """
     if layers == "all":
         return tuple(range(n_blocks + 1))
-    items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else [str(i) for i in layers]
-    if not items:
-        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
-    wanted: set[int] = set()
-    for item in items:
-        first, dash, last = item.partition("-") if not item.startswith("-") else (item, "", "")
-        try:
-            low, high = int(first), int(last) if dash else int(first)
-        except ValueError as error:
-            raise InputError(f"--layers {layers!r}: {item!r} is no layer; write all, -1, 0,1,2 or 0-8") from error
-        if not -n_blocks - 1 <= low <= n_blocks or high > n_blocks or (dash and high < low):
+    wanted: list[int] = []
+    for low, high in read_layers(layers):
+        if not -n_blocks - 1 <= low <= n_blocks or high > n_blocks:
+            item = str(low) if low == high else f"{low}-{high}"
             raise InputError(
                 f"--layers {layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}"
             )
-        wanted.update(range(low, high + 1) if dash else [low % (n_blocks + 1)])
-    return tuple(sorted(wanted))
+        wanted += [low % (n_blocks + 1)] if low < 0 else range(low, high + 1)
+    # Ranges in a text may overlap; a list says each layer by itself.
+    twice = [] if isinstance(layers, str) else [layer for layer in wanted if wanted.count(layer) > 1]
+    if twice:
+        raise InputError(f"--layers {layers!r} names layer {twice[0]} twice; give each once")
+    return tuple(sorted(set(wanted)))
+
+
+def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
+    """First and last layer of each part of a specification that is not "all"; no model is needed.
+
+    Raises
+    ------
+    InputError
+        Not such a specification.
+    """
+    if layers == "all":
+        return []
+    items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else list(layers)
+    if not items:
+        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
+    parts: list[tuple[int, int]] = []
+    for item in items:
+        found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})-([0-9]{1,9})", str(item), re.ASCII)
+        low, high = (int(found[1] or found[2]), int(found[1] or found[3])) if found else (0, -1)
+        if high < low:
+            raise InputError(f"--layers {layers!r}: {item!r} is no layer; write all, -1, 0,1,2 or 0-8")
+        parts.append((low, high))
+    if not isinstance(layers, str) and len(set(parts)) < len(parts):
+        raise InputError(f"--layers {layers!r} names a layer twice; give each once")
+    return parts
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
-    """Refuse arguments that are not the template's but of how it is called."""
+    """Refuse arguments that are not the template's but of how it is called, and values that JSON does not have."""
+    for name, value in template_kwargs.items():
+        _check_json(f"--chat_template_kwargs: {name}", value)
     reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
     if reserved:
         raise InputError(
@@ -62,8 +90,36 @@ def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
         )
 
 
+def _check_json(name: str, value: object) -> None:
+    """Refuse what a store cannot keep beside its prompts."""
+    if isinstance(value, date | time):
+        kind = "date" if isinstance(value, date) else "time"
+        raise InputError(
+            f'{name} is a {kind}, and templates take text; put the {kind} in quotes: "{value.isoformat()}"'
+        )
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{name} has the key {key!r}, which is no text; put it in quotes")
+            _check_json(f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_json(name, each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}, which is no number in JSON; give a finite one, or a text in quotes")
+    elif not isinstance(value, str | bool | int | float | None):
+        raise InputError(f"{name} is {value!r}, which JSON does not have; use text, numbers, true, false, lists")
+
+
+def check_path(name: str, path: str | Path) -> None:
+    """Refuse what no file or folder can be called."""
+    if not str(path) or "\0" in str(path):
+        raise InputError(f"--{name} {str(path)!r}: no file or folder is called that; name one")
+
+
 def check_output_path(path: Path) -> None:
     """Refuse a file of the original scripts."""
+    check_path("output_path", path)
     if path.suffix == ".pt":
         raise InputError(
             f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
@@ -82,10 +138,16 @@ def check_column_name(name: str) -> None:
 
 
 def check_at_least_one(**values: int | None) -> None:
-    """Refuse numbers below one."""
+    """Refuse what is no whole number from one to the most that a file system can count."""
     for name, value in values.items():
-        if value is not None and value < 1:
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise InputError(f"--{name} {value!r}: must be a whole number")
+        if value < 1:
             raise InputError(f"--{name} {value}: must be at least 1")
+        if value >= 2**63:
+            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")
 
 
 def check_device_map(device: str, device_map: str | None) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from activation_store.arguments import check_at_least_one
 from activation_store.chat import Question, question_text
 from activation_store.errors import InputError
 from activation_store.tables import Column, Rows, Wanted, read_rows
@@ -81,8 +82,7 @@ def read_all_columns(path: Path, question_column: str, max_samples: int | None =
 
 
 def _read(path: Path, wanted: Wanted) -> Rows:
-    if wanted.max_rows is not None and wanted.max_rows < 1:
-        raise InputError(f"--max_samples {wanted.max_rows}: must be at least 1")
+    check_at_least_one(max_samples=wanted.max_rows)
     rows = read_rows(path, wanted)
     if not len(rows):
         raise InputError(f"{path} has no rows")

@@ -18,8 +18,10 @@ from activation_store.arguments import (
     check_device_map,
     check_disk,
     check_output_path,
+    check_path,
     check_template_kwargs,
     parse_layers,
+    read_layers,
 )
 from activation_store.batches import BatchPlan
 from activation_store.chat import writes_the_day
@@ -57,7 +59,7 @@ class Extraction:
         Folder of the Zarr v3 store to write.
     label_column : str or sequence of str
         Columns of numbers to predict.
-    group_column : sequence of str
+    group_column : str or sequence of str
         Columns of numbers or texts to keep beside the labels, such as the topic or the document of a question: a
         training can hold samples of a group out together.
     question_column : str
@@ -100,7 +102,7 @@ class Extraction:
     dataset_path: str | Path
     output_path: str | Path
     label_column: str | Sequence[str] = "success_rate"
-    group_column: Sequence[str] = ()
+    group_column: str | Sequence[str] = ()
     question_column: str = "question"
     layers: str | Sequence[int] = "all"
     eoi_tokens: int | None = None
@@ -117,6 +119,35 @@ class Extraction:
     prefix_cache: bool = True
     trust_remote_code: bool = False
     repair: bool = False
+
+    def check(self) -> None:
+        """Check what can be said of the arguments by themselves: nothing is read.
+
+        Raises
+        ------
+        InputError
+            One of them cannot be, whatever the dataset and the model.
+        """
+        check_path("model", self.model)
+        check_path("dataset_path", self.dataset_path)
+        check_output_path(Path(self.output_path))
+        labels = _names(self.label_column)
+        if not labels:
+            raise InputError("--label_column names no column; name one of numbers to predict")
+        for name in (*labels, *_names(self.group_column)):
+            check_column_name(name)
+        read_layers(self.layers)
+        check_at_least_one(
+            batch_size=self.batch_size,
+            shard_samples=self.shard_samples,
+            max_length=self.max_length,
+            max_samples=self.max_samples,
+            eoi_tokens=self.eoi_tokens,
+        )
+        check_device_map(self.device, self.device_map)
+        check_template_kwargs(self.chat_template_kwargs or {})
+        if self.dtype != "auto":
+            numpy_dtype(self.dtype)
 
     def run(self) -> ActivationStore:
         """Write the store; takes up an interrupted extraction, and returns at once when it is done.
@@ -139,6 +170,7 @@ class Extraction:
         DeviceMemoryError
             A single prompt does not fit in the device's memory.
         """
+        self.check()
         path = Path(self.output_path)
         if is_store(path):
             check_unlocked(path / ARRAY / LOCK)
@@ -173,6 +205,7 @@ class Extraction:
         InputError
             As `run`.
         """
+        self.check()
         job = self._job
         plan, weights_nbytes = job.plan_unloaded(self._useful_prefix(), self.batch_size)
         spec = job.spec(self.shard_samples)
@@ -180,15 +213,9 @@ class Extraction:
 
     @cached_property
     def _job(self) -> Job:
-        """Check everything that can be checked without the weights, the cheapest first."""
-        check_output_path(Path(self.output_path))
-        labels = [self.label_column] if isinstance(self.label_column, str) else list(dict.fromkeys(self.label_column))
-        groups = [name for name in dict.fromkeys(self.group_column) if name not in labels]
-        for name in (*labels, *groups):
-            check_column_name(name)
-        check_at_least_one(batch_size=self.batch_size, shard_samples=self.shard_samples, max_length=self.max_length)
-        check_device_map(self.device, self.device_map)
-        check_template_kwargs(self.chat_template_kwargs or {})
+        """Read everything but the weights, and check it, the cheapest first."""
+        labels = _names(self.label_column)
+        groups = [name for name in _names(self.group_column) if name not in labels]
         dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.job import Job
@@ -259,6 +286,11 @@ class Extraction:
         return BatchPlan(
             plan.max_tokens, self.batch_size or plan.max_rows, plan.prefix_tokens if self.prefix_cache else 0
         )
+
+
+def _names(columns: str | Sequence[str]) -> list[str]:
+    """Names of columns, each once."""
+    return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
 
 
 def _warn_of_another_day(path: Path, job: Job) -> None:

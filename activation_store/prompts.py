@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt64
 from tqdm import tqdm
 
+from activation_store.arguments import check_at_least_one
 from activation_store.chat import (
     SENTINEL,
     Pieces,
@@ -335,8 +336,7 @@ class _Chat:
 
 
 def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: int | None) -> None:
-    if eoi_tokens is not None and eoi_tokens < 1:
-        raise InputError(f"--eoi_tokens {eoi_tokens}: must be at least 1")
+    check_at_least_one(eoi_tokens=eoi_tokens)
     if not tokenizer.chat_template and use_chat_template:
         raise InputError("this model has no chat template; leave out --use_chat_template and give --eoi_tokens N")
     if not tokenizer.chat_template and eoi_tokens is None:

@@ -21,9 +21,10 @@ from gpu_probes.inference import About, compare_overlap, infer
 from gpu_probes.intervals import Interval, difference_interval, score_interval
 from gpu_probes.nested import NestedCV
 from gpu_probes.objective import Solver
+from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.sweep import SweepOptions, sweep, sweep_labels
+from gpu_probes.sweep import sweep, sweep_labels
 
 __all__ = [
     "About",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Shaped
@@ -13,11 +14,45 @@ from gpu_probes.errors import PenaltyError
 from gpu_probes.objective import penalties_of
 from gpu_probes.preprocessing import Preprocessing
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 # Below the first, ridge is least squares but for the directions that carry nothing; above the second, all
 # coefficients shrink alike and the ranking of the predictions stays as it is.
 _LOWEST, _HIGHEST = 1e-4, 1e2
 _SAMPLE_ROWS = 256
+
+
+def parse_alphas(alphas: Any) -> Any:
+    """Read a text of numbers with commas between; ``auto`` and what is no text are returned as they are.
+
+    Raises
+    ------
+    PenaltyError
+        When the text is neither.
+    """
+    if not isinstance(alphas, str) or alphas == AUTO:
+        return alphas
+    try:
+        return [float(item) for item in alphas.split(",")]
+    except ValueError as error:
+        raise PenaltyError(
+            f"alphas {alphas!r} is unknown; give numbers, or auto: write numbers with commas between, such as 1,10,100"
+        ) from error
+
+
+def read_alphas(alpha: Any, alphas: Any, *, k_fold: bool) -> tuple[float, ...] | Literal["auto"]:
+    """The alphas to fit as far as they are known without features: see `choose_alphas`."""
+    penalties_of([alpha], "regression")
+    if alphas is None:
+        return (float(alpha),)
+    given = parse_alphas(alphas)
+    if not isinstance(given, Iterable):
+        raise PenaltyError(f"alphas {given!r} is no list; give several numbers, such as 1,10,100, or auto")
+    grid = AUTO if isinstance(given, str) else tuple(penalties_of(list(given), "regression"))
+    if not k_fold and (grid == AUTO or len(grid) > 1):
+        raise PenaltyError(
+            f"alphas {alphas!r}: several alphas are given but nothing to choose between them with; use --k_fold"
+        )
+    return grid
 
 
 def choose_alphas(
@@ -40,16 +75,9 @@ def choose_alphas(
     PenaltyError
         When there is something to choose between and no cross-validation to choose with, or `alpha` is no penalty.
     """
-    penalties_of([alpha], "regression")
-    if alphas is None:
-        return (float(alpha),)
-    is_auto = isinstance(alphas, str)
-    if is_auto and alphas != AUTO:
-        raise PenaltyError(f"alphas {alphas!r} is unknown; give numbers, or auto")
-    if not k_fold and (is_auto or len(alphas) > 1):
-        raise PenaltyError("several alphas are given but nothing to choose between them with; use --k_fold")
-    if not is_auto:
-        return tuple(float(value) for value in alphas)
+    grid = read_alphas(alpha, alphas, k_fold=k_fold)
+    if grid != AUTO:
+        return grid
     scales = [total_weight * _mean_variance(train, cell, preprocessing) for cell in cells_of(train)]
     scales = [scale for scale in scales if 0 < scale < math.inf]
     if not scales:

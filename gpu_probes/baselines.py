@@ -15,10 +15,11 @@ from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.combine import JoinedCells
 from gpu_probes.folds import FoldPlan
 from gpu_probes.groups import group_samples
+from gpu_probes.options import SweepOptions
 from gpu_probes.results import SweepResult
 from gpu_probes.scoring import score
 from gpu_probes.shuffles import draw_shuffles
-from gpu_probes.sweep import SweepOptions, sweep, sweep_labels
+from gpu_probes.sweep import sweep, sweep_labels
 
 N_RANDOM = 10
 TFIDF_ALPHAS = (0.1, 1.0, 10.0, 100.0)

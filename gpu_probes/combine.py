@@ -115,7 +115,7 @@ def combine(source: CellSource, how: str | None) -> CellSource:
         return source
     if how in ("layers", "mean"):
         return JoinedLayers(source) if how == "layers" else MeanPositions(source)
-    return JoinedCells(source, _cells_named(how))
+    return JoinedCells(source, parse_join(how))
 
 
 def layers_behind(source: CellSource, how: str | None, cell: Cell) -> list[int | str]:
@@ -124,11 +124,20 @@ def layers_behind(source: CellSource, how: str | None, cell: Cell) -> list[int |
         return list(axis(source.layers))
     if how is None or how == "mean":
         return [cell.layer]
-    named = {cell.layer for cell in _cells_named(how)}
+    named = {cell.layer for cell in parse_join(how)}
     return [layer for layer in axis(source.layers) if layer in named]
 
 
-def _cells_named(how: str) -> list[Cell]:
+def parse_join(how: str) -> list[Cell]:
+    """Read cells such as ``20@-4,18@-1``; none for ``layers`` and ``mean``, which take all.
+
+    Raises
+    ------
+    CellError
+        When it is nothing of these.
+    """
+    if how in ("layers", "mean"):
+        return []
     try:
         return [Cell(*map(int, name.split("@"))) for name in how.split(",")]
     except (TypeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -31,6 +32,7 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     DeviceError
         When there is no such device.
     """
+    check_device_name(name)
     n_gpus = torch.cuda.device_count()
     if name == "mps":
         warnings.warn("mps has no float64; the probes are fitted on the CPU", ProbeWarning, stacklevel=3)
@@ -38,12 +40,15 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
         return (torch.device("cpu"),)
     if name in ("auto", "cuda") and n_gpus:
         return tuple(torch.device("cuda", index) for index in range(n_gpus))
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or not (name == "cuda" or index.isdigit()):
-        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
-    if int(index or 0) >= n_gpus:
+    if int(name.partition(":")[2] or 0) >= n_gpus:
         raise DeviceError(f"device {name!r} is not there ({n_gpus} CUDA devices); use --device cpu")
     return (torch.device(name),)
+
+
+def check_device_name(name: str) -> None:
+    """Raise `DeviceError` where a text names no device that there could be."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", name):
+        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
 
 
 def free_bytes(devices: Sequence[torch.device]) -> int:

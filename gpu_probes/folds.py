@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
+from gpu_probes.arguments import check_whole
 from gpu_probes.errors import FoldError
 from gpu_probes.labels import label_kind
 
@@ -90,7 +91,8 @@ def plan_folds(
         seed, or groups so uneven that a fold stays empty.
     """
     stratified = label_kind(labels) in ("binary", "multiclass") and not (numbers and _most_frequent(labels) < n_folds)
-    _check_folds(labels, n_folds, seed, stratified=stratified)
+    check_split(n_folds, seed)
+    _check_folds(labels, n_folds, stratified=stratified)
     if groups is None:
         splitter = (StratifiedKFold if stratified else KFold)(n_folds, shuffle=True, random_state=seed)
     else:
@@ -118,11 +120,23 @@ def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
         raise FoldError(f"n_folds {n_folds} is more than the {n_groups} groups; use fewer folds or smaller groups")
 
 
-def _check_folds(labels: Float64[np.ndarray, " sample"], n_folds: int, seed: int, *, stratified: bool) -> None:
+def check_split(n_folds: Any, seed: Any) -> None:
+    """Check what can be said of folds before the labels are known.
+
+    Raises
+    ------
+    FoldError
+        When there are fewer than two folds, or no such seed.
+    """
+    check_whole("seed", seed, FoldError)
+    check_whole("n_folds", n_folds, FoldError)
     if not 0 <= seed < 2**32:
         raise FoldError(f"seed {seed} is none that NumPy takes; use 0 to 4294967295")
     if n_folds < 2:
         raise FoldError(f"n_folds {n_folds} is too few; use 2 or more")
+
+
+def _check_folds(labels: Float64[np.ndarray, " sample"], n_folds: int, *, stratified: bool) -> None:
     if n_folds > len(labels):
         raise FoldError(f"n_folds {n_folds} is more than the {len(labels)} samples; use fewer folds")
     if not stratified:

@@ -27,9 +27,9 @@ from gpu_probes.labels import read_labels
 from gpu_probes.learning_curve import learning_curve
 from gpu_probes.metrics import PlattScaling, Scores, classification_scores, regression_scores
 from gpu_probes.nested import NestedCV
+from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.sweep import SweepOptions
 
 Json = Any
 

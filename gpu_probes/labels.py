@@ -4,7 +4,7 @@ import warnings
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -60,6 +60,18 @@ def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
         return str(type_of_target(labels))
 
 
+def check_task_type(task_type: str) -> None:
+    """Raise `LabelError` where a text names no task."""
+    if task_type not in ("auto", *get_args(TaskType)):
+        raise LabelError(f"task type {task_type!r} is unknown; use auto, regression or classification")
+
+
+def check_probe_name(probe: str) -> None:
+    """Raise `LabelError` where a text names no probe."""
+    if probe not in ("auto", *get_args(ProbeKind)):
+        raise LabelError(f"probe {probe!r} is unknown; use auto, {', '.join(get_args(ProbeKind))}")
+
+
 def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task:
     """Choose the task from the training labels: classification if `type_of_target` says binary or multiclass.
 
@@ -68,9 +80,8 @@ def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task
     LabelError
         When `task_type` is none of auto, regression, classification, or the labels are not classes.
     """
+    check_task_type(task_type)
     kind = label_kind(labels)
-    if task_type not in ("auto", "regression", "classification"):
-        raise LabelError(f"task type {task_type!r} is unknown; use auto, regression or classification")
     if task_type == "regression" or (task_type == "auto" and kind not in ("binary", "multiclass")):
         return Task("regression", None)
     if kind not in ("binary", "multiclass"):

@@ -12,7 +12,6 @@ scripts set C = 1/alpha, so the penalty is alpha for both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -22,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float64, Int8
 from torch import Tensor
 
+from gpu_probes.arguments import is_finite_number
 from gpu_probes.errors import PenaltyError
 
 TaskType = Literal["regression", "classification"]
@@ -93,8 +93,8 @@ def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:
     if not alphas:
         raise PenaltyError("alphas is empty; give at least one, such as 1.0")
     for alpha in alphas:
-        if not math.isfinite(alpha) or alpha < 0:
-            raise PenaltyError(f"alpha {alpha} is not a penalty; use a finite number of 0 or more")
+        if not is_finite_number(alpha) or alpha < 0:
+            raise PenaltyError(f"alpha {alpha!r} is not a penalty; use a finite number of 0 or more")
         if alpha == 0 and task_type == "classification":
             raise PenaltyError("alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification")
     if len(set(alphas)) < len(alphas):

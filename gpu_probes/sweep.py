@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -15,91 +15,17 @@ from jaxtyping import Float64, Shaped
 from gpu_probes.alphas import choose_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
-from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, PenaltyError, Status
+from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
 from gpu_probes.objective import ProbeKind, penalties_of
+from gpu_probes.options import SweepOptions
 from gpu_probes.planner import BlockPlan, Workload, plan_blocks
-from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.results import SweepResult
 from gpu_probes.rows import Rows, TrainingSets
 from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.shuffles import Shuffles, draw_shuffles
-
-Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """Options of `sweep` and `sweep_labels`.
-
-    Attributes
-    ----------
-    task_type : str
-        ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
-        training labels binary or multiclass.
-    probe : str
-        ``auto``: ridge for numbers, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
-        added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
-        covariance with a number), without a penalty. The last two always have an intercept.
-    alpha : float
-        Penalty of every probe.
-    alphas : sequence or array of float, or "auto", optional
-        Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
-        powers of ten that suit the training features.
-    k_fold : bool
-        Cross-validate; without it no best cell is chosen.
-    n_folds, seed : int
-        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
-    folds : one number from 0 per training sample, optional
-        With `k_fold`, the fold that each sample is held out in, in place of a split by `n_folds` and `seed`.
-    nested_cv : bool
-        With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
-    groups : one number or text per training sample, optional
-        Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
-    prompts : one text per training sample, optional
-        Samples with the same prompt, but for case and whitespace, are held out together as well.
-    permutations : int
-        With `k_fold`, shuffles of the labels to compare the CV scores with; every one is fitted in every cell.
-    fit_intercept : bool
-        Add an intercept, which is not penalised.
-    standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1, on the training rows of each fit alone.
-    sample_weight : one number of 0 or more per training sample, optional
-        Weight of its loss. Scores are not weighted.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
-    budget_bytes : int, optional
-        Memory for the work on one device, besides the result; by default half of what is free on a CPU, and four
-        fifths on a GPU.
-    progress : callable, optional
-        Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
-    """
-
-    task_type: str = "auto"
-    probe: str = "auto"
-    alpha: float = 1.0
-    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
-    k_fold: bool = False
-    n_folds: int = 5
-    seed: int = 42
-    folds: Any = None
-    nested_cv: bool = True
-    groups: Any = None
-    prompts: Sequence[str] | None = None
-    permutations: int = 0
-    fit_intercept: bool = False
-    standardize: bool = False
-    sample_weight: Any = None
-    device: str = "auto"
-    budget_bytes: int | None = None
-    progress: Progress | None = None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What is done to the features before a fit."""
-        return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
 
 def sweep(
@@ -162,8 +88,8 @@ def sweep_labels(
         When the input cannot be used; the message says what, where, and how to mend it.
     """
     given = SweepOptions(**options)
+    given.check()
     check_axes(train, "train")
-    _check_statistics(given)
     if (test is None) != (test_labels is None):
         missing = "test_labels" if test_labels is None else "test"
         raise LabelError(f"{missing} is missing; give test and test_labels together, or neither")
@@ -281,17 +207,6 @@ def _with_weights(label: _Label, weights: Float64[np.ndarray, " train_sample"] |
             "another --seed, or other weights"
         )
     return label if of_fit.all() else replace(label, folds=replace(label.folds, nested=False))
-
-
-def _check_statistics(given: SweepOptions) -> None:
-    if given.permutations < 0:
-        raise FoldError(f"permutations {given.permutations} is less than none; use 0 or more, such as 1000")
-    if given.folds is not None and not given.k_fold:
-        raise FoldError("folds are given and there is no cross-validation; use k_fold=True")
-    if given.permutations and not given.k_fold:
-        raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
-    if given.probe == "mass_mean" and given.alphas is not None:
-        raise PenaltyError("mass_mean has no alpha to choose; leave out alphas")
 
 
 def _named(split: str, name: str) -> str:

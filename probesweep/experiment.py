@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from datetime import date, time
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
+from activation_store.arguments import check_path
 from activation_store.durable import commit_file, make_folder, rename
 from activation_store.metadata import is_store
 from gpu_probes import ProbeError
@@ -29,6 +31,8 @@ from probesweep.training import Training
 
 TEMPLATE = "experiment.toml"
 _STAGES = "stages.json"
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 # Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
 _EXTRACT_KEYS = {
@@ -47,6 +51,11 @@ _TRAIN_KEYS = {
         *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap"),
     ),
 }
+
+
+# Keys that name a file or a folder, and columns.
+_FILES = ("output_dir", "model", "train_dataset", "test_dataset")
+_COLUMNS = ("question_column", "label_column", "group_column", "weight_column", "groups")
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,25 @@ class Experiment:
             raise RequestError(
                 f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
             ) from error
-        return cls(path, text, _checked(path, text, document))
+        experiment = cls(path, text, _checked(path, text, document))
+        experiment.check()
+        return experiment
+
+    def check(self) -> None:
+        """Check what can be said of the values by themselves: no other file is read.
+
+        Raises
+        ------
+        RequestError, InputError, ProbeError
+            As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
+        """
+        with self._naming_lines():
+            for keys in self.settings.values():
+                for name in keys.keys() & set(_FILES):
+                    check_path(name, keys[name])
+            for split in SPLITS:
+                self.extraction(split).check()
+            self.training().check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
         """Do what is not done yet: extract the training and test rows, train, report, track.
@@ -131,7 +158,7 @@ class Experiment:
         with self._naming_lines():
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
-            for split in ("train", "test"):
+            for split in SPLITS:
                 self._extract(split, say)
             training = self.training()
             say(f"train: {'done already' if training.is_finished() else training.output_dir}")
@@ -140,7 +167,7 @@ class Experiment:
                 self._report(folder, say)
         return folders
 
-    def extraction(self, split: Literal["train", "test"]) -> Extraction:
+    def extraction(self, split: Split) -> Extraction:
         """The extraction of the training or the test rows."""
         given = {**self.settings["model"], **self.settings["data"]}
         datasets = {name: given.pop(f"{name}_dataset") for name in ("train", "test")}
@@ -148,7 +175,8 @@ class Experiment:
         weights, groups = self.settings["probe"]["weight_column"], self.settings["statistics"]["groups"]
         # Only the training rows are weighted.
         kept = [*labels, *([weights] if weights and split == "train" else [])]
-        beside = [*given["group_column"], *([groups] if groups and groups not in kept else [])]
+        columns = [given["group_column"]] if isinstance(given["group_column"], str) else given["group_column"]
+        beside = [*columns, *([groups] if groups and groups not in kept else [])]
         model = self._path(given.pop("model"))
         changed: dict[str, Any] = {
             "model": str(model) if model.exists() else self.settings["model"]["model"],
@@ -179,7 +207,7 @@ class Experiment:
     def _path(self, text: str) -> Path:
         return self.path.parent / Path(text).expanduser()
 
-    def _extract(self, split: Literal["train", "test"], say: Callable[[str], None]) -> None:
+    def _extract(self, split: Split, say: Callable[[str], None]) -> None:
         extraction = self.extraction(split)
         target = Path(extraction.output_path)
         wanted, done = _identity(extraction), self._stages.get(split, {})
@@ -229,15 +257,35 @@ class Experiment:
         try:
             yield
         except (RequestError, InputError, ProbeError) as error:
-            places = [
-                f"{key} in line {line} of {self.path}"
-                for section, keys in self.settings.items()
-                for key in keys
-                if re.search(rf"--{key}\b", str(error)) and (line := find_line(self.text, section, key))
-            ]
-            if not places:
+            named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in self._places(str(error))]
+            if not named:
                 raise
-            raise type(error)(f"{error} ({', '.join(places)})") from error
+            raise type(error)(f"{error} ({', '.join(named)})") from error
+
+    def _is_quoted(self, message: str, key: str, value: Any) -> bool:
+        """Whether an error names the column, the file, or the model that a key holds."""
+        if key in _FILES:
+            named = (re.escape(str(self._path(value))), re.escape(repr(value)))
+            return key != "output_dir" and any(re.search(rf"{name}(?![\w/.-])", message) for name in named)
+        names = [value] if isinstance(value, str) else value
+        return key in _COLUMNS and bool(names) and any(repr(name) in message for name in names)
+
+    def _places(self, message: str) -> Generator[tuple[list[str], int]]:
+        """Keys that a message is about, below their sections, and the lines in which they stand."""
+        for section, keys in self.settings.items():
+            for key, value in keys.items():
+                if not (_is_about(message, key) or self._is_quoted(message, key, value)):
+                    continue
+                path = [key]
+                # A table within the section: the key in it that the message goes on to name.
+                while isinstance(value, Mapping):
+                    inner = [name for name in value if re.search(rf"{path[-1]}\W+{re.escape(name)}\b", message)]
+                    if not inner:
+                        break
+                    path, value = [*path, inner[0]], value[inner[0]]
+                line = find_line(self.text, section, *path)
+                if line:
+                    yield path, line
 
 
 def write_template(path: Path) -> None:
@@ -254,20 +302,44 @@ def write_template(path: Path) -> None:
     commit_file(path, [files("probesweep").joinpath(TEMPLATE).read_bytes()])
 
 
-def find_line(text: str, section: str, key: str | None) -> int | None:
-    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there."""
-    lines, before = text.splitlines(), 0
+def find_line(text: str, section: str, *path: str | None) -> int | None:
+    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there.
+
+    Parameters
+    ----------
+    text : str
+    section : str
+        "" for the keys before the first section.
+    *path : str
+        The key; where it holds a table, perhaps a key of that, and so on.
+    """
+    keys = [key for key in (section, *path) if key]
+    # Not splitlines, which takes more characters for ends of lines than TOML does.
+    lines, before = re.split(r"\r?\n", text), 0
     for number in range(1, len(lines) + 1):
         # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
         try:
             document = tomllib.loads("\n".join(lines[:number]))
         except tomllib.TOMLDecodeError:
             continue
-        table = document.get(section) if section else document
-        if table is not None and (key is None or (isinstance(table, dict) and key in table)):
+        if _is_there(document, keys):
             return before + 1
         before = number
     return None
+
+
+def _is_there(document: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(document, Mapping) or key not in document:
+            return False
+        document = document[key]
+    return True
+
+
+def _is_about(message: str, key: str) -> bool:
+    """Whether an error names a key: as a flag anywhere, or as what it begins with, perhaps one of several."""
+    words = key.replace("_", "[_ ]").removesuffix("s")
+    return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
 
 
 def _checked(path: Path, text: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -315,8 +387,30 @@ def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict
     except ValidationError as error:
         wanted = " or ".join(dict.fromkeys(_in_words(one["msg"]) for one in error.errors()))
         raise RequestError(
-            f"{path}, line {find_line(text, section, name)}: {name} = {table[name]!r} in {where} should be {wanted}"
+            f"{path}, line {find_line(text, section, name)}: {name} = {_in_toml(table[name])} in {where} should be "
+            f"{wanted}{_quoted_date(table[name])}"
         ) from error
+
+
+def _in_toml(value: Any) -> str:
+    """A value as it is written in TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_in_toml(each)}' for key, each in value.items())}}}"
+    return repr(value)
+
+
+def _quoted_date(value: Any) -> str:
+    """How to write the first date or time of a value as text."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, date | time):
+            return f'; as text put the {"date" if isinstance(each, date) else "time"} in quotes: "{each.isoformat()}"'
+    return ""
 
 
 def _in_words(message: str) -> str:

@@ -17,10 +17,13 @@ from tqdm import tqdm
 from activation_store.durable import commit_file
 from activation_store.interop import open_activations
 from gpu_probes import About, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
+from gpu_probes.alphas import parse_alphas
+from gpu_probes.arguments import is_finite_number
 from gpu_probes.cells import CellSource
-from gpu_probes.combine import SomeRows, combine
+from gpu_probes.combine import SomeRows, combine, parse_join
 from gpu_probes.folder import RUN, Request, Run, UsedStore, hash_files
 from probesweep.card import CARD, describe_probe
+from probesweep.errors import RequestError
 from probesweep.outputs import check_folder
 from probesweep.stores import (
     Activations,
@@ -33,6 +36,7 @@ from probesweep.stores import (
 )
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
+_MOST_GIB = 2**20
 # What does not change the results, or says where they go.
 _NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
 
@@ -73,7 +77,7 @@ class Training:
     probe: Literal["auto", "ridge", "logistic", "lda", "mass_mean"] = "auto"
     join: str | None = None
     alpha: float = 1.0
-    alphas: Sequence[float] | Literal["auto"] | None = None
+    alphas: Sequence[float] | str | None = None
     fit_intercept: bool = False
     standardize: bool = False
     weight_column: str | None = None
@@ -88,6 +92,24 @@ class Training:
     device: str = "auto"
     budget_gib: float | None = None
 
+    def check(self) -> None:
+        """Check what can be said of the arguments by themselves: nothing is read.
+
+        Raises
+        ------
+        RequestError, ProbeError
+            One of them cannot be, whatever the activations.
+        """
+        for name in ("weight_column", "groups"):
+            if getattr(self, name) == "":
+                raise RequestError(f"--{name} is empty; name a column, or leave it out")
+        budget = self.budget_gib
+        if budget is not None and not (is_finite_number(budget) and 0 < budget <= _MOST_GIB):
+            raise RequestError(f"--budget_gib {budget!r}: must be a number above 0, {_MOST_GIB} at most")
+        if self.join is not None:
+            parse_join(self.join)
+        self._options().check()
+
     def run(self) -> dict[str, Path]:
         """Train, unless the folder holds the results of this very request.
 
@@ -101,6 +123,7 @@ class Training:
         RequestError, StoreError, ProbeError
             The request cannot be carried out; the message says what, where, and how to mend it.
         """
+        self.check()
         if not self.is_finished():
             self._train()
         return self.folders
@@ -138,7 +161,7 @@ class Training:
             labels=self._labels,
             options={
                 name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self).items()
+                for name, value in (asdict(self) | {"alphas": parse_alphas(self.alphas)}).items()
                 if name not in _NOT_REQUESTED
             },
         )
@@ -149,7 +172,7 @@ class Training:
             check_folder(folder, "--output_dir")
         shared = shared_rows(train, test, dropped=self.drop_overlap)
         rows = _Rows(train, test, self.join, ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool))
-        given = self._sweep_options(train)
+        given = self._options(train)
         labels = {name: (label(train, name), label(test, name)) for name in self._labels}
         results = sweep_labels(
             rows.train_cells,
@@ -164,7 +187,8 @@ class Training:
             inference["overlap"] = self._overlap(results[name], rows, labels[name][1], shared)
             self._write(name, folder, results[name], inference)
 
-    def _sweep_options(self, train: Activations) -> SweepOptions:
+    def _options(self, train: Activations | None = None) -> SweepOptions:
+        """As the sweep takes them; without the training rows, those that say nothing of rows."""
         weights = self.weight_column
         return SweepOptions(
             task_type=self.task_type,
@@ -175,12 +199,12 @@ class Training:
             n_folds=self.n_folds,
             seed=self.seed,
             nested_cv=self.nested_cv,
-            groups=None if self.groups is None else group_column(train, self.groups),
-            prompts=None if self.split_repeats else train.questions,
+            groups=None if train is None or self.groups is None else group_column(train, self.groups),
+            prompts=None if train is None or self.split_repeats else train.questions,
             permutations=self.permutations,
             fit_intercept=self.fit_intercept,
             standardize=self.standardize,
-            sample_weight=None if weights is None else train.labels[weights],
+            sample_weight=None if train is None or weights is None else train.labels[weights],
             device=self.device,
             budget_bytes=None if self.budget_gib is None else int(self.budget_gib * 2**30),
             progress=partial(tqdm, unit="block of cells", desc="train"),
