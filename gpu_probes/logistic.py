@@ -11,14 +11,14 @@ folds, which turns its next steps into Newton-Cholesky.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from gpu_probes.cholesky import Factor, factorise_near
-from gpu_probes.moments import add_gram
+from gpu_probes.moments import add_gram, lot_marginals
 from gpu_probes.objective import HeldOut, Loss, ProbeFits, Solver, duality_gap
 from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
 from gpu_probes.rows import Rows, TrainingSets
@@ -82,8 +82,11 @@ class Design:
         self.n_intercepts = int(preprocessing.fit_intercept)
         self.order = rows.order
         self.weights = sets.weights(self.order)
-        frames = [Frame.of(sums, preprocessing) for sums in self._marginals(preprocessing)]
+        marginals = self._marginals(sets, preprocessing)
+        no_targets = self.weights.new_zeros(0)
+        frames = [Frame.of(rows, no_targets, preprocessing) for rows in marginals]
         self._full = frames[-1]
+        self._varies = torch.stack([rows.squares for rows in marginals], 1) > 0 if preprocessing.standardize else None
         self._centre = torch.stack([frame.centre for frame in frames], 1)
         self._scale = torch.stack([frame.scale for frame in frames], 1)
 
@@ -136,6 +139,16 @@ class Design:
         product[..., self.n_features :] = 0
         return product
 
+    def confine(
+        self, columns: Columns, point: Float64[Tensor, "cell column output parameter"]
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """Take away the coefficients of features that do not vary in a fit's training rows: they may elsewhere."""
+        if self._varies is None:
+            return point
+        varies = self._varies.gather(1, columns.fit[:, :, None].expand(-1, -1, self.n_features))
+        point[..., : self.n_features] *= varies[:, :, None]
+        return point
+
     def gram(self, row_weights: Float64[Tensor, "cell row"]) -> Float64[Tensor, "cell parameter parameter"]:
         """Weighted Gram matrix (lower triangle), framed as the fit on everything."""
         n_parameters = self.n_features + self.n_intercepts
@@ -152,16 +165,13 @@ class Design:
         index = columns.fit[:, :, None].expand(-1, -1, self.n_features)
         return self._centre.gather(1, index)[:, :, None], self._scale.gather(1, index)[:, :, None]
 
-    def _marginals(self, preprocessing: Preprocessing) -> list[Marginals]:
-        n_cells, n_fits = self._rows.n_cells, len(self.weights)
-        features = self.weights.new_zeros(n_cells, n_fits, self.n_features)
-        squares = torch.zeros_like(features)
-        if preprocessing.centres:
-            for held, tile in self.tiles():
-                features += self.weights[:, held] @ tile
-                squares += self.weights[:, held] @ tile.square()
-        weight, no_targets = self.weights.sum(1), self.weights.new_zeros(0)
-        return [Marginals(weight[fit], features[:, fit], squares[:, fit], no_targets) for fit in range(n_fits)]
+    def _marginals(self, sets: TrainingSets, preprocessing: Preprocessing) -> list[Marginals]:
+        chunks, origin = self._rows.chunks(), self._rows.origin
+        if self._reduced is not None:
+            chunks = [replace(chunk, features=self._reduced) for chunk in chunks]
+            origin = torch.zeros_like(self._reduced[:, 0])
+        marginals = lot_marginals(chunks if preprocessing.centres else [], sets, preprocessing, origin)
+        return [marginals.of_fit(lots) for lots in sets.included]
 
 
 @dataclass(frozen=True)
@@ -259,7 +269,7 @@ class Preconditioner:
     """One factor per penalty, shared by its fits: of the bound on the Hessian, until a penalty gets its own."""
 
     def __init__(self, problem: Problem, penalties: Sequence[float]) -> None:
-        self._penalties, self._loss = penalties, problem.loss
+        self._penalties, self._loss, self._design = penalties, problem.loss, problem.design
         self._n_columns = problem.columns.fit.shape[1]
         design = problem.design
         everything = design.weights[-1].expand(len(problem.weights), -1)
@@ -290,7 +300,7 @@ class Preconditioner:
             else:
                 solved = torch.stack([f.solve(right_side[:, :, o].mT).mT for o, f in enumerate(factors)], 2)
             by_penalty[:, :, index] = solved
-        return self._loss.project(_pick(everywhere, columns.place, 1))
+        return self._design.confine(columns, self._loss.project(_pick(everywhere, columns.place, 1)))
 
     def _factorise(self, design: Design, matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
         return factorise_near(matrix, penalty, design.n_features)
@@ -388,6 +398,7 @@ def _minimise_all(
         paired = by_fit[sets.n_folds : -1].flatten().expand(n_cells, -1)
         part = problem.take(paired)
         start = problem.design.framed(part.columns, coef.flatten(1, 2), offset.flatten(1, 2))
+        start = problem.design.confine(part.columns, start)
         found, done = minimise(part, preconditioner, start, tolerance=_ROUGH_TOLERANCE, certify=False)
         _put(point, paired, 1, found)
         _put(settled, paired, 1, done)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.preprocessing import Marginals
-from gpu_probes.rows import Rows, TrainingSets
+from gpu_probes.planner import PIECE_ROWS
+from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
+from gpu_probes.rows import Chunk, Rows, TrainingSets
 
 # Features of one strip of a Gram matrix: wide enough for the matrix product, narrow enough to skip what is above it.
 STRIP = 128
@@ -17,66 +19,179 @@ STRIP = 128
 
 @dataclass(frozen=True)
 class Moments:
-    """Weighted sums over some rows; of the symmetric Gram matrices only the lower triangle is filled in."""
+    """Weighted sums over the training rows of a fit, about its means; Gram matrices are lower triangles."""
 
-    weight: Float64[Tensor, ""]
-    targets: Float64[Tensor, " target"]
     gram: Float64[Tensor, "cell feature feature"]
     cross: Float64[Tensor, "cell feature target"]
 
 
 @dataclass(frozen=True)
-class LotMoments:
-    """Moments of every lot."""
+class LotMarginals:
+    """Every lot, feature by feature: its weight, means, and squared deviations from them.
+
+    Sums about a mean are joined with those about another by what lies between the means (Chan, Golub & LeVeque 1983),
+    so that nothing cancels, however far apart the lots are. `origin` is what was subtracted from all rows before.
+    """
 
     weight: Float64[Tensor, " lot"]
-    features: Float64[Tensor, "cell lot feature"]
-    targets: Float64[Tensor, "lot target"]
+    mean: Float64[Tensor, "cell lot feature"]
+    squares: Float64[Tensor, "cell lot feature"]
+    origin: Float64[Tensor, "cell feature"]
+
+    def of_fit(self, included: Float64[Tensor, " lot"]) -> Marginals:
+        """Join the lots that train a fit."""
+        weight = included * self.weight
+        mean = (weight / weight.sum()) @ self.mean
+        squares = included @ self.squares + weight @ (self.mean - mean[:, None]).square()
+        return Marginals(weight.sum(), mean, squares, self.origin)
+
+
+@dataclass(frozen=True)
+class LotMoments:
+    """Moments of every lot about its own means, or about 0 where nothing is centred: then all means are 0."""
+
+    weight: Float64[Tensor, " lot"]
+    mean: Float64[Tensor, "cell lot feature"]
+    target_mean: Float64[Tensor, "lot target"]
     gram: Float64[Tensor, "cell lot feature feature"]
     cross: Float64[Tensor, "cell lot feature target"]
+    origin: Float64[Tensor, "cell feature"]
 
-    def marginals(self, included: Float64[Tensor, " lot"]) -> Marginals:
-        """Sums over the lots that train a fit, without the products of features."""
-        squares = self.gram.diagonal(dim1=-2, dim2=-1)
-        return Marginals(included @ self.weight, included @ self.features, included @ squares, included @ self.targets)
+    @property
+    def marginals(self) -> LotMarginals:
+        """The same without the products of features."""
+        return LotMarginals(self.weight, self.mean, self.gram.diagonal(dim1=-2, dim2=-1), self.origin)
 
-    def of_fit(self, included: Float64[Tensor, " lot"]) -> Moments:
-        """Sum up the lots that train a fit.
+    def target_mean_of_fit(self, included: Float64[Tensor, " lot"]) -> Float64[Tensor, " target"]:
+        """Mean of the targets over the lots that train a fit."""
+        weight = included * self.weight
+        return (weight / weight.sum()) @ self.target_mean
+
+    def of_fit(self, included: Float64[Tensor, " lot"], frame: Frame) -> Moments:
+        """Sum up the lots that train a fit, about the centre of its frame.
 
         Summed from the lots that are in it: total minus lot would cancel where one lot dominates.
         """
         lots = torch.nonzero(included).flatten()
-        return Moments(
-            weight=self.weight[lots].sum(),
-            targets=self.targets[lots].sum(0),
-            gram=_sum_lower(self.gram, lots.tolist()),
-            cross=self.cross[:, lots].sum(1),
-        )
+        gram, cross = _sum_lower(self.gram, lots.tolist()), self.cross[:, lots].sum(1)
+        if frame.preprocessing.centres:
+            between = self.mean[:, lots] - frame.centre[:, None]
+            weighted = (between * self.weight[lots, None]).mT
+            gram.baddbmm_(weighted, between)
+            cross += weighted @ (self.target_mean[lots] - self.target_mean_of_fit(included))
+        return Moments(gram, cross)
 
 
-def lot_moments(rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets) -> LotMoments:
+def lot_moments(
+    rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
+) -> LotMoments:
     """Sum up the rows of each lot."""
     n_lots, n_targets, d = sets.included.shape[1], targets.shape[1], rows.n_features
     zeros = targets.new_zeros
     out = LotMoments(
         weight=zeros(n_lots),
-        features=zeros(rows.n_cells, n_lots, d),
-        targets=zeros(n_lots, n_targets),
+        mean=zeros(rows.n_cells, n_lots, d),
+        target_mean=zeros(n_lots, n_targets),
         gram=zeros(rows.n_cells, n_lots, d, d),
         cross=zeros(rows.n_cells, n_lots, d, n_targets),
+        origin=rows.origin,
     )
     for chunk in rows.chunks():
         for lot, held in enumerate(chunk.lots):
             samples, features = chunk.samples[held], chunk.features[:, held]
             weight = sets.weight_of_sample[samples]
-            weighted = targets[samples] * weight[:, None]
-            out.weight[lot] += weight.sum()
-            out.targets[lot] += weighted.sum(0)
-            out.features[:, lot] += weight @ features
-            out.cross[:, lot] += features.mT @ weighted
-            for cell in range(rows.n_cells):
-                add_gram(out.gram[cell, lot], features[cell], weight if sets.weighted else None)
+            if preprocessing.centres:
+                _add_centred(out, lot, features, targets[samples], weight, weighted=sets.weighted)
+            else:
+                _add_products(out, lot, features, targets[samples], weight if sets.weighted else None)
     return out
+
+
+def lot_marginals(
+    chunks: Iterable[Chunk],
+    sets: TrainingSets,
+    preprocessing: Preprocessing,
+    origin: Float64[Tensor, "cell feature"],
+) -> LotMarginals:
+    """Sum up the rows of each lot, without products of features; squares only where features are scaled."""
+    n_lots = sets.included.shape[1]
+    mean = origin.new_zeros(len(origin), n_lots, origin.shape[1])
+    out = LotMarginals(origin.new_zeros(n_lots), mean, torch.zeros_like(mean), origin)
+    for chunk in chunks:
+        for lot, held in enumerate(chunk.lots):
+            features, weight = chunk.features[:, held], sets.weight_of_sample[chunk.samples[held]]
+            joined = _join(out.weight[lot], out.mean[:, lot], features, weight)
+            out.weight[lot] += weight.sum()
+            if preprocessing.standardize:
+                out.squares[:, lot] += joined.between * joined.step.square()
+                for piece in _pieces(weight):
+                    out.squares[:, lot] += weight[piece] @ (features[:, piece] - joined.mean[:, None]).square_()
+    return out
+
+
+def _add_centred(
+    out: LotMoments,
+    lot: int,
+    features: Float64[Tensor, "cell row feature"],
+    targets: Float64[Tensor, "row target"],
+    weight: Float64[Tensor, " row"],
+    *,
+    weighted: bool,
+) -> None:
+    """Add rows of a lot about their own means, and what lies between these and the means of the rows before."""
+    joined = _join(out.weight[lot], out.mean[:, lot], features, weight)
+    of_targets = _join(out.weight[lot], out.target_mean[lot], targets, weight)
+    out.weight[lot] += weight.sum()
+    step = joined.between * joined.step[:, :, None]
+    out.gram[:, lot].baddbmm_(step, joined.step[:, None])
+    out.cross[:, lot] += step * of_targets.step
+    for piece in _pieces(weight):
+        centred = features[:, piece] - joined.mean[:, None]
+        counts = weight[piece] if weighted else None
+        _add_products(out, lot, centred, targets[piece] - of_targets.mean, counts)
+
+
+def _add_products(
+    out: LotMoments,
+    lot: int,
+    features: Float64[Tensor, "cell row feature"],
+    targets: Float64[Tensor, "row target"],
+    weight: Float64[Tensor, " row"] | None,
+) -> None:
+    out.cross[:, lot] += features.mT @ (targets if weight is None else targets * weight[:, None])
+    for cell, rows in enumerate(features):
+        add_gram(out.gram[cell, lot], rows, weight)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Rows that were added to others: their mean, its distance from the others', and what that weighs squared."""
+
+    mean: Float64[Tensor, "*cell column"]
+    step: Float64[Tensor, "*cell column"]
+    between: Float64[Tensor, ""]
+
+
+def _join(
+    weight: Float64[Tensor, ""],
+    mean: Float64[Tensor, "*cell column"],
+    rows: Float64[Tensor, "*cell row column"],
+    row_weight: Float64[Tensor, " row"],
+) -> _Joined:
+    """Move `mean`, of rows that weigh `weight`, to that of these and more rows."""
+    # Where nothing weighs anything there is nothing to divide.
+    least = torch.finfo(mean.dtype).tiny
+    added = row_weight.sum()
+    share = added / (weight + added).clamp(min=least)
+    new = (row_weight @ rows) / added.clamp(min=least)
+    step = new - mean
+    mean += step * share
+    return _Joined(new, step, weight * share)
+
+
+def _pieces(rows: Tensor) -> Iterator[slice]:
+    """Rows that are copied at a time."""
+    return (slice(start, start + PIECE_ROWS) for start in range(0, len(rows), PIECE_ROWS))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ scripts set C = 1/alpha, so the penalty is alpha for both.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
@@ -54,10 +54,6 @@ class ProbeFits:
     certificate: Float64[Tensor, "cell fit penalty"]
     converged: Bool[Tensor, "cell fit penalty"]
     solver: Int8[Tensor, "cell fit penalty"]
-
-    def moved(self, origin: Float64[Tensor, "cell feature"]) -> ProbeFits:
-        """The same probes of rows from which `origin` has not been subtracted."""
-        return replace(self, intercept=self.intercept - (self.coef * origin[:, None, None, None]).sum(-1))
 
     @classmethod
     def joined(cls, parts: Sequence[ProbeFits]) -> ProbeFits:

@@ -11,6 +11,8 @@ from gpu_probes.errors import BudgetError
 # Blocks of cells that are small are joined, up to this much: the cost of a call is spread over them.
 _SMALL_BLOCK_BYTES = 2**25
 _MIN_CHUNK_ROWS = 256
+# Rows of a cell of which a centred copy is made at a time: few enough for a cache, enough for a matrix product.
+PIECE_ROWS = 1024
 _BLOCKS_PER_WORKER = 4
 # Shuffled targets of a ridge, and columns of a logistic regression, that are wide enough for a matrix product.
 _MOST_SHUFFLES, _MOST_COLUMNS = 1024, 512
@@ -172,7 +174,8 @@ def _ridge_nbytes(w: Workload) -> int:
     if w.is_dual:
         copies = 3 * _FLOAT * w.n_train * w.n_features if w.centres else 0
         return 4 * _FLOAT * w.n_train**2 + copies
-    return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2
+    pieces = 2 * _FLOAT * min(w.n_train, PIECE_ROWS) * w.n_features if w.centres else 0
+    return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2 + pieces
 
 
 def _logistic_nbytes(w: Workload, penalties: int) -> int:

@@ -24,12 +24,37 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Marginals:
-    """Weighted sums over the training rows of one fit, without any products of features."""
+    """The training rows of one fit, feature by feature: their weight, mean, and squared deviations from the mean.
+
+    `origin` is what was subtracted from all rows before.
+    """
 
     weight: Float64[Tensor, ""]
-    features: Float64[Tensor, "cell feature"]
+    mean: Float64[Tensor, "cell feature"]
     squares: Float64[Tensor, "cell feature"]
-    targets: Float64[Tensor, " target"]
+    origin: Float64[Tensor, "cell feature"]
+
+    @classmethod
+    def of_rows(
+        cls,
+        features: Float64[Tensor, "cell row feature"],
+        weight: Float64[Tensor, " row"],
+        origin: Float64[Tensor, "cell feature"],
+    ) -> Marginals:
+        """Of rows that are all there, those left out weighing 0."""
+        mean = (weight @ features) / weight.sum()
+        squares = weight @ (features - mean[:, None]).square_()
+        return cls(weight.sum(), mean, squares, origin)
+
+    @property
+    def deviation(self) -> Float64[Tensor, "cell feature"]:
+        """Standard deviation; 1 where it cannot be told from the rounding of the mean, as `StandardScaler` has it."""
+        variance = self.squares / self.weight
+        rounding = self.weight * torch.finfo(variance.dtype).eps
+        # The mean of the rows as they were given, and as they are worked on: either is rounded.
+        largest = torch.maximum((self.mean + self.origin).abs(), self.mean.abs())
+        varies = variance > rounding * variance + (rounding * largest).square()
+        return torch.where(varies, variance, 1.0).sqrt()
 
 
 @dataclass(frozen=True)
@@ -42,36 +67,14 @@ class Frame:
     target_centre: Float64[Tensor, " target"]
 
     @classmethod
-    def of(cls, sums: Marginals, preprocessing: Preprocessing) -> Frame:
-        """From sums over the training rows."""
-        mean = sums.features / sums.weight
-        scale = torch.ones_like(mean)
-        if preprocessing.standardize:
-            variance = sums.squares / sums.weight - mean.square()
-            # As StandardScaler: what does not vary (but for rounding) keeps its scale. The rows are shifted by the
-            # first of them, so the mean is not far from 0 and nothing cancels.
-            varies = variance > 1e3 * torch.finfo(mean.dtype).eps * mean.square()
-            scale = torch.where(varies, variance, 1.0).sqrt()
-        target_mean = sums.targets / sums.weight
+    def of(cls, rows: Marginals, target_mean: Float64[Tensor, " target"], preprocessing: Preprocessing) -> Frame:
+        """From the training rows."""
         return cls(
             preprocessing,
-            centre=mean if preprocessing.centres else torch.zeros_like(mean),
-            scale=scale,
+            centre=rows.mean if preprocessing.centres else torch.zeros_like(rows.mean),
+            scale=rows.deviation if preprocessing.standardize else torch.ones_like(rows.mean),
             target_centre=target_mean if preprocessing.fit_intercept else torch.zeros_like(target_mean),
         )
-
-    @classmethod
-    def of_rows(
-        cls,
-        features: Float64[Tensor, "cell row feature"],
-        targets: Float64[Tensor, "row target"],
-        weight: Float64[Tensor, " row"],
-        preprocessing: Preprocessing,
-    ) -> Frame:
-        """From the training rows, those left out weighing 0."""
-        nothing = torch.zeros_like(features[:, 0])
-        sums, squares = (weight @ features, weight @ features.square()) if preprocessing.centres else (nothing, nothing)
-        return cls.of(Marginals(weight.sum(), sums, squares, weight @ targets), preprocessing)
 
     def take(self, cells: Int64[Tensor, " kept"]) -> Frame:
         """Some of the cells."""

@@ -16,6 +16,8 @@ from gpu_probes.errors import CellError
 from gpu_probes.folds import FoldPlan
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
+# Rows whose median is where the features are, whatever a few rows hold.
+_DRAWN = 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,12 @@ class TrainingSets:
     def own_fits(self) -> list[int]:
         """The fits without each fold and the one on everything: those that are not for nested cross-validation."""
         return [*range(self.n_folds), self.n_fits - 1]
+
+    def draw(self) -> Int64[Tensor, " drawn"]:
+        """Some of the samples that count, the same for every block."""
+        counted = torch.nonzero(self.weight_of_sample.cpu()).flatten()
+        order = torch.randperm(len(counted), generator=torch.Generator().manual_seed(0))
+        return counted[order[:_DRAWN]].to(self.weight_of_sample.device)
 
     def n_rows(self, fit: int) -> int:
         """Rows that count in a fit."""
@@ -108,8 +116,15 @@ class Rows:
         self._blanked: Bool[Tensor, " cell"] | None = None
         self._origin: Float64[Tensor, "cell feature"] | None = None
 
+    @property
+    def origin(self) -> Float64[Tensor, "cell feature"]:
+        """What is subtracted from all rows."""
+        if self._origin is None:
+            return torch.zeros(self.n_cells, self.n_features, dtype=torch.float64, device=self.device)
+        return self._origin
+
     def shift(self, origin: Float64[Tensor, "cell feature"]) -> None:
-        """Subtract one row from all, so that sums of squares do not cancel where the mean is far from 0."""
+        """Subtract the same from all rows, so that no digits are lost to a place far from 0."""
         self._origin = origin
         if self._kept is not None:
             self._kept.features.sub_(origin[:, None])
@@ -225,18 +240,24 @@ class Overview:
     finite: Bool[Tensor, " cell"]
     constant: Bool[Tensor, " cell"]
     largest_norm: Float64[Tensor, " cell"]
-    first_row: Float64[Tensor, "cell feature"]
+    median: Float64[Tensor, "cell feature"]
 
 
-def look_over(rows: Rows) -> Overview:
-    """Find cells with NaN or infinity, cells whose rows are all equal, and the norm of the longest row."""
+def look_over(rows: Rows, drawn: Int64[Tensor, " drawn"] | None = None) -> Overview:
+    """Find cells with NaN or infinity, cells whose rows are all equal, and the norm of the longest row.
+
+    The median is that of the samples that are drawn; 0 without any.
+    """
     device = rows.device
     finite = torch.ones(rows.n_cells, dtype=torch.bool, device=device)
     constant = torch.ones(rows.n_cells, dtype=torch.bool, device=device)
     largest = torch.zeros(rows.n_cells, dtype=torch.float64, device=device)
     first: Tensor | None = None
+    some: list[Tensor] = []
     for chunk in rows.chunks():
         features = chunk.features
+        if drawn is not None:
+            some.append(features[:, torch.isin(chunk.samples, drawn)])
         if first is None:
             first = features[:, :1].clone()
         norms = torch.linalg.vector_norm(features, dim=2)
@@ -246,8 +267,8 @@ def look_over(rows: Rows) -> Overview:
         constant &= (features[:, :8] == first).all(2).all(1)
         if bool(constant.any()):
             constant &= (features == first).all(2).all(1)
-    assert first is not None
-    return Overview(finite, constant & finite, largest, first[:, 0])
+    median = torch.cat(some, 1).median(1).values if some else rows.origin
+    return Overview(finite, constant & finite, largest, median)
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

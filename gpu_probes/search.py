@@ -115,14 +115,14 @@ class Nested:
 
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
     """Fit and score some cells; one result for each label."""
-    seen = look_over(train)
+    seen = look_over(train, plan.sets.draw() if plan.preprocessing.centres else None)
     if plan.preprocessing.centres:
-        train.shift(seen.first_row)
+        train.shift(seen.median)
     train.blank(~seen.finite | seen.constant)
     fitted, null_scores = _FITS[plan.probe](plan, train)
-    if plan.preprocessing.centres:
-        fitted = [fits.moved(seen.first_row) for fits in fitted]
     seen_test = None if test is None else look_over(test)
+    if test is not None and plan.preprocessing.centres:
+        test.shift(seen.median)
     return [
         _search_label(plan, label, fits, null, seen, test, seen_test)
         for label, fits, null in zip(plan.labels, fitted, null_scores, strict=True)
@@ -264,7 +264,7 @@ def _search_label(
     return BlockResult(
         status=_first_reason(reasons),
         coef=host(coef),
-        intercept=host(intercept),
+        intercept=host(intercept - (coef * seen.median[:, None]).sum(-1) if plan.preprocessing.centres else intercept),
         certificate=host(fits.certificate[:, own]),
         solver=host(fits.solver[:, own]),
         selected=torch.where(no_probe, -1, chosen).cpu().numpy(),

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gpu_probes.cholesky import Factor
-from gpu_probes.moments import add_gram, lot_crosses, lot_moments, mirrored
+from gpu_probes.moments import add_gram, lot_crosses, lot_marginals, lot_moments, mirrored
 from gpu_probes.objective import duality_gap
 from gpu_probes.preprocessing import Frame, Marginals, Preprocessing
 from gpu_probes.rows import Rows, TrainingSets
@@ -47,15 +47,10 @@ class Framed:
     @classmethod
     def of(cls, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing) -> Framed:
         """Sum up what shifts and scales take, in one pass."""
-        sums = torch.zeros(rows.n_cells, sets.n_fits, rows.n_features, dtype=torch.float64, device=rows.device)
-        squares, weight = torch.zeros_like(sums), sums.new_zeros(sets.n_fits)
-        for chunk in rows.chunks():
-            weights = sets.weights(chunk.samples)
-            weight += weights.sum(1)
-            sums += weights @ chunk.features
-            squares += weights @ chunk.features.square()
-        marginals = [Marginals(weight[f], sums[:, f], squares[:, f], weight.new_zeros(0)) for f in range(sets.n_fits)]
-        return cls(rows, sets, preprocessing, [Frame.of(marginal, preprocessing) for marginal in marginals])
+        marginals = lot_marginals(rows.chunks(), sets, preprocessing, rows.origin)
+        no_targets = marginals.weight.new_zeros(0)
+        frames = [Frame.of(marginals.of_fit(lots), no_targets, preprocessing) for lots in sets.included]
+        return cls(rows, sets, preprocessing, frames)
 
     def project(self, coef: Float64[Tensor, "cell fit output feature"]) -> Float64[Tensor, "cell fit sample output"]:
         """Raw features times raw coefficients."""
@@ -91,20 +86,18 @@ class Primal(Framed):
         self, rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
     ) -> None:
         self.targets = targets
-        self._moments = lot_moments(rows, targets, sets)
-        frames = [Frame.of(self._moments.marginals(lots), preprocessing) for lots in sets.included]
+        self._moments = lot_moments(rows, targets, sets, preprocessing)
+        marginals, target_mean = self._moments.marginals, self._moments.target_mean_of_fit
+        frames = [Frame.of(marginals.of_fit(lots), target_mean(lots), preprocessing) for lots in sets.included]
         super().__init__(rows, sets, preprocessing, frames)
 
     def system(self, fit: int) -> System:
-        """Gram matrix and right side, centred and scaled by their sums."""
-        moments, frame = self._moments.of_fit(self.sets.included[fit]), self.frames[fit]
-        matrix, cross = moments.gram, moments.cross.mT
-        if frame.preprocessing.centres:
-            matrix.baddbmm_(frame.centre[:, :, None], -moments.weight * frame.centre[:, None, :])
-            cross = cross - moments.targets[:, None] * frame.centre[:, None]
+        """Gram matrix and right side, of centred and scaled features."""
+        frame = self.frames[fit]
+        moments = self._moments.of_fit(self.sets.included[fit], frame)
         if frame.preprocessing.standardize:
-            matrix.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
-        return System(matrix, cross / frame.scale[:, None])
+            moments.gram.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
+        return System(moments.gram, moments.cross.mT / frame.scale[:, None])
 
     def coef(
         self, fit: int, unknown: Float64[Tensor, "cell penalty target n"]
@@ -151,8 +144,12 @@ class Dual:
         weights = sets.weights(chunk.samples)
         self._root = weights.sqrt()
         self._kept = [torch.nonzero(weight).flatten() for weight in weights]
-        self.frames = [Frame.of_rows(self._features, self._targets, weight, preprocessing) for weight in weights]
+        self.frames = [self._frame(weight) for weight in weights]
         self._kernel = None if preprocessing.centres else _kernel(self._features)
+
+    def _frame(self, weight: Float64[Tensor, " row"]) -> Frame:
+        marginals = Marginals.of_rows(self._features, weight, self.rows.origin)
+        return Frame.of(marginals, weight @ self._targets / weight.sum(), self.preprocessing)
 
     def system(self, fit: int) -> System:
         """The training rows' part of the kernel."""
