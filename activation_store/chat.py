@@ -71,7 +71,8 @@ def user_texts(question: Question) -> list[str]:
 
 def other_texts(question: Question) -> list[str]:
     """What other roles say in it: the system, earlier answers. One that only calls tools says nothing."""
-    return [message["content"] for message in as_messages(question) if message["role"] != "user" and message["content"]]
+    others = (message.get("content") for message in as_messages(question) if message["role"] != "user")
+    return [content for content in others if content]
 
 
 def question_text(question: Question) -> str:
@@ -145,7 +146,7 @@ def find_pieces(tokenizer: Tokenizer, question: Question, whole: str, template_k
     Pieces or None
         None where the template does more to the text than to strip its ends, so that its place is not certain.
     """
-    sentinel = _absent(SENTINEL, [str(message["content"]) for message in as_messages(question)])
+    sentinel = _absent(SENTINEL, [str(message.get("content")) for message in as_messages(question)])
     texts = user_texts(question)
     fixed = tuple(_render_masked(tokenizer, question, sentinel, template_kwargs).split(sentinel))
     if len(fixed) != len(texts) + 1:

@@ -56,10 +56,11 @@ class ArrowRows:
     def values(self, name: str) -> list[Any]:
         """Python's values of a column, without the keys that a struct has only because others have them."""
         column = self.table.column(name)
+        values = self._padded(column, name)
         try:
-            return [_without_padding(value, column.type) for value in column.to_pylist()]
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"{self.path}: column {name!r} ({column.type}) cannot be read: {error}") from error
+            return [_without_padding(value, column.type) for value in values]
+        except ValueError as error:
+            raise InputError(f"{self.path}: column {name!r}: {error}; keep one") from error
 
     def typed(self, name: str) -> Column:
         """A column as Arrow's."""
@@ -88,11 +89,19 @@ class ArrowRows:
         """
         table = self.typed_table()
         columns = {
-            name: self.values(name) if name in self.used else table.column(name).to_pylist()
+            name: self.values(name) if name in self.used else self._padded(table.column(name), name)
             for name in table.column_names
         }
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
         return [json.dumps(row, default=_spelled, allow_nan=False) for row in rows]
+
+    def _padded(self, column: Column, name: str) -> list[Any]:
+        """Python's values as Arrow gives them."""
+        try:
+            return column.to_pylist()
+        except (ValueError, OverflowError) as error:
+            # Such as dates after the year 9999.
+            raise InputError(f"{self.path}: column {name!r} ({column.type}) cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,19 @@ class JsonRows:
             return pa.table({name: self.typed(name) for name in self.names})
         except InputError as error:
             raise InputError(f"{error}; write .jsonl, where rows stay as they are") from error
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.path}: half of a surrogate pair in a key, which parquet cannot hold ({error}); write .jsonl"
+            ) from error
 
     def text_table(self) -> Table:
         """All columns as text, for CSV: text as it is, else as JSON writes it."""
-        return pa.table({name: pa.array(self._texts(name), pa.string()) for name in self.names})
+        try:
+            return pa.table({name: pa.array(self._texts(name), pa.string()) for name in self.names})
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{self.path}: half of a surrogate pair, which CSV cannot hold ({error}); write .jsonl"
+            ) from error
 
     def json_lines(self) -> list[str]:
         """Rows as they were read."""

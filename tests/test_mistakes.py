@@ -43,6 +43,10 @@ def place(tmp_path_factory, tiny_model) -> Path:
     (place / "bad.jsonl").write_text('{"question": "a", "success_rate": 1}\n{"question": "b",\n')
     (place / "words.csv").write_text("question,success_rate\nHi,high\n")
     (place / "semicolons.csv").write_text("question;success_rate\nHi;0.5\n")
+    (place / "commas.csv").write_text("question;success_rate\nHi;0,5\n")
+    (place / "wide.csv").write_text("question,success_rate\nHi,0.5\n", encoding="utf-16")
+    (place / "backslash.csv").write_text('question,success_rate\n"say \\"hi\\"",0.5\n')
+    (place / "mixed.jsonl").write_text('{"question": "a", "o": 1, "g": 1}\n{"question": "b", "o": "x", "g": "1"}\n')
     (place / "folder.csv").mkdir()
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     (place / "chat.jsonl").write_text(json.dumps({"question": messages, "success_rate": 1}) + "\n")
@@ -103,6 +107,10 @@ COMMANDS = [
     (f"{EXTRACT} torn.parquet", "cannot be read as parquet"),
     (f"{EXTRACT} bad.jsonl", "line 2 is not JSON"),
     (f"{EXTRACT} semicolons.csv", "columns are separated by commas"),
+    (f"{EXTRACT} commas.csv", "columns are separated by commas"),
+    (f"{EXTRACT} wide.csv", "is UTF-16; save it as UTF-8"),
+    (f"{EXTRACT} backslash.csv", "within quotes a quote is written twice"),
+    (f"{EXTRACT} mixed.jsonl --label_column o", "make all of them numbers"),
     (f"{EXTRACT} splits", "give one of them: splits/train, splits/test"),
     (f"{EXTRACT} empty.parquet", "has no rows"),
     (f"{EXTRACT} d.parquet --label_column rate", "it has question, success_rate, right"),
@@ -199,6 +207,8 @@ COMMANDS = [
     ),
     ("predict --probe results --dataset_path none.csv --output_path new.csv", "give a parquet, .csv or .jsonl file"),
     ("predict --probe results --dataset_path d.parquet --output_path d.parquet", "is the dataset itself"),
+    ("predict --probe results --dataset_path mixed.jsonl --output_path new.parquet", "write .jsonl"),
+    ("predict --probe results --dataset_path backslash.csv --output_path new.csv", "a quote is written twice"),
     ("predict --probe results --dataset_path d.parquet --output_path folder.csv", "give the name of a file"),
     ("predict --probe results --dataset_path d.parquet --output_path e.parquet/new.csv", "cannot write to e.parquet"),
     ("predict --probe results --text Hi --model other", "name the same model with --model"),

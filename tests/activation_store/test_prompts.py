@@ -47,6 +47,27 @@ def test_tail_is_counted_on_the_rendered_whole():
         assert prompts.n_tokens[row] == len(ids)
 
 
+@pytest.mark.parametrize("options", [{}, {"max_length": 50, "truncate": True}])
+def test_a_message_that_only_calls_tools_is_rendered_as_it_is(options):
+    template = CHATML.replace(
+        "<|im_end|>", "{% if message.tool_calls %}{{ message.tool_calls | tojson }}{% endif %}<|im_end|>"
+    )
+    tokenizer = train_tokenizer(template)
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
+    question = [{"role": "user", "content": "a <|im_end|>"}, called, {"role": "user", "content": "Why? " * 50}]
+    prompts = encode(tokenizer, [question], **options)
+    rendered = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert '[{"name": "f"}]' in rendered
+    assert prompts.control_rows.as_text == (0,)
+    if options:
+        assert prompts.n_tokens[0] <= 50
+        rendered = rendered.replace("Why? " * 50, "")
+    decoded = tokenizer.decode(prompts.row(0))
+    head, _, tail = rendered.partition("Why? ") if not options else (rendered[:40], "", prompts.tail)
+    assert decoded.startswith(head)
+    assert decoded.endswith(tail)
+
+
 def test_template_kwargs_change_the_tail():
     template = CHATML.replace("assistant\n{%", "assistant\n{% if thinking %}<think>{% endif %}{%")
     tokenizer = train_tokenizer(template)

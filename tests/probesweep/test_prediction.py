@@ -295,6 +295,9 @@ def test_scalars_of_json_are_written_into_csv_as_they_are(probe, tmp_path):
     with (tmp_path / "s.csv").open(newline="") as file:
         found = [row["x"] for row in csv.DictReader(file)]
     assert found == ["10000000000000000000000", "007", "", "true", "0.1", "", "9007199254740993"]
+    (tmp_path / "given.jsonl").write_text('{"question": "a", "x": "\\ud800"}')
+    with pytest.raises(InputError, match=r"half of a surrogate pair, which CSV cannot hold .*; write \.jsonl"):
+        score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.csv")
     (tmp_path / "given.jsonl").write_text('{"question": "a", "x": "b"}\n{"question": "a", "x": [1]}')
     with pytest.raises(InputError, match=r"row 1 has a list or an object in 'x', which CSV cannot hold; write \.jsonl"):
         score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.csv")
@@ -326,6 +329,16 @@ def test_columns_of_parquet_keep_their_types(probe, tmp_path):
     kept = written.select(given.column_names)
     assert kept.schema.equals(given.schema, check_metadata=True)
     assert repr(kept.to_pylist()) == repr(given.to_pylist())
+
+
+def test_a_date_that_python_does_not_know_is_refused_where_it_has_to(probe, tmp_path):
+    pq.write_table(
+        pa.table({"question": ["a"], "when": pa.array([2**48], pa.timestamp("ms"))}), tmp_path / "given.parquet"
+    )
+    with pytest.raises(InputError, match=r"column 'when' \(timestamp\[ms\]\) cannot be read: "):
+        score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.jsonl")
+    score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.parquet")
+    assert pq.read_table(tmp_path / "s.parquet")["when"].cast(pa.int64()).to_pylist() == [2**48]
 
 
 def test_an_index_of_pandas_is_kept(probe, tmp_path):
