@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_store import InputError
@@ -255,6 +255,7 @@ def test_stray_quotes_in_a_csv_file_are_refused(content, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.text('a",\n\r\0 ', max_size=12))
 def test_csv_files_are_read_as_the_strict_reader_of_python_reads_them(body):
     text = "question,other\n" + body
