@@ -79,7 +79,7 @@ def heatmap(
     legend = alt.Legend(orient="top", gradientLength=160, tickCount=4, titleLimit=300)
     colour = alt.Color("score:Q", scale=alt.Scale(scheme="viridis"), title=score_title(score, metric), legend=legend)
     undefined, scored, at_best = (
-        _rows(frame, kept) for kept in (np.isnan(values), ~np.isnan(values), _is(cells, best))
+        rows_where(frame, kept) for kept in (np.isnan(values), ~np.isnan(values), _is(cells, best))
     )
     paper = PALETTE["paper"]
     drawn = [
@@ -90,7 +90,7 @@ def heatmap(
             shape="circle", size=70, filled=True, fill="#111111", stroke="#ffffff", strokeWidth=2, opacity=1
         ),
     ]
-    return stack([part for part in drawn if len(part.data)], 28 * len(set(frame["position"])))
+    return stack([part for part in drawn if _has_rows(part)], 28 * len(set(frame["position"])))
 
 
 def layers(
@@ -123,15 +123,15 @@ def layers(
     x, y = _layer_axis(cells, frame), alt.Y("score:Q", title=score_title(score, metric), scale=alt.Scale(zero=False))
     drawn: list[alt.Chart | alt.LayerChart] = [_reference(reference, x, y, colour) for reference in references]
     for kept, width, size in ((~own, 1.25, 14), (own, 2.5, 36)):
-        part = _rows(frame, kept & ~np.isnan(values))
-        drawn.append(alt.Chart(part).encode(x, y, colour, detail="position:N").mark_line(strokeWidth=width))
+        part = rows_where(frame, kept & ~np.isnan(values))
+        drawn.append(chart_of(part).encode(x, y, colour, detail="position:N").mark_line(strokeWidth=width))
         drawn.append(_cells(part, x, y).encode(colour).mark_point(filled=True, size=size, opacity=1))
     drawn.append(
-        _cells(_rows(frame, _is(cells, best)), x, y).mark_point(
+        _cells(rows_where(frame, _is(cells, best)), x, y).mark_point(
             size=110, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
         )
     )
-    return stack([part for part in drawn if isinstance(part, alt.LayerChart) or len(part.data)] or drawn[:1], 320)
+    return stack([part for part in drawn if isinstance(part, alt.LayerChart) or _has_rows(part)] or drawn[:1], 320)
 
 
 def readable(cells: pd.DataFrame, tokens: Mapping[Any, str | None] | None = None) -> pd.DataFrame:
@@ -160,9 +160,19 @@ def legend_of(series: Sequence[Series]) -> alt.Color:
     return alt.Color("series:N", scale=scale, legend=legend)
 
 
+def chart_of(frame: pd.DataFrame) -> alt.Chart:
+    """A chart of a table, whose values it holds: Altair refuses data frames of more than 5,000 rows."""
+    values: Any = alt.to_values(frame)["values"]
+    return alt.Chart(alt.InlineData(values=values))
+
+
 def stack(layers: Sequence[alt.Chart | alt.LayerChart], height: int) -> alt.LayerChart:
     """Charts over one another, the last on top."""
     return alt.LayerChart(layer=list(layers)).properties(width=WIDTH, height=height)
+
+
+def _has_rows(chart: alt.Chart) -> bool:
+    return bool(chart.data.values)
 
 
 def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> alt.LayerChart:
@@ -173,12 +183,12 @@ def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> a
     row |= {"value": number(reference.value), "95 % interval": text, "low": reference.low, "high": reference.high}
     tips = [alt.Tooltip("series:N", title="what"), "value:N", "95 % interval:N"]
     if reference.layer is None:
-        base = alt.Chart(pd.DataFrame([row])).encode(colour)
+        base = chart_of(pd.DataFrame([row])).encode(colour)
         band = [base.mark_rect(opacity=0.12).encode(y=alt.Y("low:Q"), y2="high:Q")] if known else []
         line = base.mark_rule(strokeDash=[5, 4], strokeWidth=1.75).encode(y, tooltip=tips)
         return alt.LayerChart(layer=[*band, line])
     at = {"place": reference.layer, "layer": one_line(reference.layer)}
-    base = alt.Chart(pd.DataFrame([row | at])).encode(x, colour)
+    base = chart_of(pd.DataFrame([row | at])).encode(x, colour)
     bar = [base.mark_rule(strokeWidth=2).encode(y=alt.Y("low:Q"), y2="high:Q")] if known else []
     point = base.mark_point(shape="diamond", filled=True, size=100, opacity=1).encode(y, tooltip=tips)
     return alt.LayerChart(layer=[*bar, point])
@@ -186,7 +196,7 @@ def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> a
 
 def _cells(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
     """Marks that say in a tooltip all that is known of their cell."""
-    return alt.Chart(frame).encode(x, y, tooltip=[f"{name}:N" for name in _TIPS])
+    return chart_of(frame).encode(x, y, tooltip=[f"{name}:N" for name in _TIPS])
 
 
 def _layer_axis(cells: pd.DataFrame, names: pd.DataFrame) -> alt.X:
@@ -208,5 +218,6 @@ def _is(cells: pd.DataFrame, best: tuple[Any, Any] | None) -> np.ndarray:
     )
 
 
-def _rows(frame: pd.DataFrame, kept: np.ndarray) -> pd.DataFrame:
+def rows_where(frame: pd.DataFrame, kept: Any) -> pd.DataFrame:
+    """Rows of a table, by a mask."""
     return pd.DataFrame(frame.loc[kept])

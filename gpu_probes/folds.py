@@ -82,13 +82,14 @@ def plan_folds(
 
     ``StratifiedKFold`` for binary and multiclass labels, whatever the task, but not for `numbers` of which none comes
     as often as there are folds (scikit-learn refuses these);
-    ``GroupKFold`` and ``StratifiedGroupKFold`` where there are groups.
+    ``GroupKFold`` and ``StratifiedGroupKFold`` where there are groups. The last may leave a fold empty: with as many
+    groups as folds each group is then a fold.
 
     Raises
     ------
     FoldError
         When there are fewer than two folds, more folds than samples, groups or than members of every class, no such
-        seed, or groups so uneven that a fold stays empty.
+        seed, or scikit-learn leaves a fold empty.
     """
     stratified = label_kind(labels) in ("binary", "multiclass") and not (numbers and _most_frequent(labels) < n_folds)
     check_split(n_folds, seed)
@@ -103,11 +104,23 @@ def plan_folds(
         # Values that some folds lack: harmless for a regression; classes get a status there.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels, groups)):
-            if not len(held_out):
-                raise FoldError(f"the groups are so uneven that fold {fold} stays empty; use fewer folds")
             fold_of_sample[held_out] = fold
+    empty = np.setdiff1d(np.arange(n_folds), fold_of_sample)
+    if groups is not None and empty.size:
+        fold_of_sample = _group_by_group(groups, n_folds, int(empty[0]))
     # Without a third fold nothing is left to train on.
     return FoldPlan(fold_of_sample, n_folds, nested=nested and n_folds > 2, stratified=stratified)
+
+
+def _group_by_group(groups: Int64[np.ndarray, " sample"], n_folds: int, empty: int) -> Int64[np.ndarray, " sample"]:
+    """Every group as a fold, the only split there is where they are as many."""
+    distinct, number = np.unique(groups, return_inverse=True)
+    if len(distinct) > n_folds:
+        raise FoldError(
+            f"scikit-learn's StratifiedGroupKFold leaves fold {empty} of {n_folds} empty for these {len(distinct)} "
+            "groups, their labels and the seed; use fewer folds or another --seed"
+        )
+    return number.astype(np.int64)
 
 
 def _most_frequent(labels: Float64[np.ndarray, " sample"]) -> int:
@@ -117,7 +130,10 @@ def _most_frequent(labels: Float64[np.ndarray, " sample"]) -> int:
 def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
     n_groups = len(np.unique(groups))
     if n_folds > n_groups:
-        raise FoldError(f"n_folds {n_folds} is more than the {n_groups} groups; use fewer folds or smaller groups")
+        raise FoldError(
+            f"n_folds {n_folds} is more than the {n_groups} groups (rows with the same prompt are one); use fewer "
+            "folds or smaller groups"
+        )
 
 
 def check_split(n_folds: Any, seed: Any) -> None:

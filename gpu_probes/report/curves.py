@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from gpu_probes.charts import PALETTE, Series, legend_of, stack
+from gpu_probes.charts import PALETTE, Series, chart_of, legend_of, rows_where, stack
 
 # As many labels as stand side by side on a phone.
 _FEW = alt.Axis(tickCount=6)
@@ -20,7 +20,7 @@ def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequen
     """Columns actual, predicted, series, row and the tips."""
     shared = [frame[["actual", "predicted"]].min().max(), frame[["actual", "predicted"]].max().min()]
     points = (
-        alt.Chart(frame)
+        chart_of(frame)
         .mark_point(filled=True, size=34, opacity=0.6)
         .encode(
             alt.X("actual:Q", title="actual", scale=alt.Scale(zero=False), axis=_FEW),
@@ -38,7 +38,7 @@ def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> a
     """Columns fpr, tpr, series, row, order and the tips."""
     x = alt.X("fpr:Q", title="false positive rate", scale=alt.Scale(domain=[0, 1]), axis=_FEW)
     y = alt.Y("tpr:Q", title="true positive rate", scale=alt.Scale(domain=[0, 1]))
-    base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
+    base, colour = chart_of(frame).encode(x, y), legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour, order="order:Q")
     points = base.mark_point(filled=True, size=40, opacity=0).encode(colour, tooltip=_tips(tips))
     return stack([_diagonal(0.0, 1.0, "fpr", "tpr"), line, points], 380)
@@ -49,7 +49,7 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     unit = alt.Scale(domain=[0, 1])
     x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit, axis=_FEW)
     y = alt.Y("fraction_positive:Q", title="share that is so", scale=unit)
-    base, colour = alt.Chart(frame).encode(x, y), legend_of(series)
+    base, colour = chart_of(frame).encode(x, y), legend_of(series)
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
@@ -65,10 +65,10 @@ def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.Laye
     else:
         x = alt.X("alpha:O", title="alpha", axis=alt.Axis(labelAngle=0, format="~g"))
     y = alt.Y("score:Q", title=title, scale=alt.Scale(zero=False))
-    base = alt.Chart(frame[frame["score"].notna()]).encode(x, y)
+    base = chart_of(rows_where(frame, frame["score"].notna())).encode(x, y)
     line = base.mark_line(color=PALETTE["accent"], strokeWidth=2)
     points = base.mark_point(filled=True, size=50, color=PALETTE["accent"], opacity=1).encode(tooltip=_tips(tips))
-    chosen = alt.Chart(frame[frame["chosen"]]).encode(x, y, tooltip=_tips(tips))
+    chosen = chart_of(rows_where(frame, frame["chosen"])).encode(x, y, tooltip=_tips(tips))
     mark = chosen.mark_point(
         size=150, filled=True, fill=PALETTE["accent"], stroke=PALETTE["paper"], strokeWidth=2, opacity=1
     )
@@ -85,11 +85,11 @@ def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: 
     offset = alt.YOffset("series:N", scale=places)
     x = alt.X("score:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6, grid=True))
     colour = legend_of(series)
-    bars = alt.Chart(frame[frame["low"].notna()]).mark_rule(strokeWidth=2)
+    bars = chart_of(rows_where(frame, frame["low"].notna())).mark_rule(strokeWidth=2)
     bars = bars.encode(
         y, offset, alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW), alt.X2("high:Q"), colour
     )
-    points = alt.Chart(frame).mark_point(filled=True, size=75, opacity=1)
+    points = chart_of(frame).mark_point(filled=True, size=75, opacity=1)
     points = points.encode(y, offset, x, colour, tooltip=_tips(tips))
     return stack([bars, points], 64 * len(names))
 
@@ -97,9 +97,9 @@ def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: 
 def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns low, high, count, row and the tips; `observed`: score, row, and the tips."""
     x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW)
-    bars = alt.Chart(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
+    bars = chart_of(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
     bars = bars.encode(x, alt.X2("high:Q"), alt.Y("count:Q", title="shuffles"), alt.Y2("none:Q"), tooltip=_tips(tips))
-    rule = alt.Chart(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
+    rule = chart_of(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
     line = rule.mark_rule(stroke=PALETTE["accent"], strokeWidth=2.5)
     text = rule.mark_text(align="right", dx=-6, y=8, fill=PALETTE["accent"], fontWeight="bold", fontSize=12)
     named = text.encode(text="label:N", tooltip=alt.value(None))
@@ -109,7 +109,7 @@ def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips:
 def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns n_rows, score, series, row and the tips."""
     x = alt.X("n_rows:Q", title="training rows", scale=alt.Scale(zero=True), axis=_FEW)
-    base = alt.Chart(frame).encode(x, alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)))
+    base = chart_of(frame).encode(x, alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)))
     colour = legend_of(series)
     line = base.mark_line(strokeWidth=2).encode(colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(colour, tooltip=_tips(tips))
@@ -118,7 +118,7 @@ def learning_curve(frame: pd.DataFrame, series: Sequence[Series], title: str, ti
 
 def _diagonal(low: float, high: float, x: str, y: str) -> alt.Chart:
     ends = pd.DataFrame({x: [low, high], y: [low, high]})
-    line = alt.Chart(ends).mark_line(stroke=PALETTE["others"], strokeDash=[4, 4], strokeWidth=1.25)
+    line = chart_of(ends).mark_line(stroke=PALETTE["others"], strokeDash=[4, 4], strokeWidth=1.25)
     return line.encode(alt.X(f"{x}:Q"), alt.Y(f"{y}:Q"))
 
 

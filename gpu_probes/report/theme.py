@@ -28,9 +28,7 @@ def picture_spec(chart: alt.LayerChart) -> dict[str, Any]:
 
 
 def _unconfigured(chart: alt.LayerChart) -> dict[str, Any]:
-    # A limit on rows is for notebooks; what is drawn here was thinned before. Whatever else is enabled there is left.
-    with alt.data_transformers.enable("default", max_rows=None):
-        spec = chart.to_dict()
+    spec = chart.to_dict()
     spec.pop("config", None)
     return spec
 

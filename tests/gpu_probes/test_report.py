@@ -14,17 +14,22 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from gpu_probes import ProbeError, SweepResult
-from gpu_probes.report import SavedResults, write_report
+from gpu_probes.charts import Series
+from gpu_probes.notebook import CellPlots
+from gpu_probes.report import SavedResults, curves, write_report
 from gpu_probes.report.predictions import MOST_POINTS, thinned
 from gpu_probes.wording import visible
 from tests.gpu_probes.result_folders import (
@@ -476,6 +481,54 @@ def test_sweep_results_in_a_notebook(swept: SweepResult):
         assert len(chart.to_dict()["layer"]) >= 3
     assert f"layer {swept.best.cell.layer}" in swept._repr_html_()
     assert "<table" in swept._repr_html_()
+
+
+def rows_shown(chart: alt.LayerChart) -> list[dict[str, object]]:
+    """What a notebook and a file get of a chart: all the same rows."""
+    spec = chart.to_dict()
+    assert json.loads(chart.to_json()) == json.loads(json.dumps(spec))
+    rows = [row for values in spec["datasets"].values() for row in values]
+    for text in (chart.to_html(), chart._repr_mimebundle_()["text/html"]):
+        assert all(f'"layer": "{row["layer"]}", "position": "{row["position"]}"' in text for row in rows)
+    return rows
+
+
+def test_charts_of_more_cells_than_altair_takes_as_a_table():
+    n_layers, n_positions = 81, 70
+    cells = pd.DataFrame(
+        [(layer, position) for position in range(-n_positions, 0) for layer in range(n_layers)],
+        columns=["layer", "position"],
+    )
+    scores = np.random.default_rng(0).random(len(cells))
+    scores[7] = np.nan
+    cells = cells.assign(cv_score=scores, test_score=scores, train_score=scores, alpha=1.0, reason=None)
+    plots = CellPlots(cells, "spearman", (3, -1))
+    for chart in (plots.heatmap(), plots.layers()):
+        found = {(row["layer"], row["position"]): row["score"] for row in rows_shown(chart)}
+        expected = {(str(layer), str(at)): s for layer, at, s in zip(cells.layer, cells.position, scores, strict=True)}
+        assert {key: score for key, score in found.items() if score is not None} == {
+            key: score for key, score in expected.items() if not np.isnan(score)
+        }
+    # Whatever a notebook does with tables is left alone, and does not matter.
+    with alt.data_transformers.enable("default", max_rows=10):
+        assert len(rows_shown(plots.heatmap())) == len(cells) + 1
+
+
+@pytest.mark.parametrize(
+    ("make", "columns"),
+    [
+        (curves.roc, ["fpr", "tpr", "order"]),
+        (curves.reliability, ["mean_predicted", "fraction_positive", "count"]),
+        (curves.diagonal_scatter, ["actual", "predicted"]),
+        (partial(curves.learning_curve, title="score"), ["n_rows", "score"]),
+    ],
+    ids=["roc", "reliability", "scatter", "learning curve"],
+)
+def test_curves_of_more_points_than_altair_takes_as_a_table(make: Callable[..., alt.LayerChart], columns: list[str]):
+    n = 6000
+    frame = pd.DataFrame({name: np.linspace(0, 1, n) for name in columns} | {"series": "a", "row": "a", "tip": "b"})
+    chart = make(frame, series=[Series("a", "accent")], tips=["tip"])
+    assert max(map(len, chart.to_dict()["datasets"].values())) == n
 
 
 def test_sweep_result_as_xarray(swept: SweepResult):
