@@ -53,10 +53,13 @@ def describe(health: Mapping[str, Any]) -> Iterator[str]:
         yield f"constant over all samples, so nothing can be learned there: {_cells(constant)}"
     if zero:
         yield f"all zero: {_cells(zero)}"
-    if health.get("repeated_prompts"):
-        yield f"samples that repeat the prompt of an earlier one: {health['repeated_prompts']}"
-    if health and not (constant or zero or health.get("repeated_prompts")):
-        yield "no cell is constant, no prompt is there twice"
+    repeated = health.get("repeated_prompts")
+    if repeated:
+        yield f"samples that repeat the prompt of an earlier one: {repeated}"
+    if health and not (constant or zero or repeated):
+        yield "no cell is constant" if repeated is None else "no cell is constant, no prompt is there twice"
+    if health and repeated is None:
+        yield "prompts, and whether any is there twice: not known, the store was imported"
 
 
 def _cells(cells: list[list[int]]) -> str:

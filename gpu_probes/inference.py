@@ -337,12 +337,13 @@ def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str,
 
 def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bool) -> dict[str, Json]:
     grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
+    known = options.prompts is not None
     return {
         "n_groups": grouping.n_groups,
         "column": grouping.has_column,
         "test_rows_grouped": test_rows_grouped,
-        "n_repeated_prompts": grouping.n_exact,
-        "n_repeated_but_for_case_and_whitespace": grouping.n_normalised,
+        "n_repeated_prompts": grouping.n_exact if known else None,
+        "n_repeated_but_for_case_and_whitespace": grouping.n_normalised if known else None,
     }
 
 

@@ -80,7 +80,8 @@ def _rows_that_repeat(inference: dict[str, Any]) -> list[str]:
         letter = groups["n_repeated_prompts"]
         lines.append(f"{repeated} training prompts repeat an earlier one ({letter} to the letter): held out together")
     if overlap["n_shared"] is None:
-        lines.append(f"repeated and shared prompts, their length and words: not known, {overlap['reason']}")
+        what = "shared prompts" if repeated is not None else "repeated and shared prompts"
+        lines.append(f"{what}, their length and words: not known, {overlap['reason']}")
     elif overlap["n_shared"]:
         what = "scored apart" if overlap["dropped"] else "scored with the others; --drop_overlap scores them apart"
         lines.append(f"{overlap['n_shared']} test prompts are among the training prompts: {what}")
@@ -96,7 +97,7 @@ def _by_position(performance: dict[str, Any], run: Run) -> list[str]:
         defined = [layer for layer, score in enumerate(cv) if score is not None]
         if defined:
             layer = max(defined, key=lambda layer: cv[layer])
-            label = f"position {position} {_token(run, index)}: layer {layers[layer]}"
+            label = f"position {position}{_token(run, index)}: layer {layers[layer]}"
             lines.append(_row(label, cv[layer], scores["test"][index][layer]))
     return lines
 
@@ -104,7 +105,7 @@ def _by_position(performance: dict[str, Any], run: Run) -> list[str]:
 def _best(best: dict[str, Any], performance: dict[str, Any], inference: dict[str, Any], run: Run) -> list[str]:
     nested, intervals, permutation = inference["nested_cv"], inference["intervals"], inference["permutation"]
     where = (
-        f"layer {best['best_layer_number']}, position {best['best_position']} {_token(run, best['best_position_idx'])}"
+        f"layer {best['best_layer_number']}, position {best['best_position']}{_token(run, best['best_position_idx'])}"
     )
     lines = [
         f"best probe by CV: {where}, alpha {best['selected_alpha']:g}",
@@ -144,7 +145,7 @@ def _best(best: dict[str, Any], performance: dict[str, Any], inference: dict[str
 
 def _token(run: Run, index: int) -> str:
     tokens = run.position_tokens
-    return repr(tokens[index]) if index < len(tokens) and tokens[index] else ""
+    return f" {tokens[index]!r}" if index < len(tokens) and tokens[index] else ""
 
 
 def _row(label: str, *scores: float | None) -> str:

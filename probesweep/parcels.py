@@ -163,7 +163,10 @@ def files_of_run(run: Run, where: str) -> list[str]:
 
 
 def _store_card(store: ActivationStore) -> str:
-    tokens = [f"{position} {json.dumps(token, ensure_ascii=False)}" for position, token in _positions(store)]
+    tokens = [
+        f"{position} {json.dumps(token, ensure_ascii=False)}" if token else f"{position}"
+        for position, token in _positions(store)
+    ]
     lines = [
         f"Hidden states of {_code(store.fingerprint.get('model'))} at the tokens after each prompt, as a Zarr store.",
         "",
@@ -174,7 +177,7 @@ def _store_card(store: ActivationStore) -> str:
                 "layers (indices into `hidden_states`)": ", ".join(map(str, store.layers)),
                 "positions (-1 = last token)": ", ".join(map(_code, tokens)),
                 "labels": ", ".join(map(_code, store.spec.label_columns)) or "none",
-                "prompts": "none" if store.questions is None else f"{len(store)}, in `question`",
+                "prompts": "not in the store" if store.questions is None else f"{len(store)}, in `question`",
                 "weights": store.fingerprint.get("weights"),
                 "dataset, SHA-256": store.fingerprint.get("dataset"),
             }

@@ -93,7 +93,9 @@ def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool
     """Which test prompts are among the training prompts; none where a ``.pt`` does not hold them."""
     if train.questions is None or test.questions is None:
         if dropped:
-            raise RequestError("--drop_overlap needs stores: a .pt file does not hold the prompts")
+            raise RequestError(
+                "--drop_overlap needs prompts, and a .pt holds none, imported or not; extract both stores"
+            )
         return np.zeros(test.n_samples, dtype=bool)
     shared = shared_prompts(train.questions, test.questions)
     if dropped and shared.all():

@@ -211,8 +211,12 @@ class Training:
         )
 
     def _overlap(self, result: SweepResult, rows: _Rows, test_labels: Any, shared: Bool[np.ndarray, " row"]) -> Any:
-        if rows.train.questions is None or rows.test.questions is None:
-            return {"n_shared": None, "reason": "a .pt file does not hold the prompts"}
+        unknown = [name for name, one in (("training", rows.train), ("test", rows.test)) if one.questions is None]
+        if unknown:
+            return {
+                "n_shared": None,
+                "reason": f"the {' and '.join(unknown)} rows are of a .pt, which holds no prompts",
+            }
         return compare_overlap(result, rows.all_test_cells, test_labels, shared, dropped=self.drop_overlap)
 
     def _write(self, name: str, folder: Path, result: SweepResult, inference: dict[str, Any]) -> None:

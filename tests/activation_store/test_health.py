@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from activation_store import ActivationStore
 from activation_store.health import describe, examine
+from activation_store.inspect import inspect
+from activation_store.interop import import_pt
 from activation_store.writer import StoreWriter
 from tests.activation_store.stores import make_beside, make_spec, make_values
 
@@ -44,6 +47,19 @@ def test_a_store_without_anything_to_tell(tmp_path):
     store = write(tmp_path / "s.zarr", make_values(make_spec()), range(11))
     assert list(describe(store.health)) == ["no cell is constant, no prompt is there twice"]
     assert list(describe({})) == []
+
+
+def test_prompts_that_are_not_known_are_not_called_unique(tmp_path):
+    torch.save(
+        {"activations": torch.rand(4, 2, 1, 3), "labels": torch.rand(4), "layer_indices": [0, 1], "positions": [-1]},
+        tmp_path / "t.pt",
+    )
+    unknown = "prompts, and whether any is there twice: not known, the store was imported"
+    store = import_pt(tmp_path / "t.pt", tmp_path / "t.zarr")
+    assert list(describe(store.health)) == ["no cell is constant", unknown]
+    assert "twice: not known" in inspect(store)
+    constant = {"constant_cells": [[0, -1]], "zero_cells": [], "repeated_prompts": None}
+    assert list(describe(constant))[1:] == [unknown]
 
 
 def test_one_sample_is_not_called_constant(tmp_path):

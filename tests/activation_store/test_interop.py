@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -66,13 +67,13 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
     for name, content, message in [
         ("keys", {"activations": good["activations"]}, "lacks labels, layer_indices, positions"),
         ("list", [1, 2], "lacks activations"),
-        ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be a float tensor \[sample, layer"),
-        ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "must be a float tensor"),
+        ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be \[sample, layer, .* shape \[4, 3\]"),
+        ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "bfloat16, not int64 of shape"),
         ("rows", good | {"labels": torch.zeros(5)}, r"shape \[4, 3, 2, 5\], but there are 5 labels"),
         ("twice", good | {"layer_indices": [0, 1, 1]}, "names one twice"),
         ("kinds", good | {"positions": ["a", "b"]}, "positions must be a list of integers"),
         ("words", good | {"labels": ["a"] * 4}, "labels must be numbers"),
-        ("table", good | {"labels": torch.zeros(4, 2)}, r"labels must be numbers, one per sample, not \[4, 2\]"),
+        ("table", good | {"labels": torch.zeros(4, 2)}, r"one per sample, not float32 of shape \[4, 2\]"),
         ("empty", good | {"activations": torch.zeros(4, 3, 2, 0)}, r"shape \[4, 3, 2, 0\]"),
         ("wide", good | {"activations": torch.zeros(1).expand(4, 3, 2, 5)}, "share values"),
         ("trap", {"activations": Trap()}, "cannot be read as a .pt"),
@@ -88,6 +89,118 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"cannot be read as a \.pt|no such file"):
             PtActivations.open(tmp_path / f"{name}.pt")
     assert not (tmp_path / "sprung").exists()
+
+
+PLAIN = {
+    "activations": torch.arange(24.0).reshape(4, 3, 1, 2), "labels": torch.arange(4.0), "layer_indices": [0, 1, 2],
+    "positions": [-1], "model_name": "m",
+}  # fmt: skip
+NUMBERS = torch.arange(4.0)
+VALUES = PLAIN["activations"]
+PLACES = torch.arange(3)
+OBJECTS = "cannot be read as a .pt of tensors: it holds objects that only code could restore ("
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": NUMBERS.numpy()}, f"{OBJECTS}numpy._core.multiarray._reconstruct, numpy.dtype, numpy.ndarray)"),
+        ({"positions": [np.int64(-1)]}, f"{OBJECTS}numpy._core.multiarray.scalar, numpy.dtype)"),
+        ({"layer_indices": range(3)}, f"{OBJECTS}builtins.range)"),
+        ({"note": os.getcwd}, f"{OBJECTS}posix.getcwd)"),
+        ({"note": torch.nn.Linear(2, 2)}, f"{OBJECTS}torch.nn.modules.linear.Linear)"),
+        (
+            {"labels": NUMBERS.to_sparse()},
+            "labels must be a plain tensor, and this one is sparse; save tensor.to_dense()",
+        ),
+        ({"labels": torch.eye(4).to_sparse_csr()}, "labels must be a plain tensor, and this one is sparse"),
+        (
+            {"activations": VALUES.to_sparse()},
+            "activations must be a plain tensor, and this one is sparse",
+        ),
+        ({"labels": NUMBERS.to("meta")}, "labels must be a plain tensor, and this one is on the meta device"),
+        (
+            {"activations": VALUES.to("meta")},
+            "activations must be a plain tensor, and this one is on the meta",
+        ),
+        (
+            {"layer_indices": PLACES.to("meta")},
+            "layer_indices must be a plain tensor, and this one is on the meta",
+        ),
+        (
+            {"layer_indices": PLACES.to_sparse()},
+            "layer_indices must be a plain tensor, and this one is sparse",
+        ),
+        ({"labels": torch.quantize_per_tensor(NUMBERS, 1.0, 0, torch.qint8)}, "this one is quantized; save"),
+        ({"activations": torch.quantize_per_tensor(VALUES, 1.0, 0, torch.qint8)}, "bfloat16, not qint8"),
+        ({"labels": torch.nested.nested_tensor([NUMBERS, NUMBERS])}, "this one is nested; save one padded tensor"),
+        ({"activations": torch.nested.nested_tensor([NUMBERS, NUMBERS])}, "bfloat16, not a nested tensor"),
+        ({"labels": NUMBERS.to(torch.complex64).conj()}, "one per sample, not complex64 of shape [4]"),
+        ({"activations": VALUES.to(torch.float8_e4m3fn)}, "bfloat16, not float8_e4m3fn of shape [4, 3,"),
+        ({"activations": VALUES.double()}, "bfloat16, not float64 of shape [4, 3, 1, 2]"),
+        ({"activations": [VALUES]}, "bfloat16, not a list of Tensor"),
+        ({"activations": VALUES[:0], "labels": NUMBERS[:0]}, "of shape [0, 3, 1, 2] hold nothing"),
+        ({"labels": [1, None, 2, 3]}, "one per sample, not a list of NoneType and int"),
+        ({"labels": ["a", "b", "c", "d"]}, "one per sample, not a list of str"),
+        ({"labels": [[1], [2, 3]]}, "one per sample, not a list of list"),
+        ({"labels": {"a": 1}}, "one per sample, not a dict"),
+        ({"layer_indices": [0, 1, 2**70]}, "holds numbers that no model has"),
+        ({"model_name": NUMBERS}, "model_name must be a text, not float32 of shape [4]"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[-40:],
+)
+def test_tensors_of_other_kinds_are_refused_in_a_sentence(tmp_path, changed: dict, message: str):
+    torch.save(PLAIN | changed, tmp_path / "s.pt")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        PtActivations.open(tmp_path / "s.pt")
+    assert str(caught.value).startswith(str(tmp_path / "s.pt"))
+    assert "weights_only" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.filterwarnings("ignore:.*(TorchScript|torch.jit)")
+def test_files_that_are_no_archives_of_torch_are_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "s.pt"
+    torch.save(PLAIN, path)
+    whole = path.read_bytes()
+    torch.save(PLAIN, path, _use_new_zipfile_serialization=False)
+    old = path.read_bytes()
+    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    for content in (
+        path.read_bytes(),
+        old,
+        old[:200],
+        whole[:-300],
+        b"",
+        b"text",
+        whole[:300] + bytes(60) + whole[360:],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"cannot be read as a \.pt of tensors: it is (cut short|damaged)"
+        ) as caught:
+            PtActivations.open(path)
+        assert str(caught.value).isprintable()
+
+
+def test_tensors_of_other_kinds_that_hold_their_numbers_are_read(tmp_path):
+    path = tmp_path / "s.pt"
+    for labels in (torch._neg_view(-NUMBERS), NUMBERS.to(torch.complex64).conj().real, NUMBERS.to(torch.float8_e5m2)):
+        torch.save(PLAIN | {"labels": labels}, path)
+        assert open_activations(path).labels["label"].tolist() == [0, 1, 2, 3]
+    torch.save(PLAIN | {"labels": [16777217, 0.1, 0, 1], "model_name": None}, path)
+    found = PtActivations.open(path)
+    assert (found.labels["label"].tolist(), found.model_name) == ([16777217, 0.1, 0, 1], "")
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = VALUES.to(dtype)
+        torch.save(PLAIN | {"activations": torch._neg_view(-expected)}, path)
+        found = open_activations(path)
+        np.testing.assert_array_equal(found.cell(1, -1).astype(float), expected[:, 1, 0].double().numpy())
+        np.testing.assert_array_equal(
+            next(found.cell_blocks(1, -1))[1].astype(float), expected[:, 1, 0].double().numpy()
+        )
+        store = import_pt(path, tmp_path / f"{dtype}.zarr")
+        np.testing.assert_array_equal(store[:].astype(float), expected.double().numpy())
 
 
 def test_labels_in_other_forms(tmp_path):

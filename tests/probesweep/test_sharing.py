@@ -12,8 +12,10 @@ from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent
 
 from activation_store import ActivationStore, MissingShardError
+from activation_store.interop import export_pt, import_pt
 from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
+from probesweep.parcels import pack
 from probesweep.sharing import pull, push
 from tests.activation_store.stores import make_spec, make_values, write_store
 from tests.activation_store.test_store import tree
@@ -111,6 +113,14 @@ def test_several_trainings_in_one_folder(results, tmp_path, hub):
     push(tmp_path / "both", "me/probes")
     pull("me/probes", tmp_path / "taken")
     assert tree(tmp_path / "taken") == tree(tmp_path / "both")
+
+
+def test_the_card_of_an_imported_store_claims_no_prompts_and_no_tokens(store, tmp_path):
+    export_pt(ActivationStore.open(store), tmp_path / "s.pt")
+    import_pt(tmp_path / "s.pt", tmp_path / "imported.zarr")
+    card = pack(tmp_path / "imported.zarr").card
+    assert "| prompts | not in the store |" in card
+    assert '""' not in card
 
 
 def test_cards_say_what_it_is_without_a_licence(store, results, hub):
