@@ -25,7 +25,7 @@ from activation_store.arguments import (
 )
 from activation_store.batches import BatchPlan
 from activation_store.chat import writes_the_day
-from activation_store.dataset import read_dataset
+from activation_store.dataset import Dataset, read_dataset
 from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError
 from activation_store.fill import fill
@@ -34,7 +34,7 @@ from activation_store.journal import LOCK, check_unlocked
 from activation_store.metadata import is_store
 from activation_store.preview import preview
 from activation_store.prompts import encode_prompts
-from activation_store.reader import ActivationStore
+from activation_store.reader import ActivationStore, PlannedStore
 from activation_store.spec import ARRAY, library_versions
 from activation_store.writer import StoreWriter, check_can_create
 
@@ -170,12 +170,7 @@ class Extraction:
         DeviceMemoryError
             A single prompt does not fit in the device's memory.
         """
-        self.check()
-        path = Path(self.output_path)
-        if is_store(path):
-            check_unlocked(path / ARRAY / LOCK)
-        elif not self.repair:
-            check_can_create(path)
+        self._check_place()
         job = self._job
         writer, states = self._open()
         with writer:
@@ -197,6 +192,34 @@ class Extraction:
             )
         return ActivationStore.open(writer.path)
 
+    def plan(self) -> PlannedStore:
+        """Check all that `run` checks before it loads the weights, but for the room on the disk; nothing is written.
+
+        Returns
+        -------
+        PlannedStore
+            What `run` would write, without activations.
+
+        Raises
+        ------
+        InputError
+            As `run`.
+        """
+        self._check_place()
+        return PlannedStore(Path(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
+
+    def missing_nbytes(self) -> int:
+        """Bytes of the shards that `run` has yet to write."""
+        path, job = Path(self.output_path), self._job
+        if not is_store(path):
+            return job.spec(self.shard_samples).layout.store_nbytes
+        store = ActivationStore.open(path)
+        layout = store.spec.layout
+        # A store of other inputs makes room for a new one under another name.
+        if dict(store.fingerprint) != job.fingerprint:
+            return job.spec(self.shard_samples).layout.store_nbytes
+        return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
+
     def preview(self) -> str:
         """Say what `run` would do, without loading the weights: sizes, and the tokens that it would store.
 
@@ -211,12 +234,26 @@ class Extraction:
         spec = job.spec(self.shard_samples)
         return preview(Path(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
 
+    def _check_place(self) -> None:
+        """Check the arguments, and that a store can be where it is to be."""
+        self.check()
+        path = Path(self.output_path)
+        if is_store(path):
+            check_unlocked(path / ARRAY / LOCK)
+        elif not self.repair:
+            check_can_create(path)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Questions, labels and groups, read and checked."""
+        labels = _names(self.label_column)
+        groups = [name for name in _names(self.group_column) if name not in labels]
+        return read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
+
     @cached_property
     def _job(self) -> Job:
         """Read everything but the weights, and check it, the cheapest first."""
-        labels = _names(self.label_column)
-        groups = [name for name in _names(self.group_column) if name not in labels]
-        dataset = read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
+        dataset = self.dataset
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.job import Job
         from activation_store.models import ModelSource, load_tokenizer, read_model_info, resolve_device
@@ -260,13 +297,14 @@ class Extraction:
     def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
         """Take up the store that is there or create it; the model where that had to be loaded."""
         path, job = Path(self.output_path), self._job
+        if not self.repair:
+            check_disk(path, self.missing_nbytes())
         if is_store(path):
             _warn_of_another_day(path, job)
             return _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint), None
         if self.repair:
             raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
         spec = job.spec(self.shard_samples)
-        check_disk(path, spec.layout.store_nbytes)
         # Before the store is created: weights that cannot be loaded leave nothing behind.
         states = job.load(self._useful_prefix(), self.batch_size)
         provenance = {

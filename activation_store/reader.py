@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -94,6 +95,11 @@ class ActivationStore:
     def n_committed(self) -> int:
         """Samples that are on disk; fewer than `n_samples` while an extraction is unfinished."""
         return sum(len(self.spec.layout.rows(shard)) for shard in self._journal.shards)
+
+    @property
+    def n_committed_shards(self) -> int:
+        """Shards that are on disk."""
+        return len(self._journal.shards)
 
     @property
     def first_committed_rows(self) -> range | None:
@@ -370,6 +376,32 @@ def _index(values: tuple[int, ...], value: int, axis: str) -> int:
     if value not in values:
         raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
     return values.index(value)
+
+
+class PlannedStore(ActivationStore):
+    """A store before it is written: what it will hold besides activations.
+
+    Parameters
+    ----------
+    path : Path
+        Where it will be.
+    spec : StoreSpec
+    beside : mapping of str to ndarray
+        Its coordinates and label columns.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
+        super().__init__(path, spec, JournalContents({}), verify=True)
+        self._beside = beside
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """One of the arrays beside the activations."""
+        return self._beside[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the activations."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def _span(values: tuple[int, ...]) -> str:

@@ -24,7 +24,7 @@ from gpu_probes.objective import Solver
 from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.sweep import sweep, sweep_labels
+from gpu_probes.sweep import check_sweep, sweep, sweep_labels
 
 __all__ = [
     "About",
@@ -56,6 +56,7 @@ __all__ = [
     "Status",
     "SweepOptions",
     "SweepResult",
+    "check_sweep",
     "compare_overlap",
     "difference_interval",
     "infer",

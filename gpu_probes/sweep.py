@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Shaped
 
-from gpu_probes.alphas import choose_alphas
+from gpu_probes.alphas import choose_alphas, read_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
 from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
 from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, Status
@@ -24,6 +24,7 @@ from gpu_probes.options import SweepOptions
 from gpu_probes.planner import BlockPlan, Workload, plan_blocks
 from gpu_probes.results import SweepResult
 from gpu_probes.rows import Rows, TrainingSets
+from gpu_probes.scoring import labels_rank
 from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.shuffles import Shuffles, draw_shuffles
 
@@ -88,6 +89,90 @@ def sweep_labels(
         When the input cannot be used; the message says what, where, and how to mend it.
     """
     given = SweepOptions(**options)
+    read = _read(train, train_labels, test, test_labels, given)
+    weights = read.weights
+    alphas = choose_alphas(
+        given.alpha,
+        given.alphas,
+        k_fold=given.k_fold,
+        train=train,
+        preprocessing=given.preprocessing,
+        total_weight=float(train.n_samples if weights is None else weights.sum()),
+    )
+    # All are planned before the first is fitted: what is wrong with one shows at once.
+    planned = [_plan_group(group, train, test, alphas, read.devices, given) for group in _groups(read.labels)]
+    results: dict[str, SweepResult] = {}
+    for group in planned:
+        results |= _sweep_group(group, train, test, alphas, weights, read.grouping, read.devices, given)
+    _warn(results)
+    return {name: results[name] for name in train_labels}
+
+
+def check_sweep(
+    train: CellSource,
+    train_labels: Mapping[str, Any],
+    test: CellSource | None = None,
+    test_labels: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Check what `sweep_labels` is given, without a feature: the cells need not be there yet.
+
+    Parameters
+    ----------
+    train, test, train_labels, test_labels, **options
+        As for `sweep_labels`.
+
+    Raises
+    ------
+    ProbeError
+        As `sweep_labels`; also where no cell can get a score, or the permutations that are asked for change nothing,
+        which `sweep_labels` gives as a reason in its results.
+    """
+    given = SweepOptions(**options)
+    read = _read(train, train_labels, test, test_labels, given)
+    for label in read.labels:
+        _check_scores(label, given)
+    grid = read_alphas(given.alpha, given.alphas, k_fold=given.k_fold)
+    # How many alphas ``auto`` stands for shows in the features only: at least one.
+    alphas = (1.0,) if isinstance(grid, str) else grid
+    for group in _groups(read.labels):
+        _plan_group(group, train, test, alphas, read.devices, given)
+
+
+def _check_scores(label: _Label, given: SweepOptions) -> None:
+    """Raise `LabelError` where the labels alone leave every cell without a score or a p-value."""
+    name, task, folds = _named("train", label.name), label.task, label.folds
+
+    def has_score(labels: Float64[np.ndarray, " sample"]) -> bool:
+        return labels_rank(task.task_type, torch.tensor(task.targets(labels, name)))
+
+    if not has_score(label.train):
+        raise LabelError(f"{name}: {Status.CONSTANT_LABELS.value}; choose another --label_column")
+    if not all(has_score(label.train[folds.fold_of_sample == fold]) for fold in range(folds.n_folds)):
+        raise LabelError(f"{name}: {Status.CONSTANT_FOLD.value} (--n_folds)")
+    if label.test is not None and not has_score(label.test):
+        raise LabelError(f"{_named('test', label.name)}: {Status.TEST_CONSTANT_LABELS.value}; give other test rows")
+    if given.permutations and isinstance(label.shuffles, str):
+        raise LabelError(f"{name}: --permutations cannot be: {label.shuffles}")
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a sweep is given besides features: read and checked."""
+
+    devices: tuple[torch.device, ...]
+    weights: Float64[np.ndarray, " train_sample"] | None
+    grouping: Grouping
+    labels: list[_Label]
+
+
+def _read(
+    train: CellSource,
+    train_labels: Mapping[str, Any],
+    test: CellSource | None,
+    test_labels: Mapping[str, Any] | None,
+    given: SweepOptions,
+) -> _Read:
     given.check()
     check_axes(train, "train")
     if (test is None) != (test_labels is None):
@@ -98,24 +183,9 @@ def sweep_labels(
         check_same_axes(train, test)
     devices = resolve_devices(given.device)
     weights = read_weights(given.sample_weight, train.n_samples)
-    alphas = choose_alphas(
-        given.alpha,
-        given.alphas,
-        k_fold=given.k_fold,
-        train=train,
-        preprocessing=given.preprocessing,
-        total_weight=float(train.n_samples if weights is None else weights.sum()),
-    )
     grouping = group_samples(train.n_samples, given.groups, given.prompts)
     labels = [_read_label(name, train, train_labels, test, test_labels, grouping, given) for name in train_labels]
-    labels = [_with_weights(label, weights) for label in labels]
-    # All are planned before the first is fitted: what is wrong with one shows at once.
-    planned = [_plan_group(group, train, test, alphas, devices, given) for group in _groups(labels)]
-    results: dict[str, SweepResult] = {}
-    for group in planned:
-        results |= _sweep_group(group, train, test, alphas, weights, grouping, devices, given)
-    _warn(results)
-    return {name: results[name] for name in train_labels}
+    return _Read(devices, weights, grouping, [_with_weights(label, weights) for label in labels])
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from typing import Any, Literal, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
-from activation_store.arguments import check_path
+from activation_store.arguments import check_disk, check_path
 from activation_store.durable import commit_file, make_folder, rename
 from activation_store.metadata import is_store
 from gpu_probes import ProbeError
 from gpu_probes.folder import hash_run
 from probesweep.errors import RequestError
 from probesweep.memory import Memory, recall, remember
+from probesweep.outputs import check_folder
 from probesweep.reporting import report_on
 from probesweep.trackers import Kind, check_installed, track
 from probesweep.training import Training
@@ -158,8 +159,15 @@ class Experiment:
         with self._naming_lines():
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
-            for split in SPLITS:
-                self._extract(split, say)
+            extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
+            pending = [split for split in SPLITS if not self._is_extracted(split, extractions[split])]
+            if pending:
+                self._check_rows(extractions, pending)
+            for split, extraction in extractions.items():
+                if split in pending:
+                    self._extract(split, extraction, say)
+                else:
+                    say(f"extract {split}: done already")
             training = self.training()
             say(f"train: {'done already' if training.is_finished() else training.output_dir}")
             folders = training.run()
@@ -207,13 +215,29 @@ class Experiment:
     def _path(self, text: str) -> Path:
         return self.path.parent / Path(text).expanduser()
 
-    def _extract(self, split: Split, say: Callable[[str], None]) -> None:
-        extraction = self.extraction(split)
-        target = Path(extraction.output_path)
-        wanted, done = _identity(extraction), self._stages.get(split, {})
-        if done.get("request") == wanted and _holds_all(target, done.get("content")):
-            say(f"extract {split}: done already")
-            return
+    def _check_rows(self, extractions: Mapping[Split, Extraction], pending: Sequence[Split]) -> None:
+        """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written."""
+        check_folder(self._output_dir, "--output_dir")
+        for split in pending:
+            with self._naming_lines(f"{split}_dataset"):
+                _ = extractions[split].dataset
+        stores: dict[Split, ActivationStore] = {}
+        for split, extraction in extractions.items():
+            with self._naming_lines("model", f"{split}_dataset"):
+                target = Path(extraction.output_path)
+                stores[split] = extraction.plan() if split in pending else ActivationStore.open(target)
+        with self._naming_lines("train_dataset", "test_dataset"):
+            self.training().check_rows(stores["train"], stores["test"])
+        check_disk(self._output_dir / "stores", sum(extractions[split].missing_nbytes() for split in pending))
+
+    def _is_extracted(self, split: Split, extraction: Extraction) -> bool:
+        done = self._stages.get(split, {})
+        return done.get("request") == _identity(extraction) and _holds_all(
+            Path(extraction.output_path), done.get("content")
+        )
+
+    def _extract(self, split: Split, extraction: Extraction, say: Callable[[str], None]) -> None:
+        target, wanted = Path(extraction.output_path), _identity(extraction)
         say(f"extract {split}: {extraction.dataset_path} -> {target}")
         try:
             store = extraction.run()
@@ -252,12 +276,15 @@ class Experiment:
         remember(self._output_dir / _STAGES, self._stages)
 
     @contextmanager
-    def _naming_lines(self) -> Generator[None]:
-        """Add to what is wrong with a flag where it stands in the file."""
+    def _naming_lines(self, *otherwise: str) -> Generator[None]:
+        """Add to what is wrong with a key where it stands in the file; `otherwise` where an error names none."""
         try:
             yield
         except (RequestError, InputError, ProbeError) as error:
-            named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in self._places(str(error))]
+            if str(self.path) in str(error):
+                raise
+            places = list(self._places(str(error))) or list(self._places(" ".join(f"--{key}" for key in otherwise)))
+            named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in places]
             if not named:
                 raise
             raise type(error)(f"{error} ({', '.join(named)})") from error
@@ -338,7 +365,7 @@ def _is_there(document: Any, keys: Sequence[str]) -> bool:
 
 def _is_about(message: str, key: str) -> bool:
     """Whether an error names a key: as a flag anywhere, or as what it begins with, perhaps one of several."""
-    words = key.replace("_", "[_ ]").removesuffix("s")
+    words = "sample_weight" if key == "weight_column" else key.replace("_", "[_ ]").removesuffix("s")
     return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
 
 

@@ -36,6 +36,10 @@ def check_same_origin(train: Activations, test: Activations) -> None:
                 f"{train.path} and {test.path} differ in {field}: {values[0]} and {values[1]}; "
                 "extract both with the same model and template"
             )
+
+
+def warn_of_another_day(train: Activations, test: Activations) -> None:
+    """Say so where the template writes the day into prompts, and the stores are of two days."""
     origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train, test)]
     days = [origin.get("template_day") for origin in origins]
     if days[0] != days[1]:

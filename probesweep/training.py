@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool
 from tqdm import tqdm
 
 from activation_store.durable import commit_file
 from activation_store.interop import open_activations
-from gpu_probes import About, SweepOptions, SweepResult, compare_overlap, infer, sweep_labels
+from gpu_probes import About, SweepOptions, SweepResult, check_sweep, compare_overlap, infer, sweep_labels
 from gpu_probes.alphas import parse_alphas
 from gpu_probes.arguments import is_finite_number
 from gpu_probes.cells import CellSource
@@ -33,6 +34,7 @@ from probesweep.stores import (
     has_column,
     label,
     shared_rows,
+    warn_of_another_day,
 )
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
@@ -132,22 +134,53 @@ class Training:
         """Whether the folders hold all files of this request, as they were written."""
         return all(_holds(folder, self._request) for folder in self.folders.values())
 
+    def check_rows(self, train: Activations, test: Activations) -> None:
+        """Check what is known of the rows without their activations: the stores need not be written yet.
+
+        Parameters
+        ----------
+        train, test : ActivationStore or PtActivations
+            In place of those that the arguments name.
+
+        Raises
+        ------
+        RequestError, StoreError, ProbeError
+            As `run`; also where no cell can get a score.
+        """
+        self.check()
+        check_same_origin(train, test)
+        names = self._choose(train, test)
+        self._check_folders(self._folders(names))
+        work = self._plan(train, test, names)
+        check_sweep(
+            work.rows.train_cells, work.train_labels, work.rows.test_cells, work.test_labels, **vars(work.given)
+        )
+
     @cached_property
     def folders(self) -> dict[str, Path]:
         """Where the results of each label go."""
+        return self._folders(self._labels)
+
+    def _folders(self, names: Sequence[str]) -> dict[str, Path]:
         output_dir = Path(self.output_dir)
-        several = len(self._labels) > 1
-        return {name: output_dir / name if several else output_dir for name in self._labels}
+        return {name: output_dir / name if len(names) > 1 else output_dir for name in names}
+
+    def _check_folders(self, folders: dict[str, Path]) -> None:
+        for folder in folders.values():
+            check_folder(folder, "--output_dir")
 
     @cached_property
     def _stores(self) -> tuple[Activations, Activations]:
         train, test = open_activations(self.train_activations), open_activations(self.test_activations)
         check_same_origin(train, test)
+        warn_of_another_day(train, test)
         return train, test
 
     @cached_property
     def _labels(self) -> list[str]:
-        train, test = self._stores
+        return self._choose(*self._stores)
+
+    def _choose(self, train: Activations, test: Activations) -> list[str]:
         wanted = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         return choose_labels(wanted, weights=self.weight_column, groups=self.groups, train=train, test=test)
 
@@ -167,25 +200,26 @@ class Training:
         )
 
     def _train(self) -> None:
-        train, test = self._stores
-        for folder in self.folders.values():
-            check_folder(folder, "--output_dir")
-        shared = shared_rows(train, test, dropped=self.drop_overlap)
-        rows = _Rows(train, test, self.join, ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool))
-        given = self._options(train)
-        labels = {name: (label(train, name), label(test, name)) for name in self._labels}
-        results = sweep_labels(
-            rows.train_cells,
-            {name: values for name, (values, _) in labels.items()},
-            rows.test_cells,
-            {name: values[rows.kept] for name, (_, values) in labels.items()},
-            **vars(given),
-        )
+        self._check_folders(self.folders)
+        work = self._plan(*self._stores, self._labels)
+        rows, given = work.rows, work.given
+        results = sweep_labels(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
         about = rows.about(self.groups)
         for name, folder in self.folders.items():
             inference = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
-            inference["overlap"] = self._overlap(results[name], rows, labels[name][1], shared)
+            inference["overlap"] = self._overlap(results[name], rows, label(rows.test, name), work.shared)
             self._write(name, folder, results[name], inference)
+
+    def _plan(self, train: Activations, test: Activations, names: Sequence[str]) -> _Work:
+        shared = shared_rows(train, test, dropped=self.drop_overlap)
+        kept = ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool)
+        return _Work(
+            rows=_Rows(train, test, self.join, kept),
+            shared=shared,
+            given=self._options(train),
+            train_labels={name: label(train, name) for name in names},
+            test_labels={name: label(test, name)[kept] for name in names},
+        )
 
     def _options(self, train: Activations | None = None) -> SweepOptions:
         """As the sweep takes them; without the training rows, those that say nothing of rows."""
@@ -276,6 +310,17 @@ class _Rows:
             test_groups=group_column(self.test, groups)[self.kept] if groups and grouped else None,
             numbers=numbers,
         )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a sweep is given, and which of all test rows are among the training rows."""
+
+    rows: _Rows
+    shared: Bool[np.ndarray, " test_sample"]
+    given: SweepOptions
+    train_labels: dict[str, pd.Series]
+    test_labels: dict[str, Any]
 
 
 def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:

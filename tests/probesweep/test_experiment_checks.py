@@ -1,9 +1,13 @@
 """An experiment is checked before a model runs: what is wrong for a later stage costs seconds, not a night."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from activation_store import arguments
 from probesweep import Experiment
 from tests.probesweep.test_experiment import change, experiment
 from tests.test_cli import run
@@ -126,6 +130,231 @@ def test_every_value_is_checked_when_the_file_is_read(experiment, no_model, monk
     monkeypatch.setattr("activation_store.extract.read_dataset", read)
     change(experiment, old, new)
     refused(experiment, key, way_out, line=line)
+
+
+def edited(split: str, change: Callable[[pd.DataFrame], object]) -> Callable[[Path], None]:
+    """Change the rows of a split: the table in place, or the one that is returned."""
+
+    def edit(folder: Path) -> None:
+        table = pd.read_parquet(folder / f"{split}.parquet")
+        changed = change(table)
+        (table if changed is None else changed).to_parquet(folder / f"{split}.parquet")
+
+    return edit
+
+
+def with_labels(*splits: str, labels: Callable[[int], object]) -> Callable[[Path], None]:
+    """Give splits other labels."""
+
+    def edit(folder: Path) -> None:
+        for split in splits:
+            edited(split, lambda table: table.assign(success_rate=labels(len(table))))(folder)
+
+    return edit
+
+
+def written(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def nothing(_folder: Path) -> None:
+    pass
+
+
+ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, ...]]] = {
+    # Files and columns.
+    "no test file": (nothing, ('"test.parquet"', '"tset.parquet"'), 8, ("tset.parquet", "test_dataset")),
+    "no train file": (nothing, ('"train.parquet"', '"no.parquet"'), 7, ("no.parquet", "train_dataset")),
+    "no dataset": (written("t.txt", "a"), ('"test.parquet"', '"t.txt"'), 8, ("test_dataset", ".csv")),
+    "torn": (written("t.parquet", "PAR1a"), ('"test.parquet"', '"t.parquet"'), 8, ("test_dataset", "parquet")),
+    "no label in test": (
+        edited("test", lambda table: table.drop(columns="success_rate")),
+        in_data("label_column = 'success_rate'"),
+        10,
+        ("label_column", "test.parquet"),
+    ),
+    "no weights": (nothing, in_probe("weight_column = 'n'"), 13, ("'n'", "weight_column", "train.parquet")),
+    "no groups in test": (
+        edited("test", lambda table: table.drop(columns="topic")),
+        in_statistics("groups = 'topic'"),
+        17,
+        ("'topic'", "groups", "test.parquet"),
+    ),
+    "null group": (
+        edited("test", lambda table: table.assign(topic=[None, *table["topic"][1:]])),
+        in_statistics("groups = 'topic'"),
+        17,
+        ("groups", "test.parquet", "row 0"),
+    ),
+    "no rows in test": (edited("test", lambda table: table.iloc[:0]), ("", ""), 8, ("test_dataset", "no rows")),
+    "a question is null": (
+        edited("test", lambda table: table.assign(question=[None, *table["question"][1:]])),
+        ("", ""),
+        8,
+        ("test_dataset", "row 0"),
+    ),
+    "a label is infinite": (with_labels("test", labels=lambda n: [np.inf] + [0.0] * (n - 1)), ("", ""), 8, ("row 0",)),
+    "a label is text": (with_labels("test", labels=lambda n: ["high"] * n), ("", ""), 8, ("test_dataset", "high")),
+    # The model and its prompts.
+    "no such model": (nothing, ('model = "', 'model = "no'), 4, ("model", "configuration")),
+    "no such layer": (nothing, in_data("layers = [0, 77]"), 10, ("layers", "0 to 3")),
+    "one layer twice": (nothing, in_data("layers = [3, -1]"), 10, ("layers", "layer 3 twice")),
+    "a test prompt is too long": (
+        edited("test", lambda table: table.assign(question=["word " * 500, *table["question"][1:]])),
+        ("", ""),
+        8,
+        ("test_dataset", "row 0", "--truncate"),
+    ),
+    "no such cell": (nothing, in_probe("join = '0@-1,3@-1'"), 13, ("join", "3@-1")),
+    "no such position": (nothing, in_probe("join = '0@-99'"), 13, ("join", "0@-99")),
+    # Labels.
+    "all labels equal": (with_labels("train", labels=lambda n: [0.5] * n), ("", ""), 8, ("equal", "success_rate")),
+    "one class": (with_labels("train", "test", labels=lambda n: [1] * n), ("", ""), 8, ("equal",)),
+    "test labels equal": (with_labels("test", labels=lambda n: [0.5] * n), ("", ""), 8, ("test", "one value")),
+    "a class is not in test": (
+        lambda folder: (
+            (
+                with_labels("train", labels=lambda n: np.arange(n) % 3)(folder),
+                with_labels("test", labels=lambda n: np.arange(n) % 2)(folder),
+            )
+            and None
+        ),
+        ("", ""),
+        8,
+        ("test", "lack a class"),
+    ),
+    "a class only in test": (
+        lambda folder: (
+            (
+                with_labels("train", labels=lambda n: np.arange(n) % 2)(folder),
+                with_labels("test", labels=lambda n: np.arange(n) % 3)(folder),
+            )
+            and None
+        ),
+        ("", ""),
+        8,
+        ("test", "never saw"),
+    ),
+    "test labels of another kind": (
+        with_labels("train", labels=lambda n: np.arange(n) % 2),
+        ("", ""),
+        8,
+        ("test", "never saw"),
+    ),
+    "numbers as classes": (nothing, in_probe("task_type = 'classification'"), 13, ("task_type", "not classes")),
+    "logistic numbers": (nothing, in_probe("probe = 'logistic'"), 13, ("probe 'logistic'", "regression")),
+    "alpha 0 for classes": (
+        with_labels("train", "test", labels=lambda n: np.arange(n) % 2),
+        in_probe("alpha = 0"),
+        13,
+        ("alpha 0",),
+    ),
+    "negative weights": (
+        edited("train", lambda table: table.assign(weight=-1)),
+        in_probe("weight_column = 'weight'"),
+        13,
+        ("weight_column", "0 or more"),
+    ),
+    # Folds and statistics.
+    "more folds than rows": (nothing, in_statistics("n_folds = 99"), 17, ("n_folds 99", "33 samples")),
+    "more folds than groups": (
+        nothing,
+        ("n_folds = 3", "n_folds = 5\ngroups = 'topic'"),
+        17,
+        ("n_folds 5", "4 groups"),
+    ),
+    "more folds than the rarest class has rows": (
+        lambda folder: (
+            (
+                with_labels("train", labels=lambda n: [1, 1] + [0] * (n - 2))(folder),
+                with_labels("test", labels=lambda n: np.arange(n) % 2)(folder),
+            )
+            and None
+        ),
+        ("", ""),
+        17,
+        ("n_folds", "lacks a class"),
+    ),
+    "folds of one row": (nothing, in_statistics("n_folds = 33"), 17, ("n_folds", "one label value")),
+    "nothing to permute": (
+        edited("train", lambda table: table.assign(topic=[f"t{row}" for row in range(len(table))][::-1])),
+        in_statistics("n_folds = 33\npermutations = 10\ngroups = 'topic'"),
+        17,
+        ("n_folds",),
+    ),
+    "no memory": (nothing, in_probe("budget_gib = 1e-7"), 13, ("budget_gib", "GiB")),
+    "all test rows are training rows": (
+        lambda folder: (folder / "test.parquet").write_bytes((folder / "train.parquet").read_bytes()) and None,
+        in_statistics("drop_overlap = true"),
+        17,
+        ("drop_overlap", "nothing is left"),
+    ),
+    # Places.
+    "output_dir is a file": (written("out", "a"), ("", ""), 1, ("output_dir", "cannot write")),
+    "output_dir is a dataset": (
+        nothing,
+        ('output_dir = "out"', 'output_dir = "train.parquet/out"'),
+        1,
+        ("output_dir",),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_the_rows_of_every_stage_are_checked_first(experiment, no_model, kind):
+    edit, (old, new), line, names = ROWS[kind]
+    edit(experiment.parent)
+    change(experiment, old, new)
+    refused(experiment, *names, line=line)
+
+
+def test_a_place_that_holds_something_else_is_found_first(experiment, no_model):
+    (experiment.parent / "out/test.zarr").mkdir(parents=True)
+    (experiment.parent / "out/test.zarr/notes.txt").write_text("mine")
+    assert "is not a store" in refused(experiment, "test_dataset", line=8)
+
+
+def test_permutations_that_change_nothing_are_refused(experiment, no_model):
+    table = pd.read_parquet(experiment.parent / "train.parquet")
+    # Groups of different sizes, and one label in each: no two groups can change places.
+    topics = np.repeat(range(7), range(1, 8))[: len(table)]
+    table = table.iloc[: len(topics)].assign(topic=topics.astype(str), success_rate=topics / 7)
+    table.to_parquet(experiment.parent / "train.parquet")
+    change(experiment, *in_statistics("n_folds = 2\npermutations = 10\ngroups = 'topic'"))
+    refused(experiment, "permutations", "no label differs", line=18)
+
+
+def test_both_stores_together_have_to_fit(experiment, no_model, monkeypatch):
+    sizes = {split: Experiment.load(experiment).extraction(split).missing_nbytes() for split in ("train", "test")}
+
+    class Usage:
+        free = max(sizes.values())
+
+    monkeypatch.setattr(arguments.shutil, "disk_usage", lambda _path: Usage)
+    assert all(size <= Usage.free for size in sizes.values())
+    refused(experiment, "GiB free", line=None)
+
+
+def test_what_is_extracted_already_is_not_extracted_or_checked_again(experiment, monkeypatch):
+    assert run("run", experiment).returncode == 0
+
+    def read(*_args, **_kwargs):
+        raise AssertionError("a dataset was read")
+
+    monkeypatch.setattr("activation_store.extract.read_dataset", read)
+    change(experiment, "[1, 10]", "[1, 100]")
+    done = run("run", experiment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_change_of_the_test_rows_is_checked_against_the_store_of_the_training_rows(experiment, no_model, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.undo()
+        assert run("run", experiment).returncode == 0
+    monkeypatch.undo()
+    monkeypatch.setattr("activation_store.capture.HiddenStates.load", None)
+    with_labels("test", labels=lambda n: [0.5] * n)(experiment.parent)
+    refused(experiment, "one value", line=8)
 
 
 @pytest.mark.parametrize("grid", ["'1,10'", "'auto'", "[1, 10]"])
