@@ -117,9 +117,11 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     """
     terminal.wait(f"loading {options['model']} ...")
     from activation_store import Extraction
+    from activation_store.arguments import check_disk
     from activation_store.health import describe
     from activation_store.inspect import describe_store
     from activation_store.interop import export_pt
+    from probesweep.outputs import check_file
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
     target: Path = options["output_path"]
@@ -130,6 +132,9 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
+    if target.suffix == ".pt" and not target.is_file():
+        check_file(target, "--output_path")
+        check_disk(target, extraction.plan().nbytes + extraction.missing_nbytes())
     store = extraction.run()
     if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= store.modified_ns):
         export_pt(store, target, progress=_shard_bar("export"))

@@ -61,7 +61,7 @@ def check_files(name: str, location: str) -> None:
     """
     folder = Path(location)
     adapters = [file for file in _ADAPTER_FILES if (folder / file).exists()]
-    if adapters or (not folder.is_dir() and find_adapter_config_file(location)):
+    if adapters or (not folder.is_dir() and _has_adapter(location)):
         raise InputError(
             f"model {name!r} has an adapter beside its weights ({', '.join(adapters) or _ADAPTER_FILES[0]}), which is "
             "not applied: merge it into the weights (peft: merge_and_unload, save_pretrained) and give the merged "
@@ -80,6 +80,14 @@ def check_files(name: str, location: str) -> None:
             raise InputError(
                 f"model {name!r} has two sets of weights, {whole[0]} and those of {index[0]}; move one of them away"
             )
+
+
+def _has_adapter(location: str) -> bool:
+    """Whether a repository of the hub holds an adapter; one that there cannot be is named with its configuration."""
+    try:
+        return find_adapter_config_file(location) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def check_weights(name: str, model: nn.Module, decoder: nn.Module, report: LoadingReport) -> None:

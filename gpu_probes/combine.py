@@ -153,7 +153,7 @@ def _check(source: CellSource, cells: Sequence[Cell]) -> None:
         if cell.layer not in source.layers or cell.position not in source.positions:
             raise CellError(
                 f"there is no cell {cell.layer}@{cell.position}; layers: {_span(axis(source.layers))}, positions: "
-                f"{_span(axis(source.positions))}"
+                f"{_span(axis(source.positions))} (--join)"
             )
 
 

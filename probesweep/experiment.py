@@ -160,7 +160,7 @@ class Experiment:
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
             extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
-            pending = [split for split in SPLITS if not self._is_extracted(split, extractions[split])]
+            pending: list[Split] = [split for split in SPLITS if not self._is_extracted(split, extractions[split])]
             if pending:
                 self._check_rows(extractions, pending)
             for split, extraction in extractions.items():

@@ -48,6 +48,7 @@ def place(tmp_path_factory, tiny_model) -> Path:
     (place / "backslash.csv").write_text('question,success_rate\n"say \\"hi\\"",0.5\n')
     (place / "mixed.jsonl").write_text('{"question": "a", "o": 1, "g": 1}\n{"question": "b", "o": "x", "g": "1"}\n')
     (place / "folder.csv").mkdir()
+    (place / "folder.pt").mkdir()
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     (place / "chat.jsonl").write_text(json.dumps({"question": messages, "success_rate": 1}) + "\n")
     (place / "splits").mkdir()
@@ -123,6 +124,7 @@ COMMANDS = [
     (f"{EXTRACT} d.parquet --max_samples 0", "must be at least 1"),
     # Models and prompts.
     ("extract --model no/such --dataset_path d.parquet --output_path new", "cannot load the configuration of model"),
+    ("extract --model ./no/such/folder --dataset_path d.parquet --output_path new", "cannot load the configuration"),
     ("extract --model none.gguf --dataset_path d.parquet --output_path new", "give a hub id, a folder or a GGUF file"),
     ("extract --model bare --dataset_path d.parquet --output_path new", "give --eoi_tokens N"),
     ("extract --model model --dataset_path d.parquet --output_path new", "add --use_chat_template"),
@@ -135,6 +137,15 @@ COMMANDS = [
         "'<think>' is beyond the model's 400 embeddings",
     ),
     (f"{EXTRACT} d.parquet --eoi_tokens 0", "must be at least 1"),
+    (f"{EXTRACT} none.parquet --eoi_tokens 0", "must be at least 1"),
+    (f"{EXTRACT} none.parquet --dtype float99", "float32"),
+    (f"{EXTRACT} none.parquet --layers 3-1", "write all, -1, 0,1,2 or 0-8"),
+    (f"{EXTRACT} none.parquet --max_samples 99999999999999999999", "less than 2 ** 63"),
+    (f"""{EXTRACT} d.parquet --chat_template_kwargs {{"share":NaN}}""", "share is nan"),
+    (f"""{EXTRACT} d.parquet --chat_template_kwargs {{"a":{{"b":[-Infinity]}}}}""", "a.b is -inf"),
+    ("extract --model= --dataset_path d.parquet --output_path new", "no file or folder is called that"),
+    ("extract --model model --use_chat_template --dataset_path d.parquet --output_path d.parquet/new.pt", "d.parquet"),
+    ("extract --model model --use_chat_template --dataset_path d.parquet --output_path folder.pt", "is a folder"),
     (f"{EXTRACT} d.parquet --max_length 20", "add --truncate"),
     (f"{EXTRACT} d.parquet --max_length 99999", "the model takes 256 tokens at most"),
     (f"{EXTRACT} d.parquet --chat_template_kwargs thinking", """write it as '{"key": value}'"""),
@@ -170,6 +181,18 @@ COMMANDS = [
     (f"{TRAIN} --k_fold --probe mass_mean --alphas 1,2", "leave out alphas"),
     (f"{TRAIN} --device tpu", "device"),
     (f"{TRAIN} --budget_gib 0", "--budget_gib"),
+    (f"{TRAIN} --budget_gib nan", "--budget_gib"),
+    (f"{TRAIN} --budget_gib inf", "--budget_gib"),
+    (f"{TRAIN} --seed -5", "seed -5"),
+    (f"{TRAIN} --n_folds 1", "n_folds 1"),
+    (f"{TRAIN} --device cuda:²", "use auto, cpu, cuda, cuda:1 or mps"),
+    (f"{TRAIN} --weight_column=", "--weight_column is empty"),
+    (f"{TRAIN} --groups=", "--groups is empty"),
+    (f"{TRAIN} --k_fold --alphas 1,inf", "use a finite number"),
+    (f"{TRAIN} --k_fold --alphas=", "write numbers with commas between"),
+    # Of the arguments alone, before a store is opened.
+    ("train --train_activations none.zarr --test_activations b.zarr --output_dir new --alpha nan", "alpha nan"),
+    ("train --train_activations none.zarr --test_activations b.zarr --output_dir new --seed -1", "seed -1"),
     (f"{TRAIN} --track excel", "'wandb', 'mlflow', 'tensorboard'"),
     ("train --train_activations a.zarr --test_activations a.zarr --output_dir new --drop_overlap", "give other"),
     (

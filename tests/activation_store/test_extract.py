@@ -427,6 +427,13 @@ def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
         ({"max_length": 10}, "longer than --max_length 10"),
         ({"max_samples": 0}, "--max_samples 0"),
         ({"max_length": 0}, "--max_length 0"),
+        ({"max_samples": 2**64}, "must be less than 2"),
+        ({"layers": [1, 1]}, "names a layer twice"),
+        ({"layers": [N_BLOCKS, -1]}, f"names layer {N_BLOCKS} twice"),
+        ({"label_column": []}, "--label_column names no column"),
+        ({"chat_template_kwargs": {"day": date(2024, 7, 26)}}, 'put the date in quotes: "2024-07-26"'),
+        ({"chat_template_kwargs": {"a": {"b": {1, 2}}}}, "a.b is .1, 2., which JSON does not have"),
+        ({"chat_template_kwargs": {"a": {1: 2}}}, "a has the key 1, which is no text"),
     ],
 )
 def test_bad_arguments_are_refused_before_weights_are_loaded(
@@ -438,6 +445,23 @@ def test_bad_arguments_are_refused_before_weights_are_loaded(
             str(tiny_model("llama")), dataset, tmp_path / "s.zarr", **{"use_chat_template": True, **options}
         ).run()
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_a_plan_is_what_the_store_will_be(tiny_model, dataset, tmp_path, monkeypatch):
+    extraction = Extraction(str(tiny_model("llama")), dataset, tmp_path / "s.zarr", use_chat_template=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(HiddenStates, "load", None)
+        planned = extraction.plan()
+        assert extraction.missing_nbytes() == planned.spec.layout.store_nbytes
+    assert not list(tmp_path.glob("*s.zarr*"))
+    store = extraction.run()
+    assert extraction.missing_nbytes() == 0
+    pd.testing.assert_frame_equal(planned.labels, store.labels)
+    assert planned.questions == store.questions
+    np.testing.assert_array_equal(planned.n_tokens, store.n_tokens)
+    assert (planned.shape, planned.layers, planned.positions) == (store.shape, store.layers, store.positions)
+    assert dict(planned.fingerprint) == dict(store.fingerprint)
+    assert planned.nbytes == store[:].nbytes
 
 
 def test_unknown_model_is_one_line(dataset, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import warnings
 
 import ml_dtypes
@@ -13,12 +14,15 @@ from sklearn.model_selection import KFold, StratifiedKFold
 import gpu_probes
 from gpu_probes import (
     ArrayCellSource,
+    BudgetError,
     CellError,
+    FoldError,
     LabelError,
     PenaltyError,
     ProbeError,
     ProbeWarning,
     Status,
+    check_sweep,
     logistic,
     sweep,
 )
@@ -311,6 +315,42 @@ def test_the_default_seed_and_labels_kind_do_not_matter_for_series():
     np.testing.assert_array_equal(run(labels=pd.Series(LABELS, index=range(5, 5 + N))).cv_score, run().cv_score)
 
 
+def test_a_grid_may_be_a_text():
+    np.testing.assert_array_equal(run(alphas="0.1,1").alpha_cv_score, run(alphas=[0.1, 1.0]).alpha_cv_score)
+
+
+class Unread(ArrayCellSource):
+    """Cells that are not there yet."""
+
+    def cell_blocks(self, layer: int, position: int):
+        raise AssertionError("a cell was read")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({}, None, ""),
+        ({"alphas": "auto", "permutations": 5}, None, ""),
+        ({"labels": BINARY, "test_labels": TEST_LABELS > 0}, None, ""),
+        ({"labels": np.ones(N)}, LabelError, "all training labels are equal"),
+        ({"labels": np.eye(N)[0], "test_labels": TEST_LABELS > 0}, LabelError, "lacks a class"),
+        ({"n_folds": N}, LabelError, "has one label value"),
+        ({"test_labels": np.zeros(len(TEST))}, LabelError, "test labels hold only one value"),
+        ({"labels": BINARY}, LabelError, "test_labels has .* labels that training never saw"),
+        ({"n_folds": N + 1}, FoldError, "more than the 60 samples"),
+        ({"alpha": 0.0, "labels": BINARY, "test_labels": TEST_LABELS > 0}, PenaltyError, "use an alpha above 0"),
+        ({"budget_bytes": 10}, BudgetError, "one cell takes"),
+        ({"permutations": 5, "groups": np.repeat([0, 1], [20, 40]), "n_folds": 2}, None, ""),
+    ],
+)
+def test_rows_are_checked_before_the_cells_are_there(options: dict, kind: type[ProbeError] | None, message: str):
+    given = {"labels": LABELS, "test_labels": TEST_LABELS, "k_fold": True, "device": "cpu"} | options
+    labels, test_labels = ({"a": given.pop(name)} for name in ("labels", "test_labels"))
+    expected = contextlib.nullcontext() if kind is None else pytest.raises(kind, match=message)
+    with expected:
+        check_sweep(Unread(TRAIN), labels, Unread(TEST), test_labels, **given)
+
+
 class ShortCell(ArrayCellSource):
     def cell(self, layer: int, position: int) -> np.ndarray:
         return super().cell(layer, position)[:-1]
@@ -333,6 +373,15 @@ class ShortCell(ArrayCellSource):
             PenaltyError,
             "alpha 0 means C = 1/alpha = infinity; use an alpha above 0",
         ),
+        ({"alpha": float("inf")}, PenaltyError, "alpha inf is not a penalty"),
+        ({"alpha": 10**400}, PenaltyError, "is not a penalty"),
+        ({"alphas": [1.0, True]}, PenaltyError, "alpha True is not a penalty"),
+        ({"alphas": "1;2"}, PenaltyError, "write numbers with commas between"),
+        ({"alphas": ""}, PenaltyError, "write numbers with commas between"),
+        ({"n_folds": 1, "k_fold": False}, FoldError, "n_folds 1 is too few; use 2 or more"),
+        ({"seed": -1, "k_fold": False}, FoldError, "seed -1 is none that NumPy takes"),
+        ({"probe": "svm"}, LabelError, "probe 'svm' is unknown; use auto, ridge"),
+        ({"budget_bytes": -1}, BudgetError, "budget_bytes -1 is no number of bytes"),
         ({"n_folds": N + 1}, ProbeError, "n_folds 61 is more than the 60 samples"),
         ({"labels": LABELS[:-1]}, LabelError, "train_labels has 59 values for 60 samples"),
         ({"test_labels": TEST_LABELS[:-1]}, LabelError, "test_labels has 59 values for 60 samples"),
