@@ -20,6 +20,9 @@ from gpu_probes.preprocessing import Preprocessing
 
 Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
 
+# Enough for p-values of one in a million; all orders of the labels are drawn at once.
+_MOST_PERMUTATIONS = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
@@ -108,6 +111,8 @@ class SweepOptions:
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
             raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")
+        if self.permutations > _MOST_PERMUTATIONS:
+            raise FoldError(f"permutations {self.permutations} is too many; use {_MOST_PERMUTATIONS} at most")
         if self.folds is not None and not self.k_fold:
             raise FoldError("folds are given and there is no cross-validation; use k_fold=True")
         if self.permutations and not self.k_fold:

@@ -246,7 +246,7 @@ def _plan_folds(
     if given.folds is None:
         return plan_folds(
             labels,
-            n_folds=given.n_folds,
+            n_folds=int(given.n_folds),
             seed=given.seed,
             groups=groups,
             nested=given.nested_cv,

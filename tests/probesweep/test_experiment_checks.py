@@ -115,6 +115,7 @@ VALUES = [
     (*in_statistics("n_folds = true"), 17, "n_folds = true", "whole number"),
     (*in_statistics("seed = -1"), 17, "seed -1", "0 to 4294967295"),
     (*in_statistics("permutations = -1"), 17, "permutations -1", "0 or more"),
+    (*in_statistics("permutations = 99999999999999999999"), 17, "permutations", "1000000 at most"),
     (*in_statistics("groups = ''"), 17, "groups", "is empty"),
     (*in_statistics("groups = ['topic']"), 17, "groups = ['topic']", "a text in quotes"),
     ("k_fold = true", "k_fold = false", 13, "alphas", "use --k_fold"),
