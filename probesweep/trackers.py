@@ -108,7 +108,8 @@ def check_installed(kind: Kind) -> None:
     """Raise `RequestError`, before anything is computed, where there is no such tracker, or its package is missing."""
     if kind not in _TRACKERS:
         raise RequestError(f"no tracker {kind!r}; there are {', '.join(_TRACKERS)}")
-    _import(kind, {"tensorboard": "torch.utils.tensorboard"}.get(kind, kind))
+    for module in {"tensorboard": ("torch.utils.tensorboard", "PIL.Image")}.get(kind, (kind,)):
+        _import(kind, module)
 
 
 def read_record(folder: Path, pictures: Path) -> Record:

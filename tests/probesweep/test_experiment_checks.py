@@ -1,5 +1,6 @@
 """An experiment is checked before a model runs: what is wrong for a later stage costs seconds, not a night."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,6 +334,32 @@ def test_both_stores_together_have_to_fit(experiment, no_model, monkeypatch):
     monkeypatch.setattr(arguments.shutil, "disk_usage", lambda _path: Usage)
     assert all(size <= Usage.free for size in sizes.values())
     refused(experiment, "GiB free", line=None)
+
+
+def test_a_store_and_its_pt_have_to_fit_together(experiment, no_model, monkeypatch, tmp_path):
+    planned = Experiment.load(experiment).extraction("train")
+    size = planned.missing_nbytes()
+    assert planned.plan().nbytes <= size
+
+    class Usage:
+        free = size
+
+    monkeypatch.setattr(arguments.shutil, "disk_usage", lambda _path: Usage)
+    before = sorted(tmp_path.rglob("*"))
+    done = run(
+        "extract", "--model", planned.model, "--dataset_path", planned.dataset_path, "--output_path",
+        tmp_path / "new.pt", "--use_chat_template", "--layers", "0,1",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{tmp_path}/new.pt needs" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("kind", "module"), [("wandb", "wandb"), ("tensorboard", "PIL.Image")])
+def test_a_tracker_that_is_not_installed_is_named_first(experiment, no_model, monkeypatch, kind, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    experiment.write_text(f"{experiment.read_text()}[report]\ntrack = '{kind}'\n")
+    refused(experiment, "track", "pip install", line=19)
 
 
 def test_what_is_extracted_already_is_not_extracted_or_checked_again(experiment, monkeypatch):
