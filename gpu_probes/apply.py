@@ -105,12 +105,22 @@ def decide(
 
 
 def predictions_of(
-    decision: Float64[np.ndarray, "sample output"], task_type: TaskType
-) -> Float64[np.ndarray, "sample output"]:
+    decision: Float64[np.ndarray, "*batch sample output"], task_type: TaskType
+) -> Float64[np.ndarray, "*batch sample output"]:
     """What users see: numbers as they are, probabilities of classes."""
     if task_type == "regression":
         return decision
-    return (SigmoidLoss() if decision.shape[1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
+    return (SigmoidLoss() if decision.shape[-1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
+
+
+def ranked(decision: Float64[np.ndarray, "sample output"]) -> Float64[np.ndarray, "sample output"]:
+    """What scores rank: decision values, and each class's log odds where there are more than two."""
+    return rankable(torch.tensor(decision)).numpy()
+
+
+def one_column(values: Float64[np.ndarray, "sample output"]) -> Shaped[np.ndarray, "sample ..."]:
+    """Values of a single output as [sample]; of several as they are."""
+    return values[:, 0] if values.shape[1] == 1 else values
 
 
 def _widened(block: Shaped[np.ndarray, "row feature"]) -> Float64[np.ndarray, "row feature"]:

@@ -11,10 +11,12 @@ from jaxtyping import Float64, Real
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from gpu_probes.apply import ranked
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.combine import JoinedCells
 from gpu_probes.folds import FoldPlan
 from gpu_probes.groups import group_samples
+from gpu_probes.labels import Task
 from gpu_probes.options import SweepOptions
 from gpu_probes.results import SweepResult
 from gpu_probes.scoring import score
@@ -27,7 +29,7 @@ TFIDF_ALPHAS = (0.1, 1.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Baseline:
-    """Scores of a predictor, NaN where undefined, and why; its test predictions, if it is a single predictor.
+    """Scores of a predictor, NaN where undefined, and why; its decision values, if it is a single predictor.
 
     `name` is its key in the files, `title` what users read.
     """
@@ -36,7 +38,7 @@ class Baseline:
     title: str
     cv_score: float
     test_score: float
-    test_predictions: Float64[np.ndarray, "test_sample output"] | None
+    test_decision: Float64[np.ndarray, "test_sample output"] | None
     note: str
 
 
@@ -92,9 +94,9 @@ def number_baseline(
     fitted = comparison.sweep_column(*columns)
     status = fitted.reason(0, 0)
     cv_score, test_score = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score))
-    predictions = None if fitted.test_predictions is None or np.isnan(test_score) else fitted.test_predictions[0, 0]
+    decision = None if fitted.test_decision is None or np.isnan(test_score) else fitted.test_decision[0, 0]
     note = status or "a fit on this number alone"
-    return Baseline(name, name.replace("_", " "), cv_score, test_score, predictions, note)
+    return Baseline(name, name.replace("_", " "), cv_score, test_score, decision, note)
 
 
 def layer_zero_baseline(comparison: Comparison) -> Baseline:
@@ -106,9 +108,9 @@ def layer_zero_baseline(comparison: Comparison) -> Baseline:
     if np.isnan(result.cv_score[:, i]).all():
         return Baseline(*names, np.nan, np.nan, None, result.status[0, i].value)
     p = int(np.nanargmax(result.cv_score[:, i]))
-    predictions = None if result.test_predictions is None else result.test_predictions[p, i]
+    decision = None if result.test_decision is None else result.test_decision[p, i]
     note = f"its best position, {result.positions[p]}"
-    return Baseline(*names, float(result.cv_score[p, i]), float(result.test_score[p, i]), predictions, note)
+    return Baseline(*names, float(result.cv_score[p, i]), float(result.test_score[p, i]), decision, note)
 
 
 def random_direction_baseline(comparison: Comparison, cell: Cell, seed: int) -> Baseline:
@@ -163,12 +165,12 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
         chosen, note = TFIDF_ALPHAS.index(1.0), "alpha 1"
     everything = np.ones(len(texts), dtype=bool)
     try:
-        predictions = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
+        decision = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
     except ValueError as error:
         return Baseline(*names, np.nan, np.nan, None, f"the prompts have no words to count ({error})")
     assert result.test_labels is not None
-    test_score = _score(result, result.test_labels, predictions)
-    return Baseline(*names, float(cv[chosen]), test_score, predictions, note)
+    test_score = _score(result, result.test_labels, decision)
+    return Baseline(*names, float(cv[chosen]), test_score, decision, note)
 
 
 def _project(
@@ -183,16 +185,16 @@ def _fold_scores(comparison: Comparison, texts: np.ndarray, held_out: np.ndarray
     """Score on a fold of every alpha; NaN where the texts have no words."""
     labels = comparison.result.train_labels[held_out]
     try:
-        predicted = _fit_texts(comparison, texts, ~held_out, texts[held_out])
+        decisions = _fit_texts(comparison, texts, ~held_out, texts[held_out])
     except ValueError:
         return [np.nan] * len(TFIDF_ALPHAS)
-    return [_score(comparison.result, labels, predictions) for predictions in predicted]
+    return [_score(comparison.result, labels, decision) for decision in decisions]
 
 
 def _fit_texts(
     comparison: Comparison, texts: np.ndarray, train: np.ndarray, others: np.ndarray
 ) -> list[Float64[np.ndarray, "sample output"]]:
-    """Predictions of other texts at every alpha; words and their weights are counted on the training texts alone."""
+    """Decision values of other texts at every alpha; words are counted on the training texts alone."""
     result, weights = comparison.result, comparison.options.sample_weight
     used = None if weights is None else np.asarray(weights, dtype=np.float64)[train]
     vectorizer = TfidfVectorizer(sublinear_tf=True)
@@ -205,18 +207,15 @@ def _fit_texts(
     if len(np.unique(labels)) < classes:
         return [np.full((len(others), 1), np.nan)] * len(TFIDF_ALPHAS)
     fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
-    return [fit.predict_proba(held_out)[:, 1:] if classes == 2 else fit.predict_proba(held_out) for fit in fits]
+    return [fit.decision_function(held_out).reshape(len(others), -1) for fit in fits]
 
 
 def _score(
-    result: SweepResult, labels: Float64[np.ndarray, " sample"], predictions: Float64[np.ndarray, "sample output"]
+    result: SweepResult, labels: Float64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"]
 ) -> float:
     """The sweep's metric."""
-    if result.classes is None:
-        targets = labels[:, None]
-    else:
-        one_hot = (labels[:, None] == np.array(result.classes)).astype(np.float64)
-        targets = one_hot[:, 1:] if len(result.classes) == 2 else one_hot
-    if np.isnan(predictions).any():
+    task = Task(result.task_type, None if result.classes is None else np.array(result.classes))
+    if np.isnan(decision).any():
         return float("nan")
-    return float(score(result.task_type, torch.tensor(targets)[None], torch.tensor(predictions)[None]))
+    targets = torch.tensor(task.targets(labels, "labels"))
+    return float(score(result.task_type, targets[None], torch.tensor(ranked(decision))[None]))

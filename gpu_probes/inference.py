@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Real, Shaped
+from jaxtyping import Bool, Float64, Int64, Real
 from scipy import stats
 
-from gpu_probes.apply import decide, predictions_of
+from gpu_probes.apply import decide, one_column, predictions_of, ranked
 from gpu_probes.baselines import (
     Baseline,
     Comparison,
@@ -127,12 +127,12 @@ def compare_overlap(
     if best is None or not shared.any():
         return content
     at = (best.position_index, best.layer_index)
-    predictions = predictions_of(decide(test, best.cell, result.coef[at], result.intercept[at]), result.task_type)
+    decision = decide(test, best.cell, result.coef[at], result.intercept[at])
     labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
     # Rows that were left out of the test may hold what training never saw.
-    known = np.isfinite(predictions).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
+    known = np.isfinite(decision).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
     for name, rows in {"scores_of_shared": shared & known, "scores_of_others": ~shared & known}.items():
-        content[name] = all_scores(result, labels[rows], predictions[rows]).to_json() if rows.any() else None
+        content[name] = all_scores(result, labels[rows], decision[rows]).to_json() if rows.any() else None
     content["n_unscored"] = int((~known).sum())
     return content
 
@@ -176,7 +176,7 @@ def _nested(result: SweepResult) -> dict[str, Json]:
             }
             for choice in nested.choices
         ],
-        "predictions": _one_column(predictions_of(nested.decision, result.task_type)).tolist(),
+        "predictions": one_column(predictions_of(nested.decision, result.task_type)).tolist(),
         "reason": None,
     }
 
@@ -205,19 +205,17 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
         best is not None
         and best.test_score is not None
         and result.test_labels is not None
-        and result.test_predictions is not None
+        and result.test_decision is not None
     ):
-        predictions = result.test_predictions[best.position_index, best.layer_index]
-        intervals["test_score"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
-        labels = _indices(result, result.test_labels)
+        decision = result.test_decision[best.position_index, best.layer_index]
+        intervals["test_score"] = _interval(result, result.test_labels, decision, clusters, seed=seed).to_json()
         for p, i in _best_of_each_position(result):
-            other = result.test_predictions[p, i]
+            other = result.test_decision[p, i]
             if (p, i) == (best.position_index, best.layer_index) or np.isnan(result.test_score[p, i]):
                 continue
-            pair = (_one_column(predictions), _one_column(other))
-            difference = difference_interval(result.metric, labels, *pair, clusters=clusters, seed=seed).to_json()
+            difference = _difference(result, decision, other, clusters, seed)
             intervals["best_minus_cell"].append(
-                {"layer": result.layers[i], "position": result.positions[p], "test_score": difference}
+                {"layer": result.layers[i], "position": result.positions[p], "test_score": difference.to_json()}
             )
     if isinstance(nested, NestedCV):
         interval = _interval(
@@ -241,14 +239,29 @@ def _best_of_each_position(result: SweepResult) -> list[tuple[int, int]]:
 def _interval(
     result: SweepResult,
     labels: Float64[np.ndarray, " sample"],
-    predictions: Float64[np.ndarray, "sample output"],
+    decision: Float64[np.ndarray, "sample output"],
     clusters: Int64[np.ndarray, " sample"] | None,
     *,
     folds: Int64[np.ndarray, " sample"] | None = None,
     seed: int,
 ) -> Interval:
-    return score_interval(
-        result.metric, _indices(result, labels), _one_column(predictions), clusters=clusters, folds=folds, seed=seed
+    """Of the score of decision values, ranked as the sweep ranks them."""
+    values, classes = one_column(ranked(decision)), result.classes
+    return score_interval(result.metric, labels, values, classes=classes, clusters=clusters, folds=folds, seed=seed)
+
+
+def _difference(
+    result: SweepResult,
+    ours: Float64[np.ndarray, "test_sample output"],
+    other: Float64[np.ndarray, "test_sample output"],
+    clusters: Int64[np.ndarray, " test_sample"] | None,
+    seed: int,
+) -> Interval:
+    """Of how much better our decision values of the test rows score than others."""
+    assert result.test_labels is not None
+    pair = (one_column(ranked(ours)), one_column(ranked(other)))
+    return difference_interval(
+        result.metric, result.test_labels, *pair, classes=result.classes, clusters=clusters, seed=seed
     )
 
 
@@ -264,17 +277,13 @@ def _baseline(
         "test_interval": None,
         "difference": None,
     }
-    best, predictions = result.best, baseline.test_predictions
-    if predictions is None or result.test_labels is None or np.isnan(baseline.test_score):
+    best, decision = result.best, baseline.test_decision
+    if decision is None or result.test_labels is None or np.isnan(baseline.test_score):
         return content
-    content["test_interval"] = _interval(result, result.test_labels, predictions, clusters, seed=seed).to_json()
-    if best is not None and best.test_score is not None and result.test_predictions is not None:
-        ours = result.test_predictions[best.position_index, best.layer_index]
-        labels = _indices(result, result.test_labels)
-        pair = (_one_column(ours), _one_column(predictions))
-        content["difference"] = difference_interval(
-            result.metric, labels, *pair, clusters=clusters, seed=seed
-        ).to_json()
+    content["test_interval"] = _interval(result, result.test_labels, decision, clusters, seed=seed).to_json()
+    if best is not None and best.test_score is not None and result.test_decision is not None:
+        ours = result.test_decision[best.position_index, best.layer_index]
+        content["difference"] = _difference(result, ours, decision, clusters, seed).to_json()
     return content
 
 
@@ -282,51 +291,62 @@ def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
     """All scores of the best probe; those in cross-validation are of the pooled predictions, not means over folds."""
     at = (best.position_index, best.layer_index)
     splits = {
-        "train": (result.train_labels, result.train_predictions),
-        "cv": (result.train_labels, result.cv_predictions),
-        "test": (result.test_labels, result.test_predictions),
+        "train": (result.train_labels, result.train_decision),
+        "cv": (result.train_labels, result.cv_decision),
+        "test": (result.test_labels, result.test_decision),
     }
     return {
-        name: all_scores(result, labels, predictions[at]).to_json()
-        for name, (labels, predictions) in splits.items()
-        if labels is not None and predictions is not None and np.isfinite(predictions[at]).all()
+        name: all_scores(result, labels, decision[at]).to_json()
+        for name, (labels, decision) in splits.items()
+        if labels is not None and decision is not None and np.isfinite(decision[at]).all()
     }
 
 
 def all_scores(
-    result: SweepResult, labels: Float64[np.ndarray, " sample"], predictions: Float64[np.ndarray, "sample output"]
+    result: SweepResult, labels: Float64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"]
 ) -> Scores:
-    """Every score that the task has."""
+    """Every score that the task has, of decision values."""
     if result.classes is None:
-        return regression_scores(labels, predictions[:, 0])
-    indices = _indices(result, labels).astype(np.int64)
-    return classification_scores(indices, _one_column(predictions), len(result.classes))
+        return regression_scores(labels, decision[:, 0])
+    return classification_scores(_places(result.classes, labels), decision, len(result.classes))
 
 
 def _platt(result: SweepResult, best: BestProbe) -> dict[str, Json]:
-    """Platt scaling on cross-validated predictions, and what it does to the calibration on the test rows."""
+    """Platt scaling on cross-validated decision values, and what it does to the calibration on the test rows."""
     at = (best.position_index, best.layer_index)
     if result.classes is None or len(result.classes) != 2:
-        return {"slope": None, "intercept": None, "reason": "Platt scaling is for two classes"}
-    assert result.cv_predictions is not None
-    scaling = PlattScaling.fit(_indices(result, result.train_labels).astype(np.int64), result.cv_predictions[at][:, 0])
+        return _uncalibrated("Platt scaling is for two classes")
+    assert result.cv_decision is not None
+    scaling = PlattScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at][:, 0])
+    if not scaling.slope > 0:
+        return _uncalibrated(_NOT_RISING)
     content: dict[str, Json] = {"slope": scaling.slope, "intercept": scaling.intercept, "reason": None}
-    if result.test_labels is not None and best.test_score is not None and result.test_predictions is not None:
-        calibrated = scaling.apply(result.test_predictions[at][:, 0])
-        content["test_scores"] = all_scores(result, result.test_labels, calibrated[:, None]).to_json()
+    if result.test_labels is not None and best.test_score is not None and result.test_decision is not None:
+        calibrated = scaling.log_odds(result.test_decision[at])
+        content["test_scores"] = all_scores(result, result.test_labels, calibrated).to_json()
     return content
+
+
+# A slope that is not positive would turn the ranking round, or end it.
+_NOT_RISING = "labels do not rise with the held-out predictions"
+
+
+def _uncalibrated(reason: str) -> dict[str, Json]:
+    return {"slope": None, "intercept": None, "reason": reason}
 
 
 def _calibration(result: SweepResult, best: BestProbe) -> dict[str, Json]:
     """Least-squares line from cross-validated predictions to the labels: a penalty shrinks predictions."""
     at = (best.position_index, best.layer_index)
     if result.classes is not None:
-        return {"slope": None, "intercept": None, "reason": "this calibration is for numbers; see platt"}
-    assert result.cv_predictions is not None
-    predicted = result.cv_predictions[at][:, 0]
+        return _uncalibrated("this calibration is for numbers; see platt")
+    assert result.cv_decision is not None
+    predicted = result.cv_decision[at][:, 0]
     if np.ptp(predicted) == 0:
-        return {"slope": None, "intercept": None, "reason": "all predictions are equal"}
+        return _uncalibrated("all predictions are equal")
     line: Any = stats.linregress(predicted, result.train_labels)
+    if not line.slope > 0:
+        return _uncalibrated(_NOT_RISING)
     return {"slope": float(line.slope), "intercept": float(line.intercept), "reason": None}
 
 
@@ -347,13 +367,9 @@ def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bo
     }
 
 
-def _indices(result: SweepResult, labels: Float64[np.ndarray, " sample"]) -> Float64[np.ndarray, " sample"]:
-    """Classes by their place, numbers as they are."""
-    return labels if result.classes is None else np.searchsorted(result.classes, labels).astype(np.float64)
-
-
-def _one_column(predictions: Float64[np.ndarray, "sample output"]) -> Shaped[np.ndarray, "sample ..."]:
-    return predictions[:, 0] if predictions.shape[1] == 1 else predictions
+def _places(classes: Sequence[float], labels: Float64[np.ndarray, " sample"]) -> Int64[np.ndarray, " sample"]:
+    """The place of each label among the sorted classes."""
+    return np.searchsorted(classes, labels).astype(np.int64)
 
 
 def _null(value: float) -> float | None:

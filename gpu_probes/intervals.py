@@ -7,19 +7,21 @@ acceleration from the jackknife). The area under the ROC curve of two classes ha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Float64, Int64, Real, Shaped
+from jaxtyping import Float64, Int64, Shaped
 from scipy import stats
 
 from gpu_probes.errors import LabelError
 from gpu_probes.scoring import midranks, roc_auc, spearman
 
 Metric = Literal["spearman", "r2", "roc_auc"]
+_METRICS: dict[str, Metric] = {"spearman": "spearman", "r2": "r2", "roc_auc": "roc_auc"}
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _FEWEST_UNITS = 8
@@ -47,12 +49,13 @@ class Interval:
 
 
 def score_interval(
-    metric: Metric,
-    actual: Real[np.ndarray, " sample"],
-    predicted: np.ndarray,
+    metric: str,
+    actual: Any,
+    predicted: Any,
     *,
-    clusters: Int64[np.ndarray, " sample"] | None = None,
-    folds: Int64[np.ndarray, " sample"] | None = None,
+    classes: Any = None,
+    clusters: Any = None,
+    folds: Any = None,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
@@ -61,58 +64,166 @@ def score_interval(
     Parameters
     ----------
     metric : spearman, r2 or roc_auc
-    actual : ndarray [sample]
-        Numbers; for classes indices from 0.
-    predicted : ndarray [sample] or, for more than two classes, [sample, class]
-    clusters : ndarray [sample], optional
-        Rows of a cluster are resampled together.
-    folds : ndarray [sample], optional
+    actual : array-like [sample]
+        Numbers; for ``roc_auc`` the class of each row, by any names that can be sorted.
+    predicted : array-like [sample] or, for more than two classes, [sample, class]
+        What is ranked. Of two classes, higher for the one that sorts last; of more, a column for each, in sorted order.
+    classes : array-like [class], optional
+        For ``roc_auc``, all classes in sorted order; by default those in `actual`.
+    clusters : array-like [sample], optional
+        Names or numbers; rows of a cluster are resampled together.
+    folds : array-like [sample], optional
         The score is the mean of the scores within each fold, as in cross-validation; rows are resampled within them.
     level : float
+        Between 0 and 1.
     seed : int
         Of the resamples.
+
+    Raises
+    ------
+    LabelError
+        When labels, predictions, classes, clusters or folds do not go together, or hold NaN.
     """
-    labels, sides = _checked(actual, predicted)
-    if metric == "roc_auc" and predicted.ndim == 1 and clusters is None and folds is None:
-        return _delong(labels, sides, level)
-    return _bootstrap(metric, labels, sides, clusters, folds, level, seed)
+    rows = _Rows.of(metric, actual, [predicted], classes, clusters, folds, level, seed)
+    return _delong(rows, level) if rows.has_closed_form else _bootstrap(rows, level, seed)
 
 
 def difference_interval(
-    metric: Metric,
-    actual: Real[np.ndarray, " sample"],
-    first: np.ndarray,
-    second: np.ndarray,
+    metric: str,
+    actual: Any,
+    first: Any,
+    second: Any,
     *,
-    clusters: Int64[np.ndarray, " sample"] | None = None,
+    classes: Any = None,
+    clusters: Any = None,
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
     """Interval of the difference of two scores on the same rows, first minus second; as `score_interval`."""
-    labels, both = _checked(actual, first, second)
-    if metric == "roc_auc" and first.ndim == 1 and clusters is None:
-        return _delong(labels, both, level)
-    return _bootstrap(metric, labels, both, clusters, None, level, seed)
+    rows = _Rows.of(metric, actual, [first, second], classes, clusters, None, level, seed)
+    return _delong(rows, level) if rows.has_closed_form else _bootstrap(rows, level, seed)
 
 
-def _checked(
-    actual: Real[np.ndarray, " sample"], *predicted: np.ndarray
-) -> tuple[Float64[np.ndarray, " sample"], Float64[np.ndarray, "side sample ..."]]:
-    """Labels and predictions in float64."""
-    labels, sides = np.asarray(actual, dtype=np.float64), [np.asarray(side, dtype=np.float64) for side in predicted]
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that are scored, checked: what is ranked on each side, and which rows belong together.
+
+    `actual` holds numbers, or the places of classes in sorted order; `clusters` and `folds` places from 0.
+    """
+
+    metric: Metric
+    actual: Float64[np.ndarray, " sample"]
+    sides: Float64[np.ndarray, "side sample ..."]
+    clusters: Int64[np.ndarray, " sample"] | None
+    folds: Int64[np.ndarray, " sample"] | None
+
+    @classmethod
+    def of(
+        cls,
+        metric: str,
+        actual: Any,
+        predicted: Sequence[Any],
+        classes: Any,
+        clusters: Any,
+        folds: Any,
+        level: float,
+        seed: int,
+    ) -> _Rows:
+        if metric not in _METRICS:
+            raise LabelError(f"metric {metric!r} is unknown; use {', '.join(_METRICS)}")
+        if not 0 < level < 1:
+            raise LabelError(f"level {level} is not between 0 and 1; give a share, such as 0.95")
+        if seed < 0:
+            raise LabelError(f"seed {seed} is less than 0; use 0 or more")
+        labels = np.asarray(actual)
+        if labels.ndim != 1:
+            raise LabelError(f"labels have shape {labels.shape}; give one for each row")
+        sides = _read_sides(predicted, len(labels))
+        if metric == "roc_auc":
+            numbers = _places_of_classes(labels, sides.shape[2:], classes)
+        else:
+            numbers = _read_numbers(labels, "labels")
+            if sides.ndim != 2 or classes is not None:
+                raise LabelError(f"{metric} takes one number for each row and no classes; for classes use roc_auc")
+        places = (
+            _read_places(values, name, len(labels)) for values, name in ((clusters, "clusters"), (folds, "folds"))
+        )
+        return cls(_METRICS[metric], numbers, sides, *places)
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether DeLong's variance holds: two classes, independent rows."""
+        return self.metric == "roc_auc" and self.sides.ndim == 2 and self.clusters is None and self.folds is None
+
+
+def _read_sides(predicted: Sequence[Any], n_rows: int) -> Float64[np.ndarray, "side sample ..."]:
+    sides = [_read_numbers(side, "predictions") for side in predicted]
     for side in sides:
-        if len(side) != len(labels) or side.shape != sides[0].shape:
-            raise LabelError(f"predictions have shape {side.shape} for {len(labels)} labels; give one for each")
-    if not all(np.isfinite(values).all() for values in (labels, *sides)):
-        raise LabelError("labels or predictions hold NaN or infinity; leave those rows out")
-    return labels, np.stack(sides)
+        if side.ndim not in (1, 2) or len(side) != n_rows or side.shape != sides[0].shape:
+            raise LabelError(f"predictions have shape {side.shape} for {n_rows} labels; give one for each")
+    return np.stack(sides)
 
 
-def _delong(
-    actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, "side sample"], level: float
-) -> Interval:
+def _read_numbers(values: Any, name: str) -> Float64[np.ndarray, "*batch"]:
+    try:
+        numbers = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise LabelError(f"{name} are not numbers ({error}); for classes use roc_auc") from error
+    if not np.isfinite(numbers).all():
+        raise LabelError(f"{name} hold NaN or infinity; leave those rows out")
+    return numbers
+
+
+def _places_of_classes(
+    labels: Shaped[np.ndarray, " sample"], columns: tuple[int, ...], classes: Any
+) -> Float64[np.ndarray, " sample"]:
+    """The place of each label among the sorted classes; by what is given or, without, by those that there are."""
+    found = _sorted(labels, "labels")
+    known = found if classes is None else np.asarray(classes)
+    if not np.array_equal(known, _sorted(known, "classes")):
+        raise LabelError(
+            f"classes {known.tolist()} are not distinct and sorted; columns of predictions go by that order"
+        )
+    foreign = np.setdiff1d(found, known)
+    if foreign.size:
+        raise LabelError(f"label {foreign[0]!r} is not among the classes {known.tolist()}; leave its rows out")
+    if len(known) > 2 and columns != (len(known),):
+        raise LabelError(
+            f"predictions have columns {columns} for {len(known)} classes; give [row, class], and classes=... where "
+            "the labels do not have them all"
+        )
+    if len(known) <= 2 and columns:
+        raise LabelError(
+            f"predictions have columns {columns} for the classes {known.tolist()}; of two classes give one number for "
+            "each row, for that which sorts last, and of more than two also classes=..."
+        )
+    return np.searchsorted(known, labels).astype(np.float64)
+
+
+def _sorted(values: Shaped[np.ndarray, " _"], name: str) -> Shaped[np.ndarray, " _"]:
+    if pd.isna(values).any():
+        raise LabelError(f"{name} hold NaN or None; leave those rows out")
+    try:
+        return np.unique(values)
+    except TypeError as error:
+        raise LabelError(
+            f"{name} mix kinds that cannot be sorted ({error}); name them all by numbers or by texts"
+        ) from error
+
+
+def _read_places(values: Any, name: str, n_rows: int) -> Int64[np.ndarray, " sample"] | None:
+    """Clusters or folds, by their places in sorted order."""
+    if values is None:
+        return None
+    names = np.asarray(values)
+    if names.shape != (n_rows,):
+        raise LabelError(f"{name} have shape {names.shape} for {n_rows} labels; give one for each row")
+    return np.searchsorted(_sorted(names, name), names)
+
+
+def _delong(rows: _Rows, level: float) -> Interval:
     """A single area on the logit scale, which keeps it within 0 and 1; a difference as it is."""
-    positive = actual == 1
+    positive, predicted = rows.actual == 1, rows.sides
     m, n = int(positive.sum()), int((~positive).sum())
     if min(m, n) < 2:
         return Interval(None, None, None, level, "DeLong", "there are fewer than two rows of a class")
@@ -138,21 +249,14 @@ def _delong(
     return Interval(area, low, high, level, "DeLong, logit scale")
 
 
-def _bootstrap(
-    metric: Metric,
-    actual: Float64[np.ndarray, " sample"],
-    predicted: Shaped[np.ndarray, "side sample ..."],
-    clusters: Int64[np.ndarray, " sample"] | None,
-    folds: Int64[np.ndarray, " sample"] | None,
-    level: float,
-    seed: int,
-) -> Interval:
-    method = "bootstrap, BCa" + ("" if clusters is None else ", whole groups")
-    parts = [np.arange(len(actual))] if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
-    units = [_units(rows, clusters) for rows in parts]
+def _bootstrap(given: _Rows, level: float, seed: int) -> Interval:
+    method = "bootstrap, BCa" + ("" if given.clusters is None else ", whole groups")
+    n_rows, folds = len(given.actual), given.folds
+    parts = [np.arange(n_rows)] if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
+    units = [_units(rows, given.clusters) for rows in parts]
 
     def score(rows: Int64[np.ndarray, "resample row"]) -> Float64[np.ndarray, " resample"]:
-        return _score_rows(metric, actual, predicted, rows)
+        return _score_rows(given.metric, given.actual, given.sides, rows)
 
     estimate = float(np.mean([score(rows[None])[0] for rows in parts]))
     if np.isnan(estimate):
@@ -160,12 +264,12 @@ def _bootstrap(
     if sum(map(len, units)) < _FEWEST_UNITS:
         return Interval(estimate, None, None, level, method, f"there are fewer than {_FEWEST_UNITS} rows or groups")
     rng = np.random.default_rng(seed)
-    n_resamples = int(np.clip(_RESAMPLED_ROWS // len(actual), _FEWEST_RESAMPLES, N_RESAMPLES))
+    n_resamples = int(np.clip(_RESAMPLED_ROWS // n_rows, _FEWEST_RESAMPLES, N_RESAMPLES))
     resampled = np.mean([_resample(score, part, n_resamples, rng) for part in units], axis=0)
     defined = resampled[~np.isnan(resampled)]
     if len(defined) < (1 - _MOST_UNDEFINED) * n_resamples:
         return Interval(estimate, None, None, level, method, "the score is undefined in too many resamples")
-    if len(predicted) == 1 and np.ptp(defined) < 1e-12:
+    if len(given.sides) == 1 and np.ptp(defined) < 1e-12:
         return Interval(estimate, None, None, level, method, "the score is the same in every resample")
     left_out = _jackknife(score, units, parts)
     low, high = _bca(estimate, defined, left_out, level)

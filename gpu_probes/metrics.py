@@ -1,7 +1,8 @@
 """Every score of one probe's predictions, by scipy and scikit-learn; what is undefined is None, with the reason.
 
-Classes are given as indices into the sorted classes; predictions as in a `SweepResult`: a number, the probability of
-the second of two classes, or a probability for each class.
+Classes are given as indices into the sorted classes, and predictions as decision values: of a regression the numbers
+themselves, of two classes the log odds of the second, of more one value per class. Ranking uses them as they are, or
+each class's log odds (`gpu_probes.apply.ranked`), so that rows whose probabilities round to 1 are told apart.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64
 from scipy import optimize, special, stats
 from sklearn import metrics
+
+from gpu_probes.apply import predictions_of, ranked
 
 N_BINS = 10
 FALSE_POSITIVE_RATE = 0.01
@@ -52,20 +55,21 @@ def regression_scores(actual: Float64[np.ndarray, " sample"], predicted: Float64
 
 
 def classification_scores(
-    actual: Int64[np.ndarray, " sample"], probabilities: Shaped[np.ndarray, "sample ..."], n_classes: int
+    actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"], n_classes: int
 ) -> Scores:
-    """Ranking, accuracy and calibration of probabilities; the mean over the classes where there are more than two."""
+    """Ranking, accuracy and calibration; the mean over the classes where there are more than two."""
     binary = n_classes == 2
     one_hot = np.eye(n_classes)[actual]
-    by_class = np.stack([1 - probabilities, probabilities], 1) if binary else probabilities
-    chosen = by_class.argmax(1) if not binary else (probabilities > 0.5).astype(np.int64)
-    sure, right = (probabilities, actual == 1) if binary else (by_class.max(1), chosen == actual)
+    probabilities, order = predictions_of(decision, "classification"), ranked(decision)
+    by_class = np.hstack([1 - probabilities, probabilities]) if binary else probabilities
+    chosen = (decision[:, 0] > 0).astype(np.int64) if binary else decision.argmax(1)
+    sure, right = (by_class[:, 1], actual == 1) if binary else (by_class.max(1), chosen == actual)
     columns = slice(1, None) if binary else slice(None)
 
     def over_classes(score: Callable[..., Any]) -> float:
         if not ((one_hot.sum(0) > 0) & (one_hot.sum(0) < len(actual))).all():
             raise _UndefinedError("a class is missing among the labels")
-        return float(np.mean([score(*pair) for pair in zip(one_hot.T[columns], by_class.T[columns], strict=True)]))
+        return float(np.mean([score(*pair) for pair in zip(one_hot.T[columns], order.T, strict=True)]))
 
     squares = np.square(by_class - one_hot)
     return _collect(
@@ -75,7 +79,7 @@ def classification_scores(
         log_loss=lambda: metrics.log_loss(actual, by_class, labels=range(n_classes)),
         brier=lambda: squares[:, 1].mean() if binary else squares.sum(1).mean(),
         ece=lambda: calibration_error(right, sure),
-        recall_at_1pct_fpr=lambda: _recall(actual, probabilities, binary=binary),
+        recall_at_1pct_fpr=lambda: _recall(actual, order, binary=binary),
         reliability=lambda: reliability_curve(right, sure),
     )
 
@@ -123,31 +127,42 @@ def calibration_error(right: Bool[np.ndarray, " sample"], confidence: Float64[np
 
 @dataclass(frozen=True)
 class PlattScaling:
-    """Calibrated probability ``sigmoid(slope * logit(p) + intercept)`` of the second of two classes (Platt 1999)."""
+    """Calibrated probability ``sigmoid(slope * decision + intercept)`` of the second of two classes (Platt 1999)."""
 
     slope: float
     intercept: float
 
     @classmethod
-    def fit(cls, actual: Int64[np.ndarray, " sample"], probabilities: Float64[np.ndarray, " sample"]) -> PlattScaling:
-        """Fit on probabilities of samples that the probe did not see, by Platt's smoothed targets."""
+    def fit(cls, actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, " sample"]) -> PlattScaling:
+        """Fit on decision values of samples that the probe did not see, by Platt's smoothed targets."""
         n_positive, n_negative = int((actual == 1).sum()), int((actual == 0).sum())
         targets = np.where(actual == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-        logits = _logit(probabilities)
-        scale = np.abs(logits).max() or 1.0
+        # Decision values may be of any size: the search is for the slope of values with mean 0 and deviation 1.
+        centre, scale = decision.mean(), decision.std() or 1.0
+        columns = np.stack([(decision - centre) / scale, np.ones(len(decision))])
 
         def loss(point: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:
-            decision = point[0] * logits / scale + point[1]
-            value = (np.logaddexp(0.0, decision) - targets * decision).sum()
-            error = special.expit(decision) - targets
-            return float(value), np.array([error @ logits / scale, error.sum()])
+            odds = point @ columns
+            value = (np.logaddexp(0.0, odds) - targets * odds).sum()
+            return float(value), columns @ (special.expit(odds) - targets)
 
-        found = optimize.minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-9})
-        return cls(float(found.x[0] / scale), float(found.x[1]))
+        def curvature(point: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, "2 2"]:
+            probability = special.expit(point @ columns)
+            return (columns * probability * (1 - probability)) @ columns.T
 
-    def apply(self, probabilities: Float64[np.ndarray, " sample"]) -> Float64[np.ndarray, " sample"]:
-        """Calibrate."""
-        return special.expit(self.slope * _logit(probabilities) + self.intercept)
+        found = optimize.minimize(
+            loss, np.zeros(2), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10}
+        )
+        slope = float(found.x[0] / scale)
+        return cls(slope, float(found.x[1] - slope * centre))
+
+    def log_odds(self, decision: Float64[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
+        """Calibrated log odds of the second class."""
+        return self.slope * decision + self.intercept
+
+    def apply(self, decision: Float64[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
+        """Calibrated probability of the second class."""
+        return special.expit(self.log_odds(decision))
 
 
 def _collect(**scores: Callable[[], Any]) -> Scores:
@@ -176,14 +191,14 @@ def _r2(actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, "
 
 
 def _recall(
-    actual: Int64[np.ndarray, " sample"], probabilities: Shaped[np.ndarray, "sample ..."], *, binary: bool
+    actual: Int64[np.ndarray, " sample"], order: Float64[np.ndarray, "sample output"], *, binary: bool
 ) -> float:
     """Largest true-positive rate at a false-positive rate of at most 1 %."""
     if not binary:
         raise _UndefinedError("there are more than two classes")
     if actual.min() == actual.max():
         raise _UndefinedError("a class is missing among the labels")
-    curve = metrics.roc_curve(actual, probabilities, drop_intermediate=False)
+    curve = metrics.roc_curve(actual, order[:, 0], drop_intermediate=False)
     return float(curve[1][curve[0] <= FALSE_POSITIVE_RATE].max())
 
 
@@ -197,9 +212,3 @@ def _top_mean(gain: Float64[np.ndarray, " sample"], by: Float64[np.ndarray, " sa
 
 def _bin_of(confidence: Float64[np.ndarray, " sample"]) -> Int64[np.ndarray, " sample"]:
     return np.minimum((confidence * N_BINS).astype(np.int64), N_BINS - 1)
-
-
-def _logit(probabilities: Float64[np.ndarray, " sample"]) -> Float64[np.ndarray, " sample"]:
-    """Log odds; a probability that was rounded to 0 or 1 is as far from it as float64 can tell."""
-    eps = float(np.finfo(np.float64).eps)
-    return special.logit(np.clip(probabilities, eps, 1 - eps))

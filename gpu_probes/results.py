@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import safetensors.numpy
 from jaxtyping import Float64, Int8, Int64, Shaped
 
+from gpu_probes.apply import one_column, predictions_of, ranked
 from gpu_probes.cells import Cell
 from gpu_probes.errors import Status
 from gpu_probes.files import write_whole
@@ -43,8 +45,9 @@ class SweepResult:
     """Every cell of a sweep; undefined numbers are NaN here and null in the files.
 
     Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
-    regression and two classes, one per class beyond. Predictions are numbers for regression, the probability of
-    the second class for two classes, and one probability per class (the last axis) beyond.
+    regression and two classes, one per class beyond. Decision values are what scores rank. Predictions follow from
+    them: numbers for regression, the probability of the second class for two classes, and one probability per class
+    (the last axis) beyond.
 
     `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
     its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
@@ -77,9 +80,9 @@ class SweepResult:
     test_score: Float64[np.ndarray, "position layer"]
     cv_score: Float64[np.ndarray, "position layer"]
     alpha_cv_score: Float64[np.ndarray, "position layer alpha"]
-    train_predictions: Float64[np.ndarray, "position layer train_sample output"]
-    test_predictions: Float64[np.ndarray, "position layer test_sample output"] | None
-    cv_predictions: Float64[np.ndarray, "position layer train_sample output"] | None
+    train_decision: Float64[np.ndarray, "position layer train_sample output"]
+    test_decision: Float64[np.ndarray, "position layer test_sample output"] | None
+    cv_decision: Float64[np.ndarray, "position layer train_sample output"] | None
     train_labels: Float64[np.ndarray, " train_sample"]
     test_labels: Float64[np.ndarray, " test_sample"] | None
     fold_of_sample: Int64[np.ndarray, " train_sample"] | None
@@ -95,6 +98,21 @@ class SweepResult:
     def alphas(self) -> tuple[float, ...]:
         """The alphas that were fitted, in the order given."""
         return (self.alpha,) if self.alpha_grid is None else self.alpha_grid
+
+    @property
+    def train_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"]:
+        """Of the training rows, by the probes fitted to them."""
+        return predictions_of(self.train_decision, self.task_type)
+
+    @property
+    def test_predictions(self) -> Float64[np.ndarray, "position layer test_sample output"] | None:
+        """Of the test rows; None without any."""
+        return None if self.test_decision is None else predictions_of(self.test_decision, self.task_type)
+
+    @property
+    def cv_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"] | None:
+        """Of the training rows, each by the probe that was fitted without its fold; None without folds."""
+        return None if self.cv_decision is None else predictions_of(self.cv_decision, self.task_type)
 
     @property
     def n_features(self) -> int:
@@ -321,9 +339,8 @@ class SweepResult:
             "alpha_cv_scores": self._path(p, i) if len(self.alphas) > 1 else None,
             "train_actual": self.train_labels.tolist(),
             "test_actual": None if self.test_labels is None else self.test_labels.tolist(),
-            "train_predictions": _column(self.train_predictions, p, i),
-            "test_predictions": _column(self.test_predictions, p, i),
-            "cv_predictions": _column(self.cv_predictions, p, i),
+            **self._predictions(p, i),
+            **({} if self.classes is None else self._ranked(p, i)),
             "probe_weights": (coef[0] if len(coef) == 1 else coef).tolist(),
             "task_type": self.task_type,
             "metric": self.metric,
@@ -332,17 +349,28 @@ class SweepResult:
     def _all_predictions(self) -> dict[str, Json]:
         return {
             "positions": list(self.positions),
-            "predictions": {
-                self._key(p, i): {
-                    "train_predictions": _column(self.train_predictions, p, i),
-                    "test_predictions": _column(self.test_predictions, p, i),
-                    "cv_predictions": _column(self.cv_predictions, p, i),
-                }
-                for p, i in self._indices()
-            },
+            "predictions": {self._key(p, i): self._predictions(p, i) for p, i in self._indices()},
             "train_labels": self.train_labels.tolist(),
             "test_labels": None if self.test_labels is None else self.test_labels.tolist(),
         }
+
+    def _predictions(self, position_index: int, layer_index: int) -> dict[str, Json]:
+        """One cell's, as in the files; null where there is no probe to predict with."""
+        splits = {"train": self.train_decision, "test": self.test_decision, "cv": self.cv_decision}
+        return {
+            f"{split}_predictions": _at(decision, position_index, layer_index, self._to_predictions)
+            for split, decision in splits.items()
+        }
+
+    def _ranked(self, position_index: int, layer_index: int) -> dict[str, Json]:
+        """What the scores of classes rank: probabilities round to 1 and tie."""
+        splits = {"test": self.test_decision, "cv": self.cv_decision}
+        return {
+            f"{split}_ranked": _at(decision, position_index, layer_index, ranked) for split, decision in splits.items()
+        }
+
+    def _to_predictions(self, decision: Float64[np.ndarray, "sample output"]) -> Float64[np.ndarray, "sample output"]:
+        return predictions_of(decision, self.task_type)
 
     def _probes(self) -> bytes:
         """Coefficients in raw features; cells without a probe are NaN."""
@@ -370,16 +398,16 @@ def _nulls(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | Non
     return [[_null(value) for value in row] for row in grid]
 
 
-def _column(
-    predictions: Float64[np.ndarray, "position layer sample output"] | None, position_index: int, layer_index: int
+def _at(
+    decision: Float64[np.ndarray, "position layer sample output"] | None,
+    position_index: int,
+    layer_index: int,
+    shown: Callable[[Float64[np.ndarray, "sample output"]], Float64[np.ndarray, "sample output"]],
 ) -> Json:
-    """A list of numbers, or of lists of class probabilities; null where there is no probe to predict with."""
-    if predictions is None:
+    """A cell's decision values as they are shown: a list of numbers, or of lists with one for each class."""
+    if decision is None or np.isnan(values := decision[position_index, layer_index]).any():
         return None
-    values = predictions[position_index, layer_index]
-    if np.isnan(values).any():
-        return None
-    return (values[:, 0] if values.shape[1] == 1 else values).tolist()
+    return one_column(shown(values)).tolist()
 
 
 def _json_bytes(content: dict[str, Json], indent: int | None) -> bytes:

@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from gpu_probes.errors import LabelError
 from gpu_probes.objective import TaskType
 
 
@@ -64,7 +65,14 @@ def roc_auc(
     """Area under the ROC curve, the Mann-Whitney way; the mean of one-vs-rest areas for several outputs.
 
     NaN where an output has no positives or no negatives.
+
+    Raises
+    ------
+    LabelError
+        When a target is neither 0 nor 1: sums of ranks would be weighted by it.
     """
+    if not bool(((targets == 0) | (targets == 1)).all()):
+        raise LabelError("targets of roc_auc are 1 for rows of the class and 0 for others; give those, not class names")
     positives = targets.sum(-2)
     negatives = targets.shape[-2] - positives
     rank_sum = torch.linalg.vecdot(midranks(predictions.mT), targets.mT)
@@ -99,8 +107,18 @@ def labels_rank(task_type: TaskType, targets: Float64[Tensor, "sample output"]) 
 
 
 def rankable(decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
-    """What to rank samples by: decision values or log probabilities, as probabilities round to 1 and tie."""
-    return torch.log_softmax(decision, -1) if decision.shape[-1] > 1 else decision
+    """What to rank samples by: decision values; of several classes each one's log odds against all others.
+
+    They order samples as probabilities do, which round to 1 and tie.
+    """
+    if decision.shape[-1] == 1:
+        return decision
+    top = decision.max(-1, keepdim=True)
+    odds = torch.exp(decision - top.values)
+    # Against the others, of which the most probable class is one; that class itself would cancel.
+    log_odds = decision - top.values - torch.log(odds.sum(-1, keepdim=True) - odds)
+    others = torch.logsumexp(decision.scatter(-1, top.indices, -torch.inf), -1, keepdim=True)
+    return log_odds.scatter(-1, top.indices, top.values - others)
 
 
 def score(

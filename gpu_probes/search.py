@@ -74,9 +74,9 @@ class BlockResult:
     test_score: Float64[np.ndarray, " cell"]
     cv_score: Float64[np.ndarray, " cell"]
     alpha_cv_score: Float64[np.ndarray, "cell alpha"]
-    train_predictions: Float64[np.ndarray, "cell train_sample output"]
-    test_predictions: Float64[np.ndarray, "cell test_sample output"]
-    cv_predictions: Float64[np.ndarray, "cell train_sample output"]
+    train_decision: Float64[np.ndarray, "cell train_sample output"]
+    test_decision: Float64[np.ndarray, "cell test_sample output"]
+    cv_decision: Float64[np.ndarray, "cell train_sample output"]
     inner_score: Float64[np.ndarray, "cell fold"]
     inner_selected: Int64[np.ndarray, "cell fold"]
     outer_score: Float64[np.ndarray, "cell fold"]
@@ -95,7 +95,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """Held-out predictions of every penalty, and their scores fold by fold."""
+    """Held-out decision values of every penalty, and their scores fold by fold."""
 
     decision: Float64[Tensor, "cell penalty sample output"]
     fold_scores: Float64[Tensor, "fold cell penalty"]
@@ -272,9 +272,9 @@ def _search_label(
         test_score=host(on_test.scores[:, 0]),
         cv_score=host(_at(cv.scores, chosen)),
         alpha_cv_score=host(cv.scores),
-        train_predictions=host(_predict(label.task, on_train.decision[:, 0])),
-        test_predictions=host(_predict(label.task, on_test.decision[:, 0])),
-        cv_predictions=host(_predict(label.task, _at(cv.decision, chosen))),
+        train_decision=host(on_train.decision[:, 0]),
+        test_decision=host(on_test.decision[:, 0]),
+        cv_decision=host(_at(cv.decision, chosen)),
         inner_score=host(nested.inner_score),
         inner_selected=nested.selected.cpu().numpy(),
         outer_score=host(nested.outer_score),
@@ -408,12 +408,6 @@ def _evaluate(
     flat = is_flat(decision, level)
     scores = score(task.task_type, targets[None, None], rankable(decision))
     return Evaluation(decision, torch.where(flat, torch.nan, scores), flat)
-
-
-def _predict(task: Task, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
-    if task.task_type == "regression":
-        return decision
-    return (SigmoidLoss() if task.n_outputs == 1 else SoftmaxLoss()).predictions(decision)
 
 
 def _decide(

@@ -434,7 +434,7 @@ def _assemble(
 ) -> SweepResult:
     selected = grid["selected"]
     as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
-    as_given += ("inner_score", "outer_score", "nested_decision", "null_score")
+    as_given += ("inner_score", "outer_score", "nested_decision", "null_score", "train_decision")
     return SweepResult(
         task_type=label.task.task_type,
         probe=label.probe,
@@ -451,9 +451,8 @@ def _assemble(
         standardize=given.standardize,
         selected_alpha=np.where(selected < 0, np.nan, np.asarray(alphas)[selected]),
         alpha_cv_score=grid["alpha_cv_score"],
-        train_predictions=grid["train_predictions"],
-        test_predictions=None if label.test is None else grid["test_predictions"],
-        cv_predictions=grid["cv_predictions"] if given.k_fold else None,
+        test_decision=None if label.test is None else grid["test_decision"],
+        cv_decision=grid["cv_decision"] if given.k_fold else None,
         train_labels=label.train,
         test_labels=label.test,
         fold_of_sample=label.folds.fold_of_sample if given.k_fold else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +24,9 @@ from activation_store.errors import InputError
 from activation_store.loaded import LoadedModel, PromptFormat
 from activation_store.tables import Rows, Table
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
-from gpu_probes.apply import decide, predictions_of
+from gpu_probes.apply import decide, one_column, predictions_of
 from gpu_probes.combine import combine
+from gpu_probes.errors import ProbeWarning
 from gpu_probes.folder import RUN
 from gpu_probes.metrics import PlattScaling
 from gpu_probes.wording import class_name
@@ -96,6 +98,7 @@ class Probe:
         """
         folder = Path(folder)
         card, prompts = _read_card(folder)
+        _warn_uncalibrated(card, folder)
         saved = SavedProbes.load(folder)
         at = saved.positions.index(card.position), saved.layers.index(card.layer)
         where = model or prompts.model
@@ -140,16 +143,11 @@ class Probe:
             Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
             the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
         """
-        return self.calibrate(self.predict(prompts))
+        return one_column(self.calibrate(self._decide_list(prompts)))
 
     def predict(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
         """Predictions as in the result files: numbers, the second class's probability, or one for every class."""
-        if isinstance(prompts, str):
-            raise RequestError("score takes a list of prompts; put a single one into brackets: probe.score([text])")
-        if not len(prompts):
-            return np.zeros(0 if len(self.coef) == 1 else (0, len(self.coef)))
-        values = predictions_of(self.decide(prompts), self.card.task_type)
-        return values[:, 0] if values.shape[1] == 1 else values
+        return one_column(predictions_of(self._decide_list(prompts), self.card.task_type))
 
     def decide(
         self, prompts: Sequence[Question], progress: Callable[[Blocks, int], Blocks] | None = None
@@ -177,14 +175,20 @@ class Probe:
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
         return decision
 
-    def calibrate(self, predictions: Shaped[np.ndarray, "prompt ..."]) -> Shaped[np.ndarray, "prompt ..."]:
-        """Put predictions on the scale of the labels, as fitted on cross-validated predictions."""
+    def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
+        """Put decision values on the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
         found = self.card.calibration
         if found.slope is None or found.intercept is None:
-            return predictions
+            return predictions_of(decision, self.card.task_type)
         if found.kind == "linear":
-            return found.slope * predictions + found.intercept
-        return PlattScaling(found.slope, found.intercept).apply(predictions)
+            return found.slope * decision + found.intercept
+        return PlattScaling(found.slope, found.intercept).apply(decision)
+
+    def _decide_list(self, prompts: Sequence[Question]) -> Float64[np.ndarray, "prompt output"]:
+        """Decision values of a list, which may be empty."""
+        if isinstance(prompts, str):
+            raise RequestError("score takes a list of prompts; put a single one into brackets: probe.score([text])")
+        return self.decide(prompts) if len(prompts) else np.zeros((0, len(self.coef)))
 
     @property
     def _prompts(self) -> Prompts:
@@ -279,8 +283,7 @@ def score_dataset(
         raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
     # What cannot be written is refused before the model runs, not after.
     write(rows, {})
-    predictions = predictions_of(probe.decide(questions, progress), probe.card.task_type)
-    scores = _columns(probe, predictions)
+    scores = _columns(probe, probe.decide(questions, progress))
     output_path.parent.mkdir(parents=True, exist_ok=True)
     commit_file(output_path, [write(rows, scores)])
     return Scored([*rows.names, *scores], pd.DataFrame(scores))
@@ -288,13 +291,13 @@ def score_dataset(
 
 def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
     """Score some prompts: a row for each, with the columns of `score_dataset`."""
-    predictions = predictions_of(probe.decide(texts), probe.card.task_type)
-    return pd.DataFrame({"text": list(texts), **_columns(probe, predictions)})
+    return pd.DataFrame({"text": list(texts), **_columns(probe, probe.decide(texts))})
 
 
-def _columns(probe: Probe, predictions: Float64[np.ndarray, "prompt output"]) -> dict[str, np.ndarray]:
-    values = list(predictions.T) if len(probe.coef) > 1 else [probe.calibrate(predictions[:, 0]), predictions[:, 0]]
-    return dict(zip(_column_names(probe), values, strict=True))
+def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, np.ndarray]:
+    predictions = predictions_of(decision, probe.card.task_type)
+    values = predictions if len(probe.coef) > 1 else np.hstack([probe.calibrate(decision), predictions])
+    return dict(zip(_column_names(probe), values.T, strict=True))
 
 
 def _column_names(probe: Probe) -> list[str]:
@@ -317,6 +320,14 @@ def _read_card(folder: Path) -> tuple[Card, Prompts]:
             "made; extract them with probesweep and train on that"
         )
     return card, card.prompts
+
+
+def _warn_uncalibrated(card: Card, folder: Path) -> None:
+    """Say where scores are the bare predictions though the task has a calibration."""
+    more_classes = card.classes is not None and len(card.classes) > 2
+    if card.calibration.slope is None and not more_classes:
+        message = f"{folder}: scores are not calibrated: {card.calibration.reason}"
+        warnings.warn(message, ProbeWarning, stacklevel=3)
 
 
 def _parquet(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:

@@ -25,7 +25,7 @@ class Predicted:
 
     `rows` are their places in the store: with ``--drop_overlap`` some test rows are left out. `predictions` is
     ``[sample]``: a number, or the probability of the second of two classes; beyond two classes it is
-    ``[sample, class]``.
+    ``[sample, class]``. `ranked` orders rows as predictions do, and tells those apart that round to 1.
     """
 
     split: str
@@ -33,6 +33,7 @@ class Predicted:
     rows: Int64[np.ndarray, " sample"]
     actual: Float64[np.ndarray, " sample"]
     predictions: Shaped[np.ndarray, "sample ..."]
+    ranked: Shaped[np.ndarray, "sample ..."]
 
 
 def held_out(results: SavedResults) -> list[Predicted]:
@@ -44,14 +45,21 @@ def held_out(results: SavedResults) -> list[Predicted]:
     dropped = overlap["rows"] if overlap.get("dropped") else []
     test_rows = np.setdiff1d(np.arange(request.test.n_samples), dropped)
     splits = [
-        ("test", TEST_TITLE, test_rows, best["test_actual"], best["test_predictions"]),
-        ("train", HELD_OUT_TITLE, np.arange(request.train.n_samples), best["train_actual"], best["cv_predictions"]),
+        ("test", TEST_TITLE, test_rows, best["test_actual"], "test"),
+        ("train", HELD_OUT_TITLE, np.arange(request.train.n_samples), best["train_actual"], "cv"),
     ]
     return [
-        Predicted(split, title, rows, np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64))
-        for split, title, rows, actual, predictions in splits
-        if actual is not None and predictions is not None
+        Predicted(split, title, rows, *_columns(best, actual, name))
+        for split, title, rows, actual, name in splits
+        if actual is not None and best[f"{name}_predictions"] is not None
     ]
+
+
+def _columns(best: dict[str, Any], actual: list[float], name: str) -> list[Shaped[np.ndarray, "sample ..."]]:
+    """Labels, predictions, and what is ranked: for numbers, and in folders of earlier versions, the predictions."""
+    predictions = best[f"{name}_predictions"]
+    ranked = best.get(f"{name}_ranked", predictions)
+    return [np.asarray(values, dtype=np.float64) for values in (actual, predictions, ranked)]
 
 
 def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
@@ -81,22 +89,31 @@ def roc_table(results: SavedResults) -> pd.DataFrame:
     """
     classes, parts = classes_of(results), held_out(results)
     if len(classes) == 2:
-        curves = [(one.title, one.actual == classes[1], one.predictions) for one in parts]
+        curves = [(one.title, one.actual == classes[1], one.ranked, one.predictions) for one in parts]
     else:
         curves = [
-            (f"class {class_name(classes[k])}", parts[0].actual == classes[k], parts[0].predictions[:, k])
+            (f"class {class_name(classes[k])}", one.actual == classes[k], one.ranked[:, k], one.predictions[:, k])
+            for one in parts[:1]
             for k in range(min(len(classes), MOST_CLASSES))
-            if parts
         ]
-    found = [_roc(name, right, scores) for name, right, scores in curves if right.any() and not right.all()]
+    found = [_roc(name, right, *scores) for name, right, *scores in curves if right.any() and not right.all()]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _roc(name: str, right: Bool[np.ndarray, " sample"], scores: Float64[np.ndarray, " sample"]) -> pd.DataFrame:
-    fpr, tpr, thresholds = metrics.roc_curve(right, scores)
+def _roc(
+    name: str,
+    right: Bool[np.ndarray, " sample"],
+    ranked: Float64[np.ndarray, " sample"],
+    probabilities: Float64[np.ndarray, " sample"],
+) -> pd.DataFrame:
+    """Rates at every threshold, which is shown as a probability."""
+    fpr, tpr, thresholds = metrics.roc_curve(right, ranked)
     kept = thinned(len(fpr), MOST_CURVE_POINTS)
+    probability = dict(zip(ranked.tolist(), probabilities.tolist(), strict=True))
     texts: dict[str, Any] = {
-        "threshold": [number(value) if np.isfinite(value) else "above all" for value in thresholds[kept]],
+        "threshold": [
+            number(probability[value]) if np.isfinite(value) else "above all" for value in thresholds[kept].tolist()
+        ],
         "false positives": [number(value) for value in fpr[kept]],
         "true positives": [number(value) for value in tpr[kept]],
     }

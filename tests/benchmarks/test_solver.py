@@ -61,8 +61,8 @@ def test_errors_of_fits_are_seen():
     cells = make_cells(120, 20, 2)
     result = sweep_cells(cells, (1.0,), "cpu")
     assert ridge_error(result, cells) < RIDGE_LIMIT
-    assert result.test_predictions is not None
-    off = replace(result, test_predictions=result.test_predictions + 1e-4)
+    assert result.test_decision is not None
+    off = replace(result, test_decision=result.test_decision + 1e-4)
     assert ridge_error(off, cells) == pytest.approx(1e-4 / cells.train_labels.std(), rel=1e-3)
     binary = cells.binary()
     fitted = sweep_cells(binary, (1.0,), "cpu")

@@ -250,3 +250,80 @@ def test_a_class_without_weight_is_refused():
     weights = np.where(case.labels[:N] == 1, 0.0, 1.0)
     with pytest.raises(LabelError, match="sample_weight is 0 for all rows of class 1"):
         sweep(case.train, case.labels[:N], sample_weight=weights)
+
+
+def drawn(kind: str) -> tuple[ArrayCellSource, np.ndarray, ArrayCellSource, np.ndarray]:
+    """Rows and labels; classes have names that are no indices."""
+    n_classes = {"numbers": 0, "two": 2, "three": 3, "ten": 10}[kind]
+    rng = np.random.default_rng(1)
+    n, n_test = 30 * max(n_classes, 4), 12 * max(n_classes, 4)
+    features = rng.standard_normal((n + n_test, 2, 2, 12))
+    if n_classes == 0:
+        labels = features[:, 1, 0] @ np.arange(12.0) + 20 * rng.standard_normal(n + n_test)
+    else:
+        labels = np.arange(n + n_test) % n_classes
+        features[:, 1, 0] += 0.7 * rng.standard_normal((n_classes, 12))[labels]
+        labels = 3.0 * labels - 4
+    sources = [ArrayCellSource(part) for part in (features[:n], features[n:])]
+    return sources[0], labels[:n], sources[1], labels[n:]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1e-9], ids=["usual", "saturated"])
+@pytest.mark.parametrize("kind", ["numbers", "two", "three", "ten"])
+@pytest.mark.parametrize("grouped", [False, True], ids=["rows", "groups"])
+def test_scores_and_the_estimates_of_their_intervals_are_the_same(kind: str, alpha: float, grouped: bool):
+    train, labels, test, test_labels = drawn(kind)
+    # Logistic regression of separable classes would go on for ever without a penalty; LDA saturates as well.
+    saturated = alpha < 1 and kind != "numbers"
+    options = SweepOptions(k_fold=True, probe="lda" if saturated else "auto", alpha=alpha, task_type="auto")
+    factor = 1e3 if saturated else 1.0
+    train, test = (ArrayCellSource(factor * source._array) for source in (train, test))
+    result = sweep(train, labels, test, test_labels, **vars(options))
+    groups = np.arange(len(test_labels)) // 2 if grouped else None
+    prompts = [[f"{WORDS[int(y) % 5]} {k}" for k, y in enumerate(values)] for values in (labels, test_labels)]
+    lengths = tuple(np.random.default_rng(2).integers(0, 9, len(values)) + values for values in (labels, test_labels))
+    about = About(*prompts, groups, {"prompt_length": lengths})
+    inference = infer(result, train, test, options, about)
+    best, name = result.best, result.metric
+    assert best is not None
+    intervals = inference["intervals"]
+    assert intervals["test_score"]["estimate"] == pytest.approx(best.test_score, abs=1e-12)
+    assert intervals["nested_cv_score"]["estimate"] == pytest.approx(inference["nested_cv"]["score"], abs=1e-12)
+    assert inference["scores"]["test"][name] == pytest.approx(best.test_score, abs=1e-12)
+    for lead in intervals["best_minus_cell"]:
+        other = result.positions.index(lead["position"]), result.layers.index(lead["layer"])
+        assert lead["test_score"]["estimate"] == pytest.approx(best.test_score - result.test_score[other], abs=1e-12)
+    for baseline in inference["baselines"].values():
+        if baseline["test_interval"] is not None:
+            score = baseline["test_score"]
+            assert baseline["test_interval"]["estimate"] == pytest.approx(score, abs=1e-12)
+            assert baseline["difference"]["estimate"] == pytest.approx(best.test_score - score, abs=1e-12)
+    overlap = compare_overlap(result, test, test_labels, np.arange(len(test_labels)) < 1, dropped=False)
+    assert overlap["n_shared"] == 1
+    if kind == "two":
+        assert inference["platt"]["test_scores"]["roc_auc"] == pytest.approx(best.test_score, abs=1e-12)
+    if saturated:
+        at = best.position_index, best.layer_index
+        assert len(np.unique(result.test_predictions[at])) < result.test_predictions[at].size
+
+
+@pytest.mark.parametrize("classes", [False, True], ids=["numbers", "classes"])
+def test_a_calibration_never_turns_a_ranking_round(classes: bool):
+    """Held-out predictions of labels without a pattern fall as often as not; a slope below 0 would swap them."""
+    rng = np.random.default_rng(3)
+    falling = 0
+    for _ in range(10):
+        features, labels = rng.standard_normal((40, 1, 1, 8)), rng.standard_normal(40)
+        labels = (labels > np.median(labels)).astype(float) if classes else labels
+        source = ArrayCellSource(features)
+        options = SweepOptions(k_fold=True, nested_cv=False)
+        result = sweep(source, labels, source, labels, **vars(options))
+        found = infer(result, source, source, options, About())["platt" if classes else "calibration"]
+        held_out = result.cv_decision[0, 0, :, 0]
+        if found["slope"] is None:
+            falling += 1
+            assert found["reason"] == "labels do not rise with the held-out predictions"
+            assert np.corrcoef(held_out, labels)[0, 1] < 0.05
+        else:
+            assert found["slope"] > 0
+    assert 0 < falling < 10

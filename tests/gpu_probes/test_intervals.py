@@ -1,5 +1,8 @@
 """Intervals against scipy, plain formulas and simulated truth (coverage: python -m benchmarks inference)."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -155,3 +158,87 @@ def test_blocks_of_units_give_the_jackknifes_skewness():
         patch.setattr("gpu_probes.intervals._JACKKNIFE_BLOCKS", 1000)
         exact = score_interval("r2", actual, 0.5 * predicted)
     np.testing.assert_allclose([wide.low, wide.high], [exact.low, exact.high], atol=0.03 * width(exact))
+
+
+NAMES = {
+    "indices": [0, 1],
+    "minus one and one": [-1, 1],
+    "one and two": [1, 2],
+    "zero and two": [0, 2],
+    "halves": [0.25, 0.5],
+    "beyond float64": [2**53, 2**53 + 1],
+    "truth values": [False, True],
+    "texts": ["right", "wrong"],
+    "objects": np.array(["no", "yes"], dtype=object),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+def test_two_classes_may_have_any_names(names: list[Any]):
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 2, 200)
+    first, second = place + rng.standard_normal(200), place + 2 * rng.standard_normal(200)
+    actual, options = np.asarray(names)[place], [{}, {"clusters": np.arange(200) // 2}, {"folds": np.arange(200) % 4}]
+    for kept in options:
+        found, expected = (score_interval("roc_auc", labels, first, **kept) for labels in (actual, place))
+        assert found == expected
+    assert score_interval("roc_auc", actual, first).estimate == pytest.approx(roc_auc_score(actual == names[1], first))
+    for kept in options[:2]:
+        found, expected = (difference_interval("roc_auc", labels, first, second, **kept) for labels in (actual, place))
+        assert found == expected
+
+
+def test_several_classes_may_have_any_names():
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 3, 90)
+    probabilities = rng.dirichlet(np.ones(3), 90) + 0.3 * np.eye(3)[place]
+    expected = score_interval("roc_auc", place, probabilities)
+    for names in ([-5, 0, 7], ["a", "b", "c"]):
+        assert score_interval("roc_auc", np.array(names)[place], probabilities) == expected
+    assert score_interval("roc_auc", place.tolist(), probabilities.tolist()) == expected
+
+
+def test_clusters_may_have_any_names():
+    actual, predicted = pair(60)
+    expected = score_interval("spearman", actual, predicted, clusters=np.arange(60) // 3)
+    for names in (np.char.add("group ", (np.arange(60) // 3 + 100).astype(str)), (np.arange(60) // 3) * 7 - 50):
+        assert score_interval("spearman", actual, predicted, clusters=names) == expected
+
+
+def test_classes_that_no_row_has_leave_the_score_undefined():
+    place = np.arange(20) % 2
+    columns = np.random.default_rng(0).dirichlet(np.ones(3), 20)
+    assert score_interval("roc_auc", place, columns, classes=[0, 1, 2]).reason == "the score itself is undefined"
+    one = score_interval("roc_auc", np.ones(20), columns[:, 0], classes=[0, 1])
+    assert one.reason == "there are fewer than two rows of a class"
+
+
+TWENTY, EVEN = np.arange(20.0), np.arange(20) % 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "actual", "predicted", "options", "message"),
+    [
+        ("roc_auc", np.arange(20) % 3, TWENTY, {}, "columns () for 3 classes; give [row, class]"),
+        ("roc_auc", np.arange(20) % 3, np.zeros((20, 4)), {}, "columns (4,) for 3 classes"),
+        ("roc_auc", EVEN, np.zeros((20, 3)), {}, "columns (3,) for the classes [0, 1]"),
+        ("roc_auc", EVEN, np.zeros((20, 2)), {}, "of two classes give one number for each row"),
+        ("roc_auc", EVEN, TWENTY, {"classes": [0, 2]}, "label np.int64(1) is not among the classes [0, 2]"),
+        ("roc_auc", EVEN, TWENTY, {"classes": [1, 0]}, "not distinct and sorted"),
+        ("roc_auc", [None, *EVEN[1:]], TWENTY, {}, "labels hold NaN or None"),
+        ("roc_auc", np.array(["a", 1] * 10, dtype=object), TWENTY, {}, "labels mix kinds that cannot be sorted"),
+        ("spearman", ["a"] * 20, TWENTY, {}, "labels are not numbers"),
+        ("spearman", EVEN, TWENTY, {"classes": [0, 1]}, "for classes use roc_auc"),
+        ("spearman", TWENTY, np.zeros((20, 2)), {}, "one number for each row"),
+        ("spearman", TWENTY[:, None], TWENTY, {}, "labels have shape (20, 1)"),
+        ("auc", EVEN, TWENTY, {}, "metric 'auc' is unknown; use spearman, r2, roc_auc"),
+        ("spearman", TWENTY, TWENTY, {"clusters": np.zeros(19)}, "clusters have shape (19,) for 20 labels"),
+        ("spearman", TWENTY, TWENTY, {"clusters": [np.nan] * 20}, "clusters hold NaN or None"),
+        ("spearman", TWENTY, TWENTY, {"folds": np.zeros((20, 1))}, "folds have shape (20, 1) for 20 labels"),
+        ("spearman", TWENTY, TWENTY, {"level": 95.0}, "level 95.0 is not between 0 and 1"),
+        ("spearman", TWENTY, TWENTY, {"seed": -1}, "seed -1 is less than 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(metric: Any, actual: Any, predicted: Any, options: Any, message: str):
+    with pytest.raises(LabelError, match=re.escape(message)):
+        score_interval(metric, actual, predicted, **options)

@@ -67,8 +67,9 @@ def test_learnability_needs_success_rates():
     )
 )
 def test_scores_of_two_classes_are_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
-    actual, probabilities = drawn
-    scores = classification_scores(actual, probabilities, 2).values
+    actual, probabilities = drawn[0], np.clip(drawn[1], 0.01, 0.99)
+    decision = special.logit(probabilities)
+    scores = classification_scores(actual, decision[:, None], 2).values
     by_class = np.stack([1 - probabilities, probabilities], 1)
     assert scores["accuracy"] == metrics.accuracy_score(actual, probabilities > 0.5)
     assert scores["log_loss"] == pytest.approx(metrics.log_loss(actual, by_class, labels=[0, 1]))
@@ -92,7 +93,7 @@ def test_scores_of_several_classes_are_scikit_learns(seed: int, n_classes: int):
     actual = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 20)])
     probabilities = rng.dirichlet(np.ones(n_classes), len(actual)).round(1) + 1e-3
     probabilities /= probabilities.sum(1, keepdims=True)
-    scores = classification_scores(actual, probabilities, n_classes)
+    scores = classification_scores(actual, np.log(probabilities), n_classes)
     one_hot = np.eye(n_classes)[actual]
     assert scores.values["roc_auc"] == pytest.approx(metrics.roc_auc_score(actual, probabilities, multi_class="ovr"))
     assert scores.values["average_precision"] == pytest.approx(
@@ -132,22 +133,46 @@ def test_reliability_by_hand():
     assert calibration_error(right, confidence) == pytest.approx((2 * 0.45 + 2 * 0.025) / 4)
 
 
-@pytest.mark.parametrize("separable", [False, True])
-def test_platt_scaling_minimises_platts_objective(separable: bool):
+def test_ranking_scores_tell_rows_apart_whose_probabilities_round_to_one():
     rng = np.random.default_rng(0)
-    probabilities = special.expit(3 * rng.standard_normal(200))
-    probabilities[:2] = 0.0, 1.0
-    actual = (probabilities > 0.5).astype(int) if separable else (rng.random(200) < probabilities**2).astype(int)
-    fitted = PlattScaling.fit(actual, probabilities)
-    logits = special.logit(np.clip(probabilities, 2**-52, 1 - 2**-52))
+    actual, decision = np.arange(60) % 2, 100 + np.arange(60) % 2 + rng.standard_normal(60)
+    assert (special.expit(decision) == 1).all()
+    scores = classification_scores(actual, decision[:, None], 2).values
+    assert scores["roc_auc"] == pytest.approx(metrics.roc_auc_score(actual, decision))
+    assert scores["average_precision"] == pytest.approx(metrics.average_precision_score(actual, decision))
+    assert 0 < scores["recall_at_1pct_fpr"] < 1
+
+
+def platts_loss(actual: np.ndarray, decision: np.ndarray, slope: float, intercept: float) -> float:
     targets = np.where(actual == 1, (actual.sum() + 1) / (actual.sum() + 2), 1 / ((1 - actual).sum() + 2))
+    odds = slope * decision + intercept
+    return float((np.logaddexp(0, odds) - targets * odds).sum())
 
-    def loss(point: np.ndarray) -> float:
-        decision = point[0] * logits + point[1]
-        return float((np.logaddexp(0, decision) - targets * decision).sum())
 
-    reference = optimize.minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-12})
-    assert loss(np.array([fitted.slope, fitted.intercept])) <= reference.fun + 1e-9
-    np.testing.assert_allclose(
-        fitted.apply(probabilities), special.expit(fitted.slope * logits + fitted.intercept), rtol=1e-12
+@pytest.mark.parametrize("kind", ["noisy", "separable", "huge", "tiny", "offset", "falling", "outlier"])
+def test_platt_scaling_minimises_platts_objective(kind: str):
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(200)
+    actual = (z > 0).astype(int) if kind == "separable" else (rng.random(200) < special.expit(2 * z)).astype(int)
+    scale, offset = {"huge": (1e9, 0.0), "tiny": (1e-9, 0.0), "offset": (1.0, 1e5)}.get(kind, (3.0, 0.0))
+    decision = (-scale if kind == "falling" else scale) * z + offset
+    if kind == "outlier":
+        decision[0] = 1e6 if actual[0] else -1e6
+    fitted = PlattScaling.fit(actual, decision)
+    unit = np.median(np.abs(decision - np.median(decision)))
+    centred = (decision - np.median(decision)) / unit
+    reference = optimize.minimize(
+        lambda point: platts_loss(actual, centred, *point),
+        [0.1, 0.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-9, "fatol": 1e-12, "maxiter": 5000},
     )
+    assert platts_loss(actual, decision, fitted.slope, fitted.intercept) <= reference.fun + 1e-6
+    assert (fitted.slope < 0) == (kind == "falling")
+    np.testing.assert_allclose(fitted.apply(decision), special.expit(fitted.slope * decision + fitted.intercept))
+
+
+def test_platt_scaling_of_equal_decisions_is_flat():
+    fitted = PlattScaling.fit(np.arange(10) % 2, np.full(10, 3.0))
+    assert fitted.slope == 0
+    assert fitted.apply(np.array([3.0, 50.0])) == pytest.approx(0.5)

@@ -1,3 +1,5 @@
+from decimal import Decimal, localcontext
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
-from gpu_probes.scoring import is_flat, labels_rank, midranks, roc_auc, rounding_level, score, spearman
+from gpu_probes.errors import LabelError
+from gpu_probes.scoring import is_flat, labels_rank, midranks, rankable, roc_auc, rounding_level, score, spearman
 
 # Few distinct values make ties the rule.
 tied = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
@@ -54,6 +57,31 @@ def test_multiclass_auc_is_scikit_learns_one_vs_rest_macro(seed: int, n_classes:
     ours = roc_auc(torch.tensor(np.eye(n_classes)[labels]), torch.tensor(probabilities[None]))
     expected = roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
     assert float(ours) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0], [-1.0, 1.0], [0.0, 0.5]])
+def test_targets_of_an_auc_are_zeros_and_ones(values: list[float]):
+    with pytest.raises(LabelError, match="1 for rows of the class and 0 for others"):
+        roc_auc(torch.tensor(values, dtype=torch.float64)[:, None], torch.rand(1, 2, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0, 1e3, 1e6])
+@pytest.mark.parametrize("n_classes", [3, 10])
+def test_several_classes_are_ranked_by_exact_log_odds(n_classes: int, spread: float):
+    """Against 60 digits: probabilities of a class round to 1 from 37 on."""
+    decision = spread * np.random.default_rng(0).standard_normal((20, n_classes))
+    found = rankable(torch.tensor(decision)).numpy()
+    with localcontext() as context:
+        context.prec, context.Emin, context.Emax = 60, -(10**9), 10**9
+        for row, odds in zip(decision, found, strict=True):
+            powers = [Decimal(float(value)).exp() for value in row]
+            expected = [exact_odds(powers, k) for k in range(n_classes)]
+            np.testing.assert_allclose(odds, expected, rtol=1e-13, atol=1e-13 * spread)
+
+
+def exact_odds(powers: list[Decimal], k: int) -> float:
+    """Log odds of a class, summed over the others."""
+    return float((powers[k] / sum(powers[:k] + powers[k + 1 :])).ln())
 
 
 def test_rounding_of_identical_rows_is_flat_and_a_true_spread_is_not():

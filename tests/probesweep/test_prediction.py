@@ -16,9 +16,13 @@ import pytest
 from scipy import stats
 from scipy.special import expit, logit
 
+from sklearn.metrics import roc_auc_score
+
 from activation_store import InputError
 from gpu_probes import ProbeError
+from gpu_probes.errors import ProbeWarning
 from probesweep import Probe, RequestError
+from probesweep.card import Card
 from probesweep.prediction import score_dataset, score_texts
 from tests.conftest import QUESTIONS, save_model
 from tests.gpu_probes.result_folders import sign
@@ -113,6 +117,29 @@ def test_two_classes_are_calibrated_by_platt_scaling(folder, train):
     expected = expit(platt["slope"] * logit(probe.predict(texts)) + platt["intercept"])
     np.testing.assert_allclose(probe.score(texts), expected, rtol=1e-9)
     assert probe.classes == (0.0, 1.0)
+
+
+def test_scores_rank_as_decision_values_where_probabilities_round_to_one(folder, train):
+    """A small penalty makes decision values large."""
+    results = train("long", "--alphas", "1e-9", "--probe", "lda")
+    probe, rows = Probe.load(results), pd.read_parquet(folder / "test.parquet")
+    decision = probe.decide(rows["question"].tolist())
+    calibrated = probe.calibrate(decision)[:, 0]
+    assert len(np.unique(expit(decision))) < len(np.unique(decision))
+    np.testing.assert_array_equal(stats.rankdata(calibrated), stats.rankdata(decision[:, 0]))
+    assert roc_auc_score(rows["long"], calibrated) == pytest.approx(Card.load(results).scores.test, abs=0.01)
+
+
+def test_a_probe_without_a_calibration_says_so_and_gives_its_predictions(folder, train, tmp_path):
+    shutil.copytree(train("long"), tmp_path / "results")
+    card = read(tmp_path / "results/probe.json")
+    card["calibration"] = {"kind": None, "slope": None, "intercept": None, "reason": "labels do not rise"}
+    (tmp_path / "results/probe.json").write_text(json.dumps(card))
+    sign(tmp_path / "results")
+    with pytest.warns(ProbeWarning, match="results: scores are not calibrated: labels do not rise"):
+        probe = Probe.load(tmp_path / "results")
+    texts = prompts(folder)[:3]
+    np.testing.assert_array_equal(probe.score(texts), probe.predict(texts))
 
 
 def test_one_prompt_and_many_agree_and_the_model_is_loaded_once(folder, train):
