@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from scipy.special import expit, logit
-
 from sklearn.metrics import roc_auc_score
 
 from activation_store import InputError
