@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from typing import Any, Protocol, runtime_checkable
 
-from activation_store.errors import InputError
+from activation_store.errors import PromptError
 
 # Stands for the user's text while the rest of a prompt is looked for; letters, which no template strips or escapes.
 SENTINEL = "PROBESWEEPSENTINEL"
@@ -125,10 +125,11 @@ def _render_or_say_why(
         _apply(tokenizer, [conversation], template_kwargs)
     except Exception as error:
         roles = ", ".join(str(message["role"]) for message in conversation)
-        raise InputError(
-            f"row {row}: the chat template refuses {str(conversation[-1]['content'])[:40]!r} (roles: {roles}) "
-            f"with {template_kwargs}: {error}"
-        ) from error
+        reason = (
+            f"the chat template refuses {str(conversation[-1]['content'])[:40]!r} (roles: {roles}) with "
+            f"{template_kwargs}: {error}"
+        )
+        raise PromptError(f"row {row}: {reason}", reason) from error
 
 
 def find_pieces(tokenizer: Tokenizer, question: Question, whole: str, template_kwargs: dict[str, Any]) -> Pieces | None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from activation_store.arguments import check_at_least_one
 from activation_store.chat import Question, question_text
-from activation_store.errors import InputError
+from activation_store.errors import InputError, PromptError
 from activation_store.tables import Column, Rows, Wanted, read_rows
 
 
@@ -69,16 +69,37 @@ def read_dataset(
     return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
 
 
-def read_all_columns(path: Path, question_column: str, max_samples: int | None = None) -> tuple[list[Question], Rows]:
+def read_all_columns(
+    path: Path, question_column: str, max_samples: int | None = None
+) -> tuple[list[Question | PromptError], Rows]:
     """Read the questions, and the rows as they are, from the same kinds of files as `read_dataset`.
+
+    In place of a question that is neither text nor a conversation stands the error that says so.
 
     Raises
     ------
     InputError
-        Missing file or column, no rows, questions that are neither text nor a conversation.
+        Missing file or column, no rows.
     """
     rows = _read(path, Wanted([question_column], others=True, max_rows=max_samples))
-    return _questions(rows.values(question_column), path, question_column), rows
+    return [
+        read_question(value, f"{path}: column {question_column!r}, row {row}")
+        for row, value in enumerate(rows.values(question_column))
+    ], rows
+
+
+def read_question(value: Any, where: str) -> Question | PromptError:
+    """A value as a question, or why it is none.
+
+    Parameters
+    ----------
+    value : any
+    where : str
+        What to call it in the error.
+    """
+    question = [_present(message) for message in value] if isinstance(value, list) else value
+    reason = _what_is_wrong(question)
+    return question if reason is None else PromptError(f"{where}: {reason}", reason)
 
 
 def _read(path: Path, wanted: Wanted) -> Rows:
@@ -96,11 +117,12 @@ def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
             f"{path}: column {name!r} has {len(wrong)} values that are not text, the first in row {wrong[0]} "
             f"({values[wrong[0]]!r}); drop or mend them"
         )
-    questions = [[_present(message) for message in value] if isinstance(value, list) else value for value in values]
-    for row, question in enumerate(questions):
-        reason = _what_is_wrong(question)
-        if reason:
-            raise InputError(f"{path}: column {name!r}, row {row}: {reason}")
+    questions: list[Question] = []
+    for row, value in enumerate(values):
+        question = read_question(value, f"{path}: column {name!r}, row {row}")
+        if isinstance(question, PromptError):
+            raise question
+        questions.append(question)
     return questions
 
 
@@ -123,7 +145,9 @@ def _calls_tools(message: dict[str, Any]) -> bool:
 
 
 def _what_is_wrong(question: Any) -> str | None:
-    """Why a text or a list is no question, None if it is one."""
+    """Why a value is no question, None if it is one."""
+    if not isinstance(question, (str, list)):
+        return f"{question!r} is not text; drop or mend it"
     if isinstance(question, list):
         if not question:
             return "the list of chat messages is empty"

@@ -13,6 +13,14 @@ class InputError(StoreError, ValueError):
     """The dataset, the model or an argument cannot be used as given."""
 
 
+class PromptError(InputError):
+    """The question of a row cannot be used, and those of other rows can; `reason` says why, without the row."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class FingerprintMismatchError(InputError):
     """The store was started from other inputs than the ones given now; `differences` names them."""
 

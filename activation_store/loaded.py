@@ -12,7 +12,7 @@ from jaxtyping import Integer, Shaped
 from activation_store.batches import BatchPlan, token_budget, useful_prefix
 from activation_store.capture import HiddenStates
 from activation_store.chat import Question, Tokenizer
-from activation_store.errors import InputError, NonFiniteError
+from activation_store.errors import InputError, PromptError
 from activation_store.footprint import enough_tokens, free_nbytes
 from activation_store.models import (
     ModelInfo,
@@ -24,7 +24,7 @@ from activation_store.models import (
     tokenizer_hash,
 )
 from activation_store.parity import first_rows
-from activation_store.prompts import Prompts, encode_prompts, show_rows
+from activation_store.prompts import Prompts, encode_prompts
 from activation_store.splitting import SplittingRunner
 
 # Prompts are put into batches by length within so many.
@@ -43,14 +43,17 @@ class PromptFormat:
         Passed on to the template.
     eoi_tokens : int or None
         Number of last tokens that have a position; None: as many as the template's tail has.
-    truncate_to : int or None
-        Tokens that longer prompts are cut to; None: the model's limit, and longer ones are an error.
+    max_length : int or None
+        Most tokens of a prompt; None: the model's limit.
+    truncate : bool
+        Cut longer prompts; else they are an error.
     """
 
     use_chat_template: bool = True
     template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     eoi_tokens: int | None = None
-    truncate_to: int | None = None
+    max_length: int | None = None
+    truncate: bool = False
 
 
 class LoadedModel:
@@ -115,8 +118,14 @@ class LoadedModel:
         dtype = info.dtype if dtype == "auto" else dtype
         return cls(HiddenStates.load(source, info, layers, dtype=dtype, device=placed), tokenizer, info, prompts)
 
-    def encode(self, questions: Sequence[Question]) -> Prompts:
+    def encode(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Prompts:
         """Turn questions into prompts.
+
+        Parameters
+        ----------
+        questions : sequence of str or of chat messages
+        numbers : sequence of int, optional
+            What to call them in warnings; by default their places. Empty: no warnings.
 
         Raises
         ------
@@ -130,10 +139,28 @@ class LoadedModel:
             use_chat_template=given.use_chat_template,
             template_kwargs=given.template_kwargs,
             eoi_tokens=given.eoi_tokens,
-            max_length=given.truncate_to or self._info.max_length,
-            truncate=given.truncate_to is not None,
+            max_length=self._info.max_length if given.max_length is None else given.max_length,
+            truncate=given.truncate,
             n_embeddings=self._info.n_embeddings,
+            as_trained=True,
+            numbers=numbers,
         )
+
+    def find_unusable(self, questions: Sequence[Question]) -> dict[int, str]:
+        """Which questions no prompt can be made of, and why.
+
+        A list that fails is halved until single questions do.
+        """
+        try:
+            if questions:
+                self.encode(questions, numbers=())
+        except PromptError as error:
+            middle = len(questions) // 2
+            if not middle:
+                return {0: error.reason}
+            behind = self.find_unusable(questions[middle:])
+            return self.find_unusable(questions[:middle]) | {middle + row: why for row, why in behind.items()}
+        return {}
 
     def blocks(
         self, prompts: Prompts, positions: Sequence[int], *, max_rows: int | None = None
@@ -152,12 +179,10 @@ class LoadedModel:
         Yields
         ------
         tuple of ndarray [row] and ndarray [row, layer, position, feature]
-            Which prompts, and their hidden states; together all prompts, each once.
+            Which prompts, and their hidden states, NaN and infinity among them; together all prompts, each once.
 
         Raises
         ------
-        NonFiniteError
-            The model produced NaN or infinity.
         ParityError
             The model gives other values for prompts in a batch than one by one.
         """
@@ -168,9 +193,7 @@ class LoadedModel:
             for batch in plan.batches(prompts.n_tokens, chunk):
                 batch_prompts = [prompts.row(row) for row in batch.tolist()]
                 for rows, block in runner.blocks(batch, batch_prompts, positions):
-                    values = block()
-                    _check_finite(rows, values)
-                    yield rows, values
+                    yield rows, block()
 
     def _plan(self, prompts: Prompts, positions: Sequence[int], max_rows: int | None) -> BatchPlan:
         states, longest = self._states, int(prompts.n_tokens.max())
@@ -182,9 +205,3 @@ class LoadedModel:
             self._checked = True
         n_tokens = token_budget(enough_tokens(states.device), free_nbytes(states.device), states.token_nbytes(longest))
         return BatchPlan(n_tokens, max_rows, states.n_prefix)
-
-
-def _check_finite(rows: Integer[np.ndarray, " row"], values: Shaped[np.ndarray, "row ..."]) -> None:
-    bad = ~np.isfinite(values.reshape(len(values), -1).astype(np.float32)).all(axis=1)
-    if bad.any():
-        raise NonFiniteError(f"the model gives NaN or infinity for {show_rows(rows[bad].tolist())}; drop these prompts")

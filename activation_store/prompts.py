@@ -26,7 +26,7 @@ from activation_store.chat import (
     user_texts,
 )
 from activation_store.control import ControlStrings
-from activation_store.errors import InputError
+from activation_store.errors import InputError, PromptError
 from activation_store.truncation import cut_to_fit
 
 _BATCH_ROWS = 1000
@@ -158,6 +158,8 @@ def encode_prompts(
     max_length: int | None,
     truncate: bool = False,
     n_embeddings: int | None = None,
+    as_trained: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> Prompts:
     """Turn every question into token ids and settle the positions to store.
 
@@ -179,23 +181,30 @@ def encode_prompts(
         Cut the end of the user's text of a longer prompt, by `activation_store.truncation.TRUNCATION_RULE`.
     n_embeddings : int, optional
         Rows of the model's token embeddings: every token must have one.
+    as_trained : bool
+        Template and positions are those of a training and cannot be changed: errors advise on the questions alone.
+    numbers : sequence of int, optional
+        What to call the rows in warnings; by default their places. Empty: no warnings.
 
     Raises
     ------
+    PromptError
+        A prompt that does not end in the template's tail, is too long or shorter than the stored positions, or holds a
+        token that the model does not know.
     InputError
-        No template where one is needed, a prompt that does not end in the template's tail, one that is too long or
-        shorter than the stored positions, a token that the model does not know.
+        There is no template where one is needed, or it has no tail.
     """
+    numbers = range(len(questions)) if numbers is None else numbers
     _check_template(tokenizer, use_chat_template, eoi_tokens)
     _check_truncation(use_chat_template, max_length, truncate)
     # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
     tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
     if use_chat_template:
         control = ControlStrings(tokenizer)
-        encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None).encode
+        encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None, as_trained).encode
     else:
-        encode = _Plain(tokenizer, tail).encode
-        if tail is None:
+        encode = _Plain(tokenizer, tail, as_trained).encode
+        if tail is None and numbers:
             _report_appended(tokenizer, questions)
     starts = tqdm(range(0, len(questions), _BATCH_ROWS), unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
     batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in starts]
@@ -216,7 +225,8 @@ def encode_prompts(
         ),
     )
     _check_tokens(tokenizer, prompts, n_embeddings)
-    _report(prompts, max_length)
+    if numbers:
+        _report(prompts, max_length, numbers)
     return prompts
 
 
@@ -247,12 +257,15 @@ class _Plain:
 
     tokenizer: Tokenizer
     tail: Tail | None
+    as_trained: bool
 
     def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
         """Encode some rows; `first_row` is the first one's number in the dataset."""
-        texts = [_require_text(question, row, self.tokenizer) for row, question in enumerate(questions, first_row)]
+        texts = [self._require_text(question, row) for row, question in enumerate(questions, first_row)]
         if self.tail:
             way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
+            if self.as_trained:
+                way_out = "put questions through the chat template first, as those of the training were"
             _check_tail_text(texts, self.tail, first_row, way_out)
         # A prompt that comes with its template or its BOS must not get special tokens a second time.
         bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
@@ -265,6 +278,15 @@ class _Plain:
         if self.tail:
             _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
         return _Batch.of(texts, rows)
+
+    def _require_text(self, question: Question, row: int) -> str:
+        if isinstance(question, str):
+            return question
+        way_out = "add --use_chat_template" if self.tokenizer.chat_template else "this model has none, give text"
+        if self.as_trained:
+            way_out = "give texts, as in the training"
+        reason = f"a list of chat messages, which only a chat template makes a prompt of; {way_out}"
+        raise PromptError(f"row {row} is {reason}", reason)
 
 
 @dataclass(frozen=True)
@@ -282,12 +304,14 @@ class _Chat:
     tail: Tail | None
     control: ControlStrings
     max_length: int | None
+    as_trained: bool
 
     def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
         """Encode some rows; `first_row` is the first one's number in the dataset."""
         texts = render_all(self.tokenizer, questions, self.template_kwargs, first_row)
         if self.tail:
-            _check_tail_text(texts, self.tail, first_row, "its template depends on the text; give --eoi_tokens N")
+            way_out = "drop it" if self.as_trained else "give --eoi_tokens N"
+            _check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
         rows = _encode(self.tokenizer, texts, add_special_tokens=False)
         held = [self.control.inside(user_texts(question)) for question in questions]
         # What other roles say is left to the template, which may take it apart: its control strings stay what they are.
@@ -349,29 +373,21 @@ def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: i
 def _check_truncation(use_chat_template: bool, max_length: int | None, truncate: bool) -> None:
     if truncate and not use_chat_template:
         raise InputError(
-            "--truncate cuts the user's text, and without --use_chat_template it is not known which part of a prompt "
-            "that is; shorten the prompts in the dataset"
+            "--truncate cuts the user's text, and without a chat template (--use_chat_template of extract) it is not "
+            "known which part of a prompt that is; shorten the prompts in the dataset"
         )
     if truncate and max_length is None:
         raise InputError("--truncate needs --max_length N: this model has no limit of its own")
 
 
-def _require_text(question: Question, row: int, tokenizer: Tokenizer) -> str:
-    if not isinstance(question, str):
-        way_out = "add --use_chat_template" if tokenizer.chat_template else "this model has no chat template, give text"
-        raise InputError(
-            f"row {row} is a list of chat messages, which only a chat template makes a prompt of; {way_out}"
-        )
-    return question
-
-
 def _check_tail_text(texts: Sequence[str], tail: Tail, first_row: int, way_out: str) -> None:
     row = next((row for row, text in enumerate(texts) if not text.endswith(tail.text)), None)
     if row is not None:
-        raise InputError(
-            f"row {first_row + row} does not end in the chat template's tail: expected {tail.text!r}, "
-            f"found {texts[row][-len(tail.text) :]!r}; {way_out}"
+        reason = (
+            f"does not end in the chat template's tail: expected {tail.text!r}, found "
+            f"{texts[row][-len(tail.text) :]!r}; {way_out}"
         )
+        raise PromptError(f"row {first_row + row} {reason}", reason)
 
 
 def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
@@ -391,10 +407,11 @@ def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) ->
 
 def _check_cut(rows: list[int], max_length: int | None) -> None:
     if rows:
-        raise InputError(
+        raise PromptError(
             f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: without any of the "
             "user's text they are longer still, or the template rewrites it; drop them, or raise --max_length if the "
-            "model can"
+            "model can",
+            f"cannot be cut to --max_length {max_length}",
         )
 
 
@@ -405,15 +422,16 @@ def _check_lengths(
         worst = int(n_tokens.argmax())
         too_long = np.flatnonzero(n_tokens > max_length).tolist()
         cut = ", add --truncate to cut the end of the user's text" if use_chat_template else ""
-        raise InputError(
+        raise PromptError(
             f"{len(too_long)} prompts are longer than --max_length {max_length}, {show_rows(too_long)}; the longest is "
-            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if it can"
+            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if the model "
+            "can",
+            f"{n_tokens[worst]} tokens, more than --max_length {max_length}",
         )
     if n_tokens.min() < n_positions:
         row = int(n_tokens.argmin())
-        raise InputError(
-            f"row {row} has {n_tokens[row]} tokens, fewer than the {n_positions} positions to store; drop it"
-        )
+        reason = f"{n_tokens[row]} tokens, fewer than the {n_positions} positions"
+        raise PromptError(f"row {row} has {reason} to store; drop it", reason)
 
 
 def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | None) -> None:
@@ -422,9 +440,11 @@ def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | No
         return
     place = int((prompts.token_ids >= n_embeddings).argmax())
     row, token = int(np.searchsorted(prompts.starts, place, side="right")) - 1, int(prompts.token_ids[place])
-    raise InputError(
-        f"row {row}: token {token} {tokenizer.decode([token])!r} is beyond the model's {n_embeddings} embeddings; "
-        "tokenizer and model do not go together: give a model that was resized for this tokenizer, or its own tokenizer"
+    reason = f"token {token} {tokenizer.decode([token])!r} is beyond the model's {n_embeddings} embeddings"
+    raise PromptError(
+        f"row {row}: {reason}; tokenizer and model do not go together: give a model that was resized for this "
+        "tokenizer, or its own tokenizer",
+        reason,
     )
 
 
@@ -432,12 +452,11 @@ def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Ta
     expected = list(tail.token_ids)
     row = next((row for row, ids in enumerate(rows) if ids[len(ids) - len(expected) :] != expected), None)
     if row is not None:
-        raise InputError(
-            f"row {first_row + row}: the last {len(expected)} tokens are not the template's tail: expected "
-            f"{[tokenizer.decode([token]) for token in expected]}, found "
-            f"{[tokenizer.decode([token]) for token in rows[row][-len(expected) :]]}; "
-            "its text merges with the tail: change its end"
+        wanted, found = (
+            [tokenizer.decode([token]) for token in ids] for ids in (expected, rows[row][-len(expected) :])
         )
+        reason = f"the last {len(expected)} tokens are not the template's tail: expected {wanted}, found {found}"
+        raise PromptError(f"row {first_row + row}: {reason}; its text merges with the tail: change its end", reason)
 
 
 def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
@@ -456,20 +475,20 @@ def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> Non
         )
 
 
-def _report(prompts: Prompts, max_length: int | None) -> None:
+def _report(prompts: Prompts, max_length: int | None, numbers: Sequence[int]) -> None:
     if prompts.truncated_rows:
         logger.warning(
             "%d prompts were longer than %s tokens and lost the end of their user's text: %s",
             len(prompts.truncated_rows),
             max_length,
-            show_rows(prompts.truncated_rows),
+            show_rows([numbers[row] for row in prompts.truncated_rows]),
         )
     if prompts.control_rows.as_tokens:
         logger.warning(
             "%d prompts hold control strings of the template in the user's text which this tokenizer cannot encode as "
             "text, so that they act as control tokens: %s",
             len(prompts.control_rows.as_tokens),
-            show_rows(prompts.control_rows.as_tokens),
+            show_rows([numbers[row] for row in prompts.control_rows.as_tokens]),
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,12 @@ import pyarrow.parquet as pq
 from jaxtyping import Float64, Shaped
 
 from activation_store.chat import Question
-from activation_store.dataset import read_all_columns
+from activation_store.dataset import read_all_columns, read_question
 from activation_store.durable import commit_file
-from activation_store.errors import InputError
+from activation_store.errors import InputError, NonFiniteError, PromptError
 from activation_store.loaded import LoadedModel, PromptFormat
+from activation_store.prompts import Prompts as EncodedPrompts
+from activation_store.prompts import show_rows
 from activation_store.tables import Rows, Table
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
 from gpu_probes.apply import decide, one_column, predictions_of
@@ -35,6 +38,9 @@ from probesweep.errors import RequestError
 from probesweep.outputs import check_file
 
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+Scores = Mapping[str, list[Any]]
+OnError = Literal["stop", "null"]
+ERROR_COLUMN = "probe_error"
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,10 @@ class Probe:
     batch_size : int or None
         Most prompts of a batch.
     trust_remote_code : bool
+    max_length : int or None
+        Most tokens of a prompt; None: what the training's were cut to, else the model's limit.
+    truncate : bool
+        Cut the end of the user's text of longer prompts; prompts of a training that did so are cut in any case.
     """
 
     card: Card
@@ -65,6 +75,8 @@ class Probe:
     device: str = "auto"
     batch_size: int | None = None
     trust_remote_code: bool = False
+    max_length: int | None = None
+    truncate: bool = False
 
     @classmethod
     def load(
@@ -75,6 +87,8 @@ class Probe:
         device: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
+        max_length: int | None = None,
+        truncate: bool = False,
     ) -> Probe:
         """Open the best probe of a result folder.
 
@@ -90,6 +104,10 @@ class Probe:
             Most prompts of a batch; by default as many as free memory allows.
         trust_remote_code : bool
             Run code that the model's repository brings.
+        max_length : int, optional
+            Most tokens of a prompt; by default what the training's were cut to, else the model's limit.
+        truncate : bool
+            Cut the end of the user's text of longer prompts, in place of an error.
 
         Raises
         ------
@@ -102,7 +120,8 @@ class Probe:
         saved = SavedProbes.load(folder)
         at = saved.positions.index(card.position), saved.layers.index(card.layer)
         where = model or prompts.model
-        return cls(card, saved.coef[at], saved.intercept[at], where, device, batch_size, trust_remote_code)
+        options = (device, batch_size, trust_remote_code, max_length, truncate)
+        return cls(card, saved.coef[at], saved.intercept[at], where, *options)
 
     @property
     def layer(self) -> int | str:
@@ -159,9 +178,52 @@ class Probe:
         prompts : sequence of str or of chat messages
         progress : callable, optional
             Is given the blocks of rows and their number of prompts, and yields the blocks.
+
+        Raises
+        ------
+        InputError
+            A prompt cannot be used.
+        NonFiniteError
+            The model gives NaN or infinity for some.
         """
+        questions = _usable([read_question(prompt, f"prompt {row}") for row, prompt in enumerate(prompts)])
+        return self._decide_encoded(self._loaded.encode(questions), progress, stop=True)
+
+    def decide_usable(
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
+    ) -> tuple[Float64[np.ndarray, "prompt output"], dict[int, str]]:
+        """Decision values of the prompts that have some, NaN for the others, and why those have none.
+
+        Parameters
+        ----------
+        prompts : sequence of str, of chat messages, or of the error that says why there is no prompt
+        progress : callable, optional
+            As in `decide`.
+
+        Returns
+        -------
+        tuple of ndarray [prompt, output] and dict
+            The reasons by row.
+        """
+        reasons = {row: prompt.reason for row, prompt in enumerate(prompts) if isinstance(prompt, PromptError)}
+        read = {row: prompt for row, prompt in enumerate(prompts) if not isinstance(prompt, PromptError)}
+        rows = list(read)
+        reasons |= {rows[place]: why for place, why in self._loaded.find_unusable(list(read.values())).items()}
+        usable = [row for row in rows if row not in reasons]
+        decision = np.full((len(prompts), len(self.coef)), np.nan)
+        if usable:
+            encoded = self._loaded.encode([read[row] for row in usable], numbers=usable)
+            decision[usable] = self._decide_encoded(encoded, progress, stop=False)
+        for row in usable:
+            if not np.isfinite(decision[row]).all():
+                reasons[row], decision[row] = "the model gives NaN or infinity", np.nan
+        return decision, dict(sorted(reasons.items()))
+
+    def _decide_encoded(
+        self, encoded: EncodedPrompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
+    ) -> Float64[np.ndarray, "prompt output"]:
+        """Decision values; NaN and infinity in hidden states are an error where `stop` says so."""
         given, join = self._prompts, self.card.join
-        encoded = self._loaded.encode(prompts)
         if list(encoded.positions) != given.positions:
             raise RequestError(
                 f"the template's tail has positions {list(encoded.positions)}, in training {given.positions}; "
@@ -173,6 +235,9 @@ class Probe:
         for rows, block in blocks if progress is None else progress(blocks, len(decision)):
             source = combine(ArrayCellSource(block, given.layers, positions), join)
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
+            if stop and not np.isfinite(decision[rows]).all():
+                bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()
+                raise NonFiniteError(f"the model gives NaN or infinity for {show_rows(bad)}; drop these prompts")
         return decision
 
     def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
@@ -205,7 +270,8 @@ class Probe:
                 use_chat_template=given.use_chat_template,
                 template_kwargs=given.chat_template_kwargs,
                 eoi_tokens=given.eoi_tokens,
-                truncate_to=given.truncate_to,
+                max_length=given.truncate_to if self.max_length is None else self.max_length,
+                truncate=self.truncate or given.truncate_to is not None,
             ),
             dtype=given.dtype,
             device=self.device,
@@ -224,10 +290,13 @@ class Scored:
         All that were written, the scores last.
     scores : DataFrame
         A row for each of the dataset, a column for each score.
+    unusable : dict
+        Why rows have no score, by row.
     """
 
     columns: list[str]
     scores: pd.DataFrame
+    unusable: dict[int, str]
 
 
 def score_dataset(
@@ -237,6 +306,7 @@ def score_dataset(
     *,
     question_column: str | None = None,
     max_samples: int | None = None,
+    on_error: OnError = "stop",
     progress: Callable[[Blocks, int], Blocks] | None = None,
 ) -> Scored:
     """Write a dataset with the probe's scores as new columns; the others stay as they are.
@@ -258,6 +328,9 @@ def score_dataset(
         Column of the prompts; by default the training's.
     max_samples : int, optional
         Use the first rows only.
+    on_error : stop or null
+        What a row comes to whose prompt cannot be used: an error, or scores that are null and a ``probe_error`` that
+        says why.
     progress : callable, optional
         As `Probe.decide`.
 
@@ -278,32 +351,61 @@ def score_dataset(
         raise RequestError(f"--output_path {output_path} is the dataset itself; give another, so that it is not lost")
     check_file(output_path, "--output_path")
     questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
-    taken = [name for name in _column_names(probe) if name in rows.names]
+    taken = [name for name in _column_names(probe, on_error) if name in rows.names]
     if taken:
         raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
     # What cannot be written is refused before the model runs, not after.
     write(rows, {})
-    scores = _columns(probe, probe.decide(questions, progress))
+    scores, unusable = _score(probe, questions, on_error, progress)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     commit_file(output_path, [write(rows, scores)])
-    return Scored([*rows.names, *scores], pd.DataFrame(scores))
+    return Scored([*rows.names, *scores], pd.DataFrame(scores), unusable)
 
 
-def score_texts(probe: Probe, texts: Sequence[str]) -> pd.DataFrame:
-    """Score some prompts: a row for each, with the columns of `score_dataset`."""
-    return pd.DataFrame({"text": list(texts), **_columns(probe, probe.decide(texts))})
+def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop") -> Scored:
+    """Score some prompts: a row for each, with the columns of `score_dataset` behind that of the texts."""
+    questions = [read_question(text, f"text {number}") for number, text in enumerate(texts)]
+    scores, unusable = _score(probe, questions, on_error, None)
+    columns: dict[str, Sequence[Any]] = {"text": list(texts), **scores}
+    return Scored(list(columns), pd.DataFrame(columns), unusable)
 
 
-def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, np.ndarray]:
+def _score(
+    probe: Probe,
+    questions: Sequence[Question | PromptError],
+    on_error: OnError,
+    progress: Callable[[Blocks, int], Blocks] | None,
+) -> tuple[Scores, dict[int, str]]:
+    """Columns of scores, and why rows have none."""
+    if on_error == "stop":
+        return _columns(probe, probe.decide(_usable(questions), progress)), {}
+    decision, unusable = probe.decide_usable(questions, progress)
+    columns = _columns(probe, decision)
+    return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable
+
+
+def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
+    """The questions, or the error that stands in place of one."""
+    usable: list[Question] = []
+    for question in questions:
+        if isinstance(question, PromptError):
+            raise question
+        usable.append(question)
+    return usable
+
+
+def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[float | None]]:
     predictions = predictions_of(decision, probe.card.task_type)
     values = predictions if len(probe.coef) > 1 else np.hstack([probe.calibrate(decision), predictions])
-    return dict(zip(_column_names(probe), values.T, strict=True))
+    columns = ([None if np.isnan(value) else value for value in column] for column in values.T.tolist())
+    return dict(zip(_column_names(probe, "stop"), columns, strict=True))
 
 
-def _column_names(probe: Probe) -> list[str]:
+def _column_names(probe: Probe, on_error: OnError) -> list[str]:
+    reasons = [ERROR_COLUMN] if on_error == "null" else []
     if probe.classes is not None and len(probe.classes) > 2:
-        return [f"probe_score_{class_name(value)}" for value in probe.classes]
-    return ["probe_score", "probe_prediction"]
+        return [*(f"probe_score_{class_name(value)}" for value in probe.classes), *reasons]
+    return ["probe_score", "probe_prediction", *reasons]
 
 
 def _read_card(folder: Path) -> tuple[Card, Prompts]:
@@ -330,7 +432,7 @@ def _warn_uncalibrated(card: Card, folder: Path) -> None:
         warnings.warn(message, ProbeWarning, stacklevel=3)
 
 
-def _parquet(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
+def _parquet(rows: Rows, scores: Scores) -> bytes:
     sink = io.BytesIO()
     try:
         pq.write_table(_with_scores(rows.typed_table(), scores), sink)
@@ -341,7 +443,7 @@ def _parquet(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
     return sink.getvalue()
 
 
-def _csv(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
+def _csv(rows: Rows, scores: Scores) -> bytes:
     sink = io.BytesIO()
     try:
         pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
@@ -352,13 +454,13 @@ def _csv(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
     return sink.getvalue()
 
 
-def _with_scores(table: Table, scores: Mapping[str, np.ndarray]) -> Table:
+def _with_scores(table: Table, scores: Scores) -> Table:
     for name, values in scores.items():
-        table = table.append_column(name, pa.array(values))
+        table = table.append_column(name, pa.array(values, pa.string() if name == ERROR_COLUMN else pa.float64()))
     return table
 
 
-def _json_lines(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
+def _json_lines(rows: Rows, scores: Scores) -> bytes:
     try:
         lines = rows.json_lines()
     except InputError:
@@ -369,12 +471,12 @@ def _json_lines(rows: Rows, scores: Mapping[str, np.ndarray]) -> bytes:
         ) from error
     except TypeError as error:
         raise RequestError(f"the dataset has {error}, which JSON cannot hold; write .parquet instead") from error
-    added = pd.DataFrame(scores, index=range(len(lines))).to_dict(orient="records")
+    added = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)] or [{}] * len(lines)
     ends = [json.dumps(row, allow_nan=False)[1:-1] for row in added]
     return "".join(f"{line[:-1]}{end and ', '}{end}}}\n" for line, end in zip(lines, ends, strict=True)).encode()
 
 
-_WRITERS: dict[str, Callable[[Rows, Mapping[str, np.ndarray]], bytes]] = {
+_WRITERS: dict[str, Callable[[Rows, Scores], bytes]] = {
     ".parquet": _parquet,
     ".csv": _csv,
     ".jsonl": _json_lines,
