@@ -6,14 +6,15 @@ commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.shell_completion import get_completion_class
@@ -280,11 +281,27 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
 
 @probesweep.command()
 @click.option("--probe", required=True, type=_PATH, help="Result folder of train, with a best probe.")
-@click.option("--dataset_path", "--dataset", type=_PATH, help="Parquet, CSV or JSON Lines file of new prompts.")
+@click.option(
+    "--dataset_path",
+    "--dataset",
+    type=_PATH,
+    help="Parquet, CSV or JSON Lines file of new prompts; -: JSON Lines from standard input.",
+)
 @click.option("--output_path", "--output", type=_PATH, help="Where to write it with scores: .parquet, .csv or .jsonl.")
-@click.option("--text", multiple=True, help="A prompt to score here; give it again for more.")
+@click.option(
+    "--text", multiple=True, help="A prompt to score here; again for more; -: a prompt a line from standard input."
+)
 @click.option("--question_column", help="Column of the prompts.  [default: the training's]")
 @click.option("--max_samples", type=int, help="Use the first N rows only.")
+@click.option("--max_length", type=click.IntRange(1), help="Most tokens of a prompt.  [default: the training's]")
+@click.option("--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the tail stays.")
+@click.option(
+    "--on_error",
+    type=click.Choice(["stop", "null"]),
+    default="stop",
+    show_default=True,
+    help="null: a row whose prompt cannot be used gets null scores and a probe_error.",
+)
 @click.option("--model", help="Where the same model lies now.  [default: where it was]")
 @click.option("--batch_size", type=click.IntRange(1), help="Most prompts of a batch.  [default: what fits in memory]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
@@ -298,6 +315,7 @@ def predict(
     text: tuple[str, ...],
     question_column: str | None,
     max_samples: int | None,
+    on_error: Literal["stop", "null"],
     **options: Any,
 ) -> None:
     """Score new prompts with the best probe of a training; the model runs only up to the probe's layer.
@@ -310,26 +328,42 @@ def predict(
         raise click.UsageError("give --dataset_path and --output_path, or --text")
     terminal.wait("loading the probe and its model ...")
     from probesweep.prediction import Probe, score_dataset, score_texts
+    from probesweep.standard_input import dataset_file, texts_of
 
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
-        scores = score_texts(opened, text)
-        # Not to_json, which rounds to ten decimals.
-        rows: list[dict[str, Any]] = scores.to_dict(orient="records")
-        terminal.answer(lambda: scores.to_string(index=False), lambda: rows)
+        scored = score_texts(opened, texts_of(text), on_error=on_error)
+        terminal.answer(lambda: str(scored), scored.records)
         return
-    scored = score_dataset(
-        opened,
-        dataset_path,
-        output_path,
-        question_column=question_column,
-        max_samples=max_samples,
-        progress=_prompt_bar,
-    )
+    with dataset_file(dataset_path) as rows:
+        scored = score_dataset(
+            opened,
+            rows,
+            output_path,
+            question_column=question_column,
+            max_samples=max_samples,
+            on_error=on_error,
+            progress=_prompt_bar,
+        )
     terminal.summarize(
-        lambda: f"{output_path}: {len(scored.scores)} rows with {', '.join(scored.columns)}",
-        lambda: {"output_path": str(output_path), "n_rows": len(scored.scores), "columns": scored.columns},
+        lambda: (
+            f"{output_path}: {scored.n_rows} rows with {', '.join(scored.columns)}{_without_score(scored.unusable)}"
+        ),
+        lambda: {
+            "output_path": str(output_path),
+            "n_rows": scored.n_rows,
+            "columns": scored.columns,
+            "unusable": {str(row): reason for row, reason in scored.unusable.items()},
+        },
     )
+
+
+def _without_score(unusable: Mapping[int, str]) -> str:
+    """How many rows have no score, and why the first has none."""
+    if not unusable:
+        return ""
+    row, reason = next(iter(unusable.items()))
+    return f"\n{len(unusable)} of them without a score, as probe_error says; row {row}: {reason}"
 
 
 @probesweep.command()
@@ -538,10 +572,18 @@ def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
 
 def main() -> None:
     """Entry point: run a command and turn what it raises into one line and an exit code."""
+    _show_whatever_the_terminal_can()
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
     terminal = Terminal()
     sys.exit(_exit_code(terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)))
+
+
+def _show_whatever_the_terminal_can() -> None:
+    """Characters that the terminal's encoding lacks are spelled in ASCII rather than an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _set_up_libraries() -> None:

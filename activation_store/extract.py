@@ -264,9 +264,7 @@ class Extraction:
         layers = parse_layers(self.layers, info.n_blocks)
         dtype = info.dtype if self.dtype == "auto" else self.dtype
         numpy_dtype(dtype)
-        if self.max_length and info.max_length and self.max_length > info.max_length:
-            raise InputError(f"--max_length {self.max_length}: the model takes {info.max_length} tokens at most")
-        max_length = self.max_length or info.max_length
+        max_length = info.most_tokens(self.max_length)
         tokenizer = load_tokenizer(source)
         prompts = encode_prompts(
             tokenizer,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from activation_store.arguments import check_at_least_one
 from activation_store.batches import BatchPlan, token_budget, useful_prefix
 from activation_store.capture import HiddenStates
 from activation_store.chat import Question, Tokenizer
@@ -103,6 +104,8 @@ class LoadedModel:
         """
         source = ModelSource.parse(model, trust_remote_code=trust_remote_code)
         placed, info = resolve_device(device), read_model_info(source)
+        check_at_least_one(max_length=prompts.max_length)
+        info.most_tokens(prompts.max_length)
         tokenizer = load_tokenizer(source)
         found = {
             "weights": info.weights,
@@ -139,7 +142,7 @@ class LoadedModel:
             use_chat_template=given.use_chat_template,
             template_kwargs=given.template_kwargs,
             eoi_tokens=given.eoi_tokens,
-            max_length=self._info.max_length if given.max_length is None else given.max_length,
+            max_length=self._info.most_tokens(given.max_length),
             truncate=given.truncate,
             n_embeddings=self._info.n_embeddings,
             as_trained=True,

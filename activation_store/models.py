@@ -169,6 +169,18 @@ class ModelInfo:
     weights: str
     config: Any
 
+    def most_tokens(self, wanted: int | None) -> int | None:
+        """Most tokens of a prompt where so many are wanted; None where neither says.
+
+        Raises
+        ------
+        InputError
+            The model takes fewer.
+        """
+        if wanted is not None and self.max_length is not None and wanted > self.max_length:
+            raise InputError(f"--max_length {wanted}: the model takes {self.max_length} tokens at most")
+        return self.max_length if wanted is None else wanted
+
 
 def read_model_info(source: ModelSource) -> ModelInfo:
     """Read a model's configuration and identify its weights; loads no weights.

@@ -256,6 +256,8 @@ _Reader = Callable[[Path, Wanted], Rows]
 def _reader(path: Path) -> _Reader:
     """What reads a dataset, by the ending of its name."""
     kinds = "a parquet, .csv or .jsonl file, or a folder written by datasets' save_to_disk"
+    if str(path) == "-":
+        raise InputError(f"dataset -: only predict reads standard input; write the rows to a file, as {kinds}")
     if not path.exists():
         raise InputError(f"dataset {path} does not exist; give {kinds} with --dataset_path")
     if path.is_dir():

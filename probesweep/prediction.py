@@ -282,21 +282,34 @@ class Probe:
 
 @dataclass(frozen=True)
 class Scored:
-    """A dataset with scores.
+    """Rows with scores.
 
     Parameters
     ----------
     columns : list of str
         All that were written, the scores last.
-    scores : DataFrame
-        A row for each of the dataset, a column for each score.
+    scores : dict of list
+        Columns of scores, with a value for each row; None where it has none. With the texts, where these were scored.
     unusable : dict
         Why rows have no score, by row.
     """
 
     columns: list[str]
-    scores: pd.DataFrame
+    scores: Scores
     unusable: dict[int, str]
+
+    @property
+    def n_rows(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.scores.values())))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each row."""
+        return [dict(zip(self.scores, row, strict=True)) for row in zip(*self.scores.values(), strict=True)]
+
+    def __str__(self) -> str:
+        """As a table."""
+        return pd.DataFrame(self.scores).to_string(index=False, na_rep="-")
 
 
 def score_dataset(
@@ -359,15 +372,15 @@ def score_dataset(
     scores, unusable = _score(probe, questions, on_error, progress)
     output_path.parent.mkdir(parents=True, exist_ok=True)
     commit_file(output_path, [write(rows, scores)])
-    return Scored([*rows.names, *scores], pd.DataFrame(scores), unusable)
+    return Scored([*rows.names, *scores], scores, unusable)
 
 
 def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop") -> Scored:
     """Score some prompts: a row for each, with the columns of `score_dataset` behind that of the texts."""
     questions = [read_question(text, f"text {number}") for number, text in enumerate(texts)]
     scores, unusable = _score(probe, questions, on_error, None)
-    columns: dict[str, Sequence[Any]] = {"text": list(texts), **scores}
-    return Scored(list(columns), pd.DataFrame(columns), unusable)
+    columns = {"text": list(texts), **scores}
+    return Scored(list(columns), columns, unusable)
 
 
 def _score(
