@@ -391,7 +391,11 @@ def _score(
 ) -> tuple[Scores, dict[int, str]]:
     """Columns of scores, and why rows have none."""
     if on_error == "stop":
-        return _columns(probe, probe.decide(_usable(questions), progress)), {}
+        try:
+            return _columns(probe, probe.decide(_usable(questions), progress)), {}
+        except PromptError as error:
+            hint = "--on_error null scores the other rows"
+            raise PromptError(f"{error}; {hint}", error.reason) from error
     decision, unusable = probe.decide_usable(questions, progress)
     columns = _columns(probe, decision)
     return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable

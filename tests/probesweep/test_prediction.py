@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +20,9 @@ from scipy import stats
 from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
-from activation_store import InputError
+from activation_store import ActivationStore, InputError
+from activation_store.errors import NonFiniteError
+from activation_store.loaded import LoadedModel
 from gpu_probes import ProbeError
 from gpu_probes.errors import ProbeWarning
 from probesweep import Probe, RequestError
@@ -25,7 +30,7 @@ from probesweep.card import Card
 from probesweep.prediction import score_dataset, score_texts
 from tests.conftest import QUESTIONS, save_model
 from tests.gpu_probes.result_folders import sign
-from tests.test_cli import run
+from tests.test_cli import PROBESWEEP, run
 
 N_TRAIN, N_TEST = 44, 22
 
@@ -232,7 +237,7 @@ def test_columns_of_a_csv_file_are_the_same_text_in_another(probe, fields, tmp_p
         written = list(csv.DictReader(file, strict=True))
     assert list(written[0]) == scored.columns == ["question", *FIELDS, *SCORES]
     assert {name: [row[name] for row in written] for name in FIELDS} == FIELDS
-    np.testing.assert_array_equal([[float(row[name]) for name in SCORES] for row in written], scored.scores)
+    assert {name: [float(row[name]) for row in written] for name in SCORES} == scored.scores
 
 
 def test_an_empty_field_and_an_empty_text_stay_apart(probe, tmp_path):
@@ -277,7 +282,7 @@ def test_lines_of_json_go_out_as_they_came_in(probe, tmp_path, end):
     scored = score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.jsonl")
     assert scored.columns == ["question", "id", "x", "meta", "source", "lone", "", *SCORES]
     lines = (tmp_path / "s.jsonl").read_bytes().decode().removesuffix("\n").split("\n")
-    for line, given, scores in zip(lines, JSON_ROWS, scored.scores.to_dict(orient="records"), strict=True):
+    for line, given, scores in zip(lines, JSON_ROWS, scored.records(), strict=True):
         assert line.startswith(given[:-1] + ", ")
         assert list(json.loads(line).items())[-2:] == list(scores.items())
 
@@ -394,7 +399,7 @@ def test_several_classes_get_a_column_each(folder, train, tmp_path):
     assert scored.columns[-3:] == columns
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert list(table) == scored.columns
-    pd.testing.assert_frame_equal(table[columns], scored.scores)
+    pd.testing.assert_frame_equal(table[columns], pd.DataFrame(scored.scores))
     np.testing.assert_allclose(table[columns].sum(axis=1), 1)
 
 
@@ -403,7 +408,7 @@ def test_large_classes_keep_their_names(train, tmp_path):
     card = read(results / "probe.json")
     (results / "probe.json").write_text(json.dumps({**card, "classes": [1000001.0, 1000002.0, 0.1]}))
     sign(results)
-    names = list(score_texts(Probe.load(results), ["Hi"]))
+    names = score_texts(Probe.load(results), ["Hi"]).columns
     assert names == ["text", "probe_score_1000001", "probe_score_1000002", "probe_score_0.1"]
 
 
@@ -467,3 +472,141 @@ def test_a_card_of_another_format_is_refused(train, tmp_path):
         sign(results)
         with pytest.raises((ProbeError, RequestError), match=reason):
             Probe.load(results)
+
+
+LONG = "word " * 400
+
+
+@pytest.fixture
+def odd(tmp_path) -> Path:
+    """Six rows, of which four cannot be scored."""
+    questions: list[Any] = ["Hi", LONG, None, "How are you?", 7, [{"role": "assistant", "content": "Hi"}]]
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "question": text}) + "\n" for n, text in enumerate(questions)))
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_bad_rows_are_null_with_a_reason_and_the_others_as_ever(train, odd, tmp_path, suffix):
+    probe = Probe.load(train("success_rate"))
+    output = tmp_path / f"scores.{suffix}"
+    if suffix != "jsonl":
+        rows = [{"id": n, "question": text} for n, text in enumerate(["Hi", LONG, None, "How are you?", "", None])]
+        odd = tmp_path / "odd.parquet"
+        pd.DataFrame(rows).to_parquet(odd)
+    scored = score_dataset(probe, odd, output, on_error="null")
+    readers = {"jsonl": lambda path: pd.read_json(path, lines=True), "csv": pd.read_csv, "parquet": pd.read_parquet}
+    table = readers[suffix](output)
+    usable = [0, 3] if suffix == "jsonl" else [0, 3, 4]
+    assert np.flatnonzero(table["probe_score"].notna()).tolist() == usable
+    assert np.flatnonzero(table["probe_error"].isna()).tolist() == usable
+    texts = ["Hi", "", "", "How are you?", ""]
+    expected = [probe.score([texts[row]])[0] for row in usable]
+    np.testing.assert_allclose(table["probe_score"][usable].astype(float), expected, rtol=1e-4)
+    assert "tokens, more than --max_length 256" in table["probe_error"][1]
+    assert table["probe_error"][2] == "None is not text; drop or mend it"
+    assert list(scored.unusable) == [row for row in range(6) if row not in usable]
+
+
+def test_bad_rows_stop_unless_asked_and_say_how_to_go_on(train, odd, tmp_path, caplog):
+    given = ("predict", "--probe", train("success_rate"), "--dataset_path", odd, "--output_path", tmp_path / "o.jsonl")
+    done = run(*given)
+    assert done.returncode == 2
+    assert "odd.jsonl: column 'question', row 2: None is not text" in done.stderr
+    assert "--on_error null" in done.stderr
+    assert not (tmp_path / "o.jsonl").exists()
+    done = run(*given, "--on_error", "null", "--truncate", "--max_length", "100")
+    assert done.returncode == 0, done.stderr
+    assert "3 of them without a score, as probe_error says; row 2: None is not text" in done.stdout
+    assert "1 prompts were longer than 100 tokens and lost the end of their user's text: row 1" in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["probe_score"] is None for row in rows] == [False, False, True, False, True, True]
+    assert rows[5]["probe_error"].startswith("the last message must be the user's")
+
+
+def test_prompts_are_cut_as_extract_cuts_them(folder, train, tmp_path, tiny_model):
+    """The cut prompt's activations are those of the same prompt extracted with the same flags."""
+    text = "many words " * 60
+    probe = Probe.load(train("success_rate"), truncate=True, max_length=60)
+    pd.DataFrame({"question": [text], "success_rate": [0.0]}).to_parquet(tmp_path / "d.parquet")
+    done = run(
+        "extract", "--model", tiny_model("llama"), "--dataset_path", tmp_path / "d.parquet", "--output_path",
+        tmp_path / "s.zarr", "--use_chat_template", "--layers", "0,1,3", "--truncate", "--max_length", "60",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cell = ActivationStore.open(tmp_path / "s.zarr").cell(probe.layer, probe.position)
+    np.testing.assert_allclose(probe.decide([text]), cell @ probe.coef.T + probe.intercept, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match=r"1 prompts are longer than --max_length 60, row 0; .* add --truncate"):
+        Probe.load(train("success_rate"), max_length=60).score([text])
+    with pytest.raises(InputError, match="--max_length 257: the model takes 256 tokens at most"):
+        Probe.load(train("success_rate"), max_length=257).score(["Hi"])
+    with pytest.raises(InputError, match="--max_length 0: must be at least 1"):
+        Probe.load(train("success_rate"), max_length=0).score(["Hi"])
+
+
+@pytest.mark.parametrize("prompts", [[None], [3], [["Hi"]], [[{"role": "user"}]], ["half \ud800"]])
+def test_what_is_no_prompt_is_named(train, prompts):
+    with pytest.raises(InputError, match=r"^prompt 0: "):
+        Probe.load(train("success_rate")).score(prompts)
+
+
+def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
+    probe, whole = Probe.load(train("success_rate")), LoadedModel.blocks
+
+    def broken(*args: Any, **options: Any) -> Iterator[Any]:
+        for rows, block in whole(*args, **options):
+            block[rows == 1] = np.inf
+            yield rows, block
+
+    expected = probe.score(["Hi", "you"])
+    monkeypatch.setattr(LoadedModel, "blocks", broken)
+    with pytest.raises(NonFiniteError, match="the model gives NaN or infinity for row 1; drop these prompts"):
+        probe.score(["Hi", "there", "you"])
+    scored = score_texts(probe, ["Hi", "there", "you"], on_error="null")
+    assert scored.unusable == {1: "the model gives NaN or infinity"}
+    assert scored.scores["probe_score"][1] is None
+    np.testing.assert_allclose([scored.scores["probe_score"][row] for row in (0, 2)], expected, rtol=1e-4)
+
+
+def test_standard_input_is_read_where_a_dash_asks_for_it(folder, train, tmp_path):
+    results, texts = train("success_rate"), ["Hi", "How are you? \u2014 \u00e9"]
+    expected = Probe.load(results).score(texts)
+    given = [PROBESWEEP, "predict", "--probe", str(results)]
+
+    def scores(*arguments: str, content: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run([*given, *arguments], input=content, capture_output=True, check=False)
+
+    lines = "\ufeffHi\r\n\r\n" + texts[1] + "\n"
+    done = scores("--text", "-", "--json", content=lines.encode())
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["text"] for row in found] == texts
+    np.testing.assert_allclose([row["probe_score"] for row in found], expected, rtol=1e-4)
+    rows = "".join(json.dumps({"question": text}) + "\n" for text in texts)
+    done = scores("--dataset_path", "-", "--output_path", str(tmp_path / "o.jsonl"), content=rows.encode())
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line)["probe_score"] for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for content, message in {
+        b"\n": "--text -: standard input has no prompts",
+        b"caf\xe9\n": "standard input is no UTF-8 text (byte 3 is 0xe9)",
+    }.items():
+        done = scores("--text", "-", content=content)
+        assert done.returncode == 2
+        assert message in done.stderr.decode()
+    done = scores("--dataset_path", "-", "--output_path", str(tmp_path / "p.jsonl"), content=b"Hi\n")
+    assert done.returncode == 2
+    assert "standard-input.jsonl, line 1 is not JSON" in done.stderr.decode()
+
+
+def test_a_terminal_shows_what_its_encoding_can(train):
+    """Legacy encodings lack most characters, and arguments may be bytes that are no text."""
+    given = [PROBESWEEP, "predict", "--probe", str(train("success_rate")), "--text"]
+    for encoding in ("latin-1", "cp1252"):
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([*given, "\u00e9 \u65e5\u672c"], env=env, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"\xe9 \\u65e5\\u672c" in done.stdout
+    done = subprocess.run([*[word.encode() for word in given], b"caf\xe9"], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"holds bytes that are no text in this terminal's encoding" in done.stderr
