@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Shaped
+from sklearn.preprocessing import StandardScaler
 
 from gpu_probes.cells import Cell, CellSource, cells_of
 from gpu_probes.errors import PenaltyError
@@ -90,10 +91,12 @@ def _mean_variance(source: CellSource, cell: Cell, preprocessing: Preprocessing)
     """Mean over the features of their mean square, as they are fitted; estimated from the first rows."""
     blocks = [np.asarray(block, dtype=np.float64) for block in _first_blocks(source, cell)]
     rows = np.concatenate(blocks)[:_SAMPLE_ROWS]
-    if preprocessing.centres:
+    if preprocessing.standardize:
+        # One for each feature, but for those that `StandardScaler` takes for constant, which stay as they are.
+        rows = StandardScaler().fit_transform(rows)
+    elif preprocessing.centres:
         rows = rows - rows.mean(0)
-    squares = np.square(rows).mean(0)
-    return float((squares > 0).mean() if preprocessing.standardize else squares.mean())
+    return float(np.square(rows).mean())
 
 
 def _first_blocks(source: CellSource, cell: Cell) -> Iterator[Shaped[np.ndarray, "row feature"]]:

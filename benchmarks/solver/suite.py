@@ -26,6 +26,7 @@ from benchmarks.solver.exactness import (
 )
 from benchmarks.solver.floor import Rates, floor_s, measure_rates, n_operations
 from benchmarks.solver.memory import Load, measure_memory, memory_limit, memory_table
+from benchmarks.solver.outliers import measure_outliers, outliers_limits, outliers_table
 from benchmarks.solver.peers import (
     gram_per_fold,
     himalaya,
@@ -231,6 +232,10 @@ def _accuracy(size: Size, folder: Path, device: str, found: Findings) -> None:
     progress("accuracy: features that ruin a solver")
     hostile = make_hostile_cells(*size.hostile)
     errors = [measure_errors("collinear, duplicate, constant features", hostile, n_logistic=1, device=device)]
+    progress("accuracy: outliers")
+    outliers = measure_outliers(*size.hostile, device=device)
+    found.tables.append(outliers_table(outliers))
+    found.targets += outliers_limits(outliers)
     if size.embedded_layers:
         progress("accuracy: the embedded model")
         cells = _embedded(folder, size.embedded_layers)

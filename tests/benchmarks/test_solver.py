@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.linear_model import Ridge
 from benchmarks.__main__ import main
 from benchmarks.measure import Limit, Spread, Target
 from benchmarks.process import Usage
-from benchmarks.solver import suite
+from benchmarks.solver import outliers, suite
 from benchmarks.solver.data import Activations, make_cells, make_hostile_cells
 from benchmarks.solver.exactness import RIDGE_LIMIT, RidgeReference, logistic_excess, ridge_error
 from benchmarks.solver.floor import Rates, floor_s, n_operations
@@ -18,6 +19,7 @@ from benchmarks.solver.memory import Load, Measured, memory_limit
 from benchmarks.solver.race import Race, geometric_mean, sweep_cells
 from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_target
 from benchmarks.solver.scaling import Growth
+from gpu_probes import SweepResult, sweep
 
 GIB = 2**30
 
@@ -33,8 +35,12 @@ def test_quick_run_prints_and_writes_every_part(tmp_path: Path):
     assert all(table["title"] in result.output for table in figures["tables"])
     assert all(target["what"] in result.output for target in figures["targets"])
     met = {target["what"]: target["is_met"] for target in figures["targets"]}
-    exact = [name for name in met if any(word in name for word in ("off an SVD", "objective", "predictions, sd"))]
-    assert len(exact) == 6
+    exact = [
+        name
+        for name in met
+        if any(word in name for word in ("off an SVD", "objective", "predictions, sd", "with an outlier"))
+    ]
+    assert len(exact) == 8
     assert all(met[name] for name in [*exact, "20,000 rows: tasks of 2 that succeed"])
 
 
@@ -90,6 +96,23 @@ def test_labels_are_told_in_part_and_hostile_cells_are_hostile():
     singular = np.linalg.svd(X[:, :3], compute_uv=False)
     assert singular[0] > 1e5 * singular[-1]
     assert Activations(30).draw(5, [2, 3]).shape == (5, 2, 3, 30)
+
+
+def test_outliers_in_any_row_are_scikit_learns_and_errors_are_seen(monkeypatch: pytest.MonkeyPatch):
+    found = outliers.measure_outliers(120, 15, "cpu")
+    assert [(one.deviations, one.row) for one in found] == [
+        (deviations, row) for deviations in (1e5, 1e6, 1e8) for row in ("first", "middle")
+    ]
+    assert all(limit.is_met for limit in outliers.outliers_limits(found))
+    assert max(one.ridge_certificate for one in found) <= 1e-14
+    assert "1e+08" in str(outliers.outliers_table(found))
+
+    def off(*arguments: Any, **options: Any) -> SweepResult:
+        result = sweep(*arguments, **options)
+        return replace(result, cv_predictions=result.cv_predictions + 1e-3)
+
+    monkeypatch.setattr(outliers, "sweep", off)
+    assert not any(limit.is_met for limit in outliers.outliers_limits(outliers.measure_outliers(120, 15, "cpu")))
 
 
 def test_floor_is_half_a_product_and_the_factors():

@@ -203,6 +203,14 @@ def test_auto_alphas_suit_the_features_as_they_are_fitted():
     np.testing.assert_allclose(tenfold, 10 * np.array(run(ARRAY, LABELS, alphas="auto").alpha_grid))
 
 
+def test_auto_alphas_do_not_take_rounding_for_a_feature():
+    array = np.full((N, 1, 1, 100), 0.1)
+    array[..., 0] = ARRAY[:, :1, :1, 0]
+    grid = run(array, LABELS, alphas="auto", standardize=True).alpha_grid
+    # The mean eigenvalue is 0.6, that of one feature of a hundred.
+    assert (grid[0], grid[-1]) == (1e-5, 1e2)
+
+
 def test_a_grid_may_be_an_array():
     assert run(ARRAY, LABELS, alphas=np.logspace(-1, 1, 3)).alpha_grid == (0.1, 1.0, 10.0)
     with pytest.raises(PenaltyError, match="alphas 'all' is unknown; give numbers, or auto"):
