@@ -373,8 +373,8 @@ def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: i
 def _check_truncation(use_chat_template: bool, max_length: int | None, truncate: bool) -> None:
     if truncate and not use_chat_template:
         raise InputError(
-            "--truncate cuts the user's text, and without a chat template (--use_chat_template of extract) it is not "
-            "known which part of a prompt that is; shorten the prompts in the dataset"
+            "--truncate cuts the user's text, and without --use_chat_template (of extract) it is not known which part "
+            "of a prompt that is; shorten the prompts in the dataset"
         )
     if truncate and max_length is None:
         raise InputError("--truncate needs --max_length N: this model has no limit of its own")
