@@ -16,9 +16,10 @@ class InputError(StoreError, ValueError):
 class PromptError(InputError):
     """The question of a row cannot be used, and those of other rows can; `reason` says why, without the row."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    # As every error of the tree it can be made of its message alone, as whoever adds to the message does.
+    def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = reason or message
 
 
 class FingerprintMismatchError(InputError):
