@@ -26,6 +26,8 @@ from gpu_probes.rows import Rows, TrainingSets
 MAX_NEWTON_STEPS = 100
 # Relative to the objective at zero.
 CERTIFICATE_LIMIT = 1e-12
+# Rounding can keep the gap of a minimum above the limit; above this one, the gap no longer tells a minimum.
+SETTLED_LIMIT = 1e-4
 # Bound on the relative error of the coefficients before the last step, which squares it.
 _TOLERANCE = 1e-5
 # For fits that only take part in a choice.
@@ -347,7 +349,7 @@ def fit_logistic(
         intercept=offset.unflatten(1, shape),
         decision=by_sample.permute(0, 2, 1, 3).unflatten(1, shape),
         certificate=gap.unflatten(1, shape),
-        converged=(settled | (gap <= CERTIFICATE_LIMIT)).unflatten(1, shape),
+        converged=((gap <= CERTIFICATE_LIMIT) | (settled & (gap <= SETTLED_LIMIT))).unflatten(1, shape),
         solver=torch.tensor(solver, dtype=torch.int8, device=targets.device).expand(rows.n_cells, n_fits, -1),
     )
 

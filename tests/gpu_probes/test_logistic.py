@@ -91,6 +91,18 @@ def test_running_out_of_steps_is_reported_for_the_columns_it_concerns(monkeypatc
     assert fits.coef.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e6, 1e9, 1e12])
+def test_a_fit_whose_gap_rounding_hides_has_not_converged(scale: float):
+    """One row so far out that no float64 gradient tells the minimum: seen, 1e-3 above it and called OK."""
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(200, 20))
+    labels = (features @ rng.normal(size=20) + rng.normal(size=200) > 0).astype(np.float64)
+    features[0] *= scale
+    fits = fit(features, labels, [1e-3, 1.0, 1e3], FoldPlan.without_folds(200))
+    assert fits.certificate[fits.converged].le(1e-4).all()
+    assert fits.converged.all() == (scale < 1e9)
+
+
 def test_swapping_two_classes_flips_the_probe():
     features, labels = classes_of(100, 10, 2, outliers=False)
     folds = FoldPlan.without_folds(100)
