@@ -1,25 +1,27 @@
 """The command line: parse, wire the two packages together, print, exit codes. No numerics.
 
-Exit codes: 0 done, 1 failure, 2 wrong use or bad input, 130 and 143 interrupted. Heavy imports happen inside the
-commands, so that ``--help`` answers at once.
+Exit codes: 0 done, 1 failure, 2 wrong use, bad input or a limit (ulimit), 130 and 143 interrupted, 141 nobody reads the
+output. Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 from click.shell_completion import get_completion_class
 
-from probesweep.terminal import Group, Terminal, show_versions
+from probesweep.limits import limit_reached
+from probesweep.streams import close_streams, nobody_reads, open_streams
+from probesweep.terminal import Group, Terminal, say, show_versions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +39,8 @@ SETTINGS: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
+# As a shell says of a command that SIGPIPE ended.
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _PATH = click.Path(path_type=Path)
 _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 
@@ -531,7 +535,7 @@ def completion(shell: str) -> None:
     """
     found = get_completion_class(shell)
     assert found is not None
-    click.echo(found(probesweep, {}, "probesweep", "_PROBESWEEP_COMPLETE").source())
+    say(found(probesweep, {}, "probesweep", "_PROBESWEEP_COMPLETE").source())
 
 
 def _show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
@@ -572,18 +576,17 @@ def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
 
 def main() -> None:
     """Entry point: run a command and turn what it raises into one line and an exit code."""
-    _show_whatever_the_terminal_can()
+    open_streams()
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
     terminal = Terminal()
-    sys.exit(_exit_code(terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)))
-
-
-def _show_whatever_the_terminal_can() -> None:
-    """Characters that the terminal's encoding lacks are spelled in ASCII rather than an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _exit_code(
+            terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)
+        )
+    finally:
+        close_streams()
+    sys.exit(code)
 
 
 def _set_up_libraries() -> None:
@@ -602,7 +605,7 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     try:
         command()
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        say(error.format_message(), err=True)
         return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "probesweep"
@@ -611,6 +614,11 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
         return _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; run the same command again to go on", 130)
+    except SystemExit as ended:
+        # click makes 1 of a pipe that nobody reads, which would say that a store is damaged.
+        if ended.code == 1 and nobody_reads():
+            return _BROKEN_PIPE
+        raise
     except Exception as error:
         if terminal.debug:
             raise
@@ -618,14 +626,27 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     return 0
 
 
+def _leave_at_once(message: str) -> NoReturn:
+    """End without taking anything down: libraries that ran out of memory can hang while they are."""
+    _fail(message, 2)
+    close_streams()
+    os._exit(2)
+
+
 def _explain(error: Exception) -> int:
     """One line for what is expected to go wrong; anything else is a fault of ours."""
+    limit = limit_reached(error)
+    if limit is not None:
+        _leave_at_once(limit)
     if isinstance(error, OSError):
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
     # The packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
-    from activation_store.errors import InputError, StoreError
-    from gpu_probes.errors import ProbeError
-    from probesweep.errors import RequestError
+    try:
+        from activation_store.errors import InputError, StoreError
+        from gpu_probes.errors import ProbeError
+        from probesweep.errors import RequestError
+    except Exception as another:
+        _leave_at_once(limit_reached(another) or f"the libraries cannot be loaded: {another}")
 
     if isinstance(error, (InputError, ProbeError, RequestError)):
         return _fail(str(error), 2)
@@ -636,7 +657,9 @@ def _explain(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    # Where nobody reads stderr the exit code is all there is to say.
+    with suppress(OSError):
+        click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
 
 

@@ -40,7 +40,7 @@ class Terminal:
 
     def answer(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
         """Print what was asked for."""
-        click.echo(json.dumps(document(), indent=2, allow_nan=False) if self.as_json else text())
+        say(json.dumps(document(), indent=2, allow_nan=False) if self.as_json else text())
 
     def wait(self, text: str) -> None:
         """Say on stderr, to people alone, what takes seconds and has no progress to show."""
@@ -50,7 +50,16 @@ class Terminal:
     def note(self, text: str) -> None:
         """Say on stderr what is done next."""
         if not self.quiet:
-            click.echo(text, err=True)
+            say(text, err=True)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print; a stream that takes nothing, such as one to a full disk, is named."""
+    try:
+        click.echo(text, err=err)
+    except OSError as error:
+        error.filename = "standard error" if err else "standard output"
+        raise
 
 
 class Command(click.Command):
@@ -89,5 +98,5 @@ def show_versions(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
     libraries = [f"{name} {version(name)}" for name in _LIBRARIES]
-    click.echo("\n".join([f"probesweep {version('probesweep')}", *libraries, f"device: {device}"]))
+    say("\n".join([f"probesweep {version('probesweep')}", *libraries, f"device: {device}"]))
     ctx.exit()
