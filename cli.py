@@ -125,7 +125,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     from activation_store.arguments import check_disk
     from activation_store.health import describe
     from activation_store.inspect import describe_store
-    from activation_store.interop import export_pt
+    from activation_store.interop import export_pt, is_exported
     from probesweep.outputs import check_file
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
@@ -137,11 +137,12 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
+    if target.suffix == ".pt":
+        check_file(target, "--output_path", [options["dataset_path"]])
     if target.suffix == ".pt" and not target.is_file():
-        check_file(target, "--output_path")
         check_disk(target, extraction.plan().nbytes + extraction.missing_nbytes())
     store = extraction.run()
-    if target.suffix == ".pt" and not (target.exists() and target.stat().st_mtime_ns >= store.modified_ns):
+    if target.suffix == ".pt" and not is_exported(store, target, progress=_shard_bar("compare")):
         export_pt(store, target, progress=_shard_bar("export"))
     terminal.summarize(lambda: "\n".join([repr(store), *describe(store.health)]), lambda: describe_store(store))
 
@@ -387,14 +388,14 @@ def transfer(
     """
     from tqdm import tqdm
 
-    from activation_store.durable import commit_file
+    from activation_store.durable import write_output
     from activation_store.interop import open_activations
     from gpu_probes.transfer import find_trainings, score_all, tabulate
     from probesweep.outputs import check_file
     from probesweep.stores import check_same_model, label
 
     if output_path is not None:
-        check_file(output_path, "--output_path")
+        check_file(output_path, "--output_path", [probes, *stores])
     trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
     for training in trainings:
         for store in opened:
@@ -409,7 +410,7 @@ def transfer(
     document = {"stores": list(map(str, stores)), "probes": rows}
     if output_path is not None:
         output_path.parent.mkdir(parents=True, exist_ok=True)
-        commit_file(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
+        write_output(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
     terminal.answer(lambda: tabulate(trainings, list(map(str, stores)), scores), lambda: document)
 
 
@@ -464,7 +465,7 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
     from probesweep.outputs import check_file
     from probesweep.stores import label
 
-    check_file(output_path, "OUTPUT_PATH")
+    check_file(output_path, "OUTPUT_PATH", [store])
     opened = ActivationStore.open(store)
     if label_column is not None:
         label(opened, label_column)

@@ -7,13 +7,18 @@ second fsync would then report success.
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import os
+import secrets
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Piece = bytes | memoryview
 _WRITEBACK_NBYTES = 2**20
+_LONGEST_NAME = 255
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
@@ -30,10 +35,74 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
 
 
 def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write a whole file or none: temporary file beside the target, fsync, rename, fsync of the folder."""
+    """Write a whole file or none in a locked folder: temporary file beside it, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.partial")
     write_file(temporary, pieces)
     rename(temporary, path)
+
+
+def write_output(path: Path, pieces: Iterable[Piece]) -> None:
+    """Write a whole file or none where nobody holds a lock: the content is this process's, whoever else writes."""
+    with draft_of(path) as draft:
+        write_file(draft, pieces)
+
+
+@contextmanager
+def draft_of(path: Path) -> Generator[Path]:
+    """Hand out a new file beside `path`, which takes its place when all is written, or goes.
+
+    Its name is unique, and it is locked for as long as its process lives: drafts of killed processes are removed.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, which is not written through; give the file that it leads to", str(path))
+    _remove_dead_drafts(path.parent)
+    with naming(path):
+        draft, descriptor = _new_draft(path.parent)
+    try:
+        yield draft
+        fsync_path(draft)
+        rename(draft, path)
+    except BaseException as error:
+        with suppress(OSError):
+            os.unlink(draft)  # noqa: PTH108
+        # The draft's name tells users nothing.
+        if isinstance(error, OSError) and error.filename == str(draft):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_draft(folder: Path) -> tuple[Path, int]:
+    while True:
+        draft = folder / f".probesweep-{secrets.token_hex(8)}.partial"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        # Without locks, drafts of killed processes stay.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return draft, descriptor
+        # Somebody took it for dead between the two calls.
+        os.close(descriptor)
+
+
+def _remove_dead_drafts(folder: Path) -> None:
+    for draft in folder.glob(".probesweep-*.partial"):
+        with suppress(OSError):
+            descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(draft)  # noqa: PTH108
+            finally:
+                os.close(descriptor)
+
+
+def hidden_beside(path: Path, suffix: str) -> Path:
+    """A hidden name beside `path`, the same for every call; of a digest where the name would be too long."""
+    name = f".{path.name}.{suffix}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.{suffix}"
+    return path.with_name(name)
 
 
 def write_tree(root: Path, files: Mapping[str, bytes]) -> None:

@@ -30,7 +30,8 @@ from activation_store.dtypes import numpy_dtype
 from activation_store.errors import InputError
 from activation_store.fill import fill
 from activation_store.health import examine
-from activation_store.journal import LOCK, check_unlocked
+from activation_store.journal import LOCK
+from activation_store.lock import check_unlocked
 from activation_store.metadata import is_store
 from activation_store.preview import preview
 from activation_store.prompts import encode_prompts
@@ -239,7 +240,7 @@ class Extraction:
         self.check()
         path = Path(self.output_path)
         if is_store(path):
-            check_unlocked(path / ARRAY / LOCK)
+            check_unlocked(path / ARRAY / LOCK, path)
         elif not self.repair:
             check_can_create(path)
 

@@ -7,11 +7,13 @@ it is run.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import zipfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from activation_store.durable import fsync_path
+from activation_store.dtypes import as_bits
+from activation_store.durable import draft_of
 from activation_store.errors import InputError
 from activation_store.health import examine
 from activation_store.integrity import Progress
@@ -83,11 +86,11 @@ class PtActivations:
         """What the file says of its origin."""
         return {"model": self.model_name}
 
-    @property
+    @cached_property
     def journal_hash(self) -> str:
-        """What tells this file from another: its content is too large to be hashed each time."""
-        status = self.path.stat()
-        return f"{status.st_size} bytes, modified {status.st_mtime_ns}"
+        """SHA-256 of the file, which tells it from another."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def questions(self) -> None:
@@ -226,35 +229,54 @@ def export_pt(
     store.require_complete()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    content = {
+    shapes = {"activations": (store.shape, _TORCH_DTYPES[store.spec.dtype]), "labels": ((len(store),), torch.float32)}
+    with draft_of(path) as draft, _reserved_tensors(draft, _about(store), shapes) as tensors:
+        tensors["labels"].copy_(torch.from_numpy(_exported_labels(store, label_column)))
+        for shard in progress(range(store.spec.layout.n_shards)):
+            rows = store.spec.layout.rows(shard)
+            block = store[rows.start : rows.stop]
+            _to_numpy(tensors["activations"])[rows.start : rows.stop] = block
+
+
+def is_exported(
+    store: ActivationStore, path: str | Path, *, label_column: str | None = None, progress: Progress = iter
+) -> bool:
+    """Whether a file holds what `export_pt` would write there, value by value; parameters as there."""
+    path, about, layout = Path(path), _about(store), store.spec.layout
+    if not path.is_file():
+        return False
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        activations, labels = (content.pop(name) for name in ("activations", "labels"))
+        expected = torch.from_numpy(_exported_labels(store, label_column))
+        alike = content == about and (activations.dtype, activations.shape) == (
+            _TORCH_DTYPES[store.spec.dtype],
+            store.shape,
+        )
+        # Not torch.equal, to which nan differs from nan, and -0 is 0.
+        alike = alike and labels.dtype == expected.dtype and labels.numpy().tobytes() == expected.numpy().tobytes()
+        values = as_bits(_to_numpy(activations))
+    except Exception:  # Whatever torch or a strange content raises: it is not what would be written.
+        return False
+    return alike and all(
+        np.array_equal(values[rows.start : rows.stop], as_bits(store[rows.start : rows.stop]))
+        for rows in map(layout.rows, progress(range(layout.n_shards)))
+    )
+
+
+def _about(store: ActivationStore) -> dict[str, Any]:
+    """What the original schema holds beside the tensors."""
+    return {
         "layer_indices": list(store.layers),
         "positions": list(store.positions),
         "n_eoi_tokens": len(store.positions),
         "d_model": store.n_features,
         "model_name": str(store.fingerprint.get("model", "")),
     }
-    shapes = {"activations": (store.shape, _TORCH_DTYPES[store.spec.dtype]), "labels": ((len(store),), torch.float32)}
-    with _removed_on_error(temporary), _reserved_tensors(temporary, content, shapes) as tensors:
-        labels = store.labels[label_column or store.spec.label_columns[0]].to_numpy()
-        tensors["labels"].copy_(torch.from_numpy(labels.astype(np.float32)))
-        for shard in progress(range(store.spec.layout.n_shards)):
-            rows = store.spec.layout.rows(shard)
-            block = store[rows.start : rows.stop]
-            _to_numpy(tensors["activations"])[rows.start : rows.stop] = block
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync_path(path.parent)
 
 
-@contextmanager
-def _removed_on_error(path: Path) -> Generator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+def _exported_labels(store: ActivationStore, label_column: str | None) -> Shaped[np.ndarray, " sample"]:
+    return store.labels[label_column or store.spec.label_columns[0]].to_numpy().astype(np.float32)
 
 
 @contextmanager

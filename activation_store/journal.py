@@ -8,17 +8,13 @@ that was being written when the machine stopped: it counts as never written.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from activation_store.durable import naming, write_all
-from activation_store.errors import MEND, CorruptStoreError, StoreLockedError
+from activation_store.errors import MEND, CorruptStoreError
 from activation_store.layout import CHECKSUM_NBYTES, checksum_bytes
 
 JOURNAL = "journal"
@@ -142,70 +138,3 @@ def good_lines(data: bytes, where: str) -> tuple[bytes, int]:
 def record_nbytes(n_cells: int) -> int:
     """Upper bound of the length of a shard's line, in bytes."""
     return n_cells * CHECKSUM_NBYTES * 2 + 64
-
-
-class WriterLock:
-    """The lock of a store's one writer. Its file holds the writer's pid for as long, and nothing afterwards."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor = descriptor
-
-    @classmethod
-    def acquire(cls, path: Path) -> WriterLock:
-        """Become the only writer.
-
-        Raises
-        ------
-        StoreLockedError
-            Another process is; names its pid.
-        """
-        with naming(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                _lock(path, descriptor, fcntl.LOCK_EX)
-                os.ftruncate(descriptor, 0)
-                write_all(descriptor, str(os.getpid()).encode())
-            except BaseException:
-                os.close(descriptor)
-                raise
-        return cls(path, descriptor)
-
-    def moved(self, path: Path) -> WriterLock:
-        """The same lock after its file was renamed."""
-        return WriterLock(path, self._descriptor)
-
-    def release(self) -> None:
-        """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
-        with naming(self._path):
-            try:
-                os.ftruncate(self._descriptor, 0)
-            finally:
-                os.close(self._descriptor)
-
-
-def check_unlocked(path: Path) -> None:
-    """Raise if a store's lock file says that it is being written now.
-
-    Raises
-    ------
-    StoreLockedError
-        Names the writer's pid.
-    """
-    if path.is_file():
-        with naming(path):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                _lock(path, descriptor, fcntl.LOCK_SH)
-            finally:
-                os.close(descriptor)
-
-
-def _lock(path: Path, descriptor: int, kind: int) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        pid = os.pread(descriptor, 20, 0)
-        # Empty between a writer's taking the lock and its writing its pid.
-        holder = f"process {pid.decode()}" if pid.isdigit() else "another process"
-        raise StoreLockedError(f"{path.parent.parent} is being written by {holder}; wait for it or stop it") from error

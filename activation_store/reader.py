@@ -108,13 +108,6 @@ class ActivationStore:
         return self.spec.layout.rows(min(shards)) if shards else None
 
     @property
-    def modified_ns(self) -> int:
-        """When the newest committed shard was written, in nanoseconds since the epoch; 0 without one."""
-        layout = self.spec.layout
-        files = [self.path / ARRAY / layout.shard_key(shard) for shard in self._journal.shards]
-        return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
-
-    @property
     def attrs(self) -> Mapping[str, Any]:
         """Attributes of the Zarr group: conventions, fingerprint, provenance."""
         return self.spec.attributes()

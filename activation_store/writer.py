@@ -21,6 +21,7 @@ from activation_store.durable import (
     commit_file,
     fsync_folders,
     fsync_path,
+    hidden_beside,
     make_folder,
     rename,
     write_tree,
@@ -31,8 +32,6 @@ from activation_store.journal import (
     JOURNAL,
     LOCK,
     JournalContents,
-    WriterLock,
-    check_unlocked,
     file_hash,
     good_lines,
     header_record,
@@ -40,6 +39,7 @@ from activation_store.journal import (
     parse_journal,
     shard_record,
 )
+from activation_store.lock import WriterLock, check_unlocked
 from activation_store.metadata import check_length, path_inside, read_spec, require_store, skeleton
 from activation_store.shards import commit_shard
 from activation_store.spec import ARRAY, StoreSpec
@@ -102,14 +102,14 @@ class StoreWriter:
         """
         draft = check_can_create(path)
         make_folder(draft / ARRAY)
-        lock = WriterLock.acquire(draft / ARRAY / LOCK)
+        lock = WriterLock.acquire(draft / ARRAY / LOCK, path)
         with _released_on_error(lock):
             clear_folder(draft, keep=draft / ARRAY / LOCK)
             files = skeleton(spec, beside)
             header = header_record(files)
             write_tree(draft, {**files, f"{ARRAY}/{JOURNAL}": header})
             rename(draft, path)
-        return cls(path, spec, parse_journal(header, str(path)), lock.moved(path / ARRAY / LOCK))
+        return cls(path, spec, parse_journal(header, str(path)), lock.moved(path / ARRAY / LOCK, path))
 
     @classmethod
     def resume(cls, path: Path, fingerprint: Mapping[str, Any]) -> StoreWriter:
@@ -125,7 +125,7 @@ class StoreWriter:
             Its metadata or journal is damaged.
         """
         require_store(path)
-        lock = WriterLock.acquire(path / ARRAY / LOCK)
+        lock = WriterLock.acquire(path / ARRAY / LOCK, path)
         with _released_on_error(lock):
             spec, journal = _take_up(path, fingerprint)
             check_length(path, spec)
@@ -163,7 +163,7 @@ class StoreWriter:
             The metadata is damaged beyond what the inputs can restore.
         """
         require_store(path)
-        lock = WriterLock.acquire(path / ARRAY / LOCK)
+        lock = WriterLock.acquire(path / ARRAY / LOCK, path)
         with _released_on_error(lock):
             spec, journal = _take_up(path, fingerprint, drop_damaged=True)
             # What a killed repair has put in place is found whole and not written again.
@@ -321,7 +321,7 @@ def check_can_create(path: Path) -> Path:
     path = path.absolute()
     if (path / "zarr.json").is_file():
         require_store(path)
-        check_unlocked(path / ARRAY / LOCK)
+        check_unlocked(path / ARRAY / LOCK, path)
         raise InputError(f"{path}: a store is there by now; run the same command again to go on with it")
     if path == Path.cwd():
         raise InputError(f"{path} is the current folder; give the store a folder of its own")
@@ -330,12 +330,12 @@ def check_can_create(path: Path) -> Path:
     nearest = next(folder for folder in path.parents if folder.exists())
     if not nearest.is_dir():
         raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
-    draft = path.with_name(f".{path.name}.creating")
+    draft = hidden_beside(path, "creating")
     # What lies there is removed: not through a link that somebody put in its place.
     if draft.is_symlink():
         raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
     path_inside(draft, f"{ARRAY}/{LOCK}")
-    check_unlocked(draft / ARRAY / LOCK)
+    check_unlocked(draft / ARRAY / LOCK, path)
     return draft
 
 

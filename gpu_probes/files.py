@@ -1,23 +1,42 @@
 """Files that are whole or not there."""
 
+import errno
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a temporary file beside the target, make it durable, and put it in place."""
-    temporary = path.with_name(f".{path.name}.partial")
+    """Write a new file beside the target, make it durable, and put it in the target's place.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, or `path` is a link; names `path`.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a link, which is not written through; give the file that it leads to", str(path))
+    # Unique, so that of two processes each writes its own, and short, so that every name that can be has room.
+    draft = path.with_name(f".probesweep-{secrets.token_hex(8)}.partial")
     try:
-        with temporary.open("wb") as file:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
+        draft.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        os.close(folder)
+        with suppress(OSError):
+            draft.unlink()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

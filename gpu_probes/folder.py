@@ -1,14 +1,22 @@
 """A result folder: ``run.json``, and files that are as it says.
 
-``run.json`` is written last and holds the SHA-256 of the other files. Where it stands, they are whole and belong
-together; a file that was edited, cut off or put there since is not read.
+``run.json`` holds the SHA-256 of the other files: they are whole and belong together; a file that was edited, cut off
+or put there since is not read.
+
+New results take the place of old ones as one thing. They are written into a folder of their own, which becomes
+``.new`` when they are whole: from then on they are the results. Then the old files go, and the new ones move up,
+``run.json`` last. Who finds a ``.new``, because a process was killed meanwhile, moves the rest up before reading.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +24,35 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gpu_probes.errors import ProbeError
-from gpu_probes.files import write_whole
+from gpu_probes.files import fsync_folder, write_whole
 
 RUN = "run.json"
+# Those of a training, where there is something to say.
+RESULT_FILES = (
+    "performance.json",
+    "best_probe_predictions.json",
+    "all_predictions.json",
+    "cells.parquet",
+    "probes.safetensors",
+    "inference.json",
+    "probe.json",
+)
+# What is drawn of them, and goes when they are replaced.
+PAGE = "report.html"
+PICTURES = "figures"
+FIGURE_NAMES = (
+    "heatmap",
+    "layers",
+    "predictions",
+    "roc",
+    "reliability",
+    "comparison",
+    "permutations",
+    "alphas",
+    "learning_curve",
+)
+_NEW = ".new"
+_DRAFT = ".draft-"
 
 
 @dataclass(frozen=True)
@@ -74,7 +108,7 @@ class Run:
             When there is none, or it is damaged or something else.
         """
         path = folder / RUN
-        if not path.is_file():
+        if not has_results(folder):
             raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
         try:
             return _ADAPTER.validate_python(json.loads(path.read_bytes()))
@@ -90,10 +124,84 @@ class Run:
 
     def is_whole(self, folder: Path) -> bool:
         """Whether all files are there as they were written."""
-        return all((folder / name).is_file() and _hash(folder / name) == self.files[name] for name in self.files)
+        return all((folder / name).is_file() and hash_file(folder / name) == self.files[name] for name in self.files)
 
 
 _ADAPTER = TypeAdapter(Run)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a folder holds finished results; new ones that were not all in their place yet are now."""
+    _move_up(folder)
+    return (folder / RUN).is_file()
+
+
+@contextmanager
+def replacing(folder: Path) -> Generator[Path]:
+    """Hand out a folder for new results, ``run.json`` among them, which take the place of the old ones at the end.
+
+    Only one process may do so at a time. What fails before the end leaves the old results.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _move_up(folder)
+    for left in folder.glob(f"{_DRAFT}*"):
+        shutil.rmtree(left)
+    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder))
+    try:
+        yield draft
+        fsync_folder(draft)
+        draft.rename(folder / _NEW)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    fsync_folder(folder)
+    _move_up(folder)
+
+
+def remove_drawn(folder: Path) -> None:
+    """Remove the page and the figures of a folder's results."""
+    pictures = folder / PICTURES
+    for drawn in (folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png"))):
+        drawn.unlink(missing_ok=True)
+    with suppress(OSError):
+        pictures.rmdir()
+
+
+def _move_up(folder: Path) -> None:
+    """Put the files of ``.new`` in their places; several processes may try."""
+    new = folder / _NEW
+    if new.is_symlink() or not new.is_dir():
+        return
+    try:
+        with (new / RUN).open("rb+") as locked:
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            if (new / RUN).exists():
+                _replace(folder, new)
+    except FileNotFoundError:
+        # Another process was faster, or was killed between its last two steps.
+        with suppress(OSError):
+            new.rmdir()
+    except OSError as error:
+        raise ProbeError(
+            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); mend that and "
+            "run the same command again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProbeError(f"{new / RUN} is damaged ({error}); remove {new} and train again") from error
+
+
+def _replace(folder: Path, new: Path) -> None:
+    names = [name for name in RESULT_FILES if name in json.loads((new / RUN).read_bytes())["files"]]
+    # All the old files before the first new one: whoever reads without looking at run.json never has some of each.
+    for name in (RUN, *RESULT_FILES):
+        if name not in names or (new / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    fsync_folder(folder)
+    for name in (*names, RUN):
+        if (new / name).exists():
+            (new / name).rename(folder / name)
+    fsync_folder(folder)
+    new.rmdir()
 
 
 def first_error(error: ValidationError) -> str:
@@ -111,12 +219,12 @@ def hash_run(folder: Path) -> str:
         As `Run.load`.
     """
     Run.load(folder)
-    return _hash(folder / RUN)
+    return hash_file(folder / RUN)
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of files by their names, for `Run.files`."""
-    return {name: _hash(folder / name) for name in sorted(names)}
+    return {name: hash_file(folder / name) for name in sorted(names)}
 
 
 def check_file(path: Path) -> None:
@@ -130,7 +238,7 @@ def check_file(path: Path) -> None:
         When it is missing, or is another.
     """
     try:
-        found = _hash(path)
+        found = hash_file(path)
     except OSError as error:
         raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
     if (path.parent / RUN).exists() and found != Run.load(path.parent).files.get(path.name):
@@ -158,6 +266,7 @@ def read_document(path: Path) -> dict[str, Any]:
     return content
 
 
-def _hash(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from gpu_probes.apply import SavedProbes
 from gpu_probes.cells import Cell, CellSource
 from gpu_probes.combine import combine
 from gpu_probes.errors import ProbeError
-from gpu_probes.folder import RUN, Run
+from gpu_probes.folder import Run, has_results
 
 Json = Any
 
@@ -41,7 +41,7 @@ def find_trainings(folder: Path) -> list[Training]:
     ProbeError
         When there is none.
     """
-    folders = [folder] if (folder / RUN).exists() else sorted(path.parent for path in folder.glob(f"*/{RUN}"))
+    folders = [folder] if has_results(folder) else sorted(filter(has_results, folder.glob("*/")))
     if not folders:
         raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
     return [Training(each, SavedProbes.load(each), Run.load(each)) for each in folders]

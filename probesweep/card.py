@@ -10,10 +10,10 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from activation_store import ActivationStore
-from activation_store.durable import commit_file
 from activation_store.interop import PtActivations
 from gpu_probes import BestProbe, SweepResult
 from gpu_probes.combine import layers_behind
+from gpu_probes.files import write_whole
 from gpu_probes.folder import first_error, read_document
 from probesweep.errors import RequestError
 
@@ -139,7 +139,7 @@ class Card:
     def save(self, folder: Path) -> None:
         """Write it."""
         content = json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n"
-        commit_file(folder / CARD, [content])
+        write_whole(folder / CARD, content)
 
 
 _ADAPTER = TypeAdapter(Card)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from datetime import date, time
@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from tqdm import tqdm
 
 from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
 from activation_store.arguments import check_disk, check_path
-from activation_store.durable import commit_file, make_folder, rename
+from activation_store.durable import make_folder, rename, write_output
 from activation_store.metadata import is_store
 from gpu_probes import ProbeError
-from gpu_probes.folder import hash_run
+from gpu_probes.folder import PICTURES, hash_file, hash_run
 from probesweep.errors import RequestError
 from probesweep.memory import Memory, recall, remember
-from probesweep.outputs import check_folder
+from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.trackers import Kind, check_installed, track
 from probesweep.training import Training
@@ -156,7 +157,7 @@ class Experiment:
         RequestError, StoreError, ProbeError
             As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
         """
-        with self._naming_lines():
+        with self._naming_lines(), self._only_writer():
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
             extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
@@ -169,6 +170,7 @@ class Experiment:
                 else:
                     say(f"extract {split}: done already")
             training = self.training()
+            training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
             say(f"train: {'done already' if training.is_finished() else training.output_dir}")
             folders = training.run()
             for folder in folders.values():
@@ -207,6 +209,12 @@ class Experiment:
             **self.settings["probe"],
             **self.settings["statistics"],
         )
+
+    @contextmanager
+    def _only_writer(self) -> Generator[None]:
+        check_folder(self._output_dir, "--output_dir")
+        with writing(self._output_dir):
+            yield
 
     @property
     def _output_dir(self) -> Path:
@@ -249,19 +257,20 @@ class Experiment:
 
     def _report(self, folder: Path, say: Callable[[str], None]) -> None:
         given = self.settings["report"]
-        pictures = folder / "figures" if given["figures"] else None
-        wanted = {
-            "probesweep": version("probesweep"),
-            "results": hash_run(folder),
-            "figures": given["figures"],
-        }
-        made = [folder / "report.html", *([pictures] if pictures else [])]
+        pictures = folder / PICTURES if given["figures"] else None
+        wanted = {"probesweep": version("probesweep"), "results": hash_run(folder), "figures": given["figures"]}
         stage = f"report {folder.name}"
-        if self._stages.get(stage) == wanted and all(path.exists() for path in made):
+        done = self._stages.get(stage, {})
+        made = done.get("made", {})
+        if made and done == {**wanted, "made": made} and made == _hashes_of(folder, made):
             say("report: done already")
         else:
-            say(f"report: {report_on(folder, figures=pictures)}")
-            self._remember(stage, wanted)
+            page = report_on(folder, figures=pictures)
+            say(f"report: {page}")
+            drawn = [page, *(pictures.iterdir() if pictures else [])]
+            self._remember(
+                stage, {**wanted, "made": _hashes_of(folder, [str(path.relative_to(folder)) for path in drawn])}
+            )
         sent = given["track"] and track(given["track"], folder)
         if sent:
             say(f"track: {sent}")
@@ -326,7 +335,7 @@ def write_template(path: Path) -> None:
     if path.exists():
         raise RequestError(f"{path} exists; give --init another name, or remove it")
     make_folder(path.parent)
-    commit_file(path, [files("probesweep").joinpath(TEMPLATE).read_bytes()])
+    write_output(path, [files("probesweep").joinpath(TEMPLATE).read_bytes()])
 
 
 def find_line(text: str, section: str, *path: str | None) -> int | None:
@@ -465,15 +474,21 @@ def _identity(extraction: Extraction) -> dict[str, Any]:
     return {
         "probesweep": version("probesweep"),
         **{name: str(value) if isinstance(value, Path) else value for name, value in request.items()},
-        "dataset": _fingerprint_of_files(Path(extraction.dataset_path)),
-        "model_files": _fingerprint_of_files(model) if model.exists() else None,
+        "dataset": _hashes(Path(extraction.dataset_path)),
+        "model_files": _hashes(model),
     }
 
 
-def _fingerprint_of_files(path: Path) -> list[Any]:
-    """Sizes and times of a file, or of those in a folder."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in found if file.is_file()]
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of those in a folder."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in found if file.is_file()]
+    return {str(file): hash_file(file) for file in tqdm(files, unit="file", desc="hashes", delay=2)}
+
+
+def _hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of files in a folder by their names; None for those that are gone."""
+    return {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
 
 
 def _holds_all(path: Path, content: str | None) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from activation_store.durable import commit_file, make_folder
+from activation_store.durable import make_folder, write_output
 from probesweep.errors import RequestError
 
 Memory = dict[str, dict[str, Any]]
@@ -32,4 +32,4 @@ def recall(path: Path) -> Memory:
 def remember(path: Path, done: Memory) -> None:
     """Write a file, whole or not at all."""
     make_folder(path.parent)
-    commit_file(path, [json.dumps(done, indent=2, allow_nan=False).encode() + b"\n"])
+    write_output(path, [json.dumps(done, indent=2, allow_nan=False).encode() + b"\n"])

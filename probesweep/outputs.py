@@ -1,12 +1,23 @@
-"""Where results go: what cannot take them is refused before the work, not after it."""
+"""Where results go: what cannot take them is refused before the work, and one process at a time writes to a folder."""
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from activation_store import StoreLockedError
+from activation_store.durable import make_folder
+from activation_store.lock import WriterLock
 from activation_store.metadata import is_store
+from gpu_probes.folder import PAGE, RESULT_FILES, RUN, has_results
 from probesweep.errors import RequestError
+
+_LOCK = ".lock"
+# Those of result folders and of experiments.
+_NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json")
 
 
 def check_folder(folder: Path, flag: str) -> None:
@@ -20,6 +31,9 @@ def check_folder(folder: Path, flag: str) -> None:
     above = (folder.absolute(), *folder.absolute().parents)
     for each in filter(is_store, above):
         raise RequestError(f"{each} is a store, which holds nothing else; give another {flag}")
+    for each in above:
+        if each.is_symlink() and not each.exists():
+            raise RequestError(f"{folder}: {each} is a link that leads nowhere; mend it or give another {flag}")
     nearest = next(each for each in above if each.exists())
     try:
         # Rights are not all that a folder can lack.
@@ -27,10 +41,77 @@ def check_folder(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {nearest}: {error.strerror}; give another {flag}") from error
+    _check_names(folder.absolute().relative_to(nearest).parts, nearest, flag)
 
 
-def check_file(path: Path, flag: str) -> None:
-    """Make sure that a file can be written; as `check_folder`."""
+def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
+    """Make sure that a file can be written; as `check_folder`.
+
+    Parameters
+    ----------
+    path : Path
+    flag : str
+    inputs : iterable of Path
+        Files and folders that the same command reads: what is written must not take their place.
+    """
     if path.is_dir():
         raise RequestError(f"{path} is a folder; give the name of a file as {flag}")
+    if path.is_symlink():
+        raise RequestError(f"{path} is a link, which is not written through; give the file that it leads to as {flag}")
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is a device or a pipe; give the name of a file as {flag}")
     check_folder(path.parent, flag)
+    _check_names([path.name], next(each for each in path.absolute().parents if each.exists()), flag)
+    target = path.resolve()
+    for each in inputs:
+        if target == each.resolve() or _is_same(path, each):
+            raise RequestError(f"{path} is read here, and would be lost; give another {flag}")
+        if each.is_dir() and not has_results(each) and target.is_relative_to(each.resolve()):
+            raise RequestError(f"{path} is in {each}, which is read here; give another {flag}")
+    if path.name in _NAMES and (path.exists() or has_results(path.parent)):
+        raise RequestError(f"{path} is the name of a file of results; give another {flag}")
+
+
+@contextmanager
+def writing(*folders: Path) -> Generator[None]:
+    """Be the only process that writes results to some folders, which are made; the lock dies with its process.
+
+    Raises
+    ------
+    RequestError
+        Another process is; names it.
+    """
+    with ExitStack() as held:
+        for folder in folders:
+            held.enter_context(_locked(folder))
+        yield
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    try:
+        lock = WriterLock.acquire(folder / _LOCK, folder)
+    except StoreLockedError as error:
+        raise RequestError(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.remove()
+        # Nothing is left of what came to nothing.
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, as hard links are."""
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _check_names(names: Iterable[str], nearest: Path, flag: str) -> None:
+    longest = os.pathconf(nearest, "PC_NAME_MAX")
+    for name in names:
+        if len(os.fsencode(name)) > longest:
+            raise RequestError(f"{name[:40]}... is longer than the {longest} bytes of a name; give another {flag}")

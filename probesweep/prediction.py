@@ -20,7 +20,7 @@ from jaxtyping import Float64, Shaped
 
 from activation_store.chat import Question
 from activation_store.dataset import read_all_columns, read_question
-from activation_store.durable import commit_file
+from activation_store.durable import write_output
 from activation_store.errors import InputError, NonFiniteError, PromptError
 from activation_store.loaded import LoadedModel, PromptFormat
 from activation_store.prompts import Prompts as EncodedPrompts
@@ -360,9 +360,7 @@ def score_dataset(
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
         raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
-    if output_path.exists() and dataset_path.exists() and output_path.samefile(dataset_path):
-        raise RequestError(f"--output_path {output_path} is the dataset itself; give another, so that it is not lost")
-    check_file(output_path, "--output_path")
+    check_file(output_path, "--output_path", [dataset_path])
     questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
     taken = [name for name in _column_names(probe, on_error) if name in rows.names]
     if taken:
@@ -371,7 +369,7 @@ def score_dataset(
     write(rows, {})
     scores, unusable = _score(probe, questions, on_error, progress)
     output_path.parent.mkdir(parents=True, exist_ok=True)
-    commit_file(output_path, [write(rows, scores)])
+    write_output(output_path, [write(rows, scores)])
     return Scored([*rows.names, *scores], scores, unusable)
 
 

@@ -9,6 +9,7 @@ from activation_store import StoreError
 from activation_store.interop import open_activations
 from gpu_probes.folder import Run, UsedStore
 from gpu_probes.report import write_report
+from probesweep.outputs import writing
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,13 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
     ------
     ProbeError
         When the folder holds no finished training.
+    RequestError
+        Another process is writing to it.
     """
     folder = Path(folder)
-    return write_report(folder, figures=figures, prompts=_prompts(folder) or None)
+    prompts = _prompts(folder)
+    with writing(folder):
+        return write_report(folder, figures=figures, prompts=prompts or None)
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:

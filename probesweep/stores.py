@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Bool, Shaped
 
 from activation_store import ActivationStore
-from activation_store.interop import PtActivations
+from activation_store.interop import PtActivations, open_activations
 from gpu_probes import shared_prompts
 from gpu_probes.folder import Run
 from probesweep.errors import RequestError
@@ -36,6 +36,18 @@ def check_same_origin(train: Activations, test: Activations) -> None:
                 f"{train.path} and {test.path} differ in {field}: {values[0]} and {values[1]}; "
                 "extract both with the same model and template"
             )
+
+
+def check_unchanged(store: Activations) -> None:
+    """Make sure that there still lies what was opened.
+
+    Raises
+    ------
+    RequestError
+        Something else lies there.
+    """
+    if open_activations(store.path).journal_hash != store.journal_hash:
+        raise RequestError(f"{store.path} was replaced meanwhile; run the same command again")
 
 
 def warn_of_another_day(train: Activations, test: Activations) -> None:

@@ -18,6 +18,7 @@ from gpu_probes.report import write_report
 from gpu_probes.summary import describe
 from probesweep.errors import RequestError
 from probesweep.memory import recall, remember
+from probesweep.outputs import writing
 
 Kind = Literal["wandb", "mlflow", "tensorboard"]
 _PROJECT = "probesweep"
@@ -87,6 +88,11 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     check_installed(kind)
     folder = Path(folder)
     results = hash_run(folder)
+    with writing(folder):
+        return _send(kind, folder, results)
+
+
+def _send(kind: Kind, folder: Path, results: str) -> str | None:
     tracked = recall(folder / _TRACKED)
     if tracked.get(kind, {}).get("results") == results:
         return None

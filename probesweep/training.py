@@ -15,20 +15,21 @@ import pandas as pd
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from activation_store.durable import commit_file
 from activation_store.interop import open_activations
 from gpu_probes import About, SweepOptions, SweepResult, check_sweep, compare_overlap, infer, sweep_labels
 from gpu_probes.alphas import parse_alphas
 from gpu_probes.arguments import is_finite_number
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine, parse_join
-from gpu_probes.folder import RUN, Request, Run, UsedStore, hash_files
+from gpu_probes.files import write_whole
+from gpu_probes.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
 from probesweep.card import CARD, describe_probe
 from probesweep.errors import RequestError
-from probesweep.outputs import check_folder
+from probesweep.outputs import check_folder, writing
 from probesweep.stores import (
     Activations,
     check_same_origin,
+    check_unchanged,
     choose_labels,
     group_column,
     has_column,
@@ -127,7 +128,10 @@ class Training:
         """
         self.check()
         if not self.is_finished():
-            self._train()
+            self._check_folders(self.folders)
+            with writing(*self.folders.values()):
+                if not self.is_finished():
+                    self._train()
         return self.folders
 
     def is_finished(self) -> bool:
@@ -155,6 +159,20 @@ class Training:
         check_sweep(
             work.rows.train_cells, work.train_labels, work.rows.test_cells, work.test_labels, **vars(work.given)
         )
+
+    def check_contents(self, train: str, test: str) -> None:
+        """Make sure that the stores are those with these contents (`ActivationStore.journal_hash`).
+
+        Raises
+        ------
+        RequestError
+            One was replaced.
+        """
+        for store, content in zip(self._stores, (train, test), strict=True):
+            if store.journal_hash != content:
+                raise RequestError(
+                    f"{store.path} is not what was extracted: it was replaced; run the same command again"
+                )
 
     @cached_property
     def folders(self) -> dict[str, Path]:
@@ -200,7 +218,6 @@ class Training:
         )
 
     def _train(self) -> None:
-        self._check_folders(self.folders)
         work = self._plan(*self._stores, self._labels)
         rows, given = work.rows, work.given
         results = sweep_labels(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
@@ -208,6 +225,8 @@ class Training:
         for name, folder in self.folders.items():
             inference = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
             inference["overlap"] = self._overlap(results[name], rows, label(rows.test, name), work.shared)
+            for store in self._stores:
+                check_unchanged(store)
             self._write(name, folder, results[name], inference)
 
     def _plan(self, train: Activations, test: Activations, names: Sequence[str]) -> _Work:
@@ -255,25 +274,25 @@ class Training:
 
     def _write(self, name: str, folder: Path, result: SweepResult, inference: dict[str, Any]) -> None:
         train = self._stores[0]
-        (folder / RUN).unlink(missing_ok=True)
-        (folder / CARD).unlink(missing_ok=True)
-        files = [*result.save(folder), "inference.json"]
-        # NaN would be our own mistake.
-        commit_file(folder / "inference.json", [json.dumps(inference, indent=2, allow_nan=False).encode() + b"\n"])
-        card = describe_probe(name, result, inference, train, self.join)
-        if card is not None:
-            card.save(folder)
-            files.append(CARD)
-        run = Run(
-            request=self._request,
-            label=name,
-            model=train.fingerprint.get("model"),
-            weights=train.fingerprint.get("weights"),
-            position_tokens=list(train.position_tokens),
-            files=hash_files(folder, files),
-        )
-        # It comes last: where it stands, the files that it names are whole and belong to its request.
-        run.save(folder)
+        # What was drawn of the old results goes first: a page can be drawn again.
+        remove_drawn(folder)
+        with replacing(folder) as draft:
+            files = [*result.save(draft), "inference.json"]
+            # NaN would be our own mistake.
+            write_whole(draft / "inference.json", json.dumps(inference, indent=2, allow_nan=False).encode() + b"\n")
+            card = describe_probe(name, result, inference, train, self.join)
+            if card is not None:
+                card.save(draft)
+                files.append(CARD)
+            run = Run(
+                request=self._request,
+                label=name,
+                model=train.fingerprint.get("model"),
+                weights=train.fingerprint.get("weights"),
+                position_tokens=list(train.position_tokens),
+                files=hash_files(draft, files),
+            )
+            run.save(draft)
 
 
 @dataclass(frozen=True)
@@ -329,7 +348,7 @@ def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
 
 def _holds(folder: Path, request: Request) -> bool:
     """Whether a folder holds all files of a request."""
-    if not (folder / RUN).exists():
+    if not has_results(folder):
         return False
     run = Run.load(folder)
     return run.request == request and run.is_whole(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from gpu_probes.files import write_whole
 from gpu_probes.report import vega
 from gpu_probes.report.figures import Figure
 from gpu_probes.report.theme import picture_spec
@@ -17,7 +18,7 @@ def save_pictures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     for figure in figures:
         spec = picture_spec(figure.chart)
         svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
-        svg.write_text(vega.svg(spec), encoding="utf-8")
-        png.write_bytes(vega.png(spec))
+        write_whole(svg, vega.svg(spec).encode())
+        write_whole(png, vega.png(spec))
         paths += [svg, png]
     return paths

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpu_probes.files import write_whole
+from gpu_probes.folder import PAGE
 from gpu_probes.report.figures import FIGURES, Figure
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.page import render
@@ -47,7 +48,7 @@ def write_report(
     page = render(results, made, prompts)
     if figures is not None:
         save_pictures([one for one in made if isinstance(one, Figure)], Path(figures))
-    target = results.folder / "report.html" if output is None else Path(output)
+    target = results.folder / PAGE if output is None else Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_whole(target, page.encode())
     return target

@@ -24,7 +24,7 @@ from activation_store import (
 )
 from activation_store.arguments import parse_layers
 from activation_store.capture import HiddenStates
-from activation_store.journal import WriterLock
+from activation_store.lock import WriterLock
 from tests.activation_store.test_parity import leak_between_rows
 from tests.activation_store.test_store import tree
 from tests.conftest import CHATML, N_BLOCKS, QUESTIONS, save_model, train_tokenizer
@@ -130,7 +130,7 @@ def test_template_arguments_that_are_not_the_templates_are_refused(name, tiny_mo
 def test_a_second_writer_is_refused_at_once(tiny_model, dataset, tmp_path, monkeypatch):
     run(tiny_model("llama"), dataset, tmp_path / "s.zarr")
     monkeypatch.setattr(models, "load_tokenizer", None)
-    lock = WriterLock.acquire(tmp_path / "s.zarr/activations/writer.lock")
+    lock = WriterLock.acquire(tmp_path / "s.zarr/activations/writer.lock", tmp_path / "s.zarr")
     with pytest.raises(StoreLockedError, match=f"is being written by process {os.getpid()}"):
         run(tiny_model("llama"), dataset, tmp_path / "s.zarr")
     lock.release()

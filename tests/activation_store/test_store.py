@@ -157,8 +157,8 @@ def test_other_inputs_are_refused(tmp_path):
 def test_second_writer_is_refused(tmp_path):
     spec = make_spec()
     code = (
-        "import sys; from activation_store.journal import WriterLock; from pathlib import Path\n"
-        "held = WriterLock.acquire(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys; from activation_store.lock import WriterLock; from pathlib import Path\n"
+        "held = WriterLock.acquire(Path(sys.argv[1]), Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
     lock = tmp_path / "s.zarr/activations/writer.lock"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from activation_store import ActivationStore, InputError, StoreError, StoreLockedError
-from activation_store.journal import WriterLock, check_unlocked
+from activation_store.lock import WriterLock, check_unlocked
 from activation_store.writer import StoreWriter, check_can_create
 from tests.activation_store.stores import make_beside, make_spec, make_values
 from tests.activation_store.test_store import same_bits
@@ -110,7 +110,7 @@ def test_two_creations_at_once(tmp_path):
         StoreWriter.create(path, spec, make_beside(11))
     draft = tmp_path / ".t.zarr.creating/activations"
     draft.mkdir(parents=True)
-    lock = WriterLock.acquire(draft / "writer.lock")
+    lock = WriterLock.acquire(draft / "writer.lock", tmp_path / "t.zarr")
     for attempt in (check_can_create, lambda path: StoreWriter.create(path, spec, make_beside(11))):
         with pytest.raises(StoreLockedError, match="process"):
             attempt(tmp_path / "t.zarr")
@@ -131,9 +131,9 @@ def test_two_readers_of_the_lock_do_not_refuse_each_other(tmp_path):
     lock.write_bytes(b"\xff no pid")
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        check_unlocked(lock)
+        check_unlocked(lock, lock.parent)
         with pytest.raises(StoreLockedError, match="is being written by another process"):
-            WriterLock.acquire(lock)
+            WriterLock.acquire(lock, lock.parent)
 
 
 def test_a_lock_on_a_failing_disk_names_its_file(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_a_lock_on_a_failing_disk_names_its_file(tmp_path, monkeypatch):
         patch.setattr(os, "ftruncate", fail)
         patch.setattr(os, "close", close_and_fail)
         with pytest.raises(OSError, match="Input/output error") as caught:
-            WriterLock.acquire(lock)
+            WriterLock.acquire(lock, lock.parent)
     assert caught.value.filename == str(lock)
 
 

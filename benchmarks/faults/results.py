@@ -1,0 +1,245 @@
+"""Result folders: kills at every step of new results taking the place of old ones, and two processes at once.
+
+The old and the new results are of two trainings of the same two ``.pt`` files. Who reads must find all of the one or all
+of the other, whoever was killed or stopped where.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from activation_store import ActivationStore
+from activation_store.durable import write_output
+from activation_store.interop import export_pt, import_pt, is_exported
+from benchmarks.faults.counts import Counts
+from gpu_probes import ProbeError
+from gpu_probes.folder import RESULT_FILES, RUN, Run
+from gpu_probes.report import SavedResults
+from probesweep import Training
+from probesweep.errors import RequestError
+from probesweep.reporting import report_on
+
+_STEPS = ("open", "replace", "rename", "mkdir", "unlink", "rmdir", "fsync")
+Work = Callable[[], object]
+
+
+@contextmanager
+def folders() -> Iterator[tuple[Path, dict[str, dict[str, bytes]]]]:
+    """A root with two ``.pt`` files, and the files of the old and the new results."""
+    with tempfile.TemporaryDirectory(prefix="results-") as name:
+        root = Path(name)
+        for split, (file, content) in _inputs().items():
+            (root / file).write_bytes(content)
+            assert split
+        wanted: dict[str, dict[str, bytes]] = {}
+        for age in ("old", "new"):
+            training(root, age, root / age).run()
+            wanted[age] = _files(root / age)
+            shutil.rmtree(root / age)
+        yield root, wanted
+
+
+def training(root: Path, age: str, output_dir: Path) -> Training:
+    """The old or the new training, which differ in the penalty and in whether there is a best probe."""
+    return Training(
+        train_activations=root / "train.pt",
+        test_activations=root / "test.pt",
+        output_dir=output_dir,
+        alpha=1.0 if age == "old" else 1000.0,
+        k_fold=age == "old",
+        device="cpu",
+        budget_gib=1.0,
+    )
+
+
+def killed(every: int) -> Counts:
+    """Kill the new training before each of its steps on the folder that holds the old results."""
+    counts = Counts()
+    with folders() as (root, wanted):
+        for n in range(1, _count(lambda: training(root, "new", root / "out").run(), root / "out"), every):
+            out = _fresh(root, wanted["old"])
+            ended = _forked(lambda: training(root, "new", out).run(), out, n, signal.SIGKILL)
+            os.waitpid(ended, 0)
+            counts.fired += 1
+            counts += _look(out, wanted, f"killed before step {n}")
+            training(root, "new", out).run()
+            counts.reruns += 1
+            counts.identical += _everything(out) == wanted["new"]
+            counts.expect(_everything(out) == wanted["new"], f"killed before step {n}: another end after a rerun")
+    return counts
+
+
+def together(every: int) -> Counts:
+    """Stop the new training before each of its steps; meanwhile others train, report and read; then it goes on."""
+    counts = Counts()
+    with folders() as (root, wanted):
+        for n in range(1, _count(lambda: training(root, "new", root / "out").run(), root / "out"), every):
+            out = _fresh(root, wanted["old"])
+            stopped = _forked(lambda: training(root, "new", out).run(), out, n, signal.SIGSTOP)
+            os.waitpid(stopped, os.WUNTRACED)
+            what = f"stopped before step {n}"
+            for other in (lambda: training(root, "third", out).run(), lambda: report_on(out)):
+                _expect_refused(counts, other, out, what)
+            counts += _look(out, wanted, what)
+            os.kill(stopped, signal.SIGCONT)
+            _, status = os.waitpid(stopped, 0)
+            counts.expect(status == 0 and _everything(out) == wanted["new"], f"{what}: another end than alone")
+            counts.fired += 1
+    return counts
+
+
+def one_file(every: int) -> Counts:
+    """Stop a process before each step of writing a file; another writes another content there; both go on."""
+    counts = Counts()
+    with folders() as (root, _):
+        stores = {age: _store(root, age) for age in ("old", "new")}
+        exports: dict[str, Work] = {age: lambda age=age: export_pt(stores[age], root / "o/x") for age in stores}
+        scores: dict[str, Work] = {age: lambda age=age: write_output(root / "o/x", [age.encode()]) for age in stores}
+        for works, holds in (
+            (exports, lambda age: is_exported(stores[age], root / "o/x")),
+            (scores, lambda age: (root / "o/x").read_bytes() == age.encode()),
+        ):
+            for n in range(1, _count(works["old"], root / "o"), every):
+                first = _forked(works["old"], root / "o", n, signal.SIGSTOP)
+                _, status = os.waitpid(first, os.WUNTRACED)
+                os.waitpid(_forked(works["new"], root / "o", 0, signal.SIGSTOP), 0)
+                counts.expect(holds("new"), f"step {n}: the second did not write what it said")
+                os.kill(first, signal.SIGCONT)
+                _, status = os.waitpid(first, 0)
+                counts.expect(status == 0 and (holds("old") or holds("new")), f"step {n}: a mixture, or a failure")
+                counts.expect(len(list((root / "o").iterdir())) == 1, f"step {n}: something is left")
+                counts.fired += 1
+                counts.cases += 1
+    return counts
+
+
+@cache
+def _inputs() -> dict[str, tuple[str, bytes]]:
+    """Bytes of the two ``.pt`` files."""
+    found: dict[str, tuple[str, bytes]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        for seed, split in enumerate(("train", "test")):
+            values = np.random.default_rng(seed).standard_normal((40, 2, 2, 6)).astype(np.float32)
+            content = {
+                "activations": torch.from_numpy(values),
+                "labels": torch.from_numpy(values[:, 1, 1, 0] + 0.3 * values[:, 0, 0, 1]),
+                "layer_indices": [0, 1],
+                "positions": [-2, -1],
+                "model_name": "m",
+            }
+            torch.save(content, Path(name) / split)
+            found[split] = (f"{split}.pt", (Path(name) / split).read_bytes())
+    return found
+
+
+def _store(root: Path, age: str) -> ActivationStore:
+    return import_pt(root / ("train.pt" if age == "old" else "test.pt"), root / f"{age}.zarr")
+
+
+def _fresh(root: Path, files: dict[str, bytes]) -> Path:
+    out = root / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for name, content in files.items():
+        (out / name).write_bytes(content)
+    return out
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (*RESULT_FILES, RUN) if (folder / name).exists()}
+
+
+def _everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _look(folder: Path, wanted: dict[str, dict[str, bytes]], what: str) -> Counts:
+    """Read as a stranger, who opens files by their names, and as this program does."""
+    counts = Counts(cases=1)
+    seen = {age for name, content in _files(folder).items() for age in wanted if wanted[age].get(name) != content}
+    counts.expect(len(seen) < 2, f"{what}: files of both")
+    try:
+        results, run = SavedResults.load(folder), Run.load(folder)
+    except ProbeError as error:
+        counts.refused += 1
+        counts.expect(False, f"{what}: {error}")
+        return counts
+    ages = [age for age in wanted if run.is_whole(folder) and _files(folder) == wanted[age]]
+    counts.right += len(ages) == 1
+    counts.wrong += len(ages) != 1
+    counts.expect(len(ages) == 1 and (results.best is None) == (ages == ["new"]), f"{what}: neither old nor new")
+    return counts
+
+
+def _expect_refused(counts: Counts, work: Work, folder: Path, what: str) -> None:
+    if not (folder / ".lock").exists():
+        return
+    try:
+        work()
+        counts.expect(False, f"{what}: a second process was let in")
+    except RequestError as error:
+        counts.refused += 1
+        counts.expect("is being written by process" in str(error), f"{what}: {error}")
+
+
+def _count(work: Work, folder: Path) -> int:
+    """One more than the steps of some work on a folder."""
+    folder.mkdir(exist_ok=True)
+    steps = _Steps(folder, 0, signal.SIGKILL)
+    with steps:
+        work()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return steps.n + 1
+
+
+def _forked(work: Work, folder: Path, n: int, signalled: signal.Signals) -> int:
+    """Work in a forked process, which signals itself before its n-th step on the folder."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        with _Steps(folder, n, signalled):
+            work()
+        code = 0
+    finally:
+        os._exit(code)
+
+
+class _Steps:
+    """Counts calls that change files below a folder; a signal comes before one of them."""
+
+    def __init__(self, folder: Path, n: int, signalled: signal.Signals) -> None:
+        self.n = 0
+        self._folder, self._at, self._signal = str(folder), n, signalled
+        self._real: dict[str, Callable[..., Any]] = {name: getattr(os, name) for name in _STEPS}
+
+    def __enter__(self) -> None:
+        for name in _STEPS:
+            setattr(os, name, self._counted(name))
+
+    def __exit__(self, *exception: object) -> None:
+        for name, function in self._real.items():
+            setattr(os, name, function)
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        def function(*args: Any, **options: Any) -> Any:
+            if name == "fsync" or str(args[0]).startswith(self._folder):
+                self.n += 1
+                if self.n == self._at:
+                    os.kill(os.getpid(), self._signal)
+            return self._real[name](*args, **options)
+
+        return function
