@@ -18,7 +18,7 @@ from pathlib import Path
 
 Piece = bytes | memoryview
 _WRITEBACK_NBYTES = 2**20
-_LONGEST_NAME = 255
+LONGEST_NAME = 255
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
@@ -100,7 +100,7 @@ def _remove_dead_drafts(folder: Path) -> None:
 def hidden_beside(path: Path, suffix: str) -> Path:
     """A hidden name beside `path`, the same for every call; of a digest where the name would be too long."""
     name = f".{path.name}.{suffix}"
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.{suffix}"
     return path.with_name(name)
 

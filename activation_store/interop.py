@@ -25,7 +25,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from activation_store.dtypes import as_bits
-from activation_store.durable import draft_of
+from activation_store.durable import draft_of, naming
 from activation_store.errors import InputError
 from activation_store.health import examine
 from activation_store.integrity import Progress
@@ -291,7 +291,7 @@ def _reserved_tensors(
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**fakes, **content}, path)
     # A mapped file with holes ends the process, without a word, where the disk is full.
-    with path.open("rb+") as file:
+    with naming(path), path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         mapped = torch.load(path, mmap=True, weights_only=True)

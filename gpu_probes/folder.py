@@ -151,8 +151,11 @@ def replacing(folder: Path) -> Generator[Path]:
         yield draft
         fsync_folder(draft)
         draft.rename(folder / _NEW)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            # The draft's name tells users nothing.
+            error.filename = str(error.filename).replace(str(draft), str(folder))
         raise
     fsync_folder(folder)
     _move_up(folder)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from activation_store import StoreLockedError
-from activation_store.durable import make_folder
+from activation_store.durable import LONGEST_NAME, make_folder
 from activation_store.lock import WriterLock
 from activation_store.metadata import is_store
 from gpu_probes.folder import PAGE, RESULT_FILES, RUN, has_results
@@ -29,6 +30,7 @@ def check_folder(folder: Path, flag: str) -> None:
         They cannot, or it is a store or in one.
     """
     above = (folder.absolute(), *folder.absolute().parents)
+    _check_names(folder.absolute().parts, flag)
     for each in filter(is_store, above):
         raise RequestError(f"{each} is a store, which holds nothing else; give another {flag}")
     for each in above:
@@ -41,7 +43,6 @@ def check_folder(folder: Path, flag: str) -> None:
             pass
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {nearest}: {error.strerror}; give another {flag}") from error
-    _check_names(folder.absolute().relative_to(nearest).parts, nearest, flag)
 
 
 def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
@@ -54,14 +55,14 @@ def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
     inputs : iterable of Path
         Files and folders that the same command reads: what is written must not take their place.
     """
+    _check_names([path.name], flag)
+    check_folder(path.parent, flag)
     if path.is_dir():
         raise RequestError(f"{path} is a folder; give the name of a file as {flag}")
     if path.is_symlink():
         raise RequestError(f"{path} is a link, which is not written through; give the file that it leads to as {flag}")
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} is a device or a pipe; give the name of a file as {flag}")
-    check_folder(path.parent, flag)
-    _check_names([path.name], next(each for each in path.absolute().parents if each.exists()), flag)
     target = path.resolve()
     for each in inputs:
         if target == each.resolve() or _is_same(path, each):
@@ -70,6 +71,23 @@ def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
             raise RequestError(f"{path} is in {each}, which is read here; give another {flag}")
     if path.name in _NAMES and (path.exists() or has_results(path.parent)):
         raise RequestError(f"{path} is the name of a file of results; give another {flag}")
+
+
+def check_room(folder: Path, n_bytes: int, flag: str) -> None:
+    """Refuse what its disk has no room for.
+
+    Raises
+    ------
+    RequestError
+        Says what is needed and what is free.
+    """
+    nearest = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    free = shutil.disk_usage(nearest).free
+    if n_bytes > free:
+        raise RequestError(
+            f"{folder} needs about {n_bytes / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB free; give "
+            f"another {flag}"
+        )
 
 
 @contextmanager
@@ -88,17 +106,32 @@ def writing(*folders: Path) -> Generator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
-    make_folder(folder)
+def only_writer(lock_file: Path, what: Path) -> Generator[None]:
+    """Be the only process that writes `what`; the lock file goes in the end.
+
+    Raises
+    ------
+    RequestError
+        Another process is; names it.
+    """
     try:
-        lock = WriterLock.acquire(folder / _LOCK, folder)
+        lock = WriterLock.acquire(lock_file, what)
     except StoreLockedError as error:
         raise RequestError(str(error)) from error
     try:
         yield
     finally:
         lock.remove()
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_folder(folder)
+    try:
+        with only_writer(folder / _LOCK, folder):
+            yield
+    finally:
         # Nothing is left of what came to nothing.
         with suppress(OSError):
             for each in made:
@@ -110,8 +143,7 @@ def _is_same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _check_names(names: Iterable[str], nearest: Path, flag: str) -> None:
-    longest = os.pathconf(nearest, "PC_NAME_MAX")
+def _check_names(names: Iterable[str], flag: str) -> None:
     for name in names:
-        if len(os.fsencode(name)) > longest:
-            raise RequestError(f"{name[:40]}... is longer than the {longest} bytes of a name; give another {flag}")
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            raise RequestError(f"{name[:40]}... is longer than the {LONGEST_NAME} bytes of a name; give another {flag}")

@@ -18,12 +18,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from activation_store import StoreError
-from activation_store.durable import fsync_path, make_folder, rename
+from activation_store.durable import fsync_path, hidden_beside, make_folder, rename
 from activation_store.integrity import Progress
 from gpu_probes import ProbeError
 from gpu_probes.folder import RUN, Run
 from probesweep.errors import RequestError
 from probesweep.hub import find_files, hub_errors
+from probesweep.outputs import only_writer
 from probesweep.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
 
 logger = logging.getLogger(__name__)
@@ -169,18 +170,27 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
         raise RequestError(f"{path} is there already; give another folder, or remove it")
     repo_type, commit, listed = find_files(hub, repo_id, revision)
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with hub_errors(repo_id, revision):
-            hub.snapshot_download(
-                repo_id, repo_type=repo_type, revision=commit, local_dir=partial, allow_patterns=_PATTERNS[repo_type]
-            )
-    except RequestError as error:
-        raise RequestError(f"{error}; what came so far is in {partial}, and the same command takes it up") from error
-    about = _check(partial, repo_id, listed, progress)
-    for written in (*partial.rglob("*"), partial):
-        fsync_path(written)
-    rename(partial, path)
+    partial = hidden_beside(path, "partial")
+    if partial.is_symlink():
+        raise RequestError(f"{partial} is a link, and the download is prepared there; remove it")
+    with only_writer(hidden_beside(path, "pulling"), path):
+        try:
+            with hub_errors(repo_id, revision):
+                hub.snapshot_download(
+                    repo_id,
+                    repo_type=repo_type,
+                    revision=commit,
+                    local_dir=partial,
+                    allow_patterns=_PATTERNS[repo_type],
+                )
+        except RequestError as error:
+            raise RequestError(
+                f"{error}; what came so far is in {partial}, and the same command takes it up"
+            ) from error
+        about = _check(partial, repo_id, listed, progress)
+        for written in (*partial.rglob("*"), partial):
+            fsync_path(written)
+        rename(partial, path)
     return f"{about} -> {path}"
 
 

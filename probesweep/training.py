@@ -25,7 +25,7 @@ from gpu_probes.files import write_whole
 from gpu_probes.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
 from probesweep.card import CARD, describe_probe
 from probesweep.errors import RequestError
-from probesweep.outputs import check_folder, writing
+from probesweep.outputs import check_folder, check_room, writing
 from probesweep.stores import (
     Activations,
     check_same_origin,
@@ -156,6 +156,7 @@ class Training:
         names = self._choose(train, test)
         self._check_folders(self._folders(names))
         work = self._plan(train, test, names)
+        check_room(Path(self.output_dir), work.nbytes, "--output_dir")
         check_sweep(
             work.rows.train_cells, work.train_labels, work.rows.test_cells, work.test_labels, **vars(work.given)
         )
@@ -219,6 +220,7 @@ class Training:
 
     def _train(self) -> None:
         work = self._plan(*self._stores, self._labels)
+        check_room(Path(self.output_dir), work.nbytes, "--output_dir")
         rows, given = work.rows, work.given
         results = sweep_labels(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
         about = rows.about(self.groups)
@@ -340,6 +342,13 @@ class _Work:
     given: SweepOptions
     train_labels: dict[str, pd.Series]
     test_labels: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """About what the results take on disk: 20 characters for each prediction, 8 bytes for each weight."""
+        train, test = self.rows.train_cells, self.rows.test_cells
+        n_cells = len(train.layers) * len(train.positions)
+        return len(self.train_labels) * n_cells * (20 * (2 * train.n_samples + test.n_samples) + 8 * train.n_features)
 
 
 def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:

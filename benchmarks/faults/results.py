@@ -1,7 +1,7 @@
 """Result folders: kills at every step of new results taking the place of old ones, and two processes at once.
 
-The old and the new results are of two trainings of the same two ``.pt`` files. Who reads must find all of the one or all
-of the other, whoever was killed or stopped where.
+The old and the new results are of two trainings of the same two ``.pt`` files. Who reads must find all of the one or
+all of the other, whoever was killed or stopped where.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,17 @@ from probesweep.errors import RequestError
 from probesweep.reporting import report_on
 
 _STEPS = ("open", "replace", "rename", "mkdir", "unlink", "rmdir", "fsync")
+_SPLITS = {"old": "train", "new": "test"}
 Work = Callable[[], object]
 
 
 @contextmanager
-def folders() -> Iterator[tuple[Path, dict[str, dict[str, bytes]]]]:
+def folders() -> Generator[tuple[Path, dict[str, dict[str, bytes]]]]:
     """A root with two ``.pt`` files, and the files of the old and the new results."""
     with tempfile.TemporaryDirectory(prefix="results-") as name:
         root = Path(name)
-        for split, (file, content) in _inputs().items():
-            (root / file).write_bytes(content)
-            assert split
+        for split, content in _inputs().items():
+            (root / f"{split}.pt").write_bytes(content)
         wanted: dict[str, dict[str, bytes]] = {}
         for age in ("old", "new"):
             training(root, age, root / age).run()
@@ -67,13 +67,14 @@ def killed(every: int) -> Counts:
     """Kill the new training before each of its steps on the folder that holds the old results."""
     counts = Counts()
     with folders() as (root, wanted):
-        for n in range(1, _count(lambda: training(root, "new", root / "out").run(), root / "out"), every):
-            out = _fresh(root, wanted["old"])
-            ended = _forked(lambda: training(root, "new", out).run(), out, n, signal.SIGKILL)
-            os.waitpid(ended, 0)
+        out = root / "out"
+        new = partial(_train, root, "new")
+        for n in range(1, _count(new, out), every):
+            _fill(out, wanted["old"])
+            os.waitpid(_forked(new, out, n, signal.SIGKILL), 0)
             counts.fired += 1
             counts += _look(out, wanted, f"killed before step {n}")
-            training(root, "new", out).run()
+            new()
             counts.reruns += 1
             counts.identical += _everything(out) == wanted["new"]
             counts.expect(_everything(out) == wanted["new"], f"killed before step {n}: another end after a rerun")
@@ -84,12 +85,14 @@ def together(every: int) -> Counts:
     """Stop the new training before each of its steps; meanwhile others train, report and read; then it goes on."""
     counts = Counts()
     with folders() as (root, wanted):
-        for n in range(1, _count(lambda: training(root, "new", root / "out").run(), root / "out"), every):
-            out = _fresh(root, wanted["old"])
-            stopped = _forked(lambda: training(root, "new", out).run(), out, n, signal.SIGSTOP)
+        out = root / "out"
+        new = partial(_train, root, "new")
+        for n in range(1, _count(new, out), every):
+            _fill(out, wanted["old"])
+            stopped = _forked(new, out, n, signal.SIGSTOP)
             os.waitpid(stopped, os.WUNTRACED)
             what = f"stopped before step {n}"
-            for other in (lambda: training(root, "third", out).run(), lambda: report_on(out)):
+            for other in (partial(_train, root, "third"), partial(report_on, out)):
                 _expect_refused(counts, other, out, what)
             counts += _look(out, wanted, what)
             os.kill(stopped, signal.SIGCONT)
@@ -100,36 +103,44 @@ def together(every: int) -> Counts:
 
 
 def one_file(every: int) -> Counts:
-    """Stop a process before each step of writing a file; another writes another content there; both go on."""
+    """Stop a process before each step of writing a file; another writes another content there; then it goes on."""
     counts = Counts()
     with folders() as (root, _):
-        stores = {age: _store(root, age) for age in ("old", "new")}
-        exports: dict[str, Work] = {age: lambda age=age: export_pt(stores[age], root / "o/x") for age in stores}
-        scores: dict[str, Work] = {age: lambda age=age: write_output(root / "o/x", [age.encode()]) for age in stores}
-        for works, holds in (
-            (exports, lambda age: is_exported(stores[age], root / "o/x")),
-            (scores, lambda age: (root / "o/x").read_bytes() == age.encode()),
-        ):
-            for n in range(1, _count(works["old"], root / "o"), every):
-                first = _forked(works["old"], root / "o", n, signal.SIGSTOP)
-                _, status = os.waitpid(first, os.WUNTRACED)
-                os.waitpid(_forked(works["new"], root / "o", 0, signal.SIGSTOP), 0)
+        stores = {age: import_pt(root / f"{split}.pt", root / f"{age}.zarr") for age, split in _SPLITS.items()}
+        target = root / "o/x"
+        exports = {age: partial(export_pt, store, target) for age, store in stores.items()}
+        scores = {age: partial(write_output, target, [age.encode()]) for age in stores}
+        for works in (exports, scores):
+            holds = partial(_holds, target, stores if works is exports else None)
+            for n in range(1, _count(works["old"], target.parent), every):
+                first = _forked(works["old"], target.parent, n, signal.SIGSTOP)
+                os.waitpid(first, os.WUNTRACED)
+                os.waitpid(_forked(works["new"], target.parent, 0, signal.SIGSTOP), 0)
                 counts.expect(holds("new"), f"step {n}: the second did not write what it said")
                 os.kill(first, signal.SIGCONT)
                 _, status = os.waitpid(first, 0)
                 counts.expect(status == 0 and (holds("old") or holds("new")), f"step {n}: a mixture, or a failure")
-                counts.expect(len(list((root / "o").iterdir())) == 1, f"step {n}: something is left")
+                counts.expect(len(list(target.parent.iterdir())) == 1, f"step {n}: something is left")
                 counts.fired += 1
                 counts.cases += 1
     return counts
 
 
+def _holds(target: Path, stores: Mapping[str, ActivationStore] | None, age: str) -> bool:
+    """Whether a file holds one process's content: an export's or, without stores, a text."""
+    return target.read_bytes() == age.encode() if stores is None else is_exported(stores[age], target)
+
+
+def _train(root: Path, age: str) -> None:
+    training(root, age, root / "out").run()
+
+
 @cache
-def _inputs() -> dict[str, tuple[str, bytes]]:
+def _inputs() -> dict[str, bytes]:
     """Bytes of the two ``.pt`` files."""
-    found: dict[str, tuple[str, bytes]] = {}
+    found: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as name:
-        for seed, split in enumerate(("train", "test")):
+        for seed, split in enumerate(_SPLITS.values()):
             values = np.random.default_rng(seed).standard_normal((40, 2, 2, 6)).astype(np.float32)
             content = {
                 "activations": torch.from_numpy(values),
@@ -139,21 +150,15 @@ def _inputs() -> dict[str, tuple[str, bytes]]:
                 "model_name": "m",
             }
             torch.save(content, Path(name) / split)
-            found[split] = (f"{split}.pt", (Path(name) / split).read_bytes())
+            found[split] = (Path(name) / split).read_bytes()
     return found
 
 
-def _store(root: Path, age: str) -> ActivationStore:
-    return import_pt(root / ("train.pt" if age == "old" else "test.pt"), root / f"{age}.zarr")
-
-
-def _fresh(root: Path, files: dict[str, bytes]) -> Path:
-    out = root / "out"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir()
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, content in files.items():
-        (out / name).write_bytes(content)
-    return out
+        (folder / name).write_bytes(content)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
