@@ -173,7 +173,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     "--alpha",
     default=1.0,
     show_default=True,
-    help="Penalty, as scikit-learn's Ridge; C = 1/alpha. --alphas replaces it.",
+    help="Penalty, as scikit-learn's Ridge; C = 1/alpha. --alphas takes its place.",
 )
 @click.option(
     "--alphas",

@@ -245,10 +245,14 @@ def resolve_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}; try --device cpu") from error
+        # "meta" takes tensors and keeps no values.
+        usable = torch.empty(1, device=device).device.type != "meta"
+    except (RuntimeError, AssertionError, TypeError):
+        usable = False
+    if not usable:
+        raise InputError(f"device {device!r} cannot be used; try --device {', '.join(there)}")
     return torch.device(device)
 
 

@@ -6,6 +6,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from gpu_probes.errors import ProbeError
 
 
@@ -13,6 +15,13 @@ def check_whole(name: str, value: Any, error: type[ProbeError]) -> None:
     """Raise `error` unless a value is a whole number; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise error(f"{name} {value!r} is no whole number; write one such as 5")
+
+
+def check_flags(**values: Any) -> None:
+    """Raise `ProbeError` where a value is neither true nor false, such as ``"False"``, which Python takes for true."""
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ProbeError(f"{name} {value!r} is neither True nor False; give one of them")
 
 
 def is_finite_number(value: Any) -> bool:

@@ -139,16 +139,22 @@ def parse_join(how: str) -> list[Cell]:
     if how in ("layers", "mean"):
         return []
     try:
-        return [Cell(*map(int, name.split("@"))) for name in how.split(",")]
+        cells = [Cell(*map(int, name.split("@"))) for name in how.split(",")]
     except (TypeError, ValueError) as error:
         raise CellError(
             f"--join {how!r} is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1"
         ) from error
+    _check_different(cells)
+    return cells
+
+
+def _check_different(cells: Sequence[Cell]) -> None:
+    if not cells or len(set(cells)) < len(cells):
+        raise CellError(f"cells to join are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one")
 
 
 def _check(source: CellSource, cells: Sequence[Cell]) -> None:
-    if not cells or len(set(cells)) < len(cells):
-        raise CellError(f"cells to join are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one")
+    _check_different(cells)
     for cell in cells:
         if cell.layer not in source.layers or cell.position not in source.positions:
             raise CellError(

@@ -25,7 +25,7 @@ _THREADS_PER_GPU = 2
 def resolve_devices(name: str) -> tuple[torch.device, ...]:
     """Turn ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps`` into devices that are there.
 
-    Apple's GPUs have no float64, which every fit rests on: there the CPU does the work, with a warning.
+    Apple's GPUs have no float64, which every fit rests on: where there is one the CPU does the work, with a warning.
 
     Raises
     ------
@@ -33,21 +33,22 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
         When there is no such device.
     """
     check_device_name(name)
-    n_gpus = torch.cuda.device_count()
-    if name == "mps":
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name == "mps" and torch.backends.mps.is_available():
         warnings.warn("mps has no float64; the probes are fitted on the CPU", ProbeWarning, stacklevel=3)
-    if name in ("cpu", "mps") or (name == "auto" and not n_gpus):
         return (torch.device("cpu"),)
-    if name in ("auto", "cuda") and n_gpus:
-        return tuple(torch.device("cuda", index) for index in range(n_gpus))
-    if int(name.partition(":")[2] or 0) >= n_gpus:
-        raise DeviceError(f"device {name!r} is not there ({n_gpus} CUDA devices); use --device cpu")
+    if name == "cpu" or (name == "auto" and not gpus):
+        return (torch.device("cpu"),)
+    if name in ("auto", "cuda") and gpus:
+        return tuple(map(torch.device, gpus))
+    if name not in gpus:
+        raise DeviceError(f"device {name!r} is not there; use one that is: {', '.join(['cpu', *gpus])}")
     return (torch.device(name),)
 
 
-def check_device_name(name: str) -> None:
+def check_device_name(name: Any) -> None:
     """Raise `DeviceError` where a text names no device that there could be."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", name):
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", name):
         raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
 
 

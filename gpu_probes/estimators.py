@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gpu_probes.alphas import AUTO
 from gpu_probes.apply import predictions_of
+from gpu_probes.arguments import is_finite_number
 from gpu_probes.cells import ArrayCellSource
 from gpu_probes.errors import FoldError, LabelError, ProbeError, ProbeWarning
 from gpu_probes.folds import plan_folds
 from gpu_probes.groups import group_samples
 from gpu_probes.labels import read_weights, resolve_task
 from gpu_probes.objective import TaskType
+from gpu_probes.options import SweepOptions
 from gpu_probes.results import SweepResult
 from gpu_probes.scoring import labels_rank
 from gpu_probes.sweep import sweep_labels
@@ -60,9 +63,20 @@ class _Probe(BaseEstimator):
     ) -> tuple[
         Float[np.ndarray, "sample feature"], Shaped[np.ndarray, "sample ..."], Float64[np.ndarray, " sample"] | None
     ]:
-        """Validate the input of a fit, scikit-learn's way."""
-        given: Any = validate_data(self, X, y, dtype=_DTYPES, ensure_min_samples=2, **checks)
-        return *given, read_weights(sample_weight, len(given[0]))
+        """Validate the parameters, and the input of a fit scikit-learn's way."""
+        self._options().check()
+        given: Any = validate_data(self, _as_numpy(X), _as_numpy(y), dtype=_DTYPES, ensure_min_samples=2, **checks)
+        return *given, read_weights(_as_numpy(sample_weight), len(given[0]))
+
+    def _options(self) -> SweepOptions:
+        """The parameters as a sweep takes them."""
+        return SweepOptions(
+            task_type=self._task_type,
+            fit_intercept=self.fit_intercept,
+            standardize=self.standardize,
+            device=self.device,
+            nested_cv=False,
+        )
 
     def _sweep(
         self,
@@ -72,17 +86,8 @@ class _Probe(BaseEstimator):
         **options: Any,
     ) -> list[SweepResult]:
         """Fit one probe for each label; raises `ProbeError` where there is no solution."""
-        results = sweep_labels(
-            ArrayCellSource(X[:, None, None]),
-            labels,
-            task_type=self._task_type,
-            sample_weight=weights,
-            fit_intercept=self.fit_intercept,
-            standardize=self.standardize,
-            device=self.device,
-            nested_cv=False,
-            **options,
-        )
+        given = replace(self._options(), sample_weight=weights, **options)
+        results = sweep_labels(ArrayCellSource(X[:, None, None]), labels, **vars(given))
         for name, result in results.items():
             scored = not result.k_fold or bool(np.isfinite(result.cv_score).all())
             if not (scored and np.isfinite(result.coef).all()):
@@ -92,7 +97,7 @@ class _Probe(BaseEstimator):
     def _decide(self, X: Any) -> Float64[np.ndarray, "sample ..."]:
         # Not any attribute: a fit that failed leaves those of the input.
         check_is_fitted(self, "coef_")
-        return validate_data(self, X, dtype=_DTYPES, reset=False) @ self.coef_.T + self.intercept_
+        return validate_data(self, _as_numpy(X), dtype=_DTYPES, reset=False) @ self.coef_.T + self.intercept_
 
 
 class _Regressor(RegressorMixin, _Probe):
@@ -175,6 +180,9 @@ class _OneAlpha(_Probe):
         self.standardize = standardize
         self.device = device
 
+    def _options(self) -> SweepOptions:
+        return replace(super()._options(), alpha=self.alpha)
+
 
 class _ChosenAlpha(_Probe):
     """Parameters of the probes that choose their alpha, and the choice."""
@@ -204,6 +212,10 @@ class _ChosenAlpha(_Probe):
         self.standardize = standardize
         self.device = device
 
+    def _options(self) -> SweepOptions:
+        split = {} if self.cv is not None else {"n_folds": self.n_folds, "seed": self.seed}
+        return replace(super()._options(), alphas=self.alphas, k_fold=True, **split)
+
     def _choose(
         self,
         X: Float[np.ndarray, "sample feature"],
@@ -218,7 +230,7 @@ class _ChosenAlpha(_Probe):
         else:
             splitter: Any = check_cv(self.cv, y, classifier=is_classifier(self))
             folds = _fold_of_sample(splitter.split(X, y, groups), len(y))
-        (result,) = self._sweep(X, {"y": y}, weights, alphas=self.alphas, k_fold=True, folds=folds)
+        (result,) = self._sweep(X, {"y": y}, weights, folds=folds)
         self.alphas_ = np.array(result.alphas)
         self.alpha_ = float(result.selected_alpha[0, 0])
         self.alpha_cv_scores_ = result.alpha_cv_score[0, 0]
@@ -304,7 +316,7 @@ class RidgeProbe(_OneAlpha, _Regressor):
         columns = {"y": numbers}
         if numbers.ndim == 2:
             columns = {f"column {k} of y": column for k, column in enumerate(numbers.T)}
-        results = self._sweep(features, columns, weights, alpha=self.alpha)
+        results = self._sweep(features, columns, weights)
         coef, intercept = (np.concatenate(values) for values in zip(*map(_coefficients, results), strict=True))
         self.coef_, self.intercept_ = (coef, intercept) if numbers.ndim == 2 else (coef[0], float(intercept[0]))
         return self
@@ -393,6 +405,9 @@ class LogisticProbe(_OneAlpha, _Classifier):
     ----------
     alpha : float
         Penalty above 0, 1/C of scikit-learn.
+    class_weight : dict of class to number above 0, or "balanced", optional
+        What the weights of a class's samples are multiplied by, 1 for classes that are not named; "balanced": what
+        makes the classes weigh the same, all samples together as much as before.
     fit_intercept : bool
         Add the intercept b, which is not penalised; without, b is 0.
     standardize : bool
@@ -419,6 +434,18 @@ class LogisticProbe(_OneAlpha, _Classifier):
     gpu_probes.objective : the objective, and its relation to scikit-learn's.
     """
 
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        class_weight: Mapping[Any, float] | str | None = None,
+        fit_intercept: bool = False,
+        standardize: bool = False,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(alpha, fit_intercept=fit_intercept, standardize=standardize, device=device)
+        self.class_weight = class_weight
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticProbe:
         """Fit the probe.
 
@@ -442,7 +469,8 @@ class LogisticProbe(_OneAlpha, _Classifier):
         """
         features, labels, weights = self._read(X, y, sample_weight)
         classes, numbers = _encode(labels, weights)
-        (result,) = self._sweep(features, {"y": numbers}, weights, alpha=self.alpha)
+        weights = _with_class_weight(self.class_weight, classes, numbers, weights)
+        (result,) = self._sweep(features, {"y": numbers}, weights)
         self.classes_, (self.coef_, self.intercept_) = classes, _coefficients(result)
         return self
 
@@ -462,6 +490,8 @@ class LogisticProbeCV(_ChosenAlpha, _Classifier):
         scikit-learn's shuffled ``StratifiedKFold``; fewer folds, with a warning, where some would lack a class.
     cv : int, splitter or iterable of (train, test), optional
         Split that replaces `n_folds` and `seed`; it holds out every sample once, and trains on all others.
+    class_weight : dict of class to number above 0, or "balanced", optional
+        As for `LogisticProbe`; "balanced" counts the classes in all samples, also for the fits without a fold.
     fit_intercept : bool
         Add an intercept, which is not penalised.
     standardize : bool
@@ -486,6 +516,29 @@ class LogisticProbeCV(_ChosenAlpha, _Classifier):
     feature_names_in_ : ndarray [feature]
         Column names, if X has names that are all strings.
     """
+
+    def __init__(
+        self,
+        alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str = AUTO,
+        *,
+        n_folds: int = 5,
+        seed: int = 42,
+        cv: Any = None,
+        class_weight: Mapping[Any, float] | str | None = None,
+        fit_intercept: bool = False,
+        standardize: bool = False,
+        device: str = "auto",
+    ) -> None:
+        super().__init__(
+            alphas,
+            n_folds=n_folds,
+            seed=seed,
+            cv=cv,
+            fit_intercept=fit_intercept,
+            standardize=standardize,
+            device=device,
+        )
+        self.class_weight = class_weight
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> LogisticProbeCV:
         """Choose alpha, then fit on all samples.
@@ -512,6 +565,7 @@ class LogisticProbeCV(_ChosenAlpha, _Classifier):
         """
         features, labels, weights = self._read(X, y, sample_weight)
         classes, numbers = _encode(labels, weights)
+        weights = _with_class_weight(self.class_weight, classes, numbers, weights)
         result = self._choose(features, numbers, weights, groups)
         self.classes_, (self.coef_, self.intercept_) = classes, _coefficients(result)
         return self
@@ -535,6 +589,39 @@ def _encode(
         what = f"class {missing[0]} of y has weight 0" if len(missing) else f"y has one class, {y[0]}"
         raise LabelError(f"{what}; a probe tells two or more classes apart")
     return classes, numbers
+
+
+def _with_class_weight(
+    class_weight: Any,
+    classes: Shaped[np.ndarray, " class"],
+    numbers: Int64[np.ndarray, " sample"],
+    weights: Float64[np.ndarray, " sample"] | None,
+) -> Float64[np.ndarray, " sample"] | None:
+    """Weights of the samples, times those of their classes; raises `LabelError` where these are none."""
+    if class_weight is None:
+        return weights
+    each = np.ones(len(numbers)) if weights is None else weights
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        total = np.bincount(numbers, each)
+        return each * (total.sum() / (len(classes) * total))[numbers]
+    if not isinstance(class_weight, Mapping):
+        raise LabelError(
+            f'class_weight {class_weight!r} is unknown; give None, "balanced", or a dict of class to number'
+        )
+    for name, value in class_weight.items():
+        if name not in classes.tolist():
+            raise LabelError(f"class_weight names class {name!r}, and y has {classes.tolist()}; name these")
+        if not is_finite_number(value) or value <= 0:
+            raise LabelError(f"class_weight {value!r} of class {name!r} is no weight; give a number above 0")
+    return each * np.array([class_weight.get(name, 1.0) for name in classes.tolist()])[numbers]
+
+
+def _as_numpy(values: Any) -> Any:
+    """A tensor as an array, from wherever it lies; bfloat16, which NumPy lacks, as float32. All else as it is."""
+    if not isinstance(values, torch.Tensor):
+        return values
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _fold_of_sample(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from gpu_probes.alphas import read_alphas
-from gpu_probes.arguments import check_whole, is_finite_number
+from gpu_probes.arguments import check_flags, check_whole, is_finite_number
 from gpu_probes.cells import Cell
 from gpu_probes.devices import check_device_name
 from gpu_probes.errors import BudgetError, FoldError, PenaltyError
@@ -22,6 +22,7 @@ Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
 
 # Enough for p-values of one in a million; all orders of the labels are drawn at once.
 _MOST_PERMUTATIONS = 1_000_000
+_DEFAULT_ALPHA = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class SweepOptions:
 
     task_type: str = "auto"
     probe: str = "auto"
-    alpha: float = 1.0
+    alpha: float = _DEFAULT_ALPHA
     alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
     k_fold: bool = False
     n_folds: int = 5
@@ -108,6 +109,12 @@ class SweepOptions:
         read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
         check_split(self.n_folds, self.seed)
         check_device_name(self.device)
+        check_flags(
+            k_fold=self.k_fold,
+            nested_cv=self.nested_cv,
+            fit_intercept=self.fit_intercept,
+            standardize=self.standardize,
+        )
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
             raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")
@@ -119,5 +126,10 @@ class SweepOptions:
             raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
         if self.probe == "mass_mean" and self.alphas is not None:
             raise PenaltyError("alphas: mass_mean has no alpha to choose; leave out alphas")
+        # The default cannot be told from an alpha of 1, which older scripts always give.
+        if self.probe == "mass_mean" and self.alpha != _DEFAULT_ALPHA:
+            raise PenaltyError(f"alpha {self.alpha}: mass_mean has no penalty; leave out alpha")
+        if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:
+            raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
         if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
             raise BudgetError(f"budget_bytes {self.budget_bytes!r} is no number of bytes; leave it out, or give one")

@@ -387,7 +387,7 @@ class SweepResult:
             "selected_alpha": _nulls(self.selected_alpha),
             "status": [[status.name for status in row] for row in self.status.tolist()],
         }
-        return safetensors.numpy.save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
+        return _in_order(safetensors.numpy.save(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
 
 
 def _null(value: float) -> float | None:
@@ -408,6 +408,16 @@ def _at(
     if decision is None or np.isnan(values := decision[position_index, layer_index]).any():
         return None
     return one_column(shown(values)).tolist()
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata by name: it holds them in an order that differs from run to run."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _json_bytes(content: dict[str, Json], indent: int | None) -> bytes:

@@ -316,8 +316,9 @@ def _train_reasons(
         (Status.CONSTANT_LABELS, nowhere | label.is_constant),
         (Status.NON_FINITE, ~seen.finite),
         (Status.CONSTANT_CELL, seen.constant),
-        (Status.SINGULAR, ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
+        # Where a fold takes all of a class away, lda and mass_mean have nothing to fit: that is the fold's fault.
         (Status.CONSTANT_FOLD, nowhere | unranked),
+        (Status.SINGULAR, ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
         (Status.CONSTANT_PREDICTIONS, flat),
     ]
 

@@ -18,6 +18,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from jaxtyping import Float64, Shaped
 
+from activation_store.arguments import check_at_least_one
 from activation_store.chat import Question
 from activation_store.dataset import read_all_columns, read_question
 from activation_store.durable import write_output
@@ -114,6 +115,7 @@ class Probe:
         RequestError, ProbeError
             There is no probe, or it was trained on activations that do not say how their prompts were made.
         """
+        check_at_least_one(batch_size=batch_size, max_length=max_length)
         folder = Path(folder)
         card, prompts = _read_card(folder)
         _warn_uncalibrated(card, folder)

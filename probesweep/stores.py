@@ -76,7 +76,9 @@ def choose_labels(
                 f"--label_column {missing[0]}, or choose another with --label_column"
             )
     if not (wanted or held):
-        raise RequestError(f"{train.path} holds no label besides the weights; extract it with another one")
+        taken = {"weights (--weight_column)": weights, "groups (--groups)": groups}
+        used = " and ".join(role for role, name in taken.items() if name in train.labels)
+        raise RequestError(f"{train.path} holds no label besides the {used}; extract it with another one")
     return list(dict.fromkeys(wanted or held))
 
 

@@ -73,6 +73,15 @@ class Command(click.Command):
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
         ]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, but for an option that is given under two of its names: one would be left out without a word."""
+        given = {arg.partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
+        for option in self.params:
+            names = [name for name in option.opts if name.replace("-", "_") in given]
+            if isinstance(option, click.Option) and len(names) > 1:
+                raise click.UsageError(f"{' and '.join(names)} are one option; give one of them", ctx)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run with what these options say."""
         terminal = ctx.ensure_object(Terminal)

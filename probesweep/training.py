@@ -18,7 +18,7 @@ from tqdm import tqdm
 from activation_store.interop import open_activations
 from gpu_probes import About, SweepOptions, SweepResult, check_sweep, compare_overlap, infer, sweep_labels
 from gpu_probes.alphas import parse_alphas
-from gpu_probes.arguments import is_finite_number
+from gpu_probes.arguments import check_flags, is_finite_number
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine, parse_join
 from gpu_probes.files import write_whole
@@ -106,6 +106,12 @@ class Training:
         for name in ("weight_column", "groups"):
             if getattr(self, name) == "":
                 raise RequestError(f"--{name} is empty; name a column, or leave it out")
+        named = [self.label_column] if isinstance(self.label_column, str) else self.label_column
+        if self.weight_column in named:
+            raise RequestError(
+                f"--weight_column {self.weight_column} is a --label_column as well; it can be one of them"
+            )
+        check_flags(split_repeats=self.split_repeats, drop_overlap=self.drop_overlap)
         budget = self.budget_gib
         if budget is not None and not (is_finite_number(budget) and 0 < budget <= _MOST_GIB):
             raise RequestError(f"--budget_gib {budget!r}: must be a number above 0, {_MOST_GIB} at most")

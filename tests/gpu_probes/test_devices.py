@@ -12,10 +12,12 @@ from gpu_probes.errors import DeviceError, ProbeWarning
     [
         ("tpu", "device 'tpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
         ("cuda:x", "device 'cuda:x' is unknown"),
-        ("cuda:99", r"device 'cuda:99' is not there \(\d+ CUDA devices\); use --device cpu"),
+        ("cuda:01", "device 'cuda:01' is unknown"),
+        (3, "device 3 is unknown"),
+        ("cuda:99", "device 'cuda:99' is not there; use one that is: cpu"),
     ],
 )
-def test_devices_that_do_not_work(name: str, message: str):
+def test_devices_that_do_not_work(name, message: str):
     with pytest.raises(DeviceError, match=message):
         resolve_devices(name)
 
@@ -26,7 +28,14 @@ def test_auto_is_all_gpus_or_the_cpu():
     assert list(resolve_devices("auto")) == expected
 
 
-def test_apples_gpus_have_no_float64_and_the_user_is_told():
+def test_mps_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="device 'mps' is not there; use one that is: cpu"):
+        resolve_devices("mps")
+
+
+def test_apples_gpus_have_no_float64_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     with pytest.warns(ProbeWarning, match="mps has no float64; the probes are fitted on the CPU"):
         assert resolve_devices("mps") == (torch.device("cpu"),)
 

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import spearmanr
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -79,10 +80,13 @@ from sklearn.utils.estimator_checks import check_estimator
 from gpu_probes import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
 
 warnings.simplefilter("ignore")
+# Without an intercept no weights of the classes make a probe say the same of nearly all samples, as one check wants.
+classifiers = (LogisticProbe, LogisticProbeCV)
 outcomes = [
     (kind.__name__, outcome["check_name"], outcome["status"], repr(outcome["exception"]))
     for kind in (RidgeProbe, RidgeProbeCV, LogisticProbe, LogisticProbeCV)
-    for outcome in check_estimator(kind(device="cpu"), on_fail=None, on_skip=None)
+    for probe in [kind(device="cpu", fit_intercept=kind in classifiers)]
+    for outcome in check_estimator(probe, on_fail=None, on_skip=None)
 ]
 print(json.dumps(outcomes))
 """
@@ -366,6 +370,49 @@ def test_weights_that_cannot_be_used(kind: type):
 def test_a_class_without_weight_is_named():
     with pytest.raises(LabelError, match="class no of y has weight 0; a probe tells two or more classes apart"):
         LogisticProbe().fit(LONG, TWO, sample_weight=TWO == "yes")
+
+
+@pytest.mark.parametrize(
+    ("probe", "message"),
+    [
+        (RidgeProbe(fit_intercept="False"), "fit_intercept 'False' is neither True nor False"),
+        (LogisticProbe(standardize=None), "standardize None is neither"),
+        (LogisticProbe(alpha="1"), "alpha '1' is not a penalty"),
+        (RidgeProbeCV(seed=None), "seed None is no whole number"),
+        (LogisticProbeCV(n_folds=2.5), "n_folds 2.5 is no whole number"),
+        (LogisticProbe(class_weight="equal"), "class_weight 'equal' is unknown"),
+        (LogisticProbe(class_weight={"maybe": 1}), "class_weight names class 'maybe'"),
+        (LogisticProbeCV(class_weight={"no": 0}), "class_weight 0 of class 'no' is no weight"),
+    ],
+)
+def test_parameters_that_are_none(probe, message: str):
+    with pytest.raises(ProbeError, match=message) as caught:
+        probe.fit(LONG, NUMBERS if isinstance(probe, RidgeProbe | RidgeProbeCV) else TWO)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weights"])
+@pytest.mark.parametrize(
+    ("y", "class_weight"),
+    [(TWO, "balanced"), (THREE, "balanced"), (TWO, {"no": 3, "yes": 0.2}), (THREE, {"low": 5.0})],
+)
+def test_class_weights_are_scikit_learns(y, class_weight, weights):
+    X = StandardScaler().fit_transform(LONG)
+    ours = LogisticProbe(class_weight=class_weight, fit_intercept=True).fit(X, y, weights)
+    theirs = LogisticRegression(class_weight=class_weight, solver="newton-cholesky", tol=1e-10, max_iter=1000)
+    np.testing.assert_allclose(ours.coef_, theirs.fit(X, y, weights).coef_, atol=1e-6)
+    chosen = LogisticProbeCV(GRID, class_weight=class_weight, fit_intercept=True).fit(X, y, weights)
+    one = LogisticProbe(chosen.alpha_, class_weight=class_weight, fit_intercept=True).fit(X, y, weights)
+    np.testing.assert_allclose(chosen.coef_, one.coef_, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_tensors_of_bfloat16_give_what_their_values_give(kind: type):
+    X, y = torch.tensor(WIDE).bfloat16(), torch.tensor(np.median(NUMBERS) < NUMBERS).int()
+    ours = kind().fit(X, y, torch.tensor(WEIGHTS + 1).bfloat16())
+    theirs = kind().fit(X.double().numpy(), y.numpy(), WEIGHTS + 1)
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+    np.testing.assert_array_equal(ours.predict(X), theirs.predict(X.double().numpy()))
 
 
 def test_stopping_early_is_a_warning_of_both_kinds(monkeypatch: pytest.MonkeyPatch):

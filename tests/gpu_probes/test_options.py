@@ -7,7 +7,18 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from gpu_probes import ArrayCellSource, BudgetError, FoldError, LabelError, PenaltyError, Solver, sweep, sweep_labels
+from gpu_probes import (
+    ArrayCellSource,
+    BudgetError,
+    FoldError,
+    LabelError,
+    PenaltyError,
+    ProbeError,
+    Solver,
+    SweepOptions,
+    sweep,
+    sweep_labels,
+)
 
 N, D = 60, 9
 RNG = np.random.default_rng(3)
@@ -251,6 +262,29 @@ def test_a_constant_label_and_a_rare_class_harm_no_other_label():
     assert statuses == {"a": {"OK"}, "constant": {"CONSTANT_LABELS"}, "rare": {"CONSTANT_FOLD"}}
     assert np.isfinite(results["rare"].test_score).all()
     assert np.isnan(results["rare"].cv_score).all()
+
+
+@pytest.mark.parametrize("probe", ["logistic", "lda", "mass_mean"])
+def test_a_fold_that_lacks_a_class_is_named_whatever_the_probe(probe: str):
+    labels = np.zeros(N)
+    labels[:2] = 1
+    result = run(ARRAY, labels, task_type="classification", probe=probe, alpha=1.0)
+    assert {status.name for status in result.status.ravel()} == {"CONSTANT_FOLD"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fit_intercept": "False"}, "fit_intercept 'False' is neither True nor False"),
+        ({"k_fold": 1}, "k_fold 1 is neither"),
+        ({"alpha": 2.0, "alphas": [1.0]}, "alpha 2.0 and alphas are both given"),
+        ({"alpha": 2.0, "probe": "mass_mean"}, "mass_mean has no penalty"),
+        ({"device": None}, "device None is unknown"),
+    ],
+)
+def test_options_that_contradict_or_are_no_values(options: dict, message: str):
+    with pytest.raises(ProbeError, match=message):
+        SweepOptions(**options).check()
 
 
 def test_as_many_folds_as_samples_leave_the_score_undefined_and_the_rest_whole():

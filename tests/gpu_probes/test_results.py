@@ -1,5 +1,8 @@
+import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +47,7 @@ KEYS = [f"pos_{p}_layer_{i}" for p in (-2, -1) for i in range(3)]
 
 
 def test_performance_schema(tmp_path: Path):
-    result = run(alpha=3.0, alphas=GRID)
+    result = run(alphas=GRID)
     result.save(tmp_path)
     content = read(tmp_path / "performance.json")
     assert list(content)[: len(PERFORMANCE) + 1] == [*PERFORMANCE, "alpha_cv_scores"]
@@ -54,7 +57,7 @@ def test_performance_schema(tmp_path: Path):
     assert (content["layer_indices"], content["positions"]) == ([0, 5, 10], [-2, -1])
     assert (content["n_layers"], content["n_positions"], content["d_model"]) == (3, 2, 6)
     assert (content["task_type"], content["metric"], content["k_fold"]) == ("regression", "spearman", True)
-    assert (content["n_folds"], content["alpha"], content["alpha_grid"]) == (5, 3.0, GRID)
+    assert (content["n_folds"], content["alpha"], content["alpha_grid"]) == (5, 1.0, GRID)
     assert list(content["selected_alphas"]) == list(content["alpha_cv_scores"]) == KEYS
     assert content["selected_alphas"]["pos_-1_layer_0"] is None
     path = content["alpha_cv_scores"]["pos_-2_layer_1"]
@@ -189,3 +192,15 @@ def test_repr_names_the_best_cell_and_the_undefined_ones():
     assert re.search(r"best: layer 5, position -2, alpha 1: cv 0\.\d{4}, test 0\.\d{4}", text)
     assert "1 cells CONSTANT_CELL: every training row is identical here" in text
     assert "none chosen (needs k_fold=True)" in repr(run(k_fold=False))
+
+
+def test_probes_are_the_same_bytes_in_every_process():
+    code = "import hashlib; from tests.gpu_probes.test_results import run; "
+    code += "print(hashlib.sha256(run(alphas=[0.1, 10.0])._probes()).hexdigest())"
+    printed = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
+    content = run(alphas=GRID)._probes()
+    assert printed == {hashlib.sha256(content).hexdigest() + "\n"}
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    names = list(json.loads(content[8 : 8 + length])["__metadata__"])
+    assert names == sorted(names)
