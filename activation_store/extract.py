@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +38,14 @@ from activation_store.preview import preview
 from activation_store.prompts import encode_prompts
 from activation_store.reader import ActivationStore, PlannedStore
 from activation_store.spec import ARRAY, library_versions
-from activation_store.writer import StoreWriter, check_can_create
+from activation_store.writer import StoreWriter, check_can_create, is_finished
 
 if TYPE_CHECKING:
     from activation_store.capture import HiddenStates
     from activation_store.job import Job
 
 logger = logging.getLogger(__name__)
+_CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,14 @@ class Extraction:
         """
         self._check_place()
         job = self._job
-        writer, states = self._open()
+        try:
+            writer, states = self._open()
+        except OSError as error:
+            path = Path(self.output_path)
+            if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
+                raise
+            # There is nothing to write: read-only media do no harm.
+            return ActivationStore.open(path)
         with writer:
             _warn_of_other_versions(writer)
             if writer.pending_shards:

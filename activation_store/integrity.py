@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 from pathlib import Path
 
 from activation_store.errors import MissingShardError, StoreError
 from activation_store.journal import JournalContents
 from activation_store.metadata import check_file, path_inside
-from activation_store.shards import Shard
+from activation_store.shards import Shard, check_shard_length
 from activation_store.spec import ARRAY, StoreSpec
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -24,12 +26,21 @@ def open_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int
     CorruptStoreError
         Its file is not as long as it was, its index is damaged, or it lies outside the store.
     """
-    layout = spec.layout
-    rows, name = layout.rows(shard), f"{ARRAY}/{layout.shard_key(shard)}"
+    rows, name = spec.layout.rows(shard), f"{ARRAY}/{spec.layout.shard_key(shard)}"
     if shard not in journal.shards:
         raise never_committed(path / name, rows)
-    path_inside(path, name)
-    return Shard.map(path / name, layout, rows, spec.numpy_dtype, journal.shards[shard])
+    # Following links takes longer than reading a small shard, and stores rarely have any.
+    if any(map(os.path.islink, accumulate(name.split("/"), "{}/{}".format, initial=str(path)))):
+        path_inside(path, name)
+    return Shard.map(f"{path}/{name}", spec.layout, rows, spec.numpy_dtype, journal.shards[shard])
+
+
+def look_at_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int) -> None:
+    """Raise where a shard was never committed or its file is not as long as it was; the file is not opened."""
+    rows, file = spec.layout.rows(shard), f"{path}/{ARRAY}/{spec.layout.shard_key(shard)}"
+    if shard not in journal.shards:
+        raise never_committed(Path(file), rows)
+    check_shard_length(file, spec.layout, rows)
 
 
 def never_committed(file: Path, rows: range) -> MissingShardError:

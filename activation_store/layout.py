@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import google_crc32c
 import numpy as np
@@ -86,10 +87,16 @@ class Layout:
 
     def index(self) -> bytes:
         """Encoded shard index, its checksum included."""
-        pairs = np.empty((self.n_cells, 2), dtype="<u8")
-        pairs[:, 0] = np.arange(self.n_cells, dtype="<u8") * self.chunk_nbytes
-        pairs[:, 1] = self.chunk_nbytes
-        return with_checksum(pairs.tobytes())
+        return _index(self.n_cells, self.chunk_nbytes)
+
+
+@lru_cache(maxsize=8)
+def _index(n_cells: int, chunk_nbytes: int) -> bytes:
+    """Every shard of a store has the same."""
+    pairs = np.empty((n_cells, 2), dtype="<u8")
+    pairs[:, 0] = np.arange(n_cells, dtype="<u8") * chunk_nbytes
+    pairs[:, 1] = chunk_nbytes
+    return with_checksum(pairs.tobytes())
 
 
 def with_checksum(data: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import resource
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +17,22 @@ from jaxtyping import Integer, Shaped
 
 from activation_store.dtypes import as_bits
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
-from activation_store.integrity import Progress, damaged_files, damaged_shards, never_committed, open_shard
+from activation_store.integrity import (
+    Progress,
+    damaged_files,
+    damaged_shards,
+    look_at_shard,
+    never_committed,
+    open_shard,
+)
 from activation_store.journal import JOURNAL, JournalContents, file_hash
 from activation_store.metadata import check_length, read_coordinate, read_spec
 from activation_store.shards import Shard
 from activation_store.spec import ARRAY, AXES, StoreSpec
 
-MAX_MAPPED_SHARDS = 128
+_MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+# Each takes a descriptor, and two stores are read at a time.
+MAX_MAPPED_SHARDS = max(1, min(128, _MOST_FILES // 8)) if _MOST_FILES != resource.RLIM_INFINITY else 128
 
 
 class ActivationStore:
@@ -350,7 +360,7 @@ class ActivationStore:
     def _check_shards(self, shards: range) -> None:
         """Look at all shards before memory is taken for what they are said to hold."""
         for shard in shards:
-            self._shard(shard)
+            look_at_shard(self.path, self.spec, self._journal, shard)
 
     def _shard(self, shard: int) -> Shard:
         """Mapped shard; those used last are kept, because each holds a file descriptor."""

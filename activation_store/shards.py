@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +54,47 @@ def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row lay
     return b"".join(checksums)
 
 
+def check_shard_length(path: str, layout: Layout, rows: range, descriptor: int | None = None) -> None:
+    """Look at a shard's file, opened or not.
+
+    Raises
+    ------
+    MissingShardError, CorruptStoreError
+        It is not there; it is shorter or longer than its index says.
+    """
+    where = _where(path, rows)
+    try:
+        found = os.stat(path if descriptor is None else descriptor)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _gone(where) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise _gone(where)
+    if found.st_size != layout.shard_nbytes:
+        raise CorruptStoreError(f"{where}: {found.st_size} bytes long, committed with {layout.shard_nbytes}; {MEND}")
+
+
+def _where(path: str, rows: range) -> str:
+    return f"{path} (rows {rows.start}-{rows.stop - 1})"
+
+
+def _gone(where: str) -> MissingShardError:
+    return MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}")
+
+
+def _map(path: str, layout: Layout, rows: range) -> np.ndarray:
+    """Bytes of a shard's file; NumPy's own `memmap` takes several times as long."""
+    try:
+        # A pipe in its place would be waited on for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _gone(_where(path, rows)) from error
+    try:
+        check_shard_length(path, layout, rows, descriptor)
+        return np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), dtype=np.uint8)
+    finally:
+        os.close(descriptor)
+
+
 class Shard:
     """A committed shard, memory-mapped. A cell is checked against the journal's crc32c when it is first read.
 
@@ -62,14 +106,14 @@ class Shard:
 
     def __init__(
         self,
-        path: Path,
+        path: str,
         layout: Layout,
         rows: range,
         dtype: np.dtype[Any],
         checksums: bytes,
         mapped: np.ndarray,
     ) -> None:
-        self._where = f"{path} (rows {rows.start}-{rows.stop - 1})"
+        self._where = _where(path, rows)
         self._layout = layout
         self._n_rows = len(rows)
         self._dtype = dtype
@@ -78,12 +122,12 @@ class Shard:
         self.verified = np.zeros((layout.n_layers, layout.n_positions), dtype=bool)
 
     @classmethod
-    def map(cls, path: Path, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes) -> Shard:
+    def map(cls, path: str, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes) -> Shard:
         """Map a shard file after checking its length and its index.
 
         Parameters
         ----------
-        path : Path
+        path : str
             The shard file.
         layout : Layout
             Of the store.
@@ -101,15 +145,9 @@ class Shard:
         CorruptStoreError
             The file is shorter or longer than its index says, or the index is damaged.
         """
-        where = f"{path} (rows {rows.start}-{rows.stop - 1})"
-        if not path.is_file():
-            raise MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}")
-        n_bytes = path.stat().st_size
-        if n_bytes != layout.shard_nbytes:
-            raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        mapped = _map(path, layout, rows)
         if mapped[layout.index_offset :].tobytes() != layout.index():
-            raise CorruptStoreError(f"{where}: the shard index is damaged; {MEND}")
+            raise CorruptStoreError(f"{_where(path, rows)}: the shard index is damaged; {MEND}")
         return cls(path, layout, rows, dtype, checksums, mapped)
 
     def cell(self, layer_idx: int, position_idx: int, *, verify: bool) -> Shaped[np.ndarray, "sample feature"]:

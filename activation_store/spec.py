@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -63,7 +64,7 @@ class StoreSpec:
     fingerprint: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         return Layout(
             n_samples=self.n_samples,

@@ -339,6 +339,13 @@ def check_can_create(path: Path) -> Path:
     return draft
 
 
+def is_finished(path: Path, fingerprint: Mapping[str, Any]) -> bool:
+    """Whether nothing is left to write of a store; only reads it, and raises as `StoreWriter.resume`."""
+    spec, journal = read_spec(path)
+    _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
+    return bool(journal.health) and len(journal.shards) == spec.layout.n_shards
+
+
 def _take_up(
     path: Path, fingerprint: Mapping[str, Any], *, drop_damaged: bool = False
 ) -> tuple[StoreSpec, JournalContents]:

@@ -1,8 +1,10 @@
 """Extraction as a whole: layers, resuming, data types, refusals."""
 
+import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from datetime import date
 
 import numpy as np
@@ -470,3 +472,25 @@ def test_unknown_model_is_one_line(dataset, tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="does not exist"):
         Extraction("nothing.gguf", dataset, tmp_path / "s.zarr", use_chat_template=True).run()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_finished_store_on_read_only_media_is_done(number, tiny_model, dataset, tmp_path, monkeypatch):
+    extraction = Extraction(str(tiny_model("llama")), dataset, tmp_path / "s.zarr", use_chat_template=True, layers="1")
+    extraction.run()
+    opened = os.open
+
+    def read_only(path, flags, *args, **kwargs):
+        if str(path).startswith(str(tmp_path)) and flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    before = tree(tmp_path / "s.zarr")
+    monkeypatch.setattr(os, "open", read_only)
+    assert replace(extraction, batch_size=2).run().n_committed == len(QUESTIONS)
+    with pytest.raises(FingerprintMismatchError):
+        replace(extraction, layers="2").run()
+    with pytest.raises(OSError, match=os.strerror(number)):
+        replace(extraction, repair=True).run()
+    monkeypatch.undo()
+    assert tree(tmp_path / "s.zarr") == before
