@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -200,12 +201,31 @@ def read_model_info(source: ModelSource) -> ModelInfo:
         n_blocks=int(text.num_hidden_layers),
         n_features=int(text.hidden_size),
         n_embeddings=getattr(text, "vocab_size", None),
-        max_length=getattr(text, "max_position_embeddings", None),
+        max_length=_longest_prompt(config, text),
         dtype=str(dtype).removeprefix("torch."),
         revision=revision,
         weights=weights,
         config=config,
     )
+
+
+def _longest_prompt(config: Any, text: Any) -> int | None:
+    """Most tokens that positions are there for, None where the configuration has no limit."""
+    limit = getattr(text, "max_position_embeddings", None)
+    is_rotary = getattr(text, "rope_parameters", None) is not None
+    if limit is None or is_rotary or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return limit
+    make: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
+    with torch.device("meta"):
+        model = make(config)
+    # RoBERTa and its kin number positions from the one behind that of padding: the rows before it are none's.
+    unused = [
+        table.padding_idx + 1
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and "position" in name and table.num_embeddings == limit
+        if table.padding_idx is not None
+    ]
+    return limit - max(unused, default=0)
 
 
 def _identify_weights(source: ModelSource, config_json: str) -> tuple[str | None, str]:
