@@ -91,12 +91,14 @@ def _mean_variance(source: CellSource, cell: Cell, preprocessing: Preprocessing)
     """Mean over the features of their mean square, as they are fitted; estimated from the first rows."""
     blocks = [np.asarray(block, dtype=np.float64) for block in _first_blocks(source, cell)]
     rows = np.concatenate(blocks)[:_SAMPLE_ROWS]
-    if preprocessing.standardize:
-        # One for each feature, but for those that `StandardScaler` takes for constant, which stay as they are.
-        rows = StandardScaler().fit_transform(rows)
-    elif preprocessing.centres:
-        rows = rows - rows.mean(0)
-    return float(np.square(rows).mean())
+    # Cells with numbers whose squares overflow get no probe, and a reason.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if preprocessing.standardize:
+            # One for each feature, but for those that `StandardScaler` takes for constant, which stay as they are.
+            rows = StandardScaler().fit_transform(rows)
+        elif preprocessing.centres:
+            rows = rows - rows.mean(0)
+        return float(np.square(rows).mean())
 
 
 def _first_blocks(source: CellSource, cell: Cell) -> Iterator[Shaped[np.ndarray, "row feature"]]:

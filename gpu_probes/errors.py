@@ -46,13 +46,15 @@ class Status(Enum):
 
     OK = "fitted and scored"
     CONSTANT_CELL = "every training row is identical here, so there is nothing to learn from"
-    NON_FINITE = "the training features hold NaN or infinity"
+    NON_FINITE = "the training features hold NaN or infinity, or numbers whose squares overflow"
     CONSTANT_LABELS = "all training labels are equal, so there is nothing to tell apart"
     SINGULAR = "the solution is not unique at this alpha (to float64); use a larger alpha"
     CONSTANT_FOLD = "a held-out fold has one label value or lacks a class, so its score is undefined; use fewer folds"
     CONSTANT_PREDICTIONS = "the predictions do not differ by more than rounding error, so they have no ranking"
     TEST_CONSTANT_CELL = "every test row is identical here, so the test score is undefined"
-    TEST_NON_FINITE = "the test features hold NaN or infinity, so the test score is undefined"
+    TEST_NON_FINITE = (
+        "the test features hold NaN, infinity or numbers whose squares overflow, so the test score is undefined"
+    )
     TEST_CONSTANT_LABELS = "the test labels hold only one value or lack a class, so the test score is undefined"
     TEST_CONSTANT_PREDICTIONS = "the test predictions do not differ by more than rounding error"
     NOT_CONVERGED = "the solver stopped before reaching its accuracy; scores are kept, see the certificate"

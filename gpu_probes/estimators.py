@@ -20,10 +20,10 @@ from gpu_probes.alphas import AUTO
 from gpu_probes.apply import predictions_of
 from gpu_probes.arguments import is_finite_number
 from gpu_probes.cells import ArrayCellSource
-from gpu_probes.errors import FoldError, LabelError, ProbeError, ProbeWarning
+from gpu_probes.errors import FoldError, LabelError, ProbeError, ProbeWarning, Status
 from gpu_probes.folds import plan_folds
 from gpu_probes.groups import group_samples
-from gpu_probes.labels import read_weights, resolve_task
+from gpu_probes.labels import check_same_numbers, read_weights, resolve_task
 from gpu_probes.objective import TaskType
 from gpu_probes.options import SweepOptions
 from gpu_probes.results import SweepResult
@@ -66,6 +66,8 @@ class _Probe(BaseEstimator):
         """Validate the parameters, and the input of a fit scikit-learn's way."""
         self._options().check()
         given: Any = validate_data(self, _as_numpy(X), _as_numpy(y), dtype=_DTYPES, ensure_min_samples=2, **checks)
+        # What scikit-learn made float64 is no longer told from its neighbours.
+        check_same_numbers(_as_numpy(y), given[1], "y")
         return *given, read_weights(_as_numpy(sample_weight), len(given[0]))
 
     def _options(self) -> SweepOptions:
@@ -91,13 +93,29 @@ class _Probe(BaseEstimator):
         for name, result in results.items():
             scored = not result.k_fold or bool(np.isfinite(result.cv_score).all())
             if not (scored and np.isfinite(result.coef).all()):
-                raise ProbeError(f"there is no probe for {name}: {result.reason(0, 0)}")
+                raise ProbeError(f"there is no probe for {name}: {_why_none(result, X)}")
+        self._remember_centre(X, weights, list(results.values()))
         return list(results.values())
+
+    def _remember_centre(
+        self,
+        X: Float[np.ndarray, "sample feature"],
+        weights: Float64[np.ndarray, " sample"] | None,
+        results: Sequence[SweepResult],
+    ) -> None:
+        """Decisions are counted from the mean of the training rows: from 0 digits are lost that far features lack."""
+        self._centre, self._decision_there = np.zeros(X.shape[1]), np.concatenate([r.intercept[0, 0] for r in results])
+        if self.fit_intercept or self.standardize:
+            self._centre = np.average(X.astype(np.float64), axis=0, weights=weights)
+            offsets = [result.train_decision[0, 0] - (X - self._centre) @ result.coef[0, 0].T for result in results]
+            self._decision_there = np.average(np.concatenate(offsets, axis=1), axis=0, weights=weights)
 
     def _decide(self, X: Any) -> Float64[np.ndarray, "sample ..."]:
         # Not any attribute: a fit that failed leaves those of the input.
         check_is_fitted(self, "coef_")
-        return validate_data(self, _as_numpy(X), dtype=_DTYPES, reset=False) @ self.coef_.T + self.intercept_
+        rows: Any = validate_data(self, _as_numpy(X), dtype=_DTYPES, reset=False)
+        there = self._decision_there if self.coef_.ndim == 2 else self._decision_there[0]
+        return (rows - self._centre) @ self.coef_.T + there
 
 
 class _Regressor(RegressorMixin, _Probe):
@@ -576,6 +594,14 @@ def _coefficients(
 ) -> tuple[Float64[np.ndarray, "output feature"], Float64[np.ndarray, " output"]]:
     """Of the only cell."""
     return result.coef[0, 0], result.intercept[0, 0]
+
+
+def _why_none(result: SweepResult, X: Float[np.ndarray, "sample feature"]) -> str | None:
+    """Why there is no probe; every value of X is finite."""
+    if result.status[0, 0] is not Status.NON_FINITE:
+        return result.reason(0, 0)
+    largest = float(np.abs(X).max())
+    return f"the largest feature is {largest:.3g}, and squares of such numbers overflow; divide X by {largest:.0e}"
 
 
 def _encode(

@@ -1,5 +1,6 @@
 """Labels: read, checked, and turned into a task and its targets."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from decimal import Decimal
@@ -8,11 +9,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Shaped
 from sklearn.utils.multiclass import type_of_target
 
 from gpu_probes.errors import LabelError
 from gpu_probes.objective import ProbeKind, TaskType
+
+# Beyond it float64 leaves whole numbers out.
+_LAST_WHOLE = 2**53
 
 
 @dataclass(frozen=True)
@@ -123,16 +127,10 @@ def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray
     Raises
     ------
     LabelError
-        When a value is null, not a number or not finite, or their count is wrong.
+        When a value is null, not a number, not finite or a whole number that no float64 holds, or their count is wrong.
     """
-    column = values if isinstance(values, pd.Series) else _as_series(values, name)
-    if len(column) != n_samples:
-        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
-    _reject(column.isna().to_numpy(), name, "null", column)
-    if not (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype)):
-        _reject(np.array([not isinstance(value, Real | Decimal) for value in column], dtype=bool), name, "text", column)
-    numbers = column.to_numpy(dtype=np.float64)
-    _reject(~np.isfinite(numbers), name, "infinite", column)
+    numbers = _read_numbers(values, name, n_samples)
+    check_same_numbers(values, numbers, name)
     return numbers
 
 
@@ -146,10 +144,63 @@ def read_weights(values: Any, n_samples: int) -> Float64[np.ndarray, " sample"] 
     """
     if values is None:
         return None
-    weights = read_labels(values, name="sample_weight", n_samples=n_samples)
+    weights = _read_numbers(values, "sample_weight", n_samples)
     if (weights < 0).any() or not weights.any():
         raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero")
     return weights
+
+
+def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], name: str) -> None:
+    """Refuse whole numbers that another took the place of when they became float64.
+
+    Parameters
+    ----------
+    values : array-like
+        As they were given.
+    numbers : ndarray of the same shape
+        What became of them.
+    name : str
+        What to call them.
+
+    Raises
+    ------
+    LabelError
+        Names the first of them.
+    """
+    if numbers.dtype.kind != "f" or not (np.abs(numbers) >= _LAST_WHOLE).any():
+        return
+    given = np.asarray(values, dtype=object)
+    for at in np.argwhere(np.abs(numbers) >= _LAST_WHOLE):
+        value = given[tuple(at)]
+        # All floats of that size are whole.
+        if int(value) != int(numbers[tuple(at)]):
+            raise LabelError(
+                f"{name} has {value} in row {at[0]}, which no float64 holds, so that probes could not tell it from its "
+                "neighbours; subtract an offset from all labels, or name classes by small numbers"
+            )
+
+
+def _read_numbers(values: Any, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
+    column = values if isinstance(values, pd.Series) else _as_series(values, name)
+    if len(column) != n_samples:
+        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
+    _reject(column.isna().to_numpy(), name, "null", column)
+    if not (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype)):
+        _reject(np.array([not isinstance(value, Real | Decimal) for value in column], dtype=bool), name, "text", column)
+    try:
+        numbers = column.to_numpy(dtype=np.float64)
+    except OverflowError:
+        # Python's whole numbers have no end.
+        numbers = np.array([_nearest(value) for value in column])
+    _reject(~np.isfinite(numbers), name, "infinite", column)
+    return numbers
+
+
+def _nearest(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _as_series(values: Any, name: str) -> pd.Series:

@@ -119,6 +119,51 @@ def test_ridge_is_scikit_learns(X, fit_intercept: bool, standardize: bool, weigh
     assert ours.score(X, NUMBERS, weights) == pytest.approx(theirs.score(X, NUMBERS, weights), abs=1e-9)
 
 
+FAR = RNG.standard_normal((N, D))
+# Numbers of float64 lie 1.5e-11 apart there.
+FAR[:, 2] = 1e5 + 1e-8 * RNG.standard_normal(N)
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_a_feature_far_from_zero_loses_no_digits(fit_intercept: bool):
+    """Against the same features counted from another place, which changes no digit of them."""
+    near, numbers = FAR.copy(), FAR[:, 0] + (FAR[:, 2] - 1e5) * 1e8
+    near[:, 2] = (near[:, 2] - 1e5) * 2.0**26
+    options = {"standardize": True, "fit_intercept": fit_intercept}
+    for ours in (RidgeProbe(1.0, **options), RidgeProbeCV([1.0], n_folds=3, **options)):
+        ours.fit(FAR, numbers)
+        theirs = make_pipeline(StandardScaler(), Ridge(1.0, fit_intercept=fit_intercept)).fit(near, numbers)
+        np.testing.assert_allclose(ours.predict(FAR), theirs.predict(near), atol=1e-12 * numbers.std())
+    both = RidgeProbe(1.0, **options).fit(FAR, np.stack([numbers, FAR[:, 1]], 1))
+    np.testing.assert_allclose(both.predict(FAR)[:, 0], theirs.predict(near), atol=1e-12 * numbers.std())
+    classes = np.digitize(numbers, np.quantile(numbers, [0.3, 0.6]))
+    for y in (classes, classes > 0):
+        ours = LogisticProbe(1.0, **options).fit(FAR, y)
+        model = LogisticRegression(fit_intercept=fit_intercept, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+        expected = make_pipeline(StandardScaler(), model).fit(near, y).predict_proba(near)
+        np.testing.assert_allclose(ours.predict_proba(FAR), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_features_whose_squares_overflow_are_called_that(kind: type):
+    with pytest.raises(
+        ProbeError, match=r"the largest feature is .*e\+162, and squares .* overflow; divide X by \de\+162"
+    ):
+        kind().fit(LONG * 1e160, labels_of(kind))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_whole_numbers_that_no_float64_holds_are_no_labels(kind: type):
+    """scikit-learn makes float64 of whole numbers beside fractions, and of objects."""
+    labels = [2**53 + row % 3 for row in range(N)]
+    for y in ([*labels[1:], 5.0], np.array(labels), np.array(labels, dtype=object)):
+        if isinstance(y, list) or kind in (RidgeProbe, RidgeProbeCV):
+            with pytest.raises(LabelError, match=r"y.* has 9007199254740993 in row \d, which no float64 holds"):
+                kind().fit(LONG, y)
+    if kind in (LogisticProbe, LogisticProbeCV):
+        assert kind().fit(LONG, np.array(labels)).classes_.tolist() == [2**53, 2**53 + 1, 2**53 + 2]
+
+
 @shapes
 def test_outputs_of_ridge_are_those_of_each_column(X):
     columns = np.stack([NUMBERS, NUMBERS[::-1], X[:, 1]], 1)

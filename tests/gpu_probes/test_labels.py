@@ -1,3 +1,5 @@
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,6 +47,36 @@ def test_booleans_are_zero_and_one():
 def test_unusable_labels_say_what_where_and_how_to_mend(values, message):
     with pytest.raises(LabelError, match=message):
         read_labels(values, name="y", n_samples=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "row"),
+    [
+        ([2**53, 2**53 + 1, 5], 1),
+        ((0.5, 1, -(2**53) - 1), 2),
+        (np.array([5, 2**53 + 1, 2**53]), 1),
+        (np.array([2**64 - 1, 1, 2], dtype=np.uint64), 0),
+        ([-1, 2**63 + 1, 2], 1),
+        (pd.Series([1, 2, 2**53 + 1], index=[9, 8, 7], dtype="Int64"), 2),
+        (pd.Series([1, 2**53 + 1, 2], dtype="int64[pyarrow]"), 1),
+        ([1, Decimal(2**53 + 1), 2], 1),
+    ],
+    ids=lambda v: str(getattr(v, "dtype", type(v).__name__)),
+)
+def test_a_whole_number_that_no_float64_holds_is_no_label(values, row):
+    """As a float64 it would be its neighbour: two classes would be one."""
+    with pytest.raises(
+        LabelError, match=rf"y has -?\d{{16,}} in row {row}, which no float64 holds, .*subtract an offset"
+    ):
+        read_labels(values, name="y", n_samples=3)
+
+
+def test_large_numbers_that_float64_holds_are_labels():
+    values = [2**53, 2**53 + 2, 2**64, 10**22]
+    assert list(map(int, read_labels(values, name="y", n_samples=4))) == values
+    assert read_labels([1e300, 0.1], name="y", n_samples=2).tolist() == [1e300, 0.1]
+    with pytest.raises(LabelError, match="y has 1 infinite values of 2"):
+        read_labels([10**400, 1], name="y", n_samples=2)
 
 
 @pytest.mark.parametrize(
