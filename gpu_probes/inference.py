@@ -344,10 +344,21 @@ def _calibration(result: SweepResult, best: BestProbe) -> dict[str, Json]:
     predicted = result.cv_decision[at][:, 0]
     if np.ptp(predicted) == 0:
         return _uncalibrated("all predictions are equal")
-    line: Any = stats.linregress(predicted, result.train_labels)
+    # Squares of what a huge penalty leaves of predictions would be 0; powers of two change no digit.
+    unit, label_unit = _power_of_two(predicted), _power_of_two(result.train_labels)
+    line: Any = stats.linregress(predicted / unit, result.train_labels / label_unit)
     if not line.slope > 0:
         return _uncalibrated(_NOT_RISING)
-    return {"slope": float(line.slope), "intercept": float(line.intercept), "reason": None}
+    with np.errstate(over="ignore"):
+        slope, intercept = float(line.slope / unit * label_unit), float(line.intercept * label_unit)
+    if not np.isfinite([slope, intercept]).all():
+        return _uncalibrated("predictions are so small that no number takes them to the labels")
+    return {"slope": slope, "intercept": intercept, "reason": None}
+
+
+def _power_of_two(values: Float64[np.ndarray, " sample"]) -> float:
+    """Of the size of the largest value."""
+    return float(np.ldexp(1.0, np.frexp(np.abs(values).max())[1] - 1))
 
 
 def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str, Json]]:

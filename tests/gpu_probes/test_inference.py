@@ -1,6 +1,7 @@
 """Everything that stands in inference.json, against fits by scikit-learn on the same folds."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from gpu_probes import About, ArrayCellSource, LabelError, SweepOptions, SweepResult, compare_overlap, infer, sweep
 from gpu_probes.baselines import TFIDF_ALPHAS
+from gpu_probes.inference import _calibration
 
 N, N_TEST = 80, 40
 WORDS = ["add", "capital", "story", "letter", "largest"]
@@ -304,6 +306,35 @@ def test_scores_and_the_estimates_of_their_intervals_are_the_same(kind: str, sat
     if saturated and result.classes is not None:
         at = best.position_index, best.layer_index
         assert len(np.unique(result.test_predictions[at])) < result.test_predictions[at].size
+
+
+@pytest.mark.parametrize("exponent", [-600, -1000, 600])
+def test_a_calibration_is_the_same_line_whatever_the_size_of_predictions(exponent: int):
+    """A huge penalty leaves predictions whose squares are 0."""
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((40, 1, 1, 4))
+    labels = features[:, 0, 0, 0] + rng.standard_normal(40)
+    source, scale = ArrayCellSource(features), float(np.ldexp(1.0, exponent))
+    options = SweepOptions(k_fold=True, nested_cv=False)
+    result = sweep(source, labels, **vars(options))
+    scaled = replace(result, cv_decision=result.cv_decision * scale)
+    found, expected = (_calibration(one, one.best) for one in (scaled, result))
+    assert found["slope"] * scale == expected["slope"] > 0
+    assert found["intercept"] == expected["intercept"]
+
+
+def test_a_calibration_that_no_number_can_express_is_null_with_a_reason():
+    rng = np.random.default_rng(4)
+    features = rng.standard_normal((40, 1, 1, 4))
+    labels = 1e10 * features[:, 0, 0, 0]
+    source = ArrayCellSource(features)
+    result = sweep(source, labels, k_fold=True, nested_cv=False)
+    tiny = replace(result, cv_decision=result.cv_decision * 1e-310)
+    assert _calibration(tiny, tiny.best) == {
+        "slope": None,
+        "intercept": None,
+        "reason": "predictions are so small that no number takes them to the labels",
+    }
 
 
 @pytest.mark.parametrize("classes", [False, True], ids=["numbers", "classes"])
