@@ -6,6 +6,7 @@ output. Heavy imports happen inside the commands, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -640,7 +641,9 @@ def _explain(error: Exception) -> int:
     if limit is not None:
         _leave_at_once(limit)
     if isinstance(error, OSError):
-        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        # No file can be called that: wrong use, whatever the disk.
+        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
     # The packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
     try:
         from activation_store.errors import InputError, StoreError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ _CALL_ARGUMENTS = {
     *("conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
     *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
 }
+# Of Linux and most of its file systems.
+_NAME_NBYTES, _PATH_NBYTES = 255, 4095
+_SHOWN_CHARACTERS = 40
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
@@ -115,6 +119,12 @@ def check_path(name: str, path: str | Path) -> None:
     """Refuse what no file or folder can be called."""
     if not str(path) or "\0" in str(path):
         raise InputError(f"--{name} {str(path)!r}: no file or folder is called that; name one")
+    longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
+    if longest > _NAME_NBYTES or len(os.fsencode(path)) > _PATH_NBYTES:
+        raise InputError(
+            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names of files and folders have {_NAME_NBYTES} bytes at "
+            f"most, whole paths {_PATH_NBYTES}, this one {longest} and {len(os.fsencode(path))}; give a shorter one"
+        )
 
 
 def check_output_path(path: Path) -> None:

@@ -211,7 +211,8 @@ def encode_prompts(
     n_tokens = np.concatenate([batch.n_tokens for batch in batches])
     n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
     _check_cut([row for batch in batches for row in batch.not_cut], max_length)
-    _check_lengths(n_tokens, n_positions, max_length, use_chat_template)
+    _check_lengths(n_tokens, max_length, use_chat_template)
+    _check_positions(n_tokens, n_positions, as_trained)
     prompts = Prompts(
         token_ids=np.concatenate([batch.token_ids for batch in batches]),
         starts=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
@@ -415,9 +416,7 @@ def _check_cut(rows: list[int], max_length: int | None) -> None:
         )
 
 
-def _check_lengths(
-    n_tokens: Int64[np.ndarray, " sample"], n_positions: int, max_length: int | None, use_chat_template: bool
-) -> None:
+def _check_lengths(n_tokens: Int64[np.ndarray, " sample"], max_length: int | None, use_chat_template: bool) -> None:
     if max_length is not None and n_tokens.max() > max_length:
         worst = int(n_tokens.argmax())
         too_long = np.flatnonzero(n_tokens > max_length).tolist()
@@ -428,10 +427,20 @@ def _check_lengths(
             "can",
             f"{n_tokens[worst]} tokens, more than --max_length {max_length}",
         )
-    if n_tokens.min() < n_positions:
-        row = int(n_tokens.argmin())
-        reason = f"{n_tokens[row]} tokens, fewer than the {n_positions} positions"
-        raise PromptError(f"row {row} has {reason} to store; drop it", reason)
+
+
+def _check_positions(n_tokens: Int64[np.ndarray, " sample"], n_positions: int, as_trained: bool) -> None:
+    """Refuse prompts without all positions; only --eoi_tokens can ask for more than the template's tail has."""
+    if n_tokens.min() >= n_positions:
+        return
+    row, longest = int(n_tokens.argmin()), int(n_tokens.max())
+    reason = f"{n_tokens[row]} tokens, fewer than the {n_positions} positions"
+    ways_out = f"drop it, or give --eoi_tokens {n_tokens[row]} at most"
+    if longest < n_positions:
+        ways_out = f"the longest row has {longest}: give --eoi_tokens {n_tokens[row]} at most"
+    if as_trained:
+        ways_out = "drop it"
+    raise PromptError(f"row {row} has {reason} of --eoi_tokens; {ways_out}", reason)
 
 
 def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | None) -> None:

@@ -134,7 +134,7 @@ def parse_join(how: str) -> list[Cell]:
     Raises
     ------
     CellError
-        When it is nothing of these.
+        When it is nothing of these, or names a cell twice.
     """
     if how in ("layers", "mean"):
         return []
@@ -150,7 +150,9 @@ def parse_join(how: str) -> list[Cell]:
 
 def _check_different(cells: Sequence[Cell]) -> None:
     if not cells or len(set(cells)) < len(cells):
-        raise CellError(f"cells to join are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one")
+        raise CellError(
+            f"cells to join (--join) are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one"
+        )
 
 
 def _check(source: CellSource, cells: Sequence[Cell]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from activation_store.errors import InputError
 from probesweep.errors import RequestError
 
 DASH = "-"
@@ -37,14 +38,17 @@ def texts_of(given: Sequence[str]) -> list[str]:
 
 @contextmanager
 def dataset_file(path: Path) -> Generator[Path]:
-    """A path, or for `-` a file of JSON Lines that holds standard input as long as it is used."""
+    """A path, or for `-` a file of JSON Lines that holds standard input as long as it is used; errors say so."""
     if str(path) != DASH:
         yield path
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "standard-input.jsonl"
         copy.write_bytes(sys.stdin.buffer.read())
-        yield copy
+        try:
+            yield copy
+        except (InputError, RequestError) as error:
+            raise type(error)(str(error).replace(str(copy), "standard input")) from error
 
 
 def _lines() -> list[str]:

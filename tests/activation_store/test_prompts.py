@@ -183,6 +183,12 @@ def test_counted_tokens_need_no_tail(use_chat_template):
         (CHATML, ["a", "b"], {"use_chat_template": False}, "row 0 does not end in .* add --use_chat_template"),
         (CHATML, ["Hi", "word " * 40], {"max_length": 30}, r"1 prompts are longer than --max_length 30, .* row 1 with"),
         (None, ["a b c d", "a"], {"use_chat_template": False, "eoi_tokens": 3}, "row 1 has 1 tokens, fewer than the 3"),
+        (
+            None,
+            ["a b c d", "a b"],
+            {"use_chat_template": False, "eoi_tokens": 2**63 - 1},
+            "9223372036854775807 positions of --eoi_tokens; the longest row has .: give --eoi_tokens . at most",
+        ),
         (None, ["a"], {"use_chat_template": False, "eoi_tokens": 0}, "--eoi_tokens 0: must be at least 1"),
         ("{{ messages[0]['content'] }}", ["a"], {}, "puts no tokens after the user's text"),
         ("{{ raise_exception('no users here') }}", ["a"], {}, "the chat template refuses .* no users here"),

@@ -8,7 +8,7 @@ import pytest
 
 from gpu_probes import ArrayCellSource, Cell, CellError, sweep
 from gpu_probes.cells import CellSource
-from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions, combine
+from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions, combine, parse_join
 
 ARRAY = np.random.default_rng(0).standard_normal((13, 3, 2, 4))
 
@@ -50,6 +50,12 @@ def test_joined_layers_joined_cells_and_means(kind: type[ArrayCellSource], dtype
     means = MeanPositions(source)
     assert (means.layers, means.positions) == ((0, 1, 2), ("mean of -2..-1",))
     np.testing.assert_allclose(read(means, 1, "mean"), array[:, 1].astype(float).mean(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["0@-1,0@-1", "1@-2,0@-1,01@-2"])
+def test_a_cell_to_join_is_named_once(how: str):
+    with pytest.raises(CellError, match=r"\(--join\) are .*; give each once"):
+        parse_join(how)
 
 
 def test_a_sweep_over_them_is_a_sweep_over_the_numpy_arrays():

@@ -40,6 +40,7 @@ def refused(path: Path, *names: str, line: int | None) -> str:
     return done.stderr
 
 
+LONG = "x" * 300
 KWARGS = "use_chat_template = true\nchat_template_kwargs = {}"
 DATE = 'put the date in quotes: "2024-07-26"'
 
@@ -91,6 +92,11 @@ VALUES = [
     ("[data]", "dtype = 'float8'\n[data]", 6, "dtype 'float8'", "bfloat16"),
     ("[data]", "device_map = 'all'\n[data]", 6, "device_map 'all'", "balanced"),
     ('train_dataset = "train.parquet"', 'train_dataset = ""', 7, "train_dataset", "name one"),
+    ('train_dataset = "train.parquet"', f'train_dataset = "{LONG}"', 7, "train_dataset", "255 bytes"),
+    ('test_dataset = "test.parquet"', f'test_dataset = "a/{LONG}/b"', 8, "test_dataset", "255 bytes"),
+    ('output_dir = "out"', f'output_dir = "{LONG}"', 1, "output_dir", "255 bytes"),
+    ('output_dir = "out"', f'output_dir = "{"é" * 200}"', 1, "output_dir", "255 bytes"),
+    ('output_dir = "out"', f'output_dir = "{"a/" * 3000}"', 1, "output_dir", "4095"),
     ('output_dir = "out"', 'output_dir = ""', 1, "output_dir", "name one"),
     ('output_dir = "out"', 'output_dir = "a\\u0000b"', 1, "output_dir", "name one"),
     ('output_dir = "out"', 'output_dir = "out"\ndevice = "gpu"', 2, "device 'gpu'", "cuda:1"),
@@ -109,6 +115,7 @@ VALUES = [
     (*in_probe("budget_gib = 0"), 13, "budget_gib 0", "above 0"),
     (*in_probe("join = ''"), 13, "join", "LAYER@POSITION"),
     (*in_probe("join = '1@'"), 13, "join", "LAYER@POSITION"),
+    (*in_probe("join = '0@-1,0@-1'"), 13, "join", "give each once"),
     (*in_probe("weight_column = ''"), 13, "weight_column", "is empty"),
     (*in_probe("task_type = 'numbers'"), 13, "task_type = 'numbers'", "'regression'"),
     (*in_probe("alphas = [1, 10]\nprobe = 'mass_mean'"), 13, "alphas", "leave out alphas"),
@@ -207,6 +214,13 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
     "a label is text": (with_labels("test", labels=lambda n: ["high"] * n), ("", ""), 8, ("test_dataset", "high")),
     # The model and its prompts.
     "no such model": (nothing, ('model = "', 'model = "no'), 4, ("model", "configuration")),
+    "too many tokens": (nothing, in_data(f"eoi_tokens = {2**63 - 1}"), 10, ("eoi_tokens", "the longest row has")),
+    "a whole number that no float64 holds": (
+        with_labels("test", labels=lambda n: [2**53 + 1] + [0] * (n - 1)),
+        ("", ""),
+        8,
+        ("9007199254740993 in row 0", "subtract an offset", "test_dataset"),
+    ),
     "no such layer": (nothing, in_data("layers = [0, 77]"), 10, ("layers", "0 to 3")),
     "one layer twice": (nothing, in_data("layers = [3, -1]"), 10, ("layers", "layer 3 twice")),
     "a test prompt is too long": (
