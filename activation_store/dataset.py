@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from activation_store.arguments import check_at_least_one
 from activation_store.chat import Question, question_text
 from activation_store.errors import InputError, PromptError
-from activation_store.tables import Column, Rows, Wanted, read_rows
+from activation_store.tables import ArrowRows, Rows, Wanted, read_rows
+
+# Beyond it float64 leaves whole numbers out.
+_LAST_WHOLE = 2**53
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,11 @@ def read_dataset(
     ------
     InputError
         Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
-        non-finite labels, groups that are null, lists, or not certain to be one or two.
+        non-finite labels, whole numbers among them that no float64 holds, groups that are null, lists, or not certain
+        to be one or two.
     """
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
-    rows = _read(path, Wanted(names, max_rows=max_samples, numbers=label_columns))
+    rows = _read(path, Wanted(names, max_rows=max_samples))
     questions = _questions(rows.values(question_column), path, question_column)
     labels = {name: _labels(rows, path, name) for name in label_columns}
     groups = {name: _groups(rows.values(name), path, name) for name in group_columns}
@@ -178,37 +183,52 @@ def _what_is_wrong_with(message: Any) -> str | None:
 
 
 def _labels(rows: Rows, path: Path, name: str) -> np.ndarray:
-    column = _label_column(rows, name)
-    kind = column.type
-    numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-    readable = column.to_pandas() if numeric or _is_text(kind) else [None] * len(column)
-    as_float = np.asarray(pd.to_numeric(readable, errors="coerce"), dtype=np.float64)
-    wrong = np.flatnonzero(~np.isfinite(as_float))
-    # Numbers written as text are refused too: what "0,5" or "1e3 " means is not ours to guess. In a CSV file all is
-    # text, and what keeps a column from being numbers is what is at fault.
-    if not numeric and (path.suffix.lower() not in (".csv", ".tsv") or not len(wrong)):
-        wrong = np.arange(len(as_float))
-    if len(wrong):
+    kind = f" ({rows.typed(name).type})" if type(rows) is ArrowRows else ""
+    values = rows.numbers(name)
+    _check_numbers(values, f"{path}: label column {name!r}{kind}")
+    return np.array(values, dtype=rows.number_type(name) or _number_type(values))
+
+
+def _check_numbers(values: Sequence[Any], where: str) -> None:
+    """Refuse what is no number, and whole numbers that another one would take the place of: probes are float64."""
+    wrong = [row for row, value in enumerate(values) if not _is_finite(value)]
+    if wrong:
         raise InputError(
-            f"{path}: label column {name!r} ({kind}) has {len(wrong)} null or non-numeric values, the first in "
-            f"row {wrong[0]} ({column[int(wrong[0])].as_py()!r}); drop those rows or make them numbers"
+            f"{where} has {len(wrong)} null or non-numeric values, the first in row {wrong[0]} "
+            f"({values[wrong[0]]!r}); drop those rows or make them numbers"
         )
-    return np.asarray(column.to_numpy())
+    mixed = [row for row, value in enumerate(values) if isinstance(value, bool) != isinstance(values[0], bool)]
+    if mixed:
+        raise InputError(
+            f"{where} mixes types: true or false, and numbers (row 0 is {values[0]!r}, row {mixed[0]} "
+            f"{values[mixed[0]]!r}); make all of them numbers"
+        )
+    rounded = [row for row, value in enumerate(values) if abs(value) > _LAST_WHOLE and not _is_whole_float(value)]
+    if rounded:
+        raise InputError(
+            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which no float64 holds, so that probes could not "
+            "tell it from its neighbours; subtract an offset from all labels, or name classes by small numbers"
+        )
 
 
-def _label_column(rows: Rows, name: str) -> Column:
-    """A column as Arrow's, with decimals and categories as the numbers that they are."""
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, Real | Decimal) and math.isfinite(value))
+
+
+def _is_whole_float(value: Any) -> bool:
+    """Whether a number beyond 2 ** 53 is also one of float64, of which all there are whole."""
     try:
-        column = rows.typed(name)
-    except InputError as error:
-        raise InputError(f"{error}; make all of them numbers") from error
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_decimal(column.type):
-        # Not by Arrow, which does not round to the nearest number.
-        values = [None if value is None else float(value) for value in column.to_pylist()]
-        column = pa.chunked_array([pa.array(values, pa.float64())])
-    return column
+        return int(float(value)) == int(value)
+    except OverflowError:
+        return False
+
+
+def _number_type(values: Sequence[Any]) -> type[Any]:
+    """What holds all numbers of a column without a type."""
+    if isinstance(values[0], bool):
+        return np.bool_
+    whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.int64 if whole else np.float64
 
 
 def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
@@ -251,10 +271,6 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_text(kind: Any) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:

@@ -6,11 +6,12 @@ import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -26,6 +27,10 @@ Table = Any
 # A row longer than a block cannot be read; pyarrow's own is 1 MiB.
 _CSV_BLOCK_NBYTES = 64 * 2**20
 _SHOWN_CHARACTERS = 40
+_SPELLED_BOOLEANS = {
+    **dict.fromkeys(["true", "True", "TRUE"], True),
+    **dict.fromkeys(["false", "False", "FALSE"], False),
+}
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,41 @@ class ArrowRows:
         """A column as Arrow's."""
         return self.table.column(name)
 
+    def numbers(self, name: str) -> list[Any]:
+        """Python's values of a column that should hold numbers; what is none stays what it is."""
+        return self._padded(self.table.column(name), name)
+
+    def number_type(self, name: str) -> Any:
+        """NumPy's type of a column of numbers or of true and false, None where it has none."""
+        kind = self.typed(name).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        has_one = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        return kind.to_pandas_dtype() if has_one else None
+
     def typed_table(self) -> Table:
         """All columns with their types, for parquet."""
         _check_columns(self.path, self.names, self.names)
         return self.table
 
     def text_table(self) -> Table:
-        """All columns as they are written into a CSV file."""
+        """All columns as they are written into a CSV file.
+
+        Raises
+        ------
+        InputError
+            A column whose type or values CSV cannot hold.
+        """
         table = self.table
         for index, field in enumerate(table.schema):
             if pa.types.is_string_view(field.type):
                 table = table.set_column(index, field.name, table.column(index).cast(pa.large_string()))
+            try:
+                pacsv.write_csv(table.select([index]), pa.BufferOutputStream())
+            except pa.ArrowException as error:
+                what = f"holds {field.type}" if "Unsupported" in str(error) else f"({field.type}) has bytes"
+                raise InputError(
+                    f"{self.path}: column {field.name!r} {what}, which CSV cannot hold; write .parquet"
+                ) from error
         return table
 
     def json_lines(self) -> list[str]:
@@ -84,7 +113,7 @@ class ArrowRows:
 
         Raises
         ------
-        ValueError, TypeError
+        InputError
             A NaN or infinity, bytes.
         """
         table = self.typed_table()
@@ -92,13 +121,29 @@ class ArrowRows:
             name: self.values(name) if name in self.used else self._padded(table.column(name), name)
             for name in table.column_names
         }
+        for name, values in columns.items():
+            self._check_json(name, values)
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-        return [json.dumps(row, default=_spelled, allow_nan=False) for row in rows]
+        return [json.dumps(row, default=_spelled) for row in rows]
+
+    def _check_json(self, name: str, values: list[Any]) -> None:
+        """Refuse what JSON cannot hold."""
+        try:
+            json.dumps(values, default=_spelled, allow_nan=False)
+        except ValueError as error:
+            raise InputError(
+                f"{self.path}: column {name!r} has a NaN or infinity, which JSON cannot hold; write .parquet"
+            ) from error
+        except TypeError as error:
+            raise InputError(
+                f"{self.path}: column {name!r} has {error}, which JSON cannot hold; write .parquet"
+            ) from error
 
     def _padded(self, column: Column, name: str) -> list[Any]:
-        """Python's values as Arrow gives them."""
+        """Python's values as Arrow gives them, but for times of day to the nanosecond: text, as Python has none."""
         try:
-            return column.to_pylist()
+            kind = _with_times_as_text(column.type)
+            return (column if kind == column.type else column.cast(kind)).to_pylist()
         except (ValueError, OverflowError) as error:
             # Such as dates after the year 9999.
             raise InputError(f"{self.path}: column {name!r} ({column.type}) cannot be read: {error}") from error
@@ -106,7 +151,15 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class TextRows(ArrowRows):
-    """Rows of a CSV file: every column that is not asked for as numbers is text, as it is written there."""
+    """Rows of a CSV file: every column is text, as it is written there."""
+
+    def numbers(self, name: str) -> list[Any]:
+        """Numbers, true and false that fields spell; other fields stay text."""
+        return [text if text is None else _number_or_text(text) for text in self.values(name)]
+
+    def number_type(self, name: str) -> Any:
+        """Text has none."""
+        del name
 
     def typed_table(self) -> Table:
         """Columns as numbers where these print the very texts, else as text: an id does not lose its zeros."""
@@ -127,7 +180,7 @@ class JsonRows:
         Keys, in order of their first appearance.
     rows : list of dict
     sources : list of str
-        The objects as they are written there, each on one line.
+        The objects as they are written there, each on one line; line breaks between their parts are left out.
     """
 
     path: Path
@@ -141,6 +194,14 @@ class JsonRows:
     def values(self, name: str) -> list[Any]:
         """Values of a key, None where it is absent."""
         return [row.get(name) for row in self.rows]
+
+    def numbers(self, name: str) -> list[Any]:
+        """Values of a key that should hold numbers; what is none stays what it is."""
+        return self.values(name)
+
+    def number_type(self, name: str) -> Any:
+        """JSON has none."""
+        del name
 
     def typed(self, name: str) -> Column:
         """A column as Arrow's, which has one type for all values.
@@ -164,6 +225,13 @@ class JsonRows:
 
     def typed_table(self) -> Table:
         """All columns with one type each, for parquet."""
+        for row, source in enumerate(self.sources):
+            try:
+                json.loads(source, parse_float=_finite)
+            except OverflowError as error:
+                raise InputError(
+                    f"{self.path}: row {row} has {error}, which is beyond the numbers that parquet holds; write .jsonl"
+                ) from error
         try:
             return pa.table({name: self.typed(name) for name in self.names})
         except InputError as error:
@@ -174,7 +242,7 @@ class JsonRows:
             ) from error
 
     def text_table(self) -> Table:
-        """All columns as text, for CSV: text as it is, else as JSON writes it."""
+        """All columns as text, for CSV: text as it is, else as it is written in the file."""
         try:
             return pa.table({name: pa.array(self._texts(name), pa.string()) for name in self.names})
         except UnicodeEncodeError as error:
@@ -193,7 +261,15 @@ class JsonRows:
             raise InputError(
                 f"{self.path}: row {row} has a list or an object in {name!r}, which CSV cannot hold; write .jsonl"
             )
-        return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        return [
+            json.dumps(value) if isinstance(value, bool) else written.get(name)
+            for value, written in zip(values, self._written, strict=True)
+        ]
+
+    @cached_property
+    def _written(self) -> list[dict[str, Any]]:
+        """Rows with the text of every number in its place: a number can be written in more ways than one."""
+        return [json.loads(source, parse_float=str, parse_int=str, parse_constant=str) for source in self.sources]
 
 
 Rows = ArrowRows | JsonRows
@@ -211,14 +287,11 @@ class Wanted:
         Read the other columns, too.
     max_rows : int or None
         Read the first rows only.
-    numbers : collection of str
-        Columns of a CSV file that are read as numbers where all their fields are.
     """
 
     names: Sequence[str]
     others: bool = False
     max_rows: int | None = None
-    numbers: Collection[str] = ()
 
     @property
     def chosen(self) -> list[str] | None:
@@ -321,7 +394,7 @@ def _read_csv(path: Path, wanted: Wanted) -> TextRows:
         # Text whatever it looks like; only a field with nothing in it, not even quotes, is none.
         convert = pacsv.ConvertOptions(
             include_columns=wanted.chosen,
-            column_types={name: pa.string() for name in present if name not in wanted.numbers},
+            column_types=dict.fromkeys(present, pa.string()),
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
@@ -368,13 +441,6 @@ def _check_quotes(path: Path, content: bytes, delimiter: bytes) -> int:
     )
 
 
-def _end(pattern: bytes, content: bytes) -> int:
-    """Where a pattern that always matches ends."""
-    found = re.match(pattern, content)
-    assert found is not None
-    return found.end()
-
-
 def _read_json(path: Path, wanted: Wanted) -> JsonRows:
     # Not with pyarrow, which takes texts that look like dates for dates.
     try:
@@ -397,15 +463,50 @@ def _json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         is_array = file.read(1000).lstrip().startswith("[")
         file.seek(0)
         if is_array:
-            items = _parsed(file.read(), f"{path} starts like a JSON array, but", "write one object a line")
-            for number, item in enumerate(items):
-                yield json.dumps(item), _object(item, json.dumps(item), f"{path}, item {number} of the array")
+            text = file.read()
+            items = _parsed(text, f"{path} starts like a JSON array, but", "write one object a line")
+            for number, (item, source) in enumerate(zip(items, _sources(text), strict=True)):
+                yield source, _object(item, source, f"{path}, item {number} of the array")
             return
         for number, line in enumerate(file, 1):
             source = line.strip()
             if source:
-                row = _parsed(source, f"{path}, line {number}", "a JSON Lines file has one object a line")
+                try:
+                    row = _parsed(source, f"{path}, line {number}", "a JSON Lines file has one object a line")
+                except InputError as error:
+                    if isinstance(error.__cause__, json.JSONDecodeError) and _is_json(path):
+                        raise InputError(
+                            f"{path} is one JSON object over several lines; write an array of objects, or one object a "
+                            "line"
+                        ) from error
+                    raise
                 yield source, _object(row, source, f"{path}, line {number}")
+
+
+def _is_json(path: Path) -> bool:
+    """Whether a whole file is one document."""
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _sources(text: str) -> Iterator[str]:
+    """What is written of each item of a JSON array, on one line."""
+    decoder, start = json.JSONDecoder(parse_float=str, parse_int=str), text.index("[") + 1
+    while text[start := _end(r"[ \t\r\n,]*", text, start)] != "]":
+        _, end = decoder.raw_decode(text, start)
+        # No string of JSON holds a line break.
+        yield re.sub(r"\s*[\r\n]\s*", "", text[start:end])
+        start = end
+
+
+def _end(pattern: AnyStr, content: AnyStr, start: int = 0) -> int:
+    """Where a pattern that always matches ends."""
+    found = re.compile(pattern).match(content, start)
+    assert found is not None
+    return found.end()
 
 
 def _parsed(text: str, where: str, way_out: str) -> Any:
@@ -415,6 +516,13 @@ def _parsed(text: str, where: str, way_out: str) -> Any:
         raise InputError(f"{where} {error}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON ({error}); {way_out}") from error
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise OverflowError(text)
+    return number
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -454,6 +562,20 @@ def _unreadable(path: Path, kind: str, error: Exception, way_out: str = "") -> I
     return InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}{way_out}")
 
 
+def _with_times_as_text(kind: Any) -> Any:
+    """A type with text in place of times of day to the nanosecond."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_with_times_as_text(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_with_times_as_text(kind.key_type), _with_times_as_text(kind.item_type))
+    for is_kind, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_kind(kind):
+            return make(kind.value_field.with_type(_with_times_as_text(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_with_times_as_text(kind.value_type)), kind.list_size)
+    return pa.string() if kind == pa.time64("ns") else kind
+
+
 def _without_padding(value: Any, kind: Any) -> Any:
     """Arrow gives every struct of a column the keys of all, null where they are absent; the keys of a map are its own.
 
@@ -484,6 +606,21 @@ def _turns_into_number(value: Any, kind: Any) -> bool:
     if isinstance(value, dict):
         return any(_turns_into_number(item, kind.field(name).type) for name, item in value.items())
     return isinstance(value, bool) and not pa.types.is_boolean(kind)
+
+
+def _number_or_text(text: str) -> bool | int | float | str:
+    """What a field spells in decimal digits, or true and false; else the field."""
+    bare = text.strip(" \t")
+    if bare in _SPELLED_BOOLEANS:
+        return _SPELLED_BOOLEANS[bare]
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", bare):
+        return text
+    try:
+        number = int(bare) if re.fullmatch("[+-]?[0-9]+", bare) else float(bare)
+        return number if isinstance(number, int) or math.isfinite(number) else text
+    except ValueError:
+        # More digits than Python reads.
+        return text
 
 
 def _numbers_or_text(texts: Column) -> Column:

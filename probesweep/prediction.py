@@ -22,7 +22,7 @@ from activation_store.arguments import check_at_least_one
 from activation_store.chat import Question
 from activation_store.dataset import read_all_columns, read_question
 from activation_store.durable import write_output
-from activation_store.errors import InputError, NonFiniteError, PromptError
+from activation_store.errors import NonFiniteError, PromptError
 from activation_store.loaded import LoadedModel, PromptFormat
 from activation_store.prompts import Prompts as EncodedPrompts
 from activation_store.prompts import show_rows
@@ -462,12 +462,7 @@ def _parquet(rows: Rows, scores: Scores) -> bytes:
 
 def _csv(rows: Rows, scores: Scores) -> bytes:
     sink = io.BytesIO()
-    try:
-        pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
-    except pa.ArrowInvalid as error:
-        raise RequestError(
-            f"the dataset has a column that CSV cannot hold ({error}); write .parquet instead"
-        ) from error
+    pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
     return sink.getvalue()
 
 
@@ -478,19 +473,16 @@ def _with_scores(table: Table, scores: Scores) -> Table:
 
 
 def _json_lines(rows: Rows, scores: Scores) -> bytes:
-    try:
-        lines = rows.json_lines()
-    except InputError:
-        raise
-    except ValueError as error:
-        raise RequestError(
-            f"the dataset has a NaN or infinity, which JSON cannot hold ({error}); write .parquet instead"
-        ) from error
-    except TypeError as error:
-        raise RequestError(f"the dataset has {error}, which JSON cannot hold; write .parquet instead") from error
+    lines = rows.json_lines()
     added = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)] or [{}] * len(lines)
     ends = [json.dumps(row, allow_nan=False)[1:-1] for row in added]
-    return "".join(f"{line[:-1]}{end and ', '}{end}}}\n" for line, end in zip(lines, ends, strict=True)).encode()
+    return "".join(f"{_with_more(line, end)}\n" for line, end in zip(lines, ends, strict=True)).encode()
+
+
+def _with_more(source: str, more: str) -> str:
+    """The text of a JSON object with more keys at its end."""
+    is_empty = not source[1:-1].strip()
+    return f"{source[:-1]}{', ' if more and not is_empty else ''}{more}}}"
 
 
 _WRITERS: dict[str, Callable[[Rows, Scores], bytes]] = {

@@ -47,6 +47,9 @@ def place(tmp_path_factory, tiny_model) -> Path:
     (place / "wide.csv").write_text("question,success_rate\nHi,0.5\n", encoding="utf-16")
     (place / "backslash.csv").write_text('question,success_rate\n"say \\"hi\\"",0.5\n')
     (place / "mixed.jsonl").write_text('{"question": "a", "o": 1, "g": 1}\n{"question": "b", "o": "x", "g": "1"}\n')
+    (place / "pretty.json").write_text('{\n "question": "a",\n "success_rate": 1\n}\n')
+    (place / "hex.csv").write_text("question,success_rate\na,0x10\nb,1\n")
+    (place / "truth.csv").write_text("question,success_rate\na,1\nb,true\n")
     (place / "folder.csv").mkdir()
     (place / "folder.pt").mkdir()
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
@@ -111,7 +114,7 @@ COMMANDS = [
     (f"{EXTRACT} commas.csv", "columns are separated by commas"),
     (f"{EXTRACT} wide.csv", "is UTF-16; save it as UTF-8"),
     (f"{EXTRACT} backslash.csv", "within quotes a quote is written twice"),
-    (f"{EXTRACT} mixed.jsonl --label_column o", "make all of them numbers"),
+    (f"{EXTRACT} mixed.jsonl --label_column o", "make them numbers"),
     (f"{EXTRACT} splits", "give one of them: splits/train, splits/test"),
     (f"{EXTRACT} empty.parquet", "has no rows"),
     (f"{EXTRACT} d.parquet --label_column rate", "it has question, success_rate, right"),
@@ -241,7 +244,15 @@ COMMANDS = [
         ".parquet, .csv, .jsonl; end it in one",
     ),
     ("predict --probe results --dataset_path none.csv --output_path new.csv", "give a parquet, .csv or .jsonl file"),
-    ("predict --probe results --dataset_path d.parquet --output_path d.parquet", "is the dataset itself"),
+    ("predict --probe results --dataset_path d.parquet --output_path d.parquet", "is read here, and would be lost"),
+    (f"predict --probe results --dataset_path {'x' * 300}.csv --output_path new.csv", "File name too long"),
+    (f"predict --probe {'x' * 300} --text Hi", "File name too long"),
+    (f"transfer results {'x' * 300}", "File name too long"),
+    (f"inspect {'x' * 300}", "File name too long"),
+    (f"{EXTRACT} {'x' * 300}.csv", "255 bytes at most"),
+    ("predict --probe results --dataset_path pretty.json --output_path new.csv", "one JSON object over several lines"),
+    (f"{EXTRACT} hex.csv", "('0x10'); drop those rows or make them numbers"),
+    (f"{EXTRACT} truth.csv", "make all of them numbers"),
     ("predict --probe results --dataset_path mixed.jsonl --output_path new.parquet", "write .jsonl"),
     ("predict --probe results --dataset_path backslash.csv --output_path new.csv", "a quote is written twice"),
     ("predict --probe results --dataset_path d.parquet --output_path folder.csv", "give the name of a file"),

@@ -177,7 +177,7 @@ def test_what_is_no_question_is_refused(question, message, tmp_path):
     ("name", "content", "message"),
     [
         ("d.csv", "question,y\na,1\n,2\n", "'question' has 1 values that are not text, the first in row 1"),
-        ("d.csv", "question,y\na,1\nb,\n", r"'y' \(int64\) has 1 null or non-numeric values, the first in row 1"),
+        ("d.csv", "question,y\na,1\nb,\n", r"'y' has 1 null or non-numeric values, the first in row 1 \(None\)"),
         ("d.csv", "question,y\na,1\nb,x\n", r"has 1 null or non-numeric values, the first in row 1 \('x'\)"),
         ("d.csv", 'question,y\na,"1,5"\nb,"2,5"\n', r"has 2 null or non-numeric .* row 0 \('1,5'\)"),
         ("d.csv", "question,y\na,1\nb\n", "cannot be read as CSV: .*Expected 2 columns, got 1"),
@@ -206,15 +206,21 @@ def test_what_is_no_question_is_refused(question, message, tmp_path):
         (
             "d.jsonl",
             '{"question": "a", "y": "x"}\n{"question": "b", "y": 1}\n',
-            "mixes types .*make all of them numbers",
+            r"has 1 null or non-numeric values, the first in row 0 \('x'\); .*make them numbers",
         ),
         ("d.jsonl", b'{"question": "\xe9", "y": 1}\n', "'utf-8' codec can't decode .*; save it as UTF-8"),
         ("d.jsonl", '{"question": "a", "z": 1}\n', "has no column 'y'; it has question, z"),
         ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b"}\n', "has 1 null or non-numeric .* row 1"),
-        ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b", "y": "x"}\n', "'y' mixes types"),
+        ("d.jsonl", '{"question": "a", "y": 1}\n{"question": "b", "y": "x"}\n', r"in row 1 \('x'\)"),
         ("d.jsonl", '{"question": "a", "y": NaN}\n', r"has 1 null or non-numeric .* row 0 \(nan\)"),
         ("d.jsonl", '{"question": "a", "y": [1]}\n', "has 1 null or non-numeric .* row 0"),
-        ("d.jsonl", '{"question": "a", "y": 99999999999999999999}\n', "'y' mixes types"),
+        ("d.jsonl", '{"question": "a", "y": 99999999999999999999}\n', "in row 0, which no float64 holds"),
+        ("d.csv", "question,y\na,0x10\nb,1\n", r"in row 0 \('0x10'\); drop those rows or make them numbers"),
+        ("d.csv", "question,y\na,1_0\nb,1\n", r"in row 0 \('1_0'\)"),
+        ("d.csv", "question,y\na,1\nb,\u0661\n", r"in row 1 \('\u0661'\)"),
+        ("d.csv", "question,y\na,1\nb,1e400\n", r"in row 1 \('1e400'\)"),
+        ("d.csv", "question,y\na,1\nb,nan\n", r"in row 1 \('nan'\)"),
+        ("d.csv", "question,y\na,1\nb,true\n", "mixes types: true or false, and numbers .*make all of them numbers"),
         ("d.jsonl", "\n", "has no rows"),
         ("d.jsonl", b'{"question": "\xff", "y": 1}\n', "cannot be read as JSON Lines: .*utf-8"),
         ("d.txt", "a", "files that end in '.txt' are not read; give a parquet, .csv or .jsonl file, or a folder"),
@@ -313,6 +319,7 @@ def test_groups_of_a_typed_file_keep_their_values(tmp_path):
         "uint": pa.array([2**64 - 1, 2**64 - 2], pa.uint64()),
         "category": pa.array(["b", "a"]).dictionary_encode(),
         "view": pa.array(["b", "a"], pa.string_view()),
+        "time": pa.array([1, 2], pa.time64("ns")),
         "large": pa.array(["007", "7"], pa.large_string()),
         "when": pa.array([1, 2], pa.timestamp("ns")),
     }
@@ -324,6 +331,7 @@ def test_groups_of_a_typed_file_keep_their_values(tmp_path):
         "uint": ["18446744073709551615", "18446744073709551614"],
         "category": ["b", "a"],
         "view": ["b", "a"],
+        "time": ["00:00:00.000000001", "00:00:00.000000002"],
         "large": ["007", "7"],
         "when": ["1970-01-01 00:00:00.000000001", "1970-01-01 00:00:00.000000002"],
     }
@@ -368,7 +376,7 @@ def test_text_and_numbers_may_name_groups_side_by_side(tmp_path):
         (pa.array(pd.array([0.5, 1], "Float64")), [0.5, 1.0]),
         (pa.array(pd.array([True, False], "boolean")), [True, False]),
         (pa.array([3, 1]).dictionary_encode(), [3, 1]),
-        (pa.array([2**64 - 1, 1], pa.uint64()), [2**64 - 1, 1]),
+        (pa.array([2**63, 1], pa.uint64()), [2**63, 1]),
     ],
 )
 def test_numbers_of_every_type_are_labels(column, expected, tmp_path):
@@ -378,6 +386,51 @@ def test_numbers_of_every_type_are_labels(column, expected, tmp_path):
     pq.write_table(pa.table({"question": ["a", "b"], "y": missing}), tmp_path / "d.parquet")
     with pytest.raises(InputError, match=r"has 1 null or non-numeric values, the first in row 1 \(None\)"):
         read_dataset(tmp_path / "d.parquet", "question", ["y"])
+
+
+def write_numbers(kind, tmp_path, spelled):
+    """A dataset with these labels, spelled as they are where the file has no types."""
+    path = tmp_path / f"d.{kind}"
+    if kind == "parquet":
+        values = [float(text) if "." in text else Decimal(text) for text in spelled]
+        whole = all(isinstance(value, Decimal) for value in values)
+        pq.write_table(pa.table({"question": spelled, "y": [v if whole else float(v) for v in values]}), path)
+    elif kind == "csv":
+        path.write_text("question,y\n" + "".join(f"a,{text}\n" for text in spelled))
+    else:
+        path.write_text("".join(f'{{"question": "a", "y": {text}}}\n' for text in spelled))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("spelled", "row"),
+    [
+        (["9007199254740992", "9007199254740993", "5"], 1),
+        (["5", "18446744073709551615"], 1),
+        (["-9007199254740993", "5"], 0),
+        (["18446744073709551616", "18446744073709551617"], 1),
+    ],
+)
+def test_whole_numbers_that_no_float64_holds_are_no_labels(kind, spelled, row, tmp_path):
+    """Probes would take them for their neighbours: two classes for three."""
+    with pytest.raises(
+        InputError, match=rf"'y'.* has {spelled[row]} in row {row}, .*subtract an offset from all labels"
+    ):
+        read_dataset(write_numbers(kind, tmp_path, spelled), "question", ["y"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_whole_number_that_no_float64_holds_is_no_label_beside_fractions(kind, tmp_path):
+    with pytest.raises(InputError, match=r"'y' has 9007199254740993 in row 0, .*subtract an offset"):
+        read_dataset(write_numbers(kind, tmp_path, ["9007199254740993", "0.5"]), "question", ["y"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
+def test_large_whole_numbers_that_float64_holds_are_labels(kind, tmp_path):
+    spelled = ["9007199254740992", "9007199254740994", "18446744073709551616"]
+    labels = read_dataset(write_numbers(kind, tmp_path, spelled), "question", ["y"]).labels["y"]
+    assert [int(value) for value in labels.tolist()] == list(map(int, spelled))
 
 
 def conversation(*messages):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -187,15 +188,18 @@ def test_the_command_adds_columns_to_the_dataset(folder, train, tmp_path):
     ("column", "values", "suffix", "wrong"),
     [
         ("probe_score", [1.0], "csv", "has a column 'probe_score' already"),
-        ("notes", [["a", "b"]], "csv", "has a column that CSV cannot hold"),
-        ("notes", [float("inf")], "jsonl", "has a NaN or infinity, which JSON cannot hold"),
-        ("notes", [b"a"], "jsonl", "has bytes b'a', which JSON cannot hold"),
+        ("notes", [["a", "b"]], "csv", "column 'notes' holds list<.*>, which CSV cannot hold; write .parquet"),
+        ("notes", [{"a": [1]}], "csv", "column 'notes' holds struct<.*>, which CSV cannot hold"),
+        ("notes", [b"\xff"], "csv", "column 'notes' .binary. has bytes, which CSV cannot hold"),
+        ("notes", [float("inf")], "jsonl", "column 'notes' has a NaN or infinity, which JSON cannot hold"),
+        ("notes", [[1.0, float("inf")]], "jsonl", "column 'notes' has a NaN or infinity, which JSON cannot hold"),
+        ("notes", [b"a"], "jsonl", "column 'notes' has bytes b'a', which JSON cannot hold; write .parquet"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_model_runs(train, tmp_path, column, values, suffix, wrong):
     probe = Probe.load(train("success_rate"))
     pd.DataFrame({"question": ["Hi"], column: values}).to_parquet(tmp_path / "given.parquet")
-    with pytest.raises(RequestError, match=wrong):
+    with pytest.raises((InputError, RequestError), match=wrong):
         score_dataset(probe, tmp_path / "given.parquet", tmp_path / f"scores.{suffix}")
     assert "_loaded" not in vars(probe)
     assert not (tmp_path / f"scores.{suffix}").exists()
@@ -317,6 +321,62 @@ def test_what_parquet_cannot_hold_can_be_written_as_json_lines(probe, tmp_path, 
     assert not (tmp_path / "s.parquet").exists()
     score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.jsonl")
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 2
+
+
+NUMBERS = ["1e400", "-0", "3.14159265358979323846264338", "1.10", "1E5", "NaN", "-0.0", "12345678901234567890123"]
+
+
+@pytest.mark.parametrize("kind", ["array", "pretty array", "lines"])
+def test_numbers_of_json_go_out_as_they_are_written(probe, tmp_path, kind):
+    break_ = "\r\n\t" if kind == "pretty array" else ""
+    rows = [f'{{{break_}"question": "a", {break_}"x": {number}, "n": [{number}]{break_}}}' for number in NUMBERS]
+    given = tmp_path / "given.json"
+    given.write_bytes(("\n".join(rows) if kind == "lines" else f" [ {' , '.join(rows)} ]\n").encode())
+    score_dataset(probe, given, tmp_path / "s.jsonl")
+    lines = (tmp_path / "s.jsonl").read_bytes().decode().removesuffix("\n").split("\n")
+    space = "" if break_ else " "
+    starts = [f'{{"question": "a",{space}"x": {number}, "n": [{number}], "probe_score": ' for number in NUMBERS]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+    given.write_bytes(re.sub(rb', "n": \[.*?\]', b"", given.read_bytes()))
+    score_dataset(probe, given, tmp_path / "s.csv")
+    with (tmp_path / "s.csv").open(newline="") as file:
+        assert [row["x"] for row in csv.DictReader(file)] == NUMBERS
+    with pytest.raises(
+        InputError, match=r"row 0 has 1e400, which is beyond the numbers that parquet holds; write \.jsonl"
+    ):
+        score_dataset(probe, given, tmp_path / "s.parquet")
+
+
+def test_an_object_without_keys_stays_json(probe, tmp_path):
+    (tmp_path / "given.jsonl").write_text('{"question": "a" }\n{}\n{ }\n')
+    score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.jsonl", on_error="null")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [row["probe_score"] is None for row in rows] == [False, True, True]
+    assert [list(row) for row in rows[1:]] == [[*SCORES, "probe_error"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (pa.time64("ns"), "00:00:01.000000001"),
+        (pa.timestamp("ns"), "1970-01-01 00:00:01.000000001"),
+        (pa.timestamp("ns", "Europe/Oslo"), "1970-01-01 01:00:01.000000001+01:00"),
+        (pa.duration("ns"), "0 days 00:00:01.000000001"),
+    ],
+)
+def test_nanoseconds_are_written_as_json(probe, tmp_path, kind, text):
+    nested = [
+        (pa.list_(pa.struct([("a", kind)])), [{"a": 10**9 + 1}], [{"a": text}]),
+        (pa.list_(kind, 1), [10**9 + 1], [text]),
+        (pa.large_list(kind), [None, 10**9 + 1], [None, text]),
+        (kind, 10**9 + 1, text),
+    ]
+    columns = {f"c{place}": pa.array([value, None], kind) for place, (kind, value, _) in enumerate(nested)}
+    pq.write_table(pa.table({"question": ["a", "b"], **columns}), tmp_path / "given.parquet")
+    score_dataset(probe, tmp_path / "given.parquet", tmp_path / "s.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [rows[0][name] for name in columns] == [written for *_, written in nested]
+    assert [rows[1][name] for name in columns] == [None] * len(nested)
 
 
 def test_scalars_of_json_are_written_into_csv_as_they_are(probe, tmp_path):
@@ -596,7 +656,10 @@ def test_standard_input_is_read_where_a_dash_asks_for_it(folder, train, tmp_path
         assert message in done.stderr.decode()
     done = scores("--dataset_path", "-", "--output_path", str(tmp_path / "p.jsonl"), content=b"Hi\n")
     assert done.returncode == 2
-    assert "standard-input.jsonl, line 1 is not JSON" in done.stderr.decode()
+    assert done.stderr.startswith(b"error: standard input, line 1 is not JSON")
+    done = scores("--dataset_path", "-", "--output_path", str(tmp_path / "p.jsonl"), content=b'{"question": 1}\n')
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: standard input: column 'question', row 0: 1 is not text")
 
 
 def test_a_terminal_shows_what_its_encoding_can(train):
