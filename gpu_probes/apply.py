@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float64, Shaped
 from safetensors import SafetensorError, safe_open
 
+from gpu_probes import scoring
 from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.errors import CellError, ProbeError
 from gpu_probes.folder import check_file, read_document
 from gpu_probes.labels import Task, read_labels
 from gpu_probes.objective import SigmoidLoss, SoftmaxLoss, TaskType
-from gpu_probes.scoring import labels_rank, rankable, score
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,8 @@ class SavedProbes:
             When the source does not have the cell, its features, or labels of the task.
         """
         numbers = read_labels(labels, name="labels", n_samples=source.n_samples)
-        targets = torch.from_numpy(self.task.targets(numbers, "labels").copy())
         decision = self.decide(source, cell)
-        if np.isnan(decision).any() or not labels_rank(self.task.task_type, targets):
-            return float("nan")
-        return float(score(self.task.task_type, targets[None], rankable(torch.from_numpy(decision))[None]))
+        return score_rows(self.task, numbers, decision, self.coef[self._at(cell)], row_norms(source, cell))
 
     def predict(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
         """Numbers, the probability of the second class, or one probability per class."""
@@ -88,8 +85,11 @@ class SavedProbes:
                 f"the store has {source.n_features} features and the probe {self.coef.shape[-1]}; give a store of the "
                 "model that the probe was trained on"
             )
-        at = self.positions.index(cell.position), self.layers.index(cell.layer)
+        at = self._at(cell)
         return decide(source, cell, self.coef[at], self.intercept[at])
+
+    def _at(self, cell: Cell) -> tuple[int, int]:
+        return self.positions.index(cell.position), self.layers.index(cell.layer)
 
 
 def decide(
@@ -104,6 +104,51 @@ def decide(
         return np.concatenate([_widened(block) @ coef.T + intercept for _, block in source.cell_blocks(*cell)])
 
 
+def row_norms(source: CellSource, cell: Cell) -> Float64[np.ndarray, " sample"]:
+    """Euclidean length of every row of a cell."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.concatenate([np.linalg.norm(_widened(block), axis=1) for _, block in source.cell_blocks(*cell)])
+
+
+def score_rows(
+    task: Task,
+    labels: Float64[np.ndarray, " sample"],
+    decision: Float64[np.ndarray, "sample output"],
+    coef: Float64[np.ndarray, "output feature"],
+    norms: Float64[np.ndarray, " sample"],
+) -> float:
+    """The sweep's score of one probe's decision values; NaN where it is undefined, as there.
+
+    Parameters
+    ----------
+    task : Task
+    labels : ndarray [sample]
+    decision : ndarray [sample, output]
+    coef : ndarray [output, feature]
+        What the decision values were computed with.
+    norms : ndarray [sample]
+        Of the rows.
+    """
+    targets = torch.from_numpy(task.targets(labels, "labels").copy())
+    if not scoring.labels_rank(task.task_type, targets):
+        return float("nan")
+    values, weights = (torch.from_numpy(each)[None, None] for each in (decision, coef))
+    largest = torch.tensor([norms.max()])
+    scores, _ = scoring.score_decision(task.task_type, targets[None, None], values, weights, largest)
+    return float(scores)
+
+
+def is_flat(
+    decision: Float64[np.ndarray, "sample output"],
+    coef: Float64[np.ndarray, "output feature"],
+    norms: Float64[np.ndarray, " sample"],
+) -> bool:
+    """Whether decision values differ by no more than rounding, so that no score is defined; as `score_rows`."""
+    values, weights = (torch.from_numpy(each)[None, None] for each in (decision, coef))
+    level = scoring.rounding_level(torch.tensor([norms.max()]), weights)
+    return bool(scoring.is_flat(values, level))
+
+
 def predictions_of(
     decision: Float64[np.ndarray, "*batch sample output"], task_type: TaskType
 ) -> Float64[np.ndarray, "*batch sample output"]:
@@ -115,7 +160,7 @@ def predictions_of(
 
 def ranked(decision: Float64[np.ndarray, "sample output"]) -> Float64[np.ndarray, "sample output"]:
     """What scores rank: decision values, and each class's log odds where there are more than two."""
-    return rankable(torch.tensor(decision)).numpy()
+    return scoring.ranked(torch.tensor(decision)).numpy()
 
 
 def one_column(values: Float64[np.ndarray, "sample output"]) -> Shaped[np.ndarray, "sample ..."]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Real
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from gpu_probes.apply import ranked
+from gpu_probes.apply import score_rows
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.combine import JoinedCells
 from gpu_probes.folds import FoldPlan
@@ -19,7 +20,6 @@ from gpu_probes.groups import group_samples
 from gpu_probes.labels import Task
 from gpu_probes.options import SweepOptions
 from gpu_probes.results import SweepResult
-from gpu_probes.scoring import score
 from gpu_probes.shuffles import draw_shuffles
 from gpu_probes.sweep import sweep, sweep_labels
 
@@ -165,12 +165,12 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
         chosen, note = TFIDF_ALPHAS.index(1.0), "alpha 1"
     everything = np.ones(len(texts), dtype=bool)
     try:
-        decision = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
+        fit = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
     except ValueError as error:
         return Baseline(*names, np.nan, np.nan, None, f"the prompts have no words to count ({error})")
     assert result.test_labels is not None
-    test_score = _score(result, result.test_labels, decision)
-    return Baseline(*names, float(cv[chosen]), test_score, decision, note)
+    test_score = _score(result, result.test_labels, fit)
+    return Baseline(*names, float(cv[chosen]), test_score, fit.decision, note)
 
 
 def _project(
@@ -185,37 +185,41 @@ def _fold_scores(comparison: Comparison, texts: np.ndarray, held_out: np.ndarray
     """Score on a fold of every alpha; NaN where the texts have no words."""
     labels = comparison.result.train_labels[held_out]
     try:
-        decisions = _fit_texts(comparison, texts, ~held_out, texts[held_out])
+        fits = _fit_texts(comparison, texts, ~held_out, texts[held_out])
     except ValueError:
         return [np.nan] * len(TFIDF_ALPHAS)
-    return [_score(comparison.result, labels, decision) for decision in decisions]
+    return [_score(comparison.result, labels, fit) for fit in fits]
 
 
-def _fit_texts(
-    comparison: Comparison, texts: np.ndarray, train: np.ndarray, others: np.ndarray
-) -> list[Float64[np.ndarray, "sample output"]]:
-    """Decision values of other texts at every alpha; words are counted on the training texts alone."""
+@dataclass(frozen=True)
+class _TextFit:
+    """Decision values of texts, and what they were computed with: coefficients, and the lengths of the texts' rows."""
+
+    decision: Float64[np.ndarray, "sample output"]
+    coef: Float64[np.ndarray, "output word"]
+    norms: Float64[np.ndarray, " sample"]
+
+
+def _fit_texts(comparison: Comparison, texts: np.ndarray, train: np.ndarray, others: np.ndarray) -> list[_TextFit]:
+    """Decide on other texts at every alpha; words are counted on the training texts alone."""
     result, weights = comparison.result, comparison.options.sample_weight
     used = None if weights is None else np.asarray(weights, dtype=np.float64)[train]
     vectorizer = TfidfVectorizer(sublinear_tf=True)
     counts, labels = vectorizer.fit_transform(texts[train]), result.train_labels[train]
-    held_out = vectorizer.transform(others)
+    held_out: Any = vectorizer.transform(others)
+    norms = np.asarray(sparse.linalg.norm(held_out, axis=1), dtype=np.float64)
     if result.task_type == "regression":
         fits = [Ridge(alpha).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
-        return [np.asarray(fit.predict(held_out))[:, None] for fit in fits]
+        return [_TextFit(np.asarray(fit.predict(held_out))[:, None], np.atleast_2d(fit.coef_), norms) for fit in fits]
     classes = len(result.classes or ())
     if len(np.unique(labels)) < classes:
-        return [np.full((len(others), 1), np.nan)] * len(TFIDF_ALPHAS)
+        nothing = _TextFit(np.full((len(others), 1), np.nan), np.zeros((1, counts.shape[1])), norms)
+        return [nothing] * len(TFIDF_ALPHAS)
     fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
-    return [fit.decision_function(held_out).reshape(len(others), -1) for fit in fits]
+    return [_TextFit(fit.decision_function(held_out).reshape(len(others), -1), fit.coef_, norms) for fit in fits]
 
 
-def _score(
-    result: SweepResult, labels: Float64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"]
-) -> float:
+def _score(result: SweepResult, labels: Float64[np.ndarray, " sample"], fit: _TextFit) -> float:
     """The sweep's metric."""
     task = Task(result.task_type, None if result.classes is None else np.array(result.classes))
-    if np.isnan(decision).any():
-        return float("nan")
-    targets = torch.tensor(task.targets(labels, "labels"))
-    return float(score(result.task_type, targets[None], torch.tensor(ranked(decision))[None]))
+    return score_rows(task, labels, fit.decision, fit.coef, fit.norms)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
 from scipy import stats
 
-from gpu_probes.apply import decide, one_column, predictions_of, ranked
+from gpu_probes.apply import decide, is_flat, one_column, predictions_of, ranked, row_norms
 from gpu_probes.baselines import (
     Baseline,
     Comparison,
@@ -21,6 +21,7 @@ from gpu_probes.baselines import (
     tfidf_baseline,
 )
 from gpu_probes.cells import CellSource
+from gpu_probes.errors import Status
 from gpu_probes.groups import group_samples
 from gpu_probes.intervals import Interval, difference_interval, score_interval
 from gpu_probes.labels import read_labels
@@ -127,12 +128,18 @@ def compare_overlap(
     if best is None or not shared.any():
         return content
     at = (best.position_index, best.layer_index)
-    decision = decide(test, best.cell, result.coef[at], result.intercept[at])
+    coef, norms = result.coef[at], row_norms(test, best.cell)
+    decision = decide(test, best.cell, coef, result.intercept[at])
     labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
     # Rows that were left out of the test may hold what training never saw.
     known = np.isfinite(decision).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
     for name, rows in {"scores_of_shared": shared & known, "scores_of_others": ~shared & known}.items():
-        content[name] = all_scores(result, labels[rows], decision[rows]).to_json() if rows.any() else None
+        if not rows.any():
+            content[name] = None
+            continue
+        flat = is_flat(decision[rows], coef, norms[rows])
+        reason = Status.TEST_CONSTANT_PREDICTIONS.value if flat else None
+        content[name] = all_scores(result, labels[rows], decision[rows], undefined=reason).to_json()
     content["n_unscored"] = int((~known).sum())
     return content
 
@@ -288,27 +295,37 @@ def _baseline(
 
 
 def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
-    """All scores of the best probe; those in cross-validation are of the pooled predictions, not means over folds."""
+    """All scores of the best probe; those in cross-validation are of the pooled predictions, not means over folds.
+
+    Where the sweep has no score of a split, there is none here, for the same reason.
+    """
     at = (best.position_index, best.layer_index)
     splits = {
-        "train": (result.train_labels, result.train_decision),
-        "cv": (result.train_labels, result.cv_decision),
-        "test": (result.test_labels, result.test_decision),
+        "train": (result.train_labels, result.train_decision, result.train_score),
+        "cv": (result.train_labels, result.cv_decision, result.cv_score),
+        "test": (result.test_labels, result.test_decision, result.test_score),
     }
-    return {
-        name: all_scores(result, labels, decision[at]).to_json()
-        for name, (labels, decision) in splits.items()
-        if labels is not None and decision is not None and np.isfinite(decision[at]).all()
-    }
+    found: dict[str, Json] = {}
+    for name, (labels, decision, scores) in splits.items():
+        if labels is None or decision is None or not np.isfinite(decision[at]).all():
+            continue
+        reason = result.reason(*at) if np.isnan(scores[at]) else None
+        found[name] = all_scores(result, labels, decision[at], undefined=reason).to_json()
+    return found
 
 
 def all_scores(
-    result: SweepResult, labels: Float64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"]
+    result: SweepResult,
+    labels: Float64[np.ndarray, " sample"],
+    decision: Float64[np.ndarray, "sample output"],
+    *,
+    undefined: str | None = None,
 ) -> Scores:
-    """Every score that the task has, of decision values."""
+    """Every score that the task has, of decision values; `undefined` says why there is none of them."""
     if result.classes is None:
-        return regression_scores(labels, decision[:, 0])
-    return classification_scores(_places(result.classes, labels), decision, len(result.classes))
+        return regression_scores(labels, decision[:, 0], undefined=undefined)
+    places = _places(result.classes, labels)
+    return classification_scores(places, decision, len(result.classes), undefined=undefined)
 
 
 def _platt(result: SweepResult, best: BestProbe) -> dict[str, Json]:

@@ -40,10 +40,16 @@ class _UndefinedError(Exception):
     """Why a score does not exist for these labels and predictions."""
 
 
-def regression_scores(actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, " sample"]) -> Scores:
-    """Spearman, Pearson, R2, mean squared and absolute error, Kendall's tau-b, and the learnability selection."""
+def regression_scores(
+    actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, " sample"], *, undefined: str | None = None
+) -> Scores:
+    """Spearman, Pearson, R2, mean squared and absolute error, Kendall's tau-b, and the learnability selection.
+
+    `undefined` says why there is none of them.
+    """
     both = (actual, predicted)
     return _collect(
+        undefined,
         spearman=lambda: _correlation(stats.spearmanr, both),
         pearson=lambda: _correlation(stats.pearsonr, both),
         kendall=lambda: _correlation(stats.kendalltau, both),
@@ -55,9 +61,16 @@ def regression_scores(actual: Float64[np.ndarray, " sample"], predicted: Float64
 
 
 def classification_scores(
-    actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample output"], n_classes: int
+    actual: Int64[np.ndarray, " sample"],
+    decision: Float64[np.ndarray, "sample output"],
+    n_classes: int,
+    *,
+    undefined: str | None = None,
 ) -> Scores:
-    """Ranking, accuracy and calibration; the mean over the classes where there are more than two."""
+    """Ranking, accuracy and calibration; the mean over the classes where there are more than two.
+
+    `undefined` says why there is none of them.
+    """
     binary = n_classes == 2
     one_hot = np.eye(n_classes)[actual]
     probabilities, order = predictions_of(decision, "classification"), ranked(decision)
@@ -73,6 +86,7 @@ def classification_scores(
 
     squares = np.square(by_class - one_hot)
     return _collect(
+        undefined,
         roc_auc=lambda: over_classes(metrics.roc_auc_score),
         average_precision=lambda: over_classes(metrics.average_precision_score),
         accuracy=lambda: metrics.accuracy_score(actual, chosen),
@@ -165,7 +179,9 @@ class PlattScaling:
         return special.expit(self.log_odds(decision))
 
 
-def _collect(**scores: Callable[[], Any]) -> Scores:
+def _collect(undefined: str | None, **scores: Callable[[], Any]) -> Scores:
+    if undefined is not None:
+        return Scores(dict.fromkeys(scores), dict.fromkeys(scores, undefined))
     values: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     for name, score in scores.items():

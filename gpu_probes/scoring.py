@@ -60,11 +60,11 @@ def correlate_ranks(
 
 
 def roc_auc(
-    targets: Float64[Tensor, "*#column sample output"], predictions: Float64[Tensor, "*column sample output"]
+    targets: Float64[Tensor, "*#column sample output"], ranked: Float64[Tensor, "*column sample output"]
 ) -> Float64[Tensor, "*column"]:
     """Area under the ROC curve, the Mann-Whitney way; the mean of one-vs-rest areas for several outputs.
 
-    NaN where an output has no positives or no negatives.
+    `ranked` is what each output orders samples by. NaN where an output has no positives or no negatives.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def roc_auc(
         raise LabelError("targets of roc_auc are 1 for rows of the class and 0 for others; give those, not class names")
     positives = targets.sum(-2)
     negatives = targets.shape[-2] - positives
-    rank_sum = torch.linalg.vecdot(midranks(predictions.mT), targets.mT)
+    rank_sum = torch.linalg.vecdot(midranks(ranked.mT), targets.mT)
     area = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
     return area.mean(-1)
 
@@ -106,7 +106,7 @@ def labels_rank(task_type: TaskType, targets: Float64[Tensor, "sample output"]) 
     return bool(((lowest == 0) & (highest == 1)).all())
 
 
-def rankable(decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
+def ranked(decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
     """What to rank samples by: decision values; of several classes each one's log odds against all others.
 
     They order samples as probabilities do, which round to 1 and tie.
@@ -124,9 +124,32 @@ def rankable(decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*ba
 def score(
     task_type: TaskType,
     targets: Float64[Tensor, "*#column sample output"],
-    predictions: Float64[Tensor, "*column sample output"],
+    ranked: Float64[Tensor, "*column sample output"],
 ) -> Float64[Tensor, "*column"]:
-    """The task's metric for each column, NaN where it is undefined."""
+    """The task's metric for each column, NaN where it is undefined; `ranked` as by the function `ranked`."""
     if task_type == "regression":
-        return spearman(targets[..., 0], predictions[..., 0])
-    return roc_auc(targets, predictions)
+        return spearman(targets[..., 0], ranked[..., 0])
+    return roc_auc(targets, ranked)
+
+
+def score_decision(
+    task_type: TaskType,
+    targets: Float64[Tensor, "*#column sample output"],
+    decision: Float64[Tensor, "cell column sample output"],
+    coef: Float64[Tensor, "cell column output feature"],
+    largest_norm: Float64[Tensor, " cell"],
+) -> tuple[Float64[Tensor, "cell column"], Bool[Tensor, "cell column"]]:
+    """The task's metric of decision values, and which columns are flat: these have no score.
+
+    Parameters
+    ----------
+    task_type : regression or classification
+    targets : Tensor [..., sample, output]
+    decision : Tensor [cell, column, sample, output]
+    coef : Tensor [cell, column, output, feature]
+        What the decision values were computed with.
+    largest_norm : Tensor [cell]
+        Of the longest row.
+    """
+    flat = is_flat(decision, rounding_level(largest_norm, coef))
+    return torch.where(flat, torch.nan, score(task_type, targets, ranked(decision))), flat

@@ -18,7 +18,7 @@ from gpu_probes.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, Sof
 from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
-from gpu_probes.scoring import correlate_ranks, is_flat, labels_rank, rankable, rounding_level, score, unit_ranks
+from gpu_probes.scoring import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks
 from gpu_probes.spaces import Dual, Framed, Primal
 
 
@@ -227,7 +227,7 @@ def _scorer(
     if task.task_type == "regression":
         ranks = unit_ranks(by_shuffle[..., 0])
         return lambda decision: correlate_ranks(ranks, decision[..., 0])
-    return lambda decision: score(task.task_type, by_shuffle, rankable(decision))
+    return lambda decision: score(task.task_type, by_shuffle, ranked(decision))
 
 
 def _search_label(
@@ -405,10 +405,8 @@ def _evaluate(
         nothing = decision.new_full(decision.shape[:2], torch.nan)
         return Evaluation(decision, nothing, nothing.isnan())
     columns = coef.reshape(*decision.shape[:2], *coef.shape[-2:])
-    level = rounding_level(seen.largest_norm, columns)
-    flat = is_flat(decision, level)
-    scores = score(task.task_type, targets[None, None], rankable(decision))
-    return Evaluation(decision, torch.where(flat, torch.nan, scores), flat)
+    scores, flat = score_decision(task.task_type, targets[None, None], decision, columns, seen.largest_norm)
+    return Evaluation(decision, scores, flat)
 
 
 def _decide(

@@ -171,7 +171,7 @@ def reliability(results: SavedResults) -> Figure | Absent:
     if not scores:
         return Absent(name, title, results.why_missing("scores"))
     platt = results.part("platt").get("test_scores") or {}
-    split = "test" if "test" in scores else "cv"
+    split = "test" if (scores.get("test") or {}).get("reliability") else "cv"
     found = [(f"{split}, as fitted", "accent", scores.get(split) or {})]
     found += [("test, after Platt scaling", "honest", platt)] if platt.get("reliability") else []
     bins = [_bins(one, content.get("reliability")) for one, _, content in found]

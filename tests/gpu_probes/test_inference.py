@@ -11,9 +11,20 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from gpu_probes import About, ArrayCellSource, LabelError, SweepOptions, SweepResult, compare_overlap, infer, sweep
+from gpu_probes import (
+    About,
+    ArrayCellSource,
+    LabelError,
+    SavedProbes,
+    SweepOptions,
+    SweepResult,
+    compare_overlap,
+    infer,
+    sweep,
+)
 from gpu_probes.baselines import TFIDF_ALPHAS
 from gpu_probes.inference import _calibration
+from gpu_probes.labels import Task
 
 N, N_TEST = 80, 40
 WORDS = ["add", "capital", "story", "letter", "largest"]
@@ -357,3 +368,40 @@ def test_a_calibration_never_turns_a_ranking_round(classes: bool):
         else:
             assert found["slope"] > 0
     assert 0 < falling < 10
+
+
+@pytest.mark.parametrize("n_classes", [0, 2, 3])
+def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
+    """Test rows of the best cell are all the same: rounding could be ranked, and ties have an AUC of 0.5."""
+    rng = np.random.default_rng(0)
+    features, test_features = rng.standard_normal((90, 2, 1, 67)), rng.standard_normal((33, 2, 1, 67))
+    test_features[:, 1] = 100 * test_features[0, 1]
+    numbers = features[:, 1, 0, :8] @ np.arange(8.0)
+    labels = np.digitize(numbers, np.quantile(numbers, [0.3, 0.7][: n_classes - 1])) * 1.0 if n_classes else numbers
+    test_labels = np.arange(33.0) % n_classes if n_classes else rng.standard_normal(33)
+    train, test = ArrayCellSource(features), ArrayCellSource(test_features)
+    texts = ["a word"] * 45 + ["another word"] * 45, [f"foreign {k}" for k in range(33)]
+    options = SweepOptions(k_fold=True, nested_cv=False)
+    result = sweep(train, labels, test, test_labels, **vars(options))
+    best, name = result.best, result.metric
+    assert best is not None
+    assert best.cell.layer == 1
+    assert best.test_score is None
+    task = Task(result.task_type, None if result.classes is None else np.array(result.classes))
+    saved = SavedProbes(result.layers, result.positions, task, result.coef, result.intercept, best.cell)
+    assert np.isnan(saved.score(test, test_labels, best.cell))
+    inference = infer(result, train, test, options, About(*texts))
+    reason = "every test row is identical here, so the test score is undefined"
+    scores = inference["scores"]["test"]
+    assert scores["undefined"] == dict.fromkeys(inference["scores"]["cv"].keys() - {"undefined"}, reason)
+    assert {scores[each] for each in scores["undefined"]} == {None}
+    assert inference["scores"]["cv"][name] is not None
+    # No word of the test prompts is among those of the training.
+    assert inference["baselines"]["tfidf"]["cv_score"] is not None
+    assert inference["baselines"]["tfidf"]["test_score"] is None
+    assert inference["baselines"]["tfidf"]["test_interval"] is None
+    overlap = compare_overlap(result, test, test_labels, np.arange(33) < 15, dropped=False)
+    for rows in ("scores_of_shared", "scores_of_others"):
+        assert overlap[rows][name] is None
+        assert overlap[rows]["undefined"][name] == "the test predictions do not differ by more than rounding error"
+    json.dumps([inference, overlap], allow_nan=False)

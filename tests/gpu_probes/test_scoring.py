@@ -10,7 +10,7 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from gpu_probes.errors import LabelError
-from gpu_probes.scoring import is_flat, labels_rank, midranks, rankable, roc_auc, rounding_level, score, spearman
+from gpu_probes.scoring import is_flat, labels_rank, midranks, ranked, roc_auc, rounding_level, score, spearman
 
 # Few distinct values make ties the rule.
 tied = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
@@ -70,7 +70,7 @@ def test_targets_of_an_auc_are_zeros_and_ones(values: list[float]):
 def test_several_classes_are_ranked_by_exact_log_odds(n_classes: int, spread: float):
     """Against 60 digits: probabilities of a class round to 1 from 37 on."""
     decision = spread * np.random.default_rng(0).standard_normal((20, n_classes))
-    found = rankable(torch.tensor(decision)).numpy()
+    found = ranked(torch.tensor(decision)).numpy()
     with localcontext() as context:
         context.prec, context.Emin, context.Emax = 60, -(10**9), 10**9
         for row, odds in zip(decision, found, strict=True):
