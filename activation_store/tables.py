@@ -209,16 +209,14 @@ class JsonRows:
         Raises
         ------
         InputError
-            The values are of several types; the message does not say what to do.
+            There is no such type; the message does not say what to do.
         """
         values = self.values(name)
         try:
-            column = pa.chunked_array([pa.array(values)])
+            column = pa.chunked_array([_of_one_type(values)])
         except (ValueError, TypeError, OverflowError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{self.path}: column {name!r} mixes types or has whole numbers beyond 64 bits: {reason}"
-            ) from error
+            raise InputError(f"{self.path}: column {name!r} {_what_has_no_type(error)}: {reason}") from error
         if any(_turns_into_number(value, column.type) for value in values):
             raise InputError(f"{self.path}: column {name!r} mixes types: true or false, and numbers")
         return column
@@ -597,6 +595,28 @@ def _without_padding(value: Any, kind: Any) -> Any:
             raise ValueError(f"the map {dict(value)} has a key twice")
         return found
     return [_without_padding(item, kind.value_type) for item in value] if isinstance(value, list) else value
+
+
+def _of_one_type(values: list[Any]) -> Any:
+    """Values as Arrow's array."""
+    try:
+        return pa.array(values)
+    except OverflowError:
+        # Of whole numbers Arrow tries the types with a sign alone.
+        if not all(value is None or isinstance(value, int) for value in values):
+            raise
+        return pa.array(values, pa.uint64())
+
+
+def _what_has_no_type(error: Exception) -> str:
+    """Why values have no type in common."""
+    if isinstance(error, OverflowError):
+        return "has whole numbers beyond those of int64"
+    if isinstance(error, UnicodeEncodeError):
+        return "has half of a surrogate pair"
+    if "exactly representable" in str(error) or "too large" in str(error):
+        return "has fractions beside whole numbers beyond 2 ** 53"
+    return "mixes types"
 
 
 def _turns_into_number(value: Any, kind: Any) -> bool:

@@ -306,9 +306,12 @@ def test_a_json_array_goes_out_as_lines(probe, tmp_path):
         ([0.5, True], "mixes types"),
         ([[0.5], [True]], "mixes types"),
         ([{"a": 0.5}, {"a": True}], "mixes types"),
-        ([10**22, 1], "beyond 64 bits"),
-        ([2**53 + 1, 0.5], "mixes types"),
-        (["\ud800", "a"], "mixes types"),
+        ([10**22, 1], "whole numbers beyond those of int64"),
+        ([2**64 - 1, 0.5], r"fractions beside whole numbers beyond 2 \*\* 53"),
+        ([-1, 2**63], "whole numbers beyond those of int64"),
+        ([{"a": 2**64}, {}], "whole numbers beyond those of int64"),
+        ([2**53 + 1, 0.5], r"fractions beside whole numbers beyond 2 \*\* 53"),
+        (["\ud800", "a"], "half of a surrogate pair"),
         ([{}, {}], "parquet cannot hold"),
     ],
 )
@@ -377,6 +380,15 @@ def test_nanoseconds_are_written_as_json(probe, tmp_path, kind, text):
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert [rows[0][name] for name in columns] == [written for *_, written in nested]
     assert [rows[1][name] for name in columns] == [None] * len(nested)
+
+
+def test_whole_numbers_of_json_up_to_64_bits_have_a_type_in_parquet(probe, tmp_path):
+    rows = [{"question": "a", "x": 2**64 - 1}, {"question": "b", "x": None}, {"question": "c", "x": 1}]
+    (tmp_path / "given.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    score_dataset(probe, tmp_path / "given.jsonl", tmp_path / "s.parquet")
+    column = pq.read_table(tmp_path / "s.parquet")["x"]
+    assert column.type == pa.uint64()
+    assert column.to_pylist() == [2**64 - 1, None, 1]
 
 
 def test_scalars_of_json_are_written_into_csv_as_they_are(probe, tmp_path):
