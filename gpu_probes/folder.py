@@ -15,11 +15,12 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,6 +52,8 @@ FIGURE_NAMES = (
     "alphas",
     "learning_curve",
 )
+# How long to wait for another process to move new results up.
+PATIENCE_S = 10.0
 _NEW = ".new"
 _DRAFT = ".draft-"
 
@@ -177,7 +180,7 @@ def _move_up(folder: Path) -> None:
         return
     try:
         with (new / RUN).open("rb+") as locked:
-            fcntl.flock(locked, fcntl.LOCK_EX)
+            _wait_for(locked, folder)
             if (new / RUN).exists():
                 _replace(folder, new)
     except FileNotFoundError:
@@ -191,6 +194,22 @@ def _move_up(folder: Path) -> None:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise ProbeError(f"{new / RUN} is damaged ({error}); remove {new} and train again") from error
+
+
+def _wait_for(locked: IO[bytes], folder: Path) -> None:
+    """Be the only one that moves files up, which takes milliseconds."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                raise ProbeError(
+                    f"{folder}: another process has begun to put new results there and does not go on; end it, and run "
+                    "the same command again"
+                ) from error
+            time.sleep(0.01)
 
 
 def _replace(folder: Path, new: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.faults import damage, extraction, failing, kills, power
+from benchmarks.faults import damage, extraction, failing, kills, power, results
 from benchmarks.faults.aftermath import difference
 from benchmarks.faults.calls import KINDS, Watch
 from benchmarks.faults.counts import Counts
@@ -72,6 +72,8 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "file cut off or gone": list(_lengths(size)),
         "repair": list(_repairs(size)),
         "state machine": _parcels(size.n_examples, 50, lambda n, i: partial(random_walks, n, seed + i)),
+        "results: SIGKILL at every step": [partial(results.killed, size.every)],
+        "results: two processes": [partial(results.together, size.every), partial(results.one_file, size.every)],
         "SIGKILL of probesweep extract": _parcels(
             size.n_extractions, 5, lambda n, i: partial(extraction.killed_extraction, n, 600, seed + i)
         ),
