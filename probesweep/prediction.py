@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ from activation_store.prompts import Prompts as EncodedPrompts
 from activation_store.prompts import show_rows
 from activation_store.tables import Rows, Table
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
-from gpu_probes.apply import decide, one_column, predictions_of
+from gpu_probes.apply import decide, one_column, predictions_of, ranked
 from gpu_probes.combine import combine
 from gpu_probes.errors import ProbeWarning
 from gpu_probes.folder import RUN
@@ -164,20 +164,21 @@ class Probe:
             Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
             the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
         """
-        return one_column(self.calibrate(self._decide_list(prompts)))
+        return one_column(self.calibrate(self.decide(prompts)))
 
     def predict(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
         """Predictions as in the result files: numbers, the second class's probability, or one for every class."""
-        return one_column(predictions_of(self._decide_list(prompts), self.card.task_type))
+        return one_column(predictions_of(self.decide(prompts), self.card.task_type))
 
     def decide(
-        self, prompts: Sequence[Question], progress: Callable[[Blocks, int], Blocks] | None = None
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
     ) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values: what is ranked.
+        """Decision values: what is ranked, for several classes by way of `gpu_probes.apply.ranked`.
 
         Parameters
         ----------
         prompts : sequence of str or of chat messages
+            Which may be empty. The first error in place of a prompt is raised.
         progress : callable, optional
             Is given the blocks of rows and their number of prompts, and yields the blocks.
 
@@ -187,8 +188,12 @@ class Probe:
             A prompt cannot be used.
         NonFiniteError
             The model gives NaN or infinity for some.
+        RequestError
+            A single prompt is given, not a list.
         """
-        questions = _usable([read_question(prompt, f"prompt {row}") for row, prompt in enumerate(prompts)])
+        questions = _usable(_read_questions(prompts))
+        if not questions:
+            return np.zeros((0, len(self.coef)))
         return self._decide_encoded(self._loaded.encode(questions), progress, stop=True)
 
     def decide_usable(
@@ -206,13 +211,20 @@ class Probe:
         -------
         tuple of ndarray [prompt, output] and dict
             The reasons by row.
+
+        Raises
+        ------
+        RequestError
+            A single prompt is given, not a list.
         """
-        reasons = {row: prompt.reason for row, prompt in enumerate(prompts) if isinstance(prompt, PromptError)}
-        read = {row: prompt for row, prompt in enumerate(prompts) if not isinstance(prompt, PromptError)}
+        questions = _read_questions(prompts)
+        reasons = {row: prompt.reason for row, prompt in enumerate(questions) if isinstance(prompt, PromptError)}
+        read = {row: prompt for row, prompt in enumerate(questions) if not isinstance(prompt, PromptError)}
         rows = list(read)
-        reasons |= {rows[place]: why for place, why in self._loaded.find_unusable(list(read.values())).items()}
+        if read:
+            reasons |= {rows[place]: why for place, why in self._loaded.find_unusable(list(read.values())).items()}
         usable = [row for row in rows if row not in reasons]
-        decision = np.full((len(prompts), len(self.coef)), np.nan)
+        decision = np.full((len(questions), len(self.coef)), np.nan)
         if usable:
             encoded = self._loaded.encode([read[row] for row in usable], numbers=usable)
             decision[usable] = self._decide_encoded(encoded, progress, stop=False)
@@ -250,12 +262,6 @@ class Probe:
         if found.kind == "linear":
             return found.slope * decision + found.intercept
         return PlattScaling(found.slope, found.intercept).apply(decision)
-
-    def _decide_list(self, prompts: Sequence[Question]) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values of a list, which may be empty."""
-        if isinstance(prompts, str):
-            raise RequestError("score takes a list of prompts; put a single one into brackets: probe.score([text])")
-        return self.decide(prompts) if len(prompts) else np.zeros((0, len(self.coef)))
 
     @property
     def _prompts(self) -> Prompts:
@@ -329,8 +335,9 @@ def score_dataset(
     Lines of JSON are written as they were read. Columns of a CSV file stay text in another; elsewhere they are numbers
     where these print the very texts.
 
-    ``probe_score`` is calibrated, ``probe_prediction`` as in the result files; with more than two classes there is a
-    ``probe_score_CLASS`` for each.
+    ``probe_score`` is calibrated, ``probe_prediction`` as in the result files, and ``probe_rank``, for classes, is what
+    ROC-AUC ranks by: log odds, which differ where probabilities round to 1. With more than two classes there are a
+    ``probe_score_CLASS`` and then a ``probe_rank_CLASS`` for each.
 
     Parameters
     ----------
@@ -359,6 +366,7 @@ def score_dataset(
     RequestError, StoreError
         What is given cannot be used; the message says what, where, and how to mend it.
     """
+    _check_on_error(on_error)
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
         raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
@@ -377,10 +385,15 @@ def score_dataset(
 
 def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop") -> Scored:
     """Score some prompts: a row for each, with the columns of `score_dataset` behind that of the texts."""
-    questions = [read_question(text, f"text {number}") for number, text in enumerate(texts)]
-    scores, unusable = _score(probe, questions, on_error, None)
+    _check_on_error(on_error)
+    scores, unusable = _score(probe, texts, on_error, None)
     columns = {"text": list(texts), **scores}
     return Scored(list(columns), columns, unusable)
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in get_args(OnError):
+        raise RequestError(f"--on_error {on_error!r}: must be one of {', '.join(get_args(OnError))}")
 
 
 def _score(
@@ -392,13 +405,23 @@ def _score(
     """Columns of scores, and why rows have none."""
     if on_error == "stop":
         try:
-            return _columns(probe, probe.decide(_usable(questions), progress)), {}
+            return _columns(probe, probe.decide(questions, progress)), {}
         except PromptError as error:
             hint = "--on_error null scores the other rows"
             raise PromptError(f"{error}; {hint}", error.reason) from error
     decision, unusable = probe.decide_usable(questions, progress)
     columns = _columns(probe, decision)
     return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable
+
+
+def _read_questions(prompts: object) -> list[Question | PromptError]:
+    """Each prompt as a question, or why it is none; whatever Python hands over."""
+    if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
+        raise RequestError(f"{prompts!r} is no list of prompts; put a single one into brackets: probe.score([text])")
+    return [
+        prompt if isinstance(prompt, PromptError) else read_question(prompt, f"prompt {row}")
+        for row, prompt in enumerate(prompts)
+    ]
 
 
 def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
@@ -413,16 +436,20 @@ def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
 
 def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[float | None]]:
     predictions = predictions_of(decision, probe.card.task_type)
-    values = predictions if len(probe.coef) > 1 else np.hstack([probe.calibrate(decision), predictions])
+    scores = [predictions] if len(probe.coef) > 1 else [probe.calibrate(decision), predictions]
+    values = np.hstack(scores if probe.classes is None else [*scores, ranked(decision)])
     columns = ([None if np.isnan(value) else value for value in column] for column in values.T.tolist())
     return dict(zip(_column_names(probe, "stop"), columns, strict=True))
 
 
 def _column_names(probe: Probe, on_error: OnError) -> list[str]:
     reasons = [ERROR_COLUMN] if on_error == "null" else []
-    if probe.classes is not None and len(probe.classes) > 2:
-        return [*(f"probe_score_{class_name(value)}" for value in probe.classes), *reasons]
-    return ["probe_score", "probe_prediction", *reasons]
+    if probe.classes is None:
+        return ["probe_score", "probe_prediction", *reasons]
+    if len(probe.classes) == 2:
+        return ["probe_score", "probe_prediction", "probe_rank", *reasons]
+    by_class = [f"{what}_{class_name(value)}" for what in ("probe_score", "probe_rank") for value in probe.classes]
+    return [*by_class, *reasons]
 
 
 def _read_card(folder: Path) -> tuple[Card, Prompts]:

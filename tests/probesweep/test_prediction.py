@@ -132,7 +132,37 @@ def test_scores_rank_as_decision_values_where_probabilities_round_to_one(folder,
     calibrated = probe.calibrate(decision)[:, 0]
     assert len(np.unique(expit(decision))) < len(np.unique(decision))
     np.testing.assert_array_equal(stats.rankdata(calibrated), stats.rankdata(decision[:, 0]))
-    assert roc_auc_score(rows["long"], calibrated) == pytest.approx(Card.load(results).scores.test, abs=0.01)
+    assert roc_auc_score(rows["long"], calibrated) == pytest.approx(Card.load(results).scores.test, abs=1e-12)
+
+
+@pytest.mark.parametrize("label", ["long", "kind"])
+def test_the_column_of_ranks_has_the_roc_auc_of_the_card(folder, train, tmp_path, label):
+    """Also where probabilities round to 1: there is next to no scatter within classes, so decision values are large."""
+    results = train(label, "--alphas", "1e-9", "--probe", "lda")
+    score_dataset(Probe.load(results), folder / "test.parquet", tmp_path / "s.parquet")
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    classes = [""] if label == "long" else ["_0", "_1", "_2"]
+    ranks, probabilities = (table[[f"probe_{what}{name}" for name in classes]] for what in ("rank", "score"))
+    areas = [
+        roc_auc_score(table[label] == (k if len(classes) > 1 else 1), column)
+        for k, column in enumerate(ranks.to_numpy().T)
+    ]
+    assert np.mean(areas) == pytest.approx(Card.load(results).scores.test, abs=1e-12)
+    if len(classes) > 1:
+        assert probabilities.stack().nunique() < ranks.stack().nunique() == ranks.size
+
+
+@pytest.mark.parametrize("decision", [[[1e3], [1e4], [5e4]], [[100.0, 0, -50], [60, 0, -20], [40, 0, 0]]])
+def test_prompts_far_out_have_ranks_of_their_own(train, decision, monkeypatch):
+    probe = Probe.load(train("long" if len(decision[0]) == 1 else "kind"))
+    monkeypatch.setattr(Probe, "decide", lambda *_: np.array(decision, dtype=np.float64))
+    scores = score_texts(probe, ["a", "b", "c"]).scores
+    names = [name for name in scores if name.startswith("probe_rank")]
+    assert len(names) == len(decision[0])
+    assert [scores[names[0]][row] for row in range(3)] == pytest.approx(
+        [row[0] - max(row[1:], default=0) for row in decision], abs=1
+    )
+    assert set(scores[names[0].replace("rank", "score")]) == {1.0}
 
 
 def test_a_probe_without_a_calibration_says_so_and_gives_its_predictions(folder, train, tmp_path):
@@ -468,10 +498,10 @@ def test_several_classes_get_a_column_each(folder, train, tmp_path):
     probe = Probe.load(train("kind"))
     scored = score_dataset(probe, folder / "test.parquet", tmp_path / "s.parquet")
     columns = ["probe_score_0", "probe_score_1", "probe_score_2"]
-    assert scored.columns[-3:] == columns
+    assert scored.columns[-6:] == [*columns, "probe_rank_0", "probe_rank_1", "probe_rank_2"]
     table = pd.read_parquet(tmp_path / "s.parquet")
     assert list(table) == scored.columns
-    pd.testing.assert_frame_equal(table[columns], pd.DataFrame(scored.scores))
+    pd.testing.assert_frame_equal(table[scored.columns[-6:]], pd.DataFrame(scored.scores))
     np.testing.assert_allclose(table[columns].sum(axis=1), 1)
 
 
@@ -481,7 +511,8 @@ def test_large_classes_keep_their_names(train, tmp_path):
     (results / "probe.json").write_text(json.dumps({**card, "classes": [1000001.0, 1000002.0, 0.1]}))
     sign(results)
     names = score_texts(Probe.load(results), ["Hi"]).columns
-    assert names == ["text", "probe_score_1000001", "probe_score_1000002", "probe_score_0.1"]
+    classes = ["1000001", "1000002", "0.1"]
+    assert names == ["text", *(f"probe_{what}_{name}" for what in ("score", "rank") for name in classes)]
 
 
 def test_text_is_scored_at_the_terminal(train):
@@ -618,8 +649,36 @@ def test_prompts_are_cut_as_extract_cuts_them(folder, train, tmp_path, tiny_mode
 
 @pytest.mark.parametrize("prompts", [[None], [3], [["Hi"]], [[{"role": "user"}]], ["half \ud800"]])
 def test_what_is_no_prompt_is_named(train, prompts):
-    with pytest.raises(InputError, match=r"^prompt 0: "):
-        Probe.load(train("success_rate")).score(prompts)
+    probe = Probe.load(train("success_rate"))
+    for use in (probe.score, probe.predict, probe.decide):
+        with pytest.raises(InputError, match=r"^prompt 0: "):
+            use(prompts)
+    decision, reasons = probe.decide_usable([*prompts, "Hi"])
+    assert list(reasons) == [0]
+    np.testing.assert_array_equal(np.isnan(decision[:, 0]), [True, False])
+
+
+@pytest.mark.parametrize("prompts", ["abc", b"abc", None, 3, {"role": "user", "content": "Hi"}])
+def test_a_single_prompt_is_no_list_of_them(probe, prompts):
+    for use in (probe.score, probe.predict, probe.decide, probe.decide_usable):
+        with pytest.raises(RequestError, match=r"is no list of prompts; put a single one into brackets"):
+            use(prompts)
+
+
+def test_no_prompts_have_no_scores(probe):
+    assert probe.score([]).shape == probe.predict([]).shape == (0,)
+    assert probe.decide([]).shape == (0, 1)
+    decision, reasons = probe.decide_usable([])
+    assert (decision.shape, reasons) == ((0, 1), {})
+
+
+@pytest.mark.parametrize("on_error", ["ignore", "", None, True])
+def test_what_a_bad_row_comes_to_is_one_of_two(probe, odd, tmp_path, on_error):
+    with pytest.raises(RequestError, match=r"--on_error .*: must be one of stop, null"):
+        score_dataset(probe, odd, tmp_path / "s.jsonl", on_error=on_error)
+    with pytest.raises(RequestError, match=r"--on_error .*: must be one of stop, null"):
+        score_texts(probe, ["Hi"], on_error=on_error)
+    assert not (tmp_path / "s.jsonl").exists()
 
 
 def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
