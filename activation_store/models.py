@@ -319,7 +319,7 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
         options["quantization_config"] = GgufConfig(dequantize=True)
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     names: list[RecordedNames] = []
-    with reports_held(), _gguf_names_recorded(names):
+    with reports_held() as show_report, _gguf_names_recorded(names):
         # The configuration is handed on: reading it out of a GGUF file again takes seconds.
         model, found = _load(
             *(source, "weights", load),
@@ -329,9 +329,13 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
     _read_gguf.cache_clear()
     left_out = [name for one in names for name in one.absent]
     report = LoadingReport(
-        found["missing_keys"], found["mismatched_keys"], [*found["unexpected_keys"], *dict.fromkeys(left_out)]
+        found["missing_keys"],
+        found["mismatched_keys"],
+        [*found["unexpected_keys"], *dict.fromkeys(left_out)],
+        source.location,
     )
     check_weights(source.name, model, find_decoder(model), report)
+    show_report()
     return model
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
 from torch import nn
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from activation_store.errors import InputError
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # Masks and tables that older versions of transformers stored beside the weights, and compute themselves now.
-_TABLES = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|causal_mask|(attn|attention)(\.attention)?\.bias)$")
+_TABLES = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|causal_mask)$")
+# Some of them have the name of a bias; a bias has one dimension.
+_MASKS, _MASK_DIMENSIONS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.bias$"), (2, 3, 4)
+# What peft adds to weights and to their names; it is applied by peft alone.
+_ADAPTERS = re.compile(r"^base_model\.|\.lora_|lora_embedding|\.modules_to_save\.")
+# Names that wrappers put in front of a whole model's: DataParallel, torch.compile.
+_WRAPPERS = re.compile(r"^(module|_orig_mod)\.")
+# As transformers looks for weights.
+_WHOLE = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
 # What the tensors of a decoder are called in a GGUF file.
 _GGUF_DECODER = ("blk.", "token_embd", "position_embd", "output_norm", "rope_")
 _N_SHOWN = 3
@@ -37,11 +48,14 @@ class LoadingReport:
         Of another shape in the checkpoint (first) than in the model (second); drawn at random as well.
     unused : collection of str
         In the checkpoint, not of the model.
+    location : str
+        Hub id or folder of the checkpoint.
     """
 
     missing: Collection[str]
     mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]]
     unused: Collection[str]
+    location: str
 
 
 def check_files(name: str, location: str) -> None:
@@ -67,9 +81,9 @@ def check_files(name: str, location: str) -> None:
             "not applied: merge it into the weights (peft: merge_and_unload, save_pretrained) and give the merged "
             "model, or give the base model"
         )
-    for kind in ("safetensors", "bin"):
+    for kind, whole_name in _WHOLE.items():
         shards = sorted(file.name for file in folder.glob(f"*-of-*.{kind}"))
-        whole = [file.name for file in (folder / f"model.{kind}", folder / f"pytorch_model.{kind}") if file.exists()]
+        whole = (folder / whole_name).exists()
         index = [file.name for file in folder.glob(f"*.{kind}.index.json")]
         if shards and not index and not whole:
             raise InputError(
@@ -78,8 +92,11 @@ def check_files(name: str, location: str) -> None:
             )
         if index and whole:
             raise InputError(
-                f"model {name!r} has two sets of weights, {whole[0]} and those of {index[0]}; move one of them away"
+                f"model {name!r} has two sets of weights, {whole_name} and those of {index[0]}; move one of them away"
             )
+        # transformers takes what is found first, and looks at no other kind.
+        if whole or index:
+            return
 
 
 def _has_adapter(location: str) -> bool:
@@ -118,7 +135,9 @@ def check_weights(name: str, model: nn.Module, decoder: nn.Module, report: Loadi
 
     _refuse_missing(name, [key for key in report.missing if is_run(key)], report.unused)
     _refuse_mismatched(name, [entry for entry in report.mismatched if is_run(entry[0])])
-    _refuse_unused(name, [key for key in report.unused if is_run(key) and not _TABLES.search(key)])
+    _refuse_adapters(name, [key for key in report.unused if _ADAPTERS.search(key)])
+    _refuse_copies(name, [key for key in report.unused if is_run(_WRAPPERS.sub("", key)) and not is_run(key)])
+    _refuse_unused(name, [key for key in report.unused if is_run(key) and not _is_table(key, report.location)])
     absent = sorted({*report.missing, *(key for key, *_ in report.mismatched)})
     if absent:
         logger.warning("the checkpoint of model %r lacks %s; hidden states do not need it", name, _shown(absent))
@@ -151,6 +170,57 @@ def _refuse_mismatched(name: str, mismatched: Sequence[tuple[str, Sequence[int],
         )
 
 
+def _refuse_adapters(name: str, unused: Sequence[str]) -> None:
+    if unused:
+        raise InputError(
+            f"the checkpoint of model {name!r} has {_counted(sorted(unused))} of an adapter, which is not applied: "
+            "merge it into the weights (peft: merge_and_unload, save_pretrained) and give the merged model"
+        )
+
+
+def _refuse_copies(name: str, unused: Sequence[str]) -> None:
+    if unused:
+        raise InputError(
+            f"the checkpoint of model {name!r} has weights of the decoder twice, the second time as "
+            f"{_counted(sorted(unused))}; it is not known which are meant: keep one set"
+        )
+
+
+def _is_table(key: str, location: str) -> bool:
+    """Whether transformers computes a stored tensor itself."""
+    return bool(_TABLES.search(key) or (_MASKS.search(key) and _n_dimensions(key, location) in _MASK_DIMENSIONS))
+
+
+def _n_dimensions(key: str, location: str) -> int | None:
+    """Of a tensor of a checkpoint; None where it is not there. transformers may have put a prefix before its name."""
+    for kind in _WHOLE:
+        for file in _checkpoint_files(location, kind):
+            shapes = _safetensors_shapes(file) if kind == "safetensors" else _pickle_shapes(file)
+            for name, shape in shapes.items():
+                if key == name or key.endswith(f".{name}"):
+                    return len(shape)
+    return None
+
+
+def _checkpoint_files(location: str, kind: str) -> list[str]:
+    quietly: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False}
+    whole = cached_file(location, _WHOLE[kind], **quietly)
+    if whole is not None:
+        return [whole]
+    index = cached_file(location, f"{_WHOLE[kind]}.index.json", **quietly)
+    return [] if index is None else get_checkpoint_shard_files(location, index)[0] or []
+
+
+def _safetensors_shapes(file: str) -> dict[str, Sequence[int]]:
+    with safe_open(file, framework="pt") as content:
+        return {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118 - no mapping
+
+
+def _pickle_shapes(file: str) -> dict[str, Sequence[int]]:
+    content = torch.load(file, map_location="meta", weights_only=True)
+    return {name: value.shape for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
 def _refuse_unused(name: str, unused: Sequence[str]) -> None:
     if unused:
         raise InputError(
@@ -161,10 +231,15 @@ def _refuse_unused(name: str, unused: Sequence[str]) -> None:
 
 
 @contextmanager
-def reports_held() -> Generator[None]:
-    """Keep transformers' table of missing and unused weights back: `check_weights` says the same in a line.
+def reports_held() -> Generator[Callable[[], None]]:
+    """Keep transformers' table of missing and unused weights back: where `check_weights` refuses, a line says it.
 
     Where loading fails, the table is shown, as what is raised refers to it.
+
+    Yields
+    ------
+    callable
+        Shows the table; for when the weights are accepted.
     """
     held: list[logging.LogRecord] = []
 
@@ -175,13 +250,17 @@ def reports_held() -> Generator[None]:
         return not is_report
 
     source = logging.getLogger("transformers.modeling_utils")
-    source.addFilter(hold)
-    try:
-        yield
-    except BaseException:
-        source.removeFilter(hold)
+
+    def show() -> None:
         for record in held:
             source.handle(record)
+
+    source.addFilter(hold)
+    try:
+        yield show
+    except BaseException:
+        source.removeFilter(hold)
+        show()
         raise
     finally:
         source.removeFilter(hold)

@@ -86,6 +86,32 @@ BROKEN = {
         lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
         r"1 weight \(model\.layers\.0\.self_attn\.q_proj\.bias\) of the decoder which",
     ),
+    "a bias with the name of a mask": (
+        lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.attention.bias": torch.ones(32)}),
+        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\) of the decoder which",
+    ),
+    "an adapter among the weights": (
+        lambda model: rewrite(
+            model, lambda w: {**w, "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+        ),
+        r"1 weight \(base_model\..*lora_A\.weight\) of an adapter, which is not applied: merge it",
+    ),
+    "an adapter's embeddings": (
+        lambda model: rewrite(model, lambda w: {**w, "model.embed_tokens.lora_embedding_A": torch.ones(2, 400)}),
+        r"1 weight \(.*lora_embedding_A\) of an adapter",
+    ),
+    "an adapter of the head": (
+        lambda model: rewrite(model, lambda w: {**w, "lm_head.modules_to_save.default.weight": torch.ones(400, 32)}),
+        r"1 weight \(lm_head\.modules_to_save\.default\.weight\) of an adapter",
+    ),
+    "a second copy": (
+        lambda model: rewrite(model, lambda w: {**w, **{f"module.{name}": value + 1 for name, value in w.items()}}),
+        r"of the decoder twice, the second time as 29 weights \(module\.model\.embed_tokens",
+    ),
+    "a second copy of torch.compile": (
+        lambda model: rewrite(model, lambda w: {**w, "_orig_mod.model.norm.weight": torch.ones(32)}),
+        r"of the decoder twice, the second time as 1 weight \(_orig_mod\.model\.norm\.weight\)",
+    ),
     "another width": (lambda model: configure(model, intermediate_size=47), r"\[32, 48\], not \[32, 47\]"),
     "another vocabulary": (lambda model: configure(model, vocab_size=500), r"\[400, 32\], not \[500, 32\]"),
     "an adapter": (lambda model: (model / "adapter_config.json").write_text("{}"), "has an adapter .* merge it"),
@@ -136,6 +162,10 @@ HARMLESS = {
         lambda w: {**w, "model.layers.0.self_attn.masked_bias": torch.ones(1)},
         r"1 weight \(model\.layers\.0\.self_attn\.masked_bias\)",
     ),
+    "a mask with the name of a bias": (
+        lambda w: {**w, "model.layers.0.self_attn.attention.bias": torch.ones(1, 1, 8, 8)},
+        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\)",
+    ),
 }
 
 
@@ -148,6 +178,27 @@ def test_what_changes_no_hidden_state_is_a_warning(kind, model, dataset, tmp_pat
     stores = [ActivationStore.open(tmp_path / f"{name}.zarr") for name in ("s", "whole")]
     np.testing.assert_array_equal(stores[0][:], stores[1][:])
     assert re.search(says, caplog.text)
+    # All names stand in transformers' own table.
+    assert "LOAD REPORT" in caplog.text
+
+
+def test_a_left_over_shard_of_pickles_beside_whole_weights_is_not_read(model):
+    torch.save({}, model / "pytorch_model-00001-of-00002.bin")
+    assert isinstance(load(model), torch.nn.Module)
+
+
+def test_the_name_of_a_mask_is_looked_up_in_every_format(model):
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    for shape in ((1, 1, 8, 8), (32,)):
+        bias = {"layers.0.self_attn.attention.bias": torch.ones(shape)}
+        inner = {name.removeprefix("model."): value for name, value in weights.items() if "lm_head" not in name}
+        torch.save(inner | bias, model / "pytorch_model.bin")
+        if len(shape) > 1:
+            load(model)
+        else:
+            with pytest.raises(InputError, match="of the decoder which transformers does not use"):
+                load(model)
 
 
 def test_a_whole_checkpoint_is_loaded_without_a_word(model, dataset, tmp_path, caplog, capfd):
