@@ -417,29 +417,54 @@ def test_a_class_without_weight_is_named():
         LogisticProbe().fit(LONG, TWO, sample_weight=TWO == "yes")
 
 
-@pytest.mark.parametrize(
-    ("probe", "message"),
-    [
-        (RidgeProbe(fit_intercept="False"), "fit_intercept 'False' is neither True nor False"),
-        (LogisticProbe(standardize=None), "standardize None is neither"),
-        (LogisticProbe(alpha="1"), "alpha '1' is not a penalty"),
-        (RidgeProbeCV(seed=None), "seed None is no whole number"),
-        (LogisticProbeCV(n_folds=2.5), "n_folds 2.5 is no whole number"),
-        (LogisticProbe(class_weight="equal"), "class_weight 'equal' is unknown"),
-        (LogisticProbe(class_weight={"maybe": 1}), "class_weight names class 'maybe'"),
-        (LogisticProbeCV(class_weight={"no": 0}), "class_weight 0 of class 'no' is no weight"),
-    ],
-)
-def test_parameters_that_are_none(probe, message: str):
-    with pytest.raises(ProbeError, match=message) as caught:
-        probe.fit(LONG, NUMBERS if isinstance(probe, RidgeProbe | RidgeProbeCV) else TWO)
-    assert "\n" not in str(caught.value)
+MISTAKES = """
+import json
+import numpy as np
+from gpu_probes import LogisticProbe, LogisticProbeCV, ProbeError, RidgeProbe, RidgeProbeCV
+
+X, numbers = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40.0)
+classes, said = np.where(numbers % 2, "yes", "no"), []
+for probe in (
+    RidgeProbe(fit_intercept="False"),
+    LogisticProbe(standardize=None),
+    LogisticProbe(alpha="1"),
+    RidgeProbeCV(seed=None),
+    LogisticProbeCV(n_folds=2.5),
+    LogisticProbe(class_weight="equal"),
+    LogisticProbe(class_weight={"maybe": 1}),
+    LogisticProbeCV(class_weight={"no": 0}),
+):
+    try:
+        probe.fit(X, numbers if isinstance(probe, RidgeProbe | RidgeProbeCV) else classes)
+    except ProbeError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_parameters_that_are_none():
+    # On its own: the type checks of these tests would not let them through.
+    finished = subprocess.run([sys.executable, "-c", MISTAKES], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    wanted = [
+        "fit_intercept 'False' is neither True nor False",
+        "standardize None is neither",
+        "alpha '1' is not a penalty",
+        "seed None is no whole number",
+        "n_folds 2.5 is no whole number",
+        "class_weight 'equal' is unknown",
+        "class_weight names class 'maybe'",
+        "class_weight 0 of class 'no' is no weight",
+    ]
+    for message, words in zip(json.loads(finished.stdout), wanted, strict=True):
+        assert words in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weights"])
 @pytest.mark.parametrize(
     ("y", "class_weight"),
-    [(TWO, "balanced"), (THREE, "balanced"), (TWO, {"no": 3, "yes": 0.2}), (THREE, {"low": 5.0})],
+    [(TWO, "balanced"), (THREE, "balanced"), (TWO, {"no": 3.0, "yes": 0.2}), (THREE, {"low": 5.0})],
 )
 def test_class_weights_are_scikit_learns(y, class_weight, weights):
     X = StandardScaler().fit_transform(LONG)
