@@ -211,7 +211,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
 @click.option(
     "--budget_gib",
     type=float,
-    help="Memory for the fits.  [default: half of what is free; 4/5 on a GPU]",
+    help="Memory of fits, statistics and results.  [default: half of what is free; 4/5 on a GPU]",
 )
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj

@@ -1,6 +1,7 @@
 """Linear probes at every (layer, position) of a language model at once."""
 
 from gpu_probes.apply import SavedProbes
+from gpu_probes.budget import check_statistics
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions
 from gpu_probes.errors import (
@@ -24,7 +25,7 @@ from gpu_probes.objective import Solver
 from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.sweep import check_sweep, sweep, sweep_labels
+from gpu_probes.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
 
 __all__ = [
     "About",
@@ -47,6 +48,7 @@ __all__ = [
     "NotConvergedWarning",
     "PenaltyError",
     "PermutationTest",
+    "PlannedSweep",
     "ProbeError",
     "ProbeWarning",
     "RidgeProbe",
@@ -56,10 +58,12 @@ __all__ = [
     "Status",
     "SweepOptions",
     "SweepResult",
+    "check_statistics",
     "check_sweep",
     "compare_overlap",
     "difference_interval",
     "infer",
+    "plan_sweep",
     "score_interval",
     "shared_prompts",
     "sweep",

@@ -3,11 +3,12 @@
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a new file beside the target, make it durable, and put it in the target's place.
 
     Raises
@@ -21,7 +22,7 @@ def write_whole(path: Path, content: bytes) -> None:
     draft = path.with_name(f".probesweep-{secrets.token_hex(8)}.partial")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

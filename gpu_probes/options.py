@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,11 @@ class SweepOptions:
     device : str
         ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
     budget_bytes : int, optional
-        Memory for the work on one device, besides the result; by default half of what is free on a CPU, and four
-        fifths on a GPU.
+        Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
+        four fifths on a GPU.
+    spill_folder : Path, optional
+        Where predictions of all cells lie, in files without a name, if they are more than a quarter of the budget; by
+        default the system's folder for temporary files.
     progress : callable, optional
         Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
     """
@@ -89,6 +93,7 @@ class SweepOptions:
     sample_weight: Any = None
     device: str = "auto"
     budget_bytes: int | None = None
+    spill_folder: Path | None = None
     progress: Progress | None = None
 
     @property

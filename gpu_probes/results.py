@@ -2,9 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 
 from gpu_probes.apply import one_column, predictions_of, ranked
 from gpu_probes.cells import Cell
+from gpu_probes.encoding import Json, encode_json
 from gpu_probes.errors import Status
 from gpu_probes.files import write_whole
 from gpu_probes.nested import NestedCV, choose_by_fold
@@ -24,8 +25,6 @@ from gpu_probes.permutation import PermutationTest, compare_with_shuffles
 
 if TYPE_CHECKING:
     import xarray
-
-Json = Any
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,8 @@ class SweepResult:
     its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
 
     For nested cross-validation, `inner_score` is the CV score of each cell over the other folds, at the alpha that
-    they choose (`inner_alpha`); `outer_score` is the score on the fold itself of that alpha's fit on the others.
+    they choose (`inner_alpha`); `outer_score` is the score on the fold itself of that alpha's fit on the others, and
+    `nested_decision` the decision values on each fold of the cell that the others choose.
     `null_score` is the CV score, each at its best alpha, of shuffled labels.
     """
 
@@ -90,7 +90,7 @@ class SweepResult:
     inner_score: Float64[np.ndarray, "position layer fold"]
     inner_alpha: Float64[np.ndarray, "position layer fold"]
     outer_score: Float64[np.ndarray, "position layer fold"]
-    nested_decision: Float64[np.ndarray, "position layer train_sample output"]
+    nested_decision: Float64[np.ndarray, "train_sample output"]
     null_score: Float64[np.ndarray, "position layer shuffle"]
     shuffle_scheme: str
 
@@ -140,7 +140,7 @@ class SweepResult:
         if self.fold_of_sample is None:
             return "there are no folds (k_fold)"
         by_fold = (self.inner_score, self.inner_alpha, self.outer_score)
-        return choose_by_fold(self.layers, self.positions, *by_fold, self.nested_decision, self.fold_of_sample)
+        return choose_by_fold(self.layers, self.positions, *by_fold, self.nested_decision)
 
     @cached_property
     def permutation(self) -> PermutationTest | str:
@@ -218,16 +218,16 @@ class SweepResult:
         folder.mkdir(parents=True, exist_ok=True)
         best_file = folder / "best_probe_predictions.json"
         best = self.best
-        contents = {
-            "all_predictions.json": _json_bytes(self._all_predictions(), indent=None),
-            "cells.parquet": self.to_frame().to_parquet(None, index=False) or b"",
-            "probes.safetensors": self._probes(),
-            "performance.json": _json_bytes(self._performance(), indent=2),
+        contents: dict[str, Iterable[bytes]] = {
+            "all_predictions.json": encode_json(self._all_predictions()),
+            "cells.parquet": [self.to_frame().to_parquet(None, index=False) or b""],
+            "probes.safetensors": [self._probes()],
+            "performance.json": encode_json(self._performance(), indent=2),
         }
         if best is None:
             best_file.unlink(missing_ok=True)
         else:
-            contents[best_file.name] = _json_bytes(self._best_probe(best), indent=2)
+            contents[best_file.name] = encode_json(self._best_probe(best), indent=2)
         for name, content in contents.items():
             write_whole(folder / name, content)
         return list(contents)
@@ -337,11 +337,11 @@ class SweepResult:
             "test_score": best.test_score,
             "selected_alpha": best.alpha,
             "alpha_cv_scores": self._path(p, i) if len(self.alphas) > 1 else None,
-            "train_actual": self.train_labels.tolist(),
-            "test_actual": None if self.test_labels is None else self.test_labels.tolist(),
+            "train_actual": self.train_labels,
+            "test_actual": self.test_labels,
             **self._predictions(p, i),
             **({} if self.classes is None else self._ranked(p, i)),
-            "probe_weights": (coef[0] if len(coef) == 1 else coef).tolist(),
+            "probe_weights": coef[0] if len(coef) == 1 else coef,
             "task_type": self.task_type,
             "metric": self.metric,
         }
@@ -349,9 +349,9 @@ class SweepResult:
     def _all_predictions(self) -> dict[str, Json]:
         return {
             "positions": list(self.positions),
-            "predictions": {self._key(p, i): self._predictions(p, i) for p, i in self._indices()},
-            "train_labels": self.train_labels.tolist(),
-            "test_labels": None if self.test_labels is None else self.test_labels.tolist(),
+            "predictions": {self._key(p, i): partial(self._predictions, p, i) for p, i in self._indices()},
+            "train_labels": self.train_labels,
+            "test_labels": self.test_labels,
         }
 
     def _predictions(self, position_index: int, layer_index: int) -> dict[str, Json]:
@@ -404,10 +404,10 @@ def _at(
     layer_index: int,
     shown: Callable[[Float64[np.ndarray, "sample output"]], Float64[np.ndarray, "sample output"]],
 ) -> Json:
-    """A cell's decision values as they are shown: a list of numbers, or of lists with one for each class."""
+    """A cell's decision values as they are shown: [sample], or [sample, class]; None where there are none."""
     if decision is None or np.isnan(values := decision[position_index, layer_index]).any():
         return None
-    return one_column(shown(values)).tolist()
+    return one_column(shown(values))
 
 
 def _in_order(content: bytes) -> bytes:
@@ -418,7 +418,3 @@ def _in_order(content: bytes) -> bytes:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
-
-
-def _json_bytes(content: dict[str, Json], indent: int | None) -> bytes:
-    return json.dumps(content, indent=indent, allow_nan=False).encode() + b"\n"

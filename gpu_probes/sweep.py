@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +15,21 @@ from jaxtyping import Float64, Shaped
 
 from gpu_probes.alphas import choose_alphas, read_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
-from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
+from gpu_probes.devices import most_workers, resolve_devices, workers
 from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
 from gpu_probes.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
+from gpu_probes.nested import NestedDecision
 from gpu_probes.objective import ProbeKind, penalties_of
 from gpu_probes.options import SweepOptions
-from gpu_probes.planner import BlockPlan, Workload, plan_blocks
+from gpu_probes.planner import BlockPlan, Workload, least_nbytes, plan_blocks, result_nbytes
 from gpu_probes.results import SweepResult
 from gpu_probes.rows import Rows, TrainingSets
 from gpu_probes.scoring import labels_rank
 from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.shuffles import Shuffles, draw_shuffles
+from gpu_probes.storage import Memory, empty_array, plan_memory
 
 
 def sweep(
@@ -88,6 +91,60 @@ def sweep_labels(
     ProbeError
         When the input cannot be used; the message says what, where, and how to mend it.
     """
+    return plan_sweep(train, train_labels, test, test_labels, **options).run()
+
+
+@dataclass(frozen=True)
+class PlannedSweep:
+    """A sweep that was checked and planned: it stays within its budget."""
+
+    train: CellSource
+    test: CellSource | None
+    given: SweepOptions
+    read: _Read
+    alphas: tuple[float, ...]
+    memory: Memory
+    groups: Sequence[_Group]
+
+    @property
+    def workloads(self) -> list[Workload]:
+        """What one cell takes, for each group of labels that are fitted together."""
+        return [group.workload for group in self.groups]
+
+    def run(self) -> dict[str, SweepResult]:
+        """Fit every cell to every label.
+
+        Returns
+        -------
+        dict of SweepResult
+            By name.
+        """
+        results: dict[str, SweepResult] = {}
+        for group in self.groups:
+            results |= _sweep_group(self, group)
+        _warn(results)
+        return {label.name: results[label.name] for label in self.read.labels}
+
+
+def plan_sweep(
+    train: CellSource,
+    train_labels: Mapping[str, Any],
+    test: CellSource | None = None,
+    test_labels: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> PlannedSweep:
+    """Check and plan what `sweep_labels` does: nothing is fitted, and only ``auto`` alphas look at features.
+
+    Parameters
+    ----------
+    train, test, train_labels, test_labels, **options
+        As for `sweep_labels`.
+
+    Raises
+    ------
+    ProbeError
+        As `sweep_labels`.
+    """
     given = SweepOptions(**options)
     read = _read(train, train_labels, test, test_labels, given)
     weights = read.weights
@@ -99,13 +156,7 @@ def sweep_labels(
         preprocessing=given.preprocessing,
         total_weight=float(train.n_samples if weights is None else weights.sum()),
     )
-    # All are planned before the first is fitted: what is wrong with one shows at once.
-    planned = [_plan_group(group, train, test, alphas, read.devices, given) for group in _groups(read.labels)]
-    results: dict[str, SweepResult] = {}
-    for group in planned:
-        results |= _sweep_group(group, train, test, alphas, weights, read.grouping, read.devices, given)
-    _warn(results)
-    return {name: results[name] for name in train_labels}
+    return _plan(train, test, read, alphas, given)
 
 
 def check_sweep(
@@ -114,13 +165,18 @@ def check_sweep(
     test: CellSource | None = None,
     test_labels: Mapping[str, Any] | None = None,
     **options: Any,
-) -> None:
+) -> tuple[Memory, list[Workload]]:
     """Check what `sweep_labels` is given, without a feature: the cells need not be there yet.
 
     Parameters
     ----------
     train, test, train_labels, test_labels, **options
         As for `sweep_labels`.
+
+    Returns
+    -------
+    Memory, list of Workload
+        What is allowed, and what is needed, as far as is known: ``auto`` alphas, which features decide, count as one.
 
     Raises
     ------
@@ -133,10 +189,8 @@ def check_sweep(
     for label in read.labels:
         _check_scores(label, given)
     grid = read_alphas(given.alpha, given.alphas, k_fold=given.k_fold)
-    # How many alphas ``auto`` stands for shows in the features only: at least one.
-    alphas = (1.0,) if isinstance(grid, str) else grid
-    for group in _groups(read.labels):
-        _plan_group(group, train, test, alphas, read.devices, given)
+    planned = _plan(train, test, read, (1.0,) if isinstance(grid, str) else grid, given)
+    return planned.memory, planned.workloads
 
 
 def _check_scores(label: _Label, given: SweepOptions) -> None:
@@ -204,6 +258,11 @@ class _Label:
     def n_shuffles(self) -> int:
         """How often the labels are shuffled."""
         return 0 if isinstance(self.shuffles, str) else len(self.shuffles.order)
+
+    @property
+    def shuffles_nbytes(self) -> int:
+        """What the orders of the shuffles take."""
+        return 0 if isinstance(self.shuffles, str) else self.shuffles.order.nbytes
 
 
 def _read_label(
@@ -310,58 +369,69 @@ class _Group:
     plan: BlockPlan
 
 
-def _plan_group(
-    labels: Sequence[_Label],
-    train: CellSource,
-    test: CellSource | None,
-    alphas: tuple[float, ...],
-    devices: Sequence[torch.device],
-    given: SweepOptions,
-) -> _Group:
+def _plan(
+    train: CellSource, test: CellSource | None, read: _Read, alphas: tuple[float, ...], given: SweepOptions
+) -> PlannedSweep:
+    """Everything is planned before the first fit: what is wrong with one label shows at once."""
+    cells, devices = cells_of(train), read.devices
+    wholes = _groups(read.labels)
+    workloads = [_workload([label], train, test, alphas, given) for label in read.labels]
+    memory = plan_memory(
+        devices,
+        given.budget_bytes,
+        result_nbytes=len(cells) * sum(map(result_nbytes, workloads)),
+        other_nbytes=sum(label.shuffles_nbytes for label in read.labels),
+        folder=given.spill_folder,
+    )
+
+    def plan(labels: Sequence[_Label]) -> list[_Group]:
+        workload = _workload(labels, train, test, alphas, given)
+        if len(labels) > 1 and least_nbytes(workload) > memory.free_nbytes:
+            middle = len(labels) // 2
+            return plan(labels[:middle]) + plan(labels[middle:])
+        blocks = plan_blocks(
+            cells,
+            workload,
+            budget_bytes=memory.budget_bytes,
+            held_nbytes=memory.held_nbytes,
+            n_workers=most_workers(devices[0]),
+            joins_cells=devices[0].type != "cpu",
+            n_devices=len(devices),
+        )
+        task_type = "classification" if workload.is_logistic else "regression"
+        return [_Group(labels, tuple(penalties_of(alphas, task_type)), workload, blocks)]
+
+    return PlannedSweep(train, test, given, read, alphas, memory, [part for whole in wholes for part in plan(whole)])
+
+
+def _workload(
+    labels: Sequence[_Label], train: CellSource, test: CellSource | None, alphas: tuple[float, ...], given: SweepOptions
+) -> Workload:
     task, probe = labels[0].task, labels[0].probe
-    penalties = tuple(penalties_of(alphas, "classification" if probe == "logistic" else "regression"))
-    workload = Workload(
+    return Workload(
         n_train=train.n_samples,
         n_test=0 if test is None else test.n_samples,
         n_features=train.n_features,
         n_outputs=task.n_outputs,
-        n_targets=max(task.n_outputs, 2) if probe == "lda" else len(labels),
+        n_targets=len(labels) if task.classes is None or probe == "logistic" else max(len(task.classes), 2),
         n_alphas=len(alphas),
         n_folds=labels[0].folds.n_folds,
-        is_regression=probe != "logistic",
+        probe=probe,
         centres=given.preprocessing.centres,
         standardize=given.standardize,
-        unpenalised=0.0 in penalties,
+        unpenalised=0.0 in alphas,
         n_pairs=len(labels[0].folds.pairs),
         n_shuffles=max(label.n_shuffles for label in labels),
     )
-    budget = given.budget_bytes
-    plan = plan_blocks(
-        cells_of(train),
-        workload,
-        budget_bytes=free_bytes(devices) if budget is None else budget,
-        n_workers=most_workers(devices[0]),
-        joins_cells=devices[0].type != "cpu",
-        n_devices=len(devices),
-    )
-    return _Group(labels, penalties, workload, plan)
 
 
-def _sweep_group(
-    group: _Group,
-    train: CellSource,
-    test: CellSource | None,
-    alphas: tuple[float, ...],
-    weights: Float64[np.ndarray, " train_sample"] | None,
-    grouping: Grouping,
-    devices: Sequence[torch.device],
-    given: SweepOptions,
-) -> dict[str, SweepResult]:
-    plan, folds = group.plan, group.labels[0].folds
+def _sweep_group(planned: PlannedSweep, group: _Group) -> dict[str, SweepResult]:
+    plan, folds, train, test = group.plan, group.labels[0].folds, planned.train, planned.test
+    devices, given = planned.read.devices, planned.given
     labels = {device: tuple(_label_plan(label, device) for label in group.labels) for device in devices}
 
     def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
-        sets = TrainingSets.of(folds, weights, device)
+        sets = TrainingSets.of(folds, planned.read.weights, device)
         search_plan = SearchPlan(
             probe=group.labels[0].probe,
             labels=labels[device],
@@ -379,36 +449,49 @@ def _sweep_group(
             held_out = Rows(test, block, no_lots, 1, chunk_rows=plan.chunk_rows, device=device)
         return search_block(search_plan, rows, held_out)
 
-    grids = [_Grid(len(train.positions), len(train.layers)) for _ in group.labels]
+    grids = [_Grid(train, folds, label.task.n_outputs, planned.memory.spill_folder) for label in group.labels]
     with workers(devices, plan.n_workers) as submit:
         pending = deque(submit(search, block) for block in plan.blocks)
         progress = given.progress
         for _ in plan.blocks if progress is None else progress(plan.blocks):
             for grid, result in zip(grids, pending.popleft().result(), strict=True):
                 grid.append(result)
-    return {
-        label.name: _assemble(label, grid, train, alphas, grouping, given)
-        for label, grid in zip(group.labels, grids, strict=True)
-    }
+    return {label.name: _assemble(label, grid, planned) for label, grid in zip(group.labels, grids, strict=True)}
 
 
 class _Grid:
-    """Results of the cells so far, in arrays that are as large as they will be."""
+    """Results of the cells so far, in arrays that are as large as they will be.
 
-    def __init__(self, n_positions: int, n_layers: int) -> None:
-        self._shape = (n_positions, n_layers)
+    Parameters
+    ----------
+    train : whose cells they are
+    folds : of all cells
+    n_outputs : decision values of a row
+    spill_folder : where large arrays lie in files; None: in memory
+    """
+
+    def __init__(self, train: CellSource, folds: FoldPlan, n_outputs: int, spill_folder: Path | None) -> None:
+        self._shape = (len(train.positions), len(train.layers))
+        self._folds, self._spill_folder = folds, spill_folder
         self._arrays: dict[str, Shaped[np.ndarray, "cell ..."]] = {}
         self._n_done = 0
+        self.nested = NestedDecision.nothing(folds, n_outputs)
 
     def append(self, block: BlockResult) -> None:
         """Put the next cells in their place."""
         n_cells = len(block.status)
-        for field in fields(block):
-            values = getattr(block, field.name)
-            if field.name not in self._arrays:
-                self._arrays[field.name] = np.empty((self._shape[0] * self._shape[1], *values.shape[1:]), values.dtype)
-            self._arrays[field.name][self._n_done : self._n_done + n_cells] = values
+        for name in self._kept(block):
+            values = getattr(block, name)
+            if name not in self._arrays:
+                shape = (self._shape[0] * self._shape[1], *values.shape[1:])
+                self._arrays[name] = empty_array(shape, values.dtype, self._spill_folder)
+            self._arrays[name][self._n_done : self._n_done + n_cells] = values
+        self.nested.update(block.inner_score, block.nested_decision)
         self._n_done += n_cells
+
+    def _kept(self, block: BlockResult) -> list[str]:
+        dropped = {"nested_decision"} if self._folds.n_folds else {"nested_decision", "cv_decision"}
+        return [field.name for field in fields(block) if field.name not in dropped]
 
     def __getitem__(self, name: str) -> Shaped[np.ndarray, "position layer ..."]:
         values = self._arrays[name]
@@ -424,17 +507,11 @@ def _label_plan(label: _Label, device: torch.device) -> LabelPlan:
     return LabelPlan(label.task, train_targets, test_targets, torch.from_numpy(order).to(device))
 
 
-def _assemble(
-    label: _Label,
-    grid: _Grid,
-    train: CellSource,
-    alphas: tuple[float, ...],
-    grouping: Grouping,
-    given: SweepOptions,
-) -> SweepResult:
+def _assemble(label: _Label, grid: _Grid, planned: PlannedSweep) -> SweepResult:
+    given, train, alphas, grouping = planned.given, planned.train, planned.alphas, planned.read.grouping
     selected = grid["selected"]
     as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
-    as_given += ("inner_score", "outer_score", "nested_decision", "null_score", "train_decision")
+    as_given += ("inner_score", "outer_score", "null_score", "train_decision")
     return SweepResult(
         task_type=label.task.task_type,
         probe=label.probe,
@@ -459,6 +536,7 @@ def _assemble(
         group_of_sample=None if grouping.is_trivial else grouping.group,
         shuffle_scheme=label.shuffles if isinstance(label.shuffles, str) else label.shuffles.scheme,
         inner_alpha=np.asarray(alphas)[grid["inner_selected"]],
+        nested_decision=grid.nested.decision,
         **{name: grid[name] for name in as_given},
     )
 

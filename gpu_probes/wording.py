@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
 NOTHING = "-"
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def number(value: float | int | None, spec: str = ".3f") -> str:
@@ -43,3 +46,22 @@ def one_line(text: object) -> str:
 def position_text(position: object, token: str | None) -> str:
     """A position and the token at it."""
     return f"{one_line(position)} '{one_line(token)}'" if token else one_line(position)
+
+
+def sizes(needed: int, allowed: int) -> tuple[str, str]:
+    """Two numbers of bytes, of which the first is more, with as many digits as tell them apart.
+
+    The first is rounded up: who allows what is written allows enough.
+    """
+    for digits in range(1, 16):
+        texts = _size(needed, digits, math.ceil), _size(allowed, digits, math.floor)
+        if texts[0] != texts[1]:
+            return texts
+    return f"{needed} bytes", f"{allowed} bytes"
+
+
+def _size(n_bytes: int, digits: int, rounded: Callable[[float], int]) -> str:
+    exponent = min(max(n_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
+    if not exponent:
+        return f"{n_bytes} bytes"
+    return f"{rounded(n_bytes / 1024**exponent * 10**digits) / 10**digits:,.{digits}f} {_UNITS[exponent]}"

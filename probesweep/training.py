@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,23 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from activation_store.interop import open_activations
-from gpu_probes import About, SweepOptions, SweepResult, check_sweep, compare_overlap, infer, sweep_labels
+from gpu_probes import (
+    About,
+    SweepOptions,
+    SweepResult,
+    check_statistics,
+    check_sweep,
+    compare_overlap,
+    infer,
+    plan_sweep,
+)
 from gpu_probes.alphas import parse_alphas
 from gpu_probes.arguments import check_flags, is_finite_number
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine, parse_join
 from gpu_probes.files import write_whole
 from gpu_probes.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
+from gpu_probes.storage import Memory
 from probesweep.card import CARD, describe_probe
 from probesweep.errors import RequestError
 from probesweep.outputs import check_folder, check_room, writing
@@ -67,7 +77,7 @@ class Training:
     join : str, optional
         Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
     budget_gib : float, optional
-        Memory for the fits; by default half of what is free, four fifths on a GPU.
+        Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU.
     task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv, device
         As `gpu_probes.SweepOptions`.
     """
@@ -162,10 +172,11 @@ class Training:
         names = self._choose(train, test)
         self._check_folders(self._folders(names))
         work = self._plan(train, test, names)
-        check_room(Path(self.output_dir), work.nbytes, "--output_dir")
-        check_sweep(
+        memory, workloads = check_sweep(
             work.rows.train_cells, work.train_labels, work.rows.test_cells, work.test_labels, **vars(work.given)
         )
+        check_statistics(workloads, memory, train.questions, test.questions)
+        self._check_room(memory)
 
     def check_contents(self, train: str, test: str) -> None:
         """Make sure that the stores are those with these contents (`ActivationStore.journal_hash`).
@@ -226,16 +237,25 @@ class Training:
 
     def _train(self) -> None:
         work = self._plan(*self._stores, self._labels)
-        check_room(Path(self.output_dir), work.nbytes, "--output_dir")
         rows, given = work.rows, work.given
-        results = sweep_labels(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
+        planned = plan_sweep(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
         about = rows.about(self.groups)
+        check_statistics(planned.workloads, planned.memory, about.train_prompts, about.test_prompts)
+        self._check_room(planned.memory)
+        results = planned.run()
+        # The results are still there.
+        given = replace(given, budget_bytes=planned.memory.free_nbytes)
         for name, folder in self.folders.items():
             inference = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
             inference["overlap"] = self._overlap(results[name], rows, label(rows.test, name), work.shared)
             for store in self._stores:
                 check_unchanged(store)
             self._write(name, folder, results[name], inference)
+
+    def _check_room(self, memory: Memory) -> None:
+        """Predictions take about 20 characters in the files, and 8 bytes before where they do not stay in memory."""
+        n_bytes = memory.result_nbytes * (2.5 if memory.spill_folder is None else 3.5)
+        check_room(Path(self.output_dir), int(n_bytes), "--output_dir")
 
     def _plan(self, train: Activations, test: Activations, names: Sequence[str]) -> _Work:
         shared = shared_rows(train, test, dropped=self.drop_overlap)
@@ -268,6 +288,7 @@ class Training:
             sample_weight=None if train is None or weights is None else train.labels[weights],
             device=self.device,
             budget_bytes=None if self.budget_gib is None else int(self.budget_gib * 2**30),
+            spill_folder=_nearest_folder(Path(self.output_dir)),
             progress=partial(tqdm, unit="block of cells", desc="train"),
         )
 
@@ -349,12 +370,10 @@ class _Work:
     train_labels: dict[str, pd.Series]
     test_labels: dict[str, Any]
 
-    @property
-    def nbytes(self) -> int:
-        """About what the results take on disk: 20 characters for each prediction, 8 bytes for each weight."""
-        train, test = self.rows.train_cells, self.rows.test_cells
-        n_cells = len(train.layers) * len(train.positions)
-        return len(self.train_labels) * n_cells * (20 * (2 * train.n_samples + test.n_samples) + 8 * train.n_features)
+
+def _nearest_folder(path: Path) -> Path:
+    """A folder on the disk that a path, which need not be there yet, will be on."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
 
 
 def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:

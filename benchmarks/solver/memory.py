@@ -111,7 +111,7 @@ def _predict(load: Load) -> int:
         n_targets=1,
         n_alphas=len(load.alphas),
         n_folds=N_FOLDS,
-        is_regression=load.is_regression,
+        probe="ridge" if load.is_regression else "logistic",
     )
     cells = [Cell(layer, -1) for layer in range(load.n_cells)]
     n_workers = torch.get_num_threads()

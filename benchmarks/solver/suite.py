@@ -39,6 +39,7 @@ from benchmarks.solver.peers import (
 from benchmarks.solver.race import Contender, Race, geometric_mean, race
 from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_table, rows_target
 from benchmarks.solver.scaling import growth_limits, growth_table, measure_growth
+from benchmarks.solver.trainings import Scale, trainings_limit, trainings_table, watch_training
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "himalaya")
 RIDGE_GRID = tuple(float(alpha) for alpha in np.logspace(-2, 5, 10))
@@ -66,6 +67,8 @@ class Size:
         The smallest of the sweeps that grow.
     loads : tuple of Load
         Sweeps whose memory is watched.
+    scales : tuple of Scale
+        Trainings whose memory is watched.
     many : ManyRows
         More rows than fit.
     hostile : tuple of (rows, features)
@@ -81,6 +84,7 @@ class Size:
     n_rounds: int
     growth: tuple[int, int, int]
     loads: tuple[Load, ...]
+    scales: tuple[Scale, ...]
     many: ManyRows
     hostile: tuple[int, int]
     embedded_layers: tuple[int, ...]
@@ -110,6 +114,19 @@ FULL = Size(
         Load(800, 1536, 8, LOGISTIC_GRID, False, 8 * _GIB),
         Load(40_000, 576, 2, ONE_ALPHA, False, _GIB // 4),
     ),
+    scales=(
+        Scale(1000, 20, 0, 0, "auto", 64),
+        Scale(30_000, 20, 0, 0, "auto", 64),
+        Scale(300_000, 20, 0, 0, "auto", 256),
+        Scale(100_000, 4, 2, 0, "auto", 512),
+        Scale(1500, 20, 20, 0, "lda", 256),
+        Scale(3000, 2, 300, 0, "lda", 1024),
+        Scale(3000, 2, 300, 0, "mass_mean", 1024),
+        Scale(1000, 200, 0, 0, "auto", 64),
+        Scale(1000, 2000, 0, 0, "auto", 64),
+        Scale(10_000, 2, 0, 100, "auto", 64),
+        Scale(10_000, 2, 0, 1000, "auto", 256),
+    ),
     many=ManyRows(1_000_000, 1536, 2, 4 * _GIB),
     hostile=(2000, 300),
     embedded_layers=tuple(range(0, 31, 5)),
@@ -122,6 +139,7 @@ QUICK = Size(
     n_rounds=1,
     growth=(100, 20, 2),
     loads=(Load(3000, 200, 2, ONE_ALPHA, True, _GIB),),
+    scales=(Scale(1000, 20, 0, 0, "auto", 64), Scale(600, 2, 30, 0, "lda", 256)),
     many=ManyRows(20_000, 30, 1, _GIB),
     hostile=(200, 30),
     embedded_layers=(),
@@ -219,6 +237,12 @@ def _memory(size: Size, folder: Path, device: str, found: Findings) -> None:
         measured.append(measure_memory(load, folder / "log"))
     found.tables.append(memory_table(measured))
     found.targets.append(memory_limit(measured))
+    watched = []
+    for scale in size.scales:
+        progress(f"memory: {scale.name}")
+        watched.append(watch_training(scale, folder))
+    found.tables.append(trainings_table(watched))
+    found.targets.append(trainings_limit(watched))
 
 
 def _many_rows(size: Size, folder: Path, device: str, found: Findings) -> None:

@@ -11,7 +11,7 @@ CELLS = [Cell(layer, -1) for layer in range(29)]
 def workload(**changes) -> Workload:
     given = {
         "n_train": 8000, "n_test": 2000, "n_features": 1536, "n_outputs": 1, "n_targets": 1, "n_alphas": 10,
-        "n_folds": 5, "is_regression": True,
+        "n_folds": 5, "probe": "ridge",
     }  # fmt: skip
     return Workload(**given | changes)
 
@@ -25,7 +25,7 @@ def workload(**changes) -> Workload:
     regression=st.booleans(),
 )
 def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget, n_workers, joins, regression):
-    work = workload(n_train=n_train, n_features=n_features, is_regression=regression)
+    work = workload(n_train=n_train, n_features=n_features, probe="ridge" if regression else "logistic")
     try:
         plan = plan_blocks(CELLS, work, budget_bytes=budget, n_workers=n_workers, joins_cells=joins)
     except BudgetError:
@@ -40,7 +40,7 @@ def test_every_cell_once_in_order_within_the_budget(n_train, n_features, budget,
 
 def test_a_million_rows_fit_four_gib():
     for regression in (True, False):
-        work = workload(n_train=10**6, n_test=1000, is_regression=regression)
+        work = workload(n_train=10**6, n_test=1000, probe="ridge" if regression else "logistic")
         plan = plan_blocks(CELLS[:2], work, budget_bytes=4 * 2**30, n_workers=2, joins_cells=False)
         assert 1000 < plan.chunk_rows < 10**6
         assert (plan.penalties_at_once < 10) is not regression
@@ -56,7 +56,7 @@ def test_small_cells_are_joined_and_large_ones_are_not():
 
 
 def test_less_than_one_cell_says_what_it_takes():
-    with pytest.raises(BudgetError, match=r"one cell takes 0\.\d+ GiB and the budget is 0\.01 GiB; allow more with"):
+    with pytest.raises(BudgetError, match=r"one cell needs [\d.]+ MiB, the budget is 8\.0 MiB; allow more with"):
         plan_blocks(CELLS, workload(), budget_bytes=2**23, n_workers=2, joins_cells=False)
 
 
@@ -73,8 +73,8 @@ def test_rows_that_a_number_each_is_solved_for_come_at_once():
     assert wide.is_dual
     assert workload(n_train=1200, n_features=1000).is_dual
     assert not workload(n_train=1200, n_features=1000, unpenalised=True).is_dual
-    assert not workload(n_train=1200, n_features=1000, is_regression=False).is_dual
-    assert workload(n_train=900, n_features=1000, is_regression=False).is_reduced
-    assert not workload(n_train=900, n_features=1000, is_regression=False, standardize=True).is_reduced
+    assert not workload(n_train=1200, n_features=1000, probe="logistic").is_dual
+    assert workload(n_train=900, n_features=1000, probe="logistic").is_reduced
+    assert not workload(n_train=900, n_features=1000, probe="logistic", standardize=True).is_reduced
     plan = plan_blocks(CELLS, wide, budget_bytes=2**27, n_workers=2, joins_cells=False)
     assert plan.chunk_rows >= 1000

@@ -339,7 +339,7 @@ class Unread(ArrayCellSource):
         ({"labels": BINARY}, LabelError, "test label 'a' has .* labels that training never saw"),
         ({"n_folds": N + 1}, FoldError, "more than the 60 samples"),
         ({"alpha": 0.0, "labels": BINARY, "test_labels": TEST_LABELS > 0}, PenaltyError, "use an alpha above 0"),
-        ({"budget_bytes": 10}, BudgetError, "one cell takes"),
+        ({"budget_bytes": 10}, BudgetError, "one cell needs .*, the budget is 10 bytes"),
         ({"permutations": 5, "groups": np.repeat([0, 1], [20, 40]), "n_folds": 2}, None, ""),
     ],
 )

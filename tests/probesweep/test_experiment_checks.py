@@ -297,7 +297,7 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
         17,
         ("n_folds",),
     ),
-    "no memory": (nothing, in_probe("budget_gib = 1e-7"), 13, ("budget_gib", "GiB")),
+    "no memory": (nothing, in_probe("budget_gib = 1e-7"), 13, ("budget_gib", "the budget is 107 bytes")),
     "all test rows are training rows": (
         lambda folder: (folder / "test.parquet").write_bytes((folder / "train.parquet").read_bytes()) and None,
         in_statistics("drop_overlap = true"),
