@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import re
@@ -178,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(_: int) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
