@@ -42,7 +42,22 @@ SETTINGS: dict[str, Any] = {
 }
 # As a shell says of a command that SIGPIPE ended.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
-_PATH = click.Path(path_type=Path)
+
+
+class _TextPath(click.Path):
+    """A path that is text, as safetensors, Arrow and torch need it. `-` may be standard input, `./-` is a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Take what was typed for a path."""
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{str(value)!r} holds bytes that are no text; rename it", param, ctx)
+        path = Path(value)
+        return path.absolute() if str(path) == "-" and str(value) != "-" else path
+
+
+_PATH = _TextPath()
 _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 
 
@@ -134,12 +149,12 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     if target.suffix == ".pt":
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
+    if target.suffix == ".pt":
+        check_file(target, "--output_path", [options["dataset_path"]])
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
-    if target.suffix == ".pt":
-        check_file(target, "--output_path", [options["dataset_path"]])
     if target.suffix == ".pt" and not target.is_file():
         check_disk(target, extraction.plan().nbytes + extraction.missing_nbytes())
     store = extraction.run()
@@ -299,7 +314,11 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
 )
 @click.option("--question_column", help="Column of the prompts.  [default: the training's]")
 @click.option("--max_samples", type=int, help="Use the first N rows only.")
-@click.option("--max_length", type=click.IntRange(1), help="Most tokens of a prompt.  [default: the training's]")
+@click.option(
+    "--max_length",
+    type=click.IntRange(1),
+    help="Most tokens of a prompt.  [default: what the training's were cut to, else the model's limit]",
+)
 @click.option("--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the tail stays.")
 @click.option(
     "--on_error",
@@ -332,6 +351,8 @@ def predict(
     """
     if bool(text) == bool(dataset_path) or bool(dataset_path) != bool(output_path):
         raise click.UsageError("give --dataset_path and --output_path, or --text")
+    if text and (question_column is not None or max_samples is not None):
+        raise click.UsageError("--question_column and --max_samples are for --dataset_path; leave them out with --text")
     terminal.wait("loading the probe and its model ...")
     from probesweep.prediction import Probe, score_dataset, score_texts
     from probesweep.standard_input import dataset_file, texts_of

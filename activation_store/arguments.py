@@ -138,12 +138,13 @@ def check_output_path(path: Path) -> None:
 
 def check_column_name(name: str) -> None:
     """Refuse a name that no array of the store can have."""
-    if (
-        name in RESERVED_NAMES | {"zarr.json"}
-        or "/" in name
-        or name.startswith((".", "__"))
-        or not 0 < len(name.encode()) <= 255
-    ):
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a column cannot be called {name!r}, which holds bytes that are no text; give UTF-8"
+        ) from error
+    if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
         raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
 
 

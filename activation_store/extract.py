@@ -238,7 +238,7 @@ class Extraction:
         InputError
             As `run`.
         """
-        self.check()
+        self._check_place()
         job = self._job
         plan, weights_nbytes = job.plan_unloaded(self._useful_prefix(), self.batch_size)
         spec = job.spec(self.shard_samples)
@@ -250,7 +250,9 @@ class Extraction:
         path = Path(self.output_path)
         if is_store(path):
             check_unlocked(path / ARRAY / LOCK, path)
-        elif not self.repair:
+        elif self.repair:
+            raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
+        else:
             check_can_create(path)
 
     @cached_property
@@ -310,8 +312,6 @@ class Extraction:
         if is_store(path):
             _warn_of_another_day(path, job)
             return _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint), None
-        if self.repair:
-            raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
         spec = job.spec(self.shard_samples)
         # Before the store is created: weights that cannot be loaded leave nothing behind.
         states = job.load(self._useful_prefix(), self.batch_size)

@@ -96,6 +96,7 @@ def place(tmp_path_factory, tiny_model) -> Path:
 
 EXTRACT = "extract --model model --output_path new --use_chat_template --dataset_path"
 TRAIN = "train --train_activations a.zarr --test_activations b.zarr --output_dir new --label_column success_rate"
+DRY = "extract --model model --use_chat_template --dataset_path d.parquet --dry_run --output_path"
 COMMANDS = [
     # The command itself.
     ("extarct", "'extract'"),
@@ -125,6 +126,15 @@ COMMANDS = [
     (f"{EXTRACT} words.csv", "drop those rows or make them numbers"),
     (f"{EXTRACT} chat.jsonl", "cut the conversation there"),
     (f"{EXTRACT} d.parquet --max_samples 0", "must be at least 1"),
+    (f"{EXTRACT} d.parquet --label_column \udce9", "'\\udce9', which holds bytes that are no text"),
+    (f"{EXTRACT} d.parquet --group_column \udce9", "'\\udce9', which holds bytes that are no text"),
+    (f"{EXTRACT} \udce9.parquet", "'\\udce9.parquet' holds bytes that are no text; rename it"),
+    (f"{EXTRACT} ./-", "/- does not exist"),
+    # Places that only a dry run would take.
+    (f"{DRY} splits", "exists and is not a store"),
+    (f"{DRY} d.parquet/new", "d.parquet is a file"),
+    (f"{DRY} folder.pt", "folder.pt is a folder"),
+    (f"{DRY} new --repair", "leave out --repair"),
     # Models and prompts.
     ("extract --model no/such --dataset_path d.parquet --output_path new", "cannot load the configuration of model"),
     ("extract --model ./no/such/folder --dataset_path d.parquet --output_path new", "cannot load the configuration"),
@@ -257,6 +267,18 @@ COMMANDS = [
     ("predict --probe results --dataset_path backslash.csv --output_path new.csv", "a quote is written twice"),
     ("predict --probe results --dataset_path d.parquet --output_path folder.csv", "give the name of a file"),
     ("predict --probe results --dataset_path d.parquet --output_path e.parquet/new.csv", "cannot write to e.parquet"),
+    ("predict --probe results --text Hi --question_column text", "leave them out with --text"),
+    ("predict --probe results --text Hi --max_samples 1", "leave them out with --text"),
+    ("predict --probe results --dataset_path ./- --output_path new.csv", "/- does not exist"),
+    ("predict --probe \udce9 --text Hi", "holds bytes that are no text"),
+    ("transfer \udce9 b.zarr", "holds bytes that are no text"),
+    ("transfer results \udce9", "holds bytes that are no text"),
+    ("report \udce9", "holds bytes that are no text"),
+    ("inspect \udce9", "holds bytes that are no text"),
+    ("import \udce9.pt new", "holds bytes that are no text"),
+    ("export a.zarr new\udce9.pt", "holds bytes that are no text"),
+    ("run \udce9.toml", "holds bytes that are no text"),
+    (f"{TRAIN} --device \udce9", "use auto, cpu, cuda, cuda:1 or mps"),
     ("predict --probe results --text Hi --model other", "name the same model with --model"),
     ("predict --probe unchosen --text Hi", "without --k_fold"),
     ("predict --probe results --text Hi --batch_size 1180591620717411303424", "less than 2 ** 63"),
