@@ -47,6 +47,7 @@ class Status(Enum):
     OK = "fitted and scored"
     CONSTANT_CELL = "every training row is identical here, so there is nothing to learn from"
     NON_FINITE = "the training features hold NaN or infinity, or numbers whose squares overflow"
+    OUT_OF_RANGE = "features, labels or weights are so large or small that products leave float64's range; rescale them"
     CONSTANT_LABELS = "all training labels are equal, so there is nothing to tell apart"
     SINGULAR = "the solution is not unique at this alpha (to float64); use a larger alpha"
     CONSTANT_FOLD = "a held-out fold has one label value or lacks a class, so its score is undefined; use fewer folds"

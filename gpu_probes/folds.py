@@ -100,7 +100,7 @@ def plan_folds(
         _check_groups(groups, n_folds)
         splitter = (StratifiedGroupKFold if stratified else GroupKFold)(n_folds, shuffle=True, random_state=seed)
     fold_of_sample = np.full(len(labels), -1, dtype=np.int64)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         # Values that some folds lack: harmless for a regression; classes get a status there.
         warnings.simplefilter("ignore", UserWarning)
         for fold, (_, held_out) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels, groups)):

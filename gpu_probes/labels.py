@@ -59,7 +59,8 @@ class Task:
 
 def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
     """scikit-learn's `type_of_target`, without its remark on many classes."""
-    with warnings.catch_warnings():
+    # It casts to integers, which huge numbers do not become.
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", UserWarning)
         return str(type_of_target(labels))
 

@@ -293,7 +293,11 @@ def _best_null(
 
 
 # Statuses that leave nothing to predict with.
-_NO_PROBE = (Status.CONSTANT_LABELS, Status.NON_FINITE, Status.CONSTANT_CELL)
+_NO_PROBE = (Status.CONSTANT_LABELS, Status.NON_FINITE, Status.CONSTANT_CELL, Status.OUT_OF_RANGE)
+
+# The squares of what is between, summed over any number of rows, have float64's full precision.
+_SMALLEST, _LARGEST = 1e-100, 1e100
+_DENORMAL = 1e-290
 
 Reason = tuple[Status, Bool[Tensor, " cell"]]
 
@@ -312,15 +316,30 @@ def _train_reasons(
     folds = [label.train_targets[plan.fold_rows(fold)] for fold in range(plan.n_folds)]
     unranked = not all(labels_rank(label.task.task_type, targets) for targets in folds)
     flat = on_train.flat[:, 0] | _at(cv.flat, chosen)
+    singular = ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)
     return [
         (Status.CONSTANT_LABELS, nowhere | label.is_constant),
         (Status.NON_FINITE, ~seen.finite),
         (Status.CONSTANT_CELL, seen.constant),
         # Where a fold takes all of a class away, lda and mass_mean have nothing to fit: that is the fold's fault.
         (Status.CONSTANT_FOLD, nowhere | unranked),
-        (Status.SINGULAR, ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)),
+        # Where it goes well all the same, nothing is said.
+        (Status.OUT_OF_RANGE, (singular | flat) & _out_of_range(plan.sets, label, seen) | _vanishing(plan.sets)),
+        (Status.SINGULAR, singular),
         (Status.CONSTANT_PREDICTIONS, flat),
     ]
+
+
+def _out_of_range(sets: TrainingSets, label: LabelPlan, seen: Overview) -> Bool[Tensor, " cell"]:
+    """Whether products of features, labels or weights may overflow or vanish."""
+    longest, heaviest = seen.largest_norm, sets.weight_of_sample.amax()
+    weights = (heaviest < _SMALLEST) | (heaviest > _LARGEST)
+    return (longest < _SMALLEST) | (longest > _LARGEST) | (label.train_targets.abs().amax() > _LARGEST) | weights
+
+
+def _vanishing(sets: TrainingSets) -> bool:
+    """Whether all weights are so small that products with them lose digits without a sign of it."""
+    return bool(sets.weight_of_sample.amax() < _DENORMAL)
 
 
 def _test_reasons(label: LabelPlan, seen: Overview, on_test: Evaluation) -> list[Reason]:

@@ -1,5 +1,7 @@
 """What a sweep can be asked for, against scikit-learn; how it is cut into blocks does not matter."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,11 @@ from gpu_probes import (
     BudgetError,
     FoldError,
     LabelError,
+    NotConvergedWarning,
     PenaltyError,
     ProbeError,
     Solver,
+    Status,
     SweepOptions,
     sweep,
     sweep_labels,
@@ -32,7 +36,8 @@ ALPHA = 0.7
 
 
 def run(array: np.ndarray, labels: np.ndarray, **options):
-    options = {"alpha": ALPHA, "k_fold": True, "device": "cpu"} | options
+    alpha = {} if "alphas" in options else {"alpha": ALPHA}
+    options = {**alpha, "k_fold": True, "device": "cpu"} | options
     return sweep(ArrayCellSource(array), labels, **options)
 
 
@@ -314,3 +319,36 @@ def test_integers_that_do_not_repeat_are_cross_validated_as_numbers():
     labels = np.random.default_rng(0).permutation(30)
     result = sweep(ArrayCellSource(labels[:, None, None, None] + 0.5), labels, task_type="regression", k_fold=True)
     assert result.cv_score[0, 0] > 0.99
+
+
+PROBES = [("ridge", LABELS), ("mass_mean", LABELS), ("logistic", CLASSES), ("lda", CLASSES), ("mass_mean", CLASSES)]
+
+
+@pytest.mark.parametrize(("probe", "labels"), PROBES, ids=["ridge", "covariance", "logistic", "lda", "mass_mean"])
+@pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e-160, 1e160, 1e300])
+@pytest.mark.parametrize("what", ["features", "weights"])
+def test_numbers_beyond_float64_give_scores_or_a_reason(what: str, scale: float, probe: str, labels: np.ndarray):
+    options = {"sample_weight": np.full(N, scale)} if what == "weights" else {}
+    array = ARRAY * scale if what == "features" else ARRAY
+    task_type = "classification" if labels is CLASSES else "regression"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotConvergedWarning)
+        result = run(array, labels, probe=probe, task_type=task_type, alpha=1.0, **options)
+    assert not np.isinf(result.cv_score).any()
+    scored = {Status.OK, Status.NOT_CONVERGED}
+    for score, status in zip(result.cv_score.ravel(), result.status.ravel(), strict=True):
+        assert np.isfinite(score) == (status in scored)
+        assert status is not Status.SINGULAR
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e200, 1e307])
+def test_labels_beyond_float64_say_so(scale: float):
+    result = run(ARRAY, LABELS / np.abs(LABELS).max() * scale, task_type="regression")
+    assert set(result.status.ravel()) == {Status.OUT_OF_RANGE}
+    assert np.isnan(result.cv_score).all()
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-100, 1e100])
+def test_labels_of_any_size_have_the_same_scores(scale: float):
+    ours = run(ARRAY, LABELS * scale, task_type="regression").cv_score
+    np.testing.assert_allclose(ours, run(ARRAY, LABELS, task_type="regression").cv_score, atol=0.05)
