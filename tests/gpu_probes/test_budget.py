@@ -84,7 +84,8 @@ def least_budget(source, labels, options: SweepOptions, prompts: list[str] | Non
 )
 def test_what_is_accepted_is_finished_and_what_is_refused_is_refused_unread(labels, prompts, options):
     source = ArrayCellSource(ARRAY)
-    given = SweepOptions(**{"k_fold": True, "device": "cpu", "alpha": 10.0} | options)
+    alpha = {} if "alphas" in options or options.get("probe") == "mass_mean" else {"alpha": 10.0}
+    given = SweepOptions(**{"k_fold": True, "device": "cpu"} | alpha | options)
     least = least_budget(Unread(source), labels, given, prompts)
     with pytest.raises(BudgetError, match=r"needs [\d.,]+ \wiB, the budget is [\d.,]+ \wiB; allow more"):
         check(Unread(source), labels, SweepOptions(**vars(given) | {"budget_bytes": least // 2}), prompts)
