@@ -1,6 +1,5 @@
 """Linear probes at every (layer, position) of a language model at once."""
 
-from gpu_probes.apply import SavedProbes
 from gpu_probes.budget import check_statistics
 from gpu_probes.cells import ArrayCellSource, Cell, CellSource
 from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions
@@ -25,6 +24,7 @@ from gpu_probes.objective import Solver
 from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
+from gpu_probes.saved_probes import SavedProbes
 from gpu_probes.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
 
 __all__ = [

@@ -18,16 +18,17 @@ import tempfile
 import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from gpu_probes.errors import ProbeError
 from gpu_probes.files import fsync_folder, write_whole
+from gpu_probes.forms import Anything, Count, Sha256, Text, Whole, damaged, read_form
 
 RUN = "run.json"
+FORMAT_VERSION = 2
+_REMEDY = "remove it and run the same training again"
 # Those of a training, where there is something to say.
 RESULT_FILES = (
     "performance.json",
@@ -62,20 +63,20 @@ _DRAFT = ".draft-"
 class UsedStore:
     """A store that was trained or tested on; `content` tells its rows from others."""
 
-    path: str
-    n_samples: int
-    content: str
+    path: Text
+    n_samples: Count
+    content: Text
 
 
 @dataclass(frozen=True)
 class Request:
     """What decides the results."""
 
-    probesweep: str
+    probesweep: Text
     train: UsedStore
     test: UsedStore
-    labels: list[str]
-    options: dict[str, Any]
+    labels: list[Text]
+    options: dict[Text, Anything]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Run:
 
     Attributes
     ----------
+    format_version : int
+        Of the folder. 1: none is written, and documents may lack what came later. 2: they have all parts.
     request : Request
     label : str
         The one of the request's labels that is predicted here.
@@ -94,12 +97,13 @@ class Run:
         SHA-256 of the other files by their names.
     """
 
+    format_version: Whole = field(default=FORMAT_VERSION, kw_only=True)
     request: Request
-    label: str
-    model: str | None
-    weights: str | None
-    position_tokens: list[str | None]
-    files: dict[str, str]
+    label: Text
+    model: Text | None
+    weights: Text | None
+    position_tokens: list[Text | None]
+    files: dict[Text, Sha256]
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -108,18 +112,22 @@ class Run:
         Raises
         ------
         ProbeError
-            When there is none, or it is damaged or something else.
+            When there is none, it is damaged or something else, or a newer version wrote it.
         """
         path = folder / RUN
         if not has_results(folder):
             raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
         try:
-            return _ADAPTER.validate_python(json.loads(path.read_bytes()))
+            document = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
-            reason = first_error(error) if isinstance(error, ValidationError) else f"it is not JSON: {error}"
+            raise damaged(path, f"it is not JSON: {error}", remedy=_REMEDY) from error
+        version = document.setdefault("format_version", 1) if isinstance(document, dict) else 1
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise ProbeError(
-                f"{path} is damaged or not from probesweep train ({reason}); remove it and run probesweep train again"
-            ) from error
+                f"{path} has format {version}, and this probesweep reads formats up to {FORMAT_VERSION}; install the "
+                "probesweep that wrote it"
+            )
+        return read_form(cls, document, path, remedy=_REMEDY)
 
     def save(self, folder: Path) -> None:
         """Write ``run.json``; the other files are there already."""
@@ -128,9 +136,6 @@ class Run:
     def is_whole(self, folder: Path) -> bool:
         """Whether all files are there as they were written."""
         return all((folder / name).is_file() and hash_file(folder / name) == self.files[name] for name in self.files)
-
-
-_ADAPTER = TypeAdapter(Run)
 
 
 def has_results(folder: Path) -> bool:
@@ -224,12 +229,6 @@ def _replace(folder: Path, new: Path) -> None:
             (new / name).rename(folder / name)
     fsync_folder(folder)
     new.rmdir()
-
-
-def first_error(error: ValidationError) -> str:
-    """What is wrong in a document, and where."""
-    first = error.errors()[0]
-    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def hash_run(folder: Path) -> str:

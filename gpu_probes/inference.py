@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
-from scipy import stats
 
 from gpu_probes.apply import decide, is_flat, one_column, predictions_of, ranked, row_norms
 from gpu_probes.baselines import (
@@ -22,17 +21,32 @@ from gpu_probes.baselines import (
 )
 from gpu_probes.cells import CellSource
 from gpu_probes.errors import Status
+from gpu_probes.evidence import (
+    BaselineScores,
+    ClassScores,
+    CurvePoint,
+    Evidence,
+    FoldChoice,
+    Groups,
+    Intervals,
+    Lead,
+    Line,
+    NestedScore,
+    Overlap,
+    Permutation,
+    Platt,
+    RegressionScores,
+    read_scores,
+)
 from gpu_probes.groups import group_samples
 from gpu_probes.intervals import Interval, difference_interval, score_interval
 from gpu_probes.labels import read_labels
 from gpu_probes.learning_curve import learning_curve
-from gpu_probes.metrics import PlattScaling, Scores, classification_scores, regression_scores
+from gpu_probes.metrics import PlattScaling, classification_scores, fit_line, regression_scores
 from gpu_probes.nested import NestedCV
 from gpu_probes.options import SweepOptions
 from gpu_probes.permutation import PermutationTest
 from gpu_probes.results import BestProbe, SweepResult
-
-Json = Any
 
 
 @dataclass(frozen=True)
@@ -65,8 +79,8 @@ def infer(
     about: About,
     *,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
-) -> dict[str, Json]:
-    """Honest estimates, intervals, p-values, baselines and scores of a sweep, ready for JSON.
+) -> Evidence:
+    """Honest estimates, intervals, p-values, baselines and scores of a sweep.
 
     Parameters
     ----------
@@ -80,14 +94,13 @@ def infer(
 
     Returns
     -------
-    dict
-        ``nested_cv``, ``permutation``, ``intervals``, ``baselines``, ``scores``, ``platt``, ``calibration``,
-        ``learning_curve``, ``groups``. What is undefined is None with a reason.
+    Evidence
+        All but the overlap: see `compare_overlap`.
     """
     comparison = Comparison(result, train, test, options)
     clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
     best, seed = result.best, options.seed
-    parts: dict[str, Callable[[], Json]] = {
+    parts: dict[str, Callable[[], Any]] = {
         "nested_cv": lambda: _nested(result),
         "permutation": lambda: _permutation(result),
         "intervals": lambda: _intervals(result, clusters, seed),
@@ -97,15 +110,15 @@ def infer(
         "scores": lambda: None if best is None else _scores(result, best),
         "platt": lambda: None if best is None else _platt(result, best),
         "calibration": lambda: None if best is None else _calibration(result, best),
-        "learning_curve": lambda: [] if best is None else _curve(comparison, best, seed),
+        "learning_curve": lambda: () if best is None else _curve(comparison, best, seed),
         "groups": lambda: _groups(result, options, test_rows_grouped=clusters is not None),
     }
-    return {name: parts[name]() for name in progress(list(parts))}
+    return Evidence(**{name: parts[name]() for name in progress(list(parts))})
 
 
 def compare_overlap(
     result: SweepResult, test: CellSource, test_labels: Any, shared: Bool[np.ndarray, " test_sample"], *, dropped: bool
-) -> dict[str, Json]:
+) -> Overlap:
     """Score the best probe on test rows that are among the training rows, and on the others.
 
     Parameters
@@ -119,29 +132,22 @@ def compare_overlap(
     dropped : bool
         Whether the test scores of `result` are without them.
     """
-    content: dict[str, Json] = {
-        "n_shared": int(shared.sum()),
-        "rows": np.flatnonzero(shared).tolist(),
-        "dropped": dropped,
-    }
+    found = Overlap(n_shared=int(shared.sum()), rows=tuple(np.flatnonzero(shared).tolist()), dropped=dropped)
     best = result.best
     if best is None or not shared.any():
-        return content
+        return found
     at = (best.position_index, best.layer_index)
     coef, norms = result.coef[at], row_norms(test, best.cell)
     decision = decide(test, best.cell, coef, result.intercept[at])
     labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
     # Rows that were left out of the test may hold what training never saw.
     known = np.isfinite(decision).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
-    for name, rows in {"scores_of_shared": shared & known, "scores_of_others": ~shared & known}.items():
-        if not rows.any():
-            content[name] = None
-            continue
-        flat = is_flat(decision[rows], coef, norms[rows])
+    scores: list[RegressionScores | ClassScores | None] = []
+    for rows in (shared & known, ~shared & known):
+        flat = rows.any() and is_flat(decision[rows], coef, norms[rows])
         reason = Status.TEST_CONSTANT_PREDICTIONS.value if flat else None
-        content[name] = all_scores(result, labels[rows], decision[rows], undefined=reason).to_json()
-    content["n_unscored"] = int((~known).sum())
-    return content
+        scores.append(all_scores(result, labels[rows], decision[rows], undefined=reason) if rows.any() else None)
+    return replace(found, scores_of_shared=scores[0], scores_of_others=scores[1], n_unscored=int((~known).sum()))
 
 
 def _clusters(n_test: int, about: About) -> Int64[np.ndarray, " test_sample"] | None:
@@ -164,50 +170,51 @@ def _baselines(comparison: Comparison, about: About) -> list[Baseline]:
     ]
 
 
-def _nested(result: SweepResult) -> dict[str, Json]:
+def _nested(result: SweepResult) -> NestedScore:
     nested, best = result.nested_cv, result.best
     if isinstance(nested, str):
-        return {"score": None, "reason": nested}
+        return NestedScore(score=None, reason=nested)
     assert best is not None
-    return {
-        "score": nested.score,
-        "best_cv_score": best.cv_score,
-        "optimism": best.cv_score - nested.score,
-        "folds": [
-            {
-                "layer": choice.cell.layer,
-                "position": choice.cell.position,
-                "alpha": choice.alpha,
-                "inner_score": choice.inner_score,
-                "score": choice.outer_score,
-            }
+    predictions = one_column(predictions_of(nested.decision, result.task_type))
+    return NestedScore(
+        score=nested.score,
+        best_cv_score=best.cv_score,
+        optimism=best.cv_score - nested.score,
+        folds=tuple(
+            FoldChoice(
+                layer=choice.cell.layer,
+                position=choice.cell.position,
+                alpha=choice.alpha,
+                inner_score=choice.inner_score,
+                score=choice.outer_score,
+            )
             for choice in nested.choices
-        ],
-        "predictions": one_column(predictions_of(nested.decision, result.task_type)).tolist(),
-        "reason": None,
-    }
+        ),
+        predictions=tuple(predictions.tolist()) if predictions.ndim == 1 else _rows(predictions),
+        reason=None,
+    )
 
 
-def _permutation(result: SweepResult) -> dict[str, Json]:
+def _permutation(result: SweepResult) -> Permutation:
     test = result.permutation
     if not isinstance(test, PermutationTest):
-        return {"p_best": None, "p": None, "reason": test}
-    return {
-        "p_best": test.p_best,
-        "p": _nulls(test.p),
-        "p_uncorrected": _nulls(test.p_uncorrected),
-        "n_permutations": len(test.null_max),
-        "shuffled": test.scheme,
-        "observed_max": test.observed_max,
-        "null_max": test.null_max.tolist(),
-        "reason": None,
-    }
+        return Permutation(p_best=None, p=None, reason=test)
+    return Permutation(
+        p_best=test.p_best,
+        p=_nulls(test.p),
+        p_uncorrected=_nulls(test.p_uncorrected),
+        n_permutations=len(test.null_max),
+        shuffled=test.scheme,
+        observed_max=test.observed_max,
+        null_max=tuple(test.null_max.tolist()),
+        reason=None,
+    )
 
 
-def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int) -> dict[str, Json]:
+def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int) -> Intervals:
     """Of the best probe's test score, its lead over the best cells of other positions, and of the nested CV score."""
     best, nested = result.best, result.nested_cv
-    intervals: dict[str, Json] = {"test_score": None, "nested_cv_score": None, "best_minus_cell": []}
+    of_test, of_nested, leads = None, None, []
     if (
         best is not None
         and best.test_score is not None
@@ -215,17 +222,15 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
         and result.test_decision is not None
     ):
         decision = result.test_decision[best.position_index, best.layer_index]
-        intervals["test_score"] = _interval(result, result.test_labels, decision, clusters, seed=seed).to_json()
+        of_test = _interval(result, result.test_labels, decision, clusters, seed=seed)
         for p, i in _best_of_each_position(result):
             other = result.test_decision[p, i]
             if (p, i) == (best.position_index, best.layer_index) or np.isnan(result.test_score[p, i]):
                 continue
             difference = _difference(result, decision, other, clusters, seed)
-            intervals["best_minus_cell"].append(
-                {"layer": result.layers[i], "position": result.positions[p], "test_score": difference.to_json()}
-            )
+            leads.append(Lead(layer=result.layers[i], position=result.positions[p], test_score=difference))
     if isinstance(nested, NestedCV):
-        interval = _interval(
+        of_nested = _interval(
             result,
             result.train_labels,
             nested.decision,
@@ -233,8 +238,7 @@ def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] 
             folds=result.fold_of_sample,
             seed=seed,
         )
-        intervals["nested_cv_score"] = interval.to_json()
-    return intervals
+    return Intervals(test_score=of_test, nested_cv_score=of_nested, best_minus_cell=tuple(leads))
 
 
 def _best_of_each_position(result: SweepResult) -> list[tuple[int, int]]:
@@ -274,27 +278,26 @@ def _difference(
 
 def _baseline(
     result: SweepResult, baseline: Baseline, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int
-) -> dict[str, Json]:
+) -> BaselineScores:
     """Scores, the test score's interval, and how much better the best probe is."""
-    content: dict[str, Json] = {
-        "title": baseline.title,
-        "cv_score": _null(baseline.cv_score),
-        "test_score": _null(baseline.test_score),
-        "note": baseline.note,
-        "test_interval": None,
-        "difference": None,
-    }
     best, decision = result.best, baseline.test_decision
-    if decision is None or result.test_labels is None or np.isnan(baseline.test_score):
-        return content
-    content["test_interval"] = _interval(result, result.test_labels, decision, clusters, seed=seed).to_json()
-    if best is not None and best.test_score is not None and result.test_decision is not None:
-        ours = result.test_decision[best.position_index, best.layer_index]
-        content["difference"] = _difference(result, ours, decision, clusters, seed).to_json()
-    return content
+    of_test, lead = None, None
+    if decision is not None and result.test_labels is not None and not np.isnan(baseline.test_score):
+        of_test = _interval(result, result.test_labels, decision, clusters, seed=seed)
+        if best is not None and best.test_score is not None and result.test_decision is not None:
+            ours = result.test_decision[best.position_index, best.layer_index]
+            lead = _difference(result, ours, decision, clusters, seed)
+    return BaselineScores(
+        title=baseline.title,
+        cv_score=_null(baseline.cv_score),
+        test_score=_null(baseline.test_score),
+        note=baseline.note,
+        test_interval=of_test,
+        difference=lead,
+    )
 
 
-def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+def _scores(result: SweepResult, best: BestProbe) -> dict[str, RegressionScores | ClassScores]:
     """All scores of the best probe; those in cross-validation are of the pooled predictions, not means over folds.
 
     Where the sweep has no score of a split, there is none here, for the same reason.
@@ -305,12 +308,12 @@ def _scores(result: SweepResult, best: BestProbe) -> dict[str, Json]:
         "cv": (result.train_labels, result.cv_decision, result.cv_score),
         "test": (result.test_labels, result.test_decision, result.test_score),
     }
-    found: dict[str, Json] = {}
+    found: dict[str, RegressionScores | ClassScores] = {}
     for name, (labels, decision, scores) in splits.items():
         if labels is None or decision is None or not np.isfinite(decision[at]).all():
             continue
         reason = result.reason(*at) if np.isnan(scores[at]) else None
-        found[name] = all_scores(result, labels, decision[at], undefined=reason).to_json()
+        found[name] = all_scores(result, labels, decision[at], undefined=reason)
     return found
 
 
@@ -320,79 +323,76 @@ def all_scores(
     decision: Float64[np.ndarray, "sample output"],
     *,
     undefined: str | None = None,
-) -> Scores:
+) -> RegressionScores | ClassScores:
     """Every score that the task has, of decision values; `undefined` says why there is none of them."""
     if result.classes is None:
-        return regression_scores(labels, decision[:, 0], undefined=undefined)
-    places = _places(result.classes, labels)
-    return classification_scores(places, decision, len(result.classes), undefined=undefined)
+        found = regression_scores(labels, decision[:, 0], undefined=undefined)
+    else:
+        places = _places(result.classes, labels)
+        found = classification_scores(places, decision, len(result.classes), undefined=undefined)
+    return read_scores(found.values, found.reasons)
 
 
-def _platt(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+def _platt(result: SweepResult, best: BestProbe) -> Platt:
     """Platt scaling on cross-validated decision values, and what it does to the calibration on the test rows."""
     at = (best.position_index, best.layer_index)
     if result.classes is None or len(result.classes) != 2:
-        return _uncalibrated("Platt scaling is for two classes")
+        return Platt(slope=None, intercept=None, reason="Platt scaling is for two classes")
     assert result.cv_decision is not None
     scaling = PlattScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at][:, 0])
     if not scaling.slope > 0:
-        return _uncalibrated(_NOT_RISING)
-    content: dict[str, Json] = {"slope": scaling.slope, "intercept": scaling.intercept, "reason": None}
+        return Platt(slope=None, intercept=None, reason=_NOT_RISING)
+    calibrated = None
     if result.test_labels is not None and best.test_score is not None and result.test_decision is not None:
-        calibrated = scaling.log_odds(result.test_decision[at])
-        content["test_scores"] = all_scores(result, result.test_labels, calibrated).to_json()
-    return content
+        calibrated = all_scores(result, result.test_labels, scaling.log_odds(result.test_decision[at]))
+    return Platt(slope=scaling.slope, intercept=scaling.intercept, reason=None, test_scores=calibrated)
 
 
 # A slope that is not positive would turn the ranking round, or end it.
 _NOT_RISING = "labels do not rise with the held-out predictions"
 
 
-def _uncalibrated(reason: str) -> dict[str, Json]:
-    return {"slope": None, "intercept": None, "reason": reason}
-
-
-def _calibration(result: SweepResult, best: BestProbe) -> dict[str, Json]:
+def _calibration(result: SweepResult, best: BestProbe) -> Line:
     """Least-squares line from cross-validated predictions to the labels: a penalty shrinks predictions."""
     at = (best.position_index, best.layer_index)
     if result.classes is not None:
-        return _uncalibrated("this calibration is for numbers; see platt")
+        return Line(slope=None, intercept=None, reason="this calibration is for numbers; see platt")
     assert result.cv_decision is not None
     predicted = result.cv_decision[at][:, 0]
     if np.ptp(predicted) == 0:
-        return _uncalibrated("all predictions are equal")
-    # Squares of what a huge penalty leaves of predictions would be 0; powers of two change no digit.
-    unit, label_unit = _power_of_two(predicted), _power_of_two(result.train_labels)
-    line: Any = stats.linregress(predicted / unit, result.train_labels / label_unit)
-    if not line.slope > 0:
-        return _uncalibrated(_NOT_RISING)
-    with np.errstate(over="ignore"):
-        slope, intercept = float(line.slope / unit * label_unit), float(line.intercept * label_unit)
+        return Line(slope=None, intercept=None, reason="all predictions are equal")
+    slope, intercept = fit_line(predicted, result.train_labels)
+    if not slope > 0:
+        return Line(slope=None, intercept=None, reason=_NOT_RISING)
     if not np.isfinite([slope, intercept]).all():
-        return _uncalibrated("predictions are so small that no number takes them to the labels")
-    return {"slope": slope, "intercept": intercept, "reason": None}
+        reason = "predictions are so small that no number takes them to the labels"
+        return Line(slope=None, intercept=None, reason=reason)
+    return Line(slope=slope, intercept=intercept, reason=None)
 
 
-def _power_of_two(values: Float64[np.ndarray, " sample"]) -> float:
-    """Of the size of the largest value."""
-    return float(np.ldexp(1.0, np.frexp(np.abs(values).max())[1] - 1))
+def _curve(comparison: Comparison, best: BestProbe, seed: int) -> tuple[CurvePoint, ...]:
+    return tuple(
+        CurvePoint(
+            share=point.share,
+            n_rows=point.n_rows,
+            cv_score=_null(point.cv_score),
+            test_score=_null(point.test_score),
+            alpha=_null(point.alpha),
+        )
+        for point in learning_curve(comparison, best.cell, seed)
+    )
 
 
-def _curve(comparison: Comparison, best: BestProbe, seed: int) -> list[dict[str, Json]]:
-    points = [asdict(point) for point in learning_curve(comparison, best.cell, seed)]
-    return [{key: _null(value) if isinstance(value, float) else value for key, value in p.items()} for p in points]
-
-
-def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bool) -> dict[str, Json]:
+def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bool) -> Groups:
     grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
     known = options.prompts is not None
-    return {
-        "n_groups": grouping.n_groups,
-        "column": grouping.has_column,
-        "test_rows_grouped": test_rows_grouped,
-        "n_repeated_prompts": grouping.n_exact if known else None,
-        "n_repeated_but_for_case_and_whitespace": grouping.n_normalised if known else None,
-    }
+    return Groups(
+        n_groups=grouping.n_groups,
+        column=grouping.has_column,
+        test_rows_grouped=test_rows_grouped,
+        n_repeated_prompts=grouping.n_exact if known else None,
+        n_repeated_but_for_case_and_whitespace=grouping.n_normalised if known else None,
+    )
 
 
 def _places(classes: Sequence[float], labels: Float64[np.ndarray, " sample"]) -> Int64[np.ndarray, " sample"]:
@@ -404,5 +404,9 @@ def _null(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _nulls(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | None]]:
-    return [[_null(value) for value in row] for row in grid]
+def _nulls(grid: Float64[np.ndarray, "position layer"]) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(tuple(_null(value) for value in row) for row in grid)
+
+
+def _rows(values: Float64[np.ndarray, "sample output"]) -> tuple[tuple[float, ...], ...]:
+    return tuple(map(tuple, values.tolist()))

@@ -18,6 +18,7 @@ from jaxtyping import Float64, Int64, Shaped
 from scipy import stats
 
 from gpu_probes.errors import LabelError
+from gpu_probes.forms import Number, Text
 from gpu_probes.scoring import midranks, roc_auc, spearman
 
 Metric = Literal["spearman", "r2", "roc_auc"]
@@ -36,12 +37,12 @@ _MOST_UNDEFINED = 0.1
 class Interval:
     """A score, or a difference of two, and its confidence interval; None with a reason where undefined."""
 
-    estimate: float | None
-    low: float | None
-    high: float | None
-    level: float
-    method: str
-    reason: str | None = None
+    estimate: Number | None
+    low: Number | None
+    high: Number | None
+    level: Number
+    method: Text
+    reason: Text | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in the files."""

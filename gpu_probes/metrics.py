@@ -179,6 +179,20 @@ class PlattScaling:
         return special.expit(self.log_odds(decision))
 
 
+def fit_line(predicted: Float64[np.ndarray, " sample"], actual: Float64[np.ndarray, " sample"]) -> tuple[float, float]:
+    """Slope and intercept of the least-squares line from predictions to labels; infinite where no number holds them."""
+    # Squares of what a huge penalty leaves of predictions would be 0; powers of two change no digit.
+    unit, label_unit = _power_of_two(predicted), _power_of_two(actual)
+    line: Any = stats.linregress(predicted / unit, actual / label_unit)
+    with np.errstate(over="ignore"):
+        return float(line.slope / unit * label_unit), float(line.intercept * label_unit)
+
+
+def _power_of_two(values: Float64[np.ndarray, " sample"]) -> float:
+    """Of the size of the largest value."""
+    return float(np.ldexp(1.0, np.frexp(np.abs(values).max())[1] - 1))
+
+
 def _collect(undefined: str | None, **scores: Callable[[], Any]) -> Scores:
     if undefined is not None:
         return Scores(dict.fromkeys(scores), dict.fromkeys(scores, undefined))

@@ -10,22 +10,32 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gpu_probes.apply import SavedProbes
 from gpu_probes.cells import Cell, CellSource
 from gpu_probes.combine import combine
+from gpu_probes.documents import Results
 from gpu_probes.errors import ProbeError
 from gpu_probes.folder import Run, has_results
+from gpu_probes.saved_probes import SavedProbes
 
 Json = Any
 
 
 @dataclass(frozen=True)
 class Training:
-    """A result folder: its probes, and what was asked for."""
+    """A result folder, its probes, and what was asked for."""
 
-    folder: Path
+    results: Results
     probes: SavedProbes
-    run: Run
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.results.folder
+
+    @property
+    def run(self) -> Run:
+        """What ``run.json`` says."""
+        return self.results.run
 
     @property
     def label(self) -> str:
@@ -39,12 +49,12 @@ def find_trainings(folder: Path) -> list[Training]:
     Raises
     ------
     ProbeError
-        When there is none.
+        When there is none, or one cannot be read.
     """
     folders = [folder] if has_results(folder) else sorted(filter(has_results, folder.glob("*/")))
     if not folders:
         raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
-    return [Training(each, SavedProbes.load(each), Run.load(each)) for each in folders]
+    return [Training(each, SavedProbes.of(each)) for each in map(Results.load, folders)]
 
 
 def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[str, Json]:

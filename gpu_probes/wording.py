@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -23,11 +22,10 @@ def class_name(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
-def interval(found: dict[str, Any] | None) -> str:
+def interval(ends: tuple[float | None, float | None]) -> str:
     """``[low, high]`` on one line, or nothing where it is not known."""
-    if found is None or found["low"] is None:
-        return ""
-    return f"[{found['low']:.3f},\N{NO-BREAK SPACE}{found['high']:.3f}]"
+    low, high = ends
+    return "" if low is None or high is None else f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
 
 
 def visible(text: object) -> str:

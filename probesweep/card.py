@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Literal
 
 from activation_store import ActivationStore
 from activation_store.interop import PtActivations
 from gpu_probes import BestProbe, SweepResult
 from gpu_probes.combine import layers_behind
+from gpu_probes.document_forms import CARD, Metric
+from gpu_probes.documents import Results
+from gpu_probes.evidence import Evidence
 from gpu_probes.files import write_whole
-from gpu_probes.folder import first_error, read_document
+from gpu_probes.folder import read_document
+from gpu_probes.forms import (
+    Anything,
+    Count,
+    Flag,
+    Number,
+    Penalty,
+    Place,
+    Score,
+    Share,
+    Text,
+    Whole,
+    damaged,
+    read_form,
+)
+from gpu_probes.objective import TaskType
 from probesweep.errors import RequestError
 
-CARD = "probe.json"
 CARD_VERSION = 1
 
 
@@ -25,11 +41,11 @@ CARD_VERSION = 1
 class Scores:
     """Scores of the best probe; None where undefined, as `inference.json` says why."""
 
-    metric: Literal["spearman", "roc_auc"]
-    cv: float
-    nested_cv: float | None
-    test: float | None
-    p: float | None
+    metric: Metric
+    cv: Score
+    nested_cv: Score | None
+    test: Score | None
+    p: Share | None
 
 
 @dataclass(frozen=True)
@@ -37,9 +53,9 @@ class Calibration:
     """Fitted on cross-validated predictions: a line for numbers, Platt scaling for two classes."""
 
     kind: Literal["linear", "platt"] | None
-    slope: float | None
-    intercept: float | None
-    reason: str | None
+    slope: Penalty | None
+    intercept: Number | None
+    reason: Text | None
 
 
 @dataclass(frozen=True)
@@ -64,18 +80,18 @@ class Prompts:
     question_column : str
     """
 
-    model: str
-    weights: str
-    tokenizer: str
-    dtype: str
-    layers: list[int]
-    positions: list[int]
-    use_chat_template: bool
-    chat_template: str | None
-    chat_template_kwargs: dict[str, Any]
-    eoi_tokens: int | None
-    truncate_to: int | None
-    question_column: str
+    model: Text
+    weights: Text
+    tokenizer: Text
+    dtype: Text
+    layers: list[Count]
+    positions: list[Whole]
+    use_chat_template: Flag
+    chat_template: Text | None
+    chat_template_kwargs: dict[Text, Anything]
+    eoi_tokens: Count | None
+    truncate_to: Count | None
+    question_column: Text
 
 
 @dataclass(frozen=True)
@@ -102,15 +118,15 @@ class Card:
         None where the activations do not say how they were made.
     """
 
-    format_version: int
-    label: str
-    task_type: Literal["regression", "classification"]
-    classes: list[float] | None
-    probe: str
-    layer: int | str
-    position: int | str
-    join: str | None
-    alpha: float
+    format_version: Count
+    label: Text
+    task_type: TaskType
+    classes: list[Number] | None
+    probe: Text
+    layer: Place
+    position: Place
+    join: Text | None
+    alpha: Penalty
     scores: Scores
     calibration: Calibration
     prompts: Prompts | None
@@ -124,17 +140,68 @@ class Card:
         RequestError, ProbeError
             It is damaged, of another format, or something else.
         """
-        path = folder / CARD
+        return cls.of(Results.load(folder))
+
+    @classmethod
+    def of(cls, results: Results) -> Card:
+        """Read the card of a folder that is read, and make sure that both say the same; as `load`."""
+        path = results.folder / CARD
         document = read_document(path)
         version = document.get("format_version")
-        if version != CARD_VERSION:
+        if isinstance(version, int) and version > CARD_VERSION:
             raise RequestError(
                 f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"
             )
-        try:
-            return _ADAPTER.validate_python(document)
-        except ValidationError as error:
-            raise RequestError(f"{path} is not a probe's card ({first_error(error)}); train again") from error
+        card = read_form(cls, document, path)
+        if card.format_version != CARD_VERSION:
+            raise damaged(path, "there is no such format", ["format_version"])
+        for name, held, expected in card._compared(results):
+            if held != expected:
+                raise damaged(path, f"it has {held!r} where the other files have {expected!r}", [name])
+        return card
+
+    def _compared(self, results: Results) -> Iterator[tuple[str, object, object]]:
+        """What the card and the other files say of the same."""
+        best, evidence, options = results.best, results.evidence or Evidence(), results.run.request.options
+        if best is None:
+            raise damaged(results.folder / CARD, "there is no best probe")
+        nested, permutation = evidence.nested_cv, evidence.permutation
+        expected = {
+            "label": results.run.label,
+            "task_type": best.task_type,
+            "classes": None if results.performance.classes is None else list(results.performance.classes),
+            "probe": results.probes.header.probe,
+            "layer": best.best_layer_number,
+            "position": best.best_position,
+            "join": options.get("join"),
+            "alpha": best.selected_alpha,
+        }
+        yield from ((name, getattr(self, name), value) for name, value in expected.items())
+        yield "scores.metric", self.scores.metric, best.metric
+        yield "scores.cv", self.scores.cv, best.cv_score
+        yield "scores.test", self.scores.test, best.test_score
+        if nested is not None:
+            yield "scores.nested_cv", self.scores.nested_cv, nested.score
+        if permutation is not None:
+            yield "scores.p", self.scores.p, permutation.p_best
+        if evidence.calibration is not None and evidence.platt is not None:
+            yield "calibration", self.calibration, _calibration(self.task_type, evidence)
+        if self.prompts is not None:
+            yield "prompts.weights", self.prompts.weights, results.run.weights
+            yield "prompts.model", self.prompts.model, results.run.model
+            yield from self._prompts_compared(self.prompts, results)
+
+    def _prompts_compared(self, prompts: Prompts, results: Results) -> Iterator[tuple[str, object, object]]:
+        """Layers and positions that are read, and how the template is used."""
+        if self.join is None or self.join == "layers":
+            yield "prompts.positions", prompts.positions, list(results.performance.positions)
+        else:
+            yield "prompts.positions", len(prompts.positions), len(results.run.position_tokens)
+        if self.join is None or self.join == "mean":
+            yield "prompts.layers", prompts.layers, [self.layer]
+        yield "prompts.chat_template", prompts.chat_template is not None, prompts.use_chat_template
+        if prompts.eoi_tokens is not None:
+            yield "prompts.eoi_tokens", prompts.eoi_tokens, len(prompts.positions)
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -142,13 +209,10 @@ class Card:
         write_whole(folder / CARD, content)
 
 
-_ADAPTER = TypeAdapter(Card)
-
-
 def describe_probe(
     label: str,
     result: SweepResult,
-    inference: dict[str, Any],
+    evidence: Evidence,
     store: ActivationStore | PtActivations,
     join: str | None,
 ) -> Card | None:
@@ -158,7 +222,7 @@ def describe_probe(
     ----------
     label : str
     result : SweepResult
-    inference : dict
+    evidence : Evidence
         Of `gpu_probes.infer`.
     store : ActivationStore or PtActivations
         Of the training rows.
@@ -181,24 +245,21 @@ def describe_probe(
         scores=Scores(
             metric=result.metric,
             cv=best.cv_score,
-            nested_cv=inference["nested_cv"]["score"],
+            nested_cv=None if evidence.nested_cv is None else evidence.nested_cv.score,
             test=best.test_score,
-            p=inference["permutation"]["p_best"],
+            p=None if evidence.permutation is None else evidence.permutation.p_best,
         ),
-        calibration=_calibration(result.task_type, inference),
+        calibration=_calibration(result.task_type, evidence),
         prompts=_prompts(store, best, join),
     )
 
 
-def _calibration(task_type: str, inference: dict[str, Any]) -> Calibration:
-    kind, name = ("linear", "calibration") if task_type == "regression" else ("platt", "platt")
-    found = inference[name]
-    return Calibration(
-        kind=kind if found["slope"] is not None else None,
-        slope=found["slope"],
-        intercept=found["intercept"],
-        reason=found["reason"],
-    )
+def _calibration(task_type: str, evidence: Evidence) -> Calibration:
+    kind: Literal["linear", "platt"] = "linear" if task_type == "regression" else "platt"
+    found = evidence.calibration if kind == "linear" else evidence.platt
+    assert found is not None, "there is a best probe"
+    fitted = found.slope is not None
+    return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
 
 
 def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str | None) -> Prompts | None:

@@ -18,12 +18,11 @@ from activation_store.integrity import Progress
 from activation_store.journal import JOURNAL
 from activation_store.metadata import COORDINATES, is_store, read_spec
 from activation_store.spec import ARRAY
-from gpu_probes import ProbeError
+from gpu_probes.document_forms import CARD
 from gpu_probes.folder import RUN, Run, check_file
-from gpu_probes.report.load import SavedResults
-from gpu_probes.summary import describe
+from gpu_probes.summary import describe_results
 from gpu_probes.transfer import Training, find_trainings
-from probesweep.card import CARD, Card
+from probesweep.card import Card
 from probesweep.errors import RequestError
 
 RepoType = Literal["dataset", "model"]
@@ -81,13 +80,7 @@ def pack(folder: Path, progress: Progress = iter) -> Parcel:
     """
     if is_store(folder):
         return _pack_store(folder, progress)
-    try:
-        return _pack_results(folder)
-    except (ProbeError, RequestError):
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        # A stranger's JSON can hold anything.
-        raise RequestError(f"{folder} is not what probesweep train writes ({error!r}); train again") from error
+    return _pack_results(folder)
 
 
 def _pack_store(folder: Path, progress: Progress) -> Parcel:
@@ -128,9 +121,8 @@ def _pack_results(folder: Path) -> Parcel:
     for training in trainings:
         for name in training.run.files:
             check_file(training.folder / name)
-        SavedResults.load(training.folder)
         if CARD in training.run.files:
-            Card.load(training.folder)
+            Card.of(training.results)
     labels = _listed("label", dict.fromkeys(training.label for training in trainings))
     first = trainings[0].run
     rows = f"{first.request.train.n_samples} train and {first.request.test.n_samples} test"
@@ -210,7 +202,7 @@ def _results_card(trainings: list[Training]) -> str:
 
 def _found(training: Training) -> dict[str, str]:
     """The best probe and its scores; what is undefined is left out."""
-    found = describe(training.folder)
+    found = describe_results(training.results)
     best, metric = found["best"], found["metric"]
     about = {"task": found["task_type"]}
     if best is None:

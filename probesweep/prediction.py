@@ -30,11 +30,14 @@ from activation_store.tables import Rows, Table
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
 from gpu_probes.apply import decide, one_column, predictions_of, ranked
 from gpu_probes.combine import combine
+from gpu_probes.document_forms import CARD
+from gpu_probes.documents import Results
 from gpu_probes.errors import ProbeWarning
 from gpu_probes.folder import RUN
+from gpu_probes.forms import damaged
 from gpu_probes.metrics import PlattScaling
 from gpu_probes.wording import class_name
-from probesweep.card import CARD, Card, Prompts
+from probesweep.card import Card, Prompts
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file
 
@@ -117,9 +120,10 @@ class Probe:
         """
         check_at_least_one(batch_size=batch_size, max_length=max_length)
         folder = Path(folder)
-        card, prompts = _read_card(folder)
+        results = _read_results(folder)
+        card, prompts = _read_card(results)
         _warn_uncalibrated(card, folder)
-        saved = SavedProbes.load(folder)
+        saved = SavedProbes.of(results)
         at = saved.positions.index(card.position), saved.layers.index(card.layer)
         where = model or prompts.model
         options = (device, batch_size, trust_remote_code, max_length, truncate)
@@ -452,14 +456,21 @@ def _column_names(probe: Probe, on_error: OnError) -> list[str]:
     return [*by_class, *reasons]
 
 
-def _read_card(folder: Path) -> tuple[Card, Prompts]:
+def _read_results(folder: Path) -> Results:
     if not (folder / RUN).exists():
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{RUN}"))
         hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
         raise RequestError(f"{folder} holds no finished training; {hint}")
-    if not (folder / CARD).exists():
+    return Results.load(folder)
+
+
+def _read_card(results: Results) -> tuple[Card, Prompts]:
+    folder = results.folder
+    if results.best is None:
         raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
-    card = Card.load(folder)
+    if CARD not in results.run.files:
+        raise damaged(folder / RUN, f"it does not name {CARD}", ["files"])
+    card = Card.of(results)
     if card.prompts is None:
         raise RequestError(
             f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "

@@ -13,9 +13,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from gpu_probes.folder import Run, hash_run, read_document
+from gpu_probes.document_forms import Performance
+from gpu_probes.documents import Results
+from gpu_probes.folder import Run, hash_run
 from gpu_probes.report import write_report
-from gpu_probes.summary import describe
+from gpu_probes.summary import describe_results
 from probesweep.errors import RequestError
 from probesweep.memory import recall, remember
 from probesweep.outputs import writing
@@ -121,16 +123,16 @@ def check_installed(kind: Kind) -> None:
 def read_record(folder: Path, pictures: Path) -> Record:
     """Read a result folder, and draw its page and figures into a folder of their own."""
     page = write_report(folder, pictures / "report.html", figures=pictures)
-    found, run = describe(folder), Run.load(folder)
-    performance = read_document(folder / "performance.json")
+    results = Results.load(folder)
+    run = results.run
     return Record(
         name=f"{folder.name} {run.label}",
         folder=folder,
         settings=_settings(run),
-        scores=_scores(found),
-        by_layer=_by_layer(performance),
+        scores=_scores(describe_results(results)),
+        by_layer=_by_layer(results.performance),
         figures={path.stem: path for path in sorted(pictures.glob("*.png"))},
-        files=(*(folder / name for name in found["files"]), page),
+        files=(*(folder / name for name in results.files), page),
     )
 
 
@@ -159,12 +161,12 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
 
 
-def _by_layer(performance: dict[str, Any]) -> dict[int, dict[str, float]]:
+def _by_layer(performance: Performance) -> dict[int, dict[str, float]]:
     """Scores of every split at every position; joined layers, which have names, by their place."""
-    layers = [layer if isinstance(layer, int) else k for k, layer in enumerate(performance["layer_indices"])]
+    layers = [layer if isinstance(layer, int) else k for k, layer in enumerate(performance.layer_indices)]
     scores: dict[int, dict[str, float]] = {layer: {} for layer in layers}
-    for split, rows in performance["layer_performance"].items():
-        for position, row in zip(performance["positions"], rows or [], strict=bool(rows)):
+    for split, rows in vars(performance.layer_performance).items():
+        for position, row in zip(performance.positions, rows or (), strict=bool(rows)):
             for layer, score in zip(layers, row, strict=True):
                 if score is not None:
                     scores[layer][_plain(f"{split}/position_{position}")] = score

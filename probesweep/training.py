@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from activation_store.interop import open_activations
 from gpu_probes import (
     About,
+    ProbeError,
     SweepOptions,
     SweepResult,
     check_statistics,
@@ -30,10 +30,12 @@ from gpu_probes.alphas import parse_alphas
 from gpu_probes.arguments import check_flags, is_finite_number
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import SomeRows, combine, parse_join
-from gpu_probes.files import write_whole
+from gpu_probes.document_forms import CARD
+from gpu_probes.documents import Results
+from gpu_probes.evidence import INFERENCE, Evidence, Overlap
 from gpu_probes.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
 from gpu_probes.storage import Memory
-from probesweep.card import CARD, describe_probe
+from probesweep.card import Card, describe_probe
 from probesweep.errors import RequestError
 from probesweep.outputs import check_folder, check_room, writing
 from probesweep.stores import (
@@ -246,11 +248,11 @@ class Training:
         # The results are still there.
         given = replace(given, budget_bytes=planned.memory.free_nbytes)
         for name, folder in self.folders.items():
-            inference = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
-            inference["overlap"] = self._overlap(results[name], rows, label(rows.test, name), work.shared)
+            found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
+            overlap = self._overlap(results[name], rows, label(rows.test, name), work.shared)
             for store in self._stores:
                 check_unchanged(store)
-            self._write(name, folder, results[name], inference)
+            self._write(name, folder, results[name], replace(found, overlap=overlap))
 
     def _check_room(self, memory: Memory) -> None:
         """Predictions take about 20 characters in the files, and 8 bytes before where they do not stay in memory."""
@@ -292,24 +294,21 @@ class Training:
             progress=partial(tqdm, unit="block of cells", desc="train"),
         )
 
-    def _overlap(self, result: SweepResult, rows: _Rows, test_labels: Any, shared: Bool[np.ndarray, " row"]) -> Any:
+    def _overlap(self, result: SweepResult, rows: _Rows, test_labels: Any, shared: Bool[np.ndarray, " row"]) -> Overlap:
         unknown = [name for name, one in (("training", rows.train), ("test", rows.test)) if one.questions is None]
         if unknown:
-            return {
-                "n_shared": None,
-                "reason": f"the {' and '.join(unknown)} rows are of a .pt, which holds no prompts",
-            }
+            reason = f"the {' and '.join(unknown)} rows are of a .pt, which holds no prompts"
+            return Overlap(n_shared=None, reason=reason)
         return compare_overlap(result, rows.all_test_cells, test_labels, shared, dropped=self.drop_overlap)
 
-    def _write(self, name: str, folder: Path, result: SweepResult, inference: dict[str, Any]) -> None:
+    def _write(self, name: str, folder: Path, result: SweepResult, evidence: Evidence) -> None:
         train = self._stores[0]
         # What was drawn of the old results goes first: a page can be drawn again.
         remove_drawn(folder)
         with replacing(folder) as draft:
-            files = [*result.save(draft), "inference.json"]
-            # NaN would be our own mistake.
-            write_whole(draft / "inference.json", json.dumps(inference, indent=2, allow_nan=False).encode() + b"\n")
-            card = describe_probe(name, result, inference, train, self.join)
+            files = [*result.save(draft), INFERENCE]
+            evidence.save(draft)
+            card = describe_probe(name, result, evidence, train, self.join)
             if card is not None:
                 card.save(draft)
                 files.append(CARD)
@@ -385,7 +384,18 @@ def _holds(folder: Path, request: Request) -> bool:
     if not has_results(folder):
         return False
     run = Run.load(folder)
-    return run.request == request and run.is_whole(folder)
+    return run.request == request and run.is_whole(folder) and _can_be_read(folder)
+
+
+def _can_be_read(folder: Path) -> bool:
+    """Whether its files, as they were written, say what a training says: they may come from anywhere."""
+    try:
+        results = Results.load(folder)
+        if CARD in results.run.files:
+            Card.of(results)
+    except (ProbeError, RequestError):
+        return False
+    return True
 
 
 def _describe(store: Activations) -> UsedStore:

@@ -229,16 +229,16 @@ COMMANDS = [
         "a.zarr is a store, which holds nothing else",
     ),
     # Results that were edited or cut off.
-    ("report cut_run", "remove it and run probesweep train again"),
-    ("report other_run", "remove it and run probesweep train again"),
+    ("report cut_run", "remove it and run the same training again"),
+    ("report other_run", "remove it and run the same training again"),
     ("report other_inference", "inference.json is not as run.json beside it says"),
-    ("transfer cut_run b.zarr", "remove it and run probesweep train again"),
+    ("transfer cut_run b.zarr", "remove it and run the same training again"),
     ("transfer cut_best b.zarr", "best_probe_predictions.json is not as run.json beside it says"),
     ("predict --probe cut_card --text Hi", "probe.json is not as run.json beside it says"),
     ("push cut_predictions me/probes", "all_predictions.json is not as run.json beside it says"),
     (
         "train --train_activations a.zarr --test_activations b.zarr --output_dir cut_run --label_column success_rate",
-        "remove it and run probesweep train again",
+        "remove it and run the same training again",
     ),
     # What comes after.
     ("report a.zarr", "give an --output_dir of probesweep train"),

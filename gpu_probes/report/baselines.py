@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from gpu_probes.evidence import BaselineScores
 from gpu_probes.report.load import SavedResults
 
 
-def strongest(results: SavedResults) -> dict[str, Any] | None:
+def strongest(results: SavedResults) -> BaselineScores | None:
     """The baseline with the highest test score or, where there are none, the highest CV score."""
-    baselines: list[dict[str, Any]] = list(results.part("baselines").values())
-    for score in ("test_score", "cv_score"):
-        scored = [one for one in baselines if one[score] is not None]
+    baselines = list((results.evidence.baselines or {}).values())
+    for name in ("test_score", "cv_score"):
+        scored = [(getattr(one, name), one) for one in baselines if getattr(one, name) is not None]
         if scored:
-            return max(scored, key=lambda one: one[score])
+            return max(scored, key=lambda pair: pair[0])[1]
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import pandas as pd
 
 from gpu_probes import charts
 from gpu_probes.charts import Reference, Series, score_title
+from gpu_probes.evidence import BaselineScores, Bin, ClassScores
+from gpu_probes.intervals import Interval
 from gpu_probes.report import curves
 from gpu_probes.report.baselines import strongest
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedResults, ends_of
 from gpu_probes.report.predictions import (
     HELD_OUT_TITLE,
     MOST_CURVE_POINTS,
@@ -71,7 +73,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
     """Scores over layers and positions."""
     shown, note = (score, "") if score else _shown_score(results)
     cells, best = results.cells, results.best_cell
-    chart = charts.heatmap(cells, metric=results.performance["metric"], score=shown, best=best, tokens=results.tokens)
+    chart = charts.heatmap(cells, metric=results.performance.metric, score=shown, best=best, tokens=results.tokens)
     undefined = int(np.isnan(cells[shown].to_numpy(np.float64)).sum())
     caption = f"The {charts.SCORES[shown]} of each cell. {note}"
     if best is not None:
@@ -82,7 +84,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
         caption += f"{undefined} {'cell has' if undefined == 1 else 'cells have'} no score (grey, crossed out). "
     caption += "Layers are indices into hidden_states (0 = embeddings); position -1 is the last token."
     table = charts.readable(cells, results.tokens)
-    width = 110 + 7 * len(results.performance["layer_indices"])
+    width = 110 + 7 * results.performance.n_layers
     return Figure("heatmap", "Where it can be read", caption, chart, table, width)
 
 
@@ -94,7 +96,7 @@ def layers(results: SavedResults) -> Figure | Absent:
         return Absent(name, title, "no cell has a score")
     chart = charts.layers(
         results.cells,
-        metric=results.performance["metric"],
+        metric=results.performance.metric,
         score=shown,
         best=results.best_cell,
         tokens=results.tokens,
@@ -167,20 +169,27 @@ def reliability(results: SavedResults) -> Figure | Absent:
     name, title = "reliability", "Reliability"
     if not classes_of(results):
         return Absent(name, title, "the labels are numbers", expected=False)
-    scores = results.part("scores")
+    scores = results.evidence.scores
     if not scores:
         return Absent(name, title, results.why_missing("scores"))
-    platt = results.part("platt").get("test_scores") or {}
-    split = "test" if (scores.get("test") or {}).get("reliability") else "cv"
-    found = [(f"{split}, as fitted", "accent", scores.get(split) or {})]
-    found += [("test, after Platt scaling", "honest", platt)] if platt.get("reliability") else []
-    bins = [_bins(one, content.get("reliability")) for one, _, content in found]
+    platt = results.evidence.platt
+    tested = scores.get("test")
+    split = "test" if isinstance(tested, ClassScores) and tested.reliability else "cv"
+    calibrated = None if platt is None else platt.test_scores
+    held = [
+        (f"{split}, as fitted", "accent", scores.get("test" if split == "test" else "cv")),
+        ("test, after Platt scaling", "honest", calibrated),
+    ]
+    found = [(one, colour, content) for one, colour, content in held if isinstance(content, ClassScores)]
+    if not found:
+        return Absent(name, title, "its bins are not in inference.json")
+    bins = [_bins(one, content.reliability or ()) for one, _, content in found]
     table = pd.concat(bins, ignore_index=True)
     if not len(table):
         return Absent(name, title, "its bins are not in inference.json")
     tips = ["series", "predicted", "share that is so", "rows"]
     chart = curves.reliability(table, [Series(one, colour) for one, colour, _ in found], tips)
-    errors = "; ".join(f"{one} {number(content.get('ece'))}" for one, _, content in found)
+    errors = "; ".join(f"{one} {number(content.ece)}" for one, _, content in found)
     what = "the second class" if len(classes_of(results)) == 2 else "the class chosen"
     caption = (
         f"In ten bins of the predicted probability of {what}: how often it is so. Larger points hold more rows. "
@@ -194,17 +203,17 @@ def alphas(results: SavedResults) -> Figure | Absent:
     name, title = "alphas", "The penalty"
     if results.best is None:
         return Absent(name, title, results.why_no_best)
-    path = results.best.get("alpha_cv_scores")
+    path = results.best.alpha_cv_scores
     if not path:
         return Absent(name, title, "one alpha was fitted")
     table = pd.DataFrame({"alpha": [float(alpha) for alpha in path], "score": list(path.values())}, dtype=np.float64)
     table = table.sort_values("alpha", ignore_index=True)
-    table["chosen"] = table["alpha"] == results.best["selected_alpha"]
+    table["chosen"] = table["alpha"] == results.best.selected_alpha
     table["penalty"] = [f"{alpha:g}" for alpha in table["alpha"]]
     table["CV score"] = [number(score) for score in table["score"]]
     table["row"] = "alpha"
-    chart = curves.alpha_path(table, score_title("cv_score", results.performance["metric"]), ["penalty", "CV score"])
-    at = results.best["selected_alpha"]
+    chart = curves.alpha_path(table, score_title("cv_score", results.performance.metric), ["penalty", "CV score"])
+    at = results.best.selected_alpha
     caption = f"CV score of the best cell at each alpha. The highest, at alpha {at:g}, was chosen."
     if at in (table["alpha"].iloc[0], table["alpha"].iloc[-1]):
         caption += " That is an end of the grid: a better one may lie beyond."
@@ -221,13 +230,13 @@ def comparison(results: SavedResults) -> Figure | Absent:
     table["value"] = [number(score) for score in table["score"]]
     used = [one for one in (_CV, _NESTED, _TESTED) if one.name in set(table["series"])]
     tips = ["name", "series", "value", "95 % interval"]
-    metric = f"score ({METRICS.get(results.performance['metric'], results.performance['metric'])})"
+    metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
     caption = (
         "The best probe's CV score is the highest of all cells and alphas, so optimistic. Nested cross-validation "
         "chooses anew for each fold and scores on rows that had no part in the choice. Intervals leave out that other "
         "training rows give another probe."
     )
-    without = [f"{one_line(one['title'])}, {one_line(one['note'])}" for one in _unscored(results)]
+    without = [f"{one_line(one.title)}, {one_line(one.note)}" for one in _unscored(results)]
     caption += f" Without a score: {'; '.join(without)}." if without else ""
     return Figure(name, title, caption, curves.comparison(table, used, metric, tips), _only(table, tips))
 
@@ -235,22 +244,22 @@ def comparison(results: SavedResults) -> Figure | Absent:
 def permutations(results: SavedResults) -> Figure | Absent:
     """Highest score of each shuffle of the labels, and the one observed."""
     name, title = "permutations", "Against shuffled labels"
-    found = results.part("permutation")
-    if found.get("p_best") is None:
+    found = results.evidence.permutation
+    if found is None or found.p_best is None or found.null_max is None:
         return Absent(name, title, results.why_missing("permutation"))
-    null = np.asarray([value for value in found["null_max"] if value is not None], dtype=np.float64)
+    null = np.asarray(found.null_max, dtype=np.float64)
     counts, edges = np.histogram(null, bins=min(40, max(5, len(null) // 5)))
     bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts, "row": "null"})
     bins["highest score"] = [f"{low:.3f} to {high:.3f}" for low, high in itertools.pairwise(edges)]
     bins["shuffles"] = [str(count) for count in counts]
-    observed = found["observed_max"]
+    observed = found.observed_max
     own = pd.DataFrame([{"score": observed, "row": "null", "label": f"true labels {observed:.3f}"}])
     own["highest score"], own["shuffles"] = own["label"], ""
-    metric = score_title("cv_score", results.performance["metric"])
+    metric = score_title("cv_score", results.performance.metric)
     chart = curves.null_histogram(bins, own, f"highest {metric} in any cell", ["highest score", "shuffles"])
     caption = (
-        f"Highest CV score in any cell after each of {found['n_permutations']:,} shuffles of the labels, "
-        f"{found['shuffled']}, beside that of the true labels (line). p = {found['p_best']:.3g} for all cells together."
+        f"Highest CV score in any cell after each of {found.n_permutations:,} shuffles of the labels, "
+        f"{found.shuffled}, beside that of the true labels (line). p = {found.p_best:.3g} for all cells together."
     )
     return Figure(name, title, caption, chart, _only(bins, ["highest score", "shuffles"]))
 
@@ -258,20 +267,20 @@ def permutations(results: SavedResults) -> Figure | Absent:
 def learning_curve(results: SavedResults) -> Figure | Absent:
     """Score of the best cell by the number of training rows."""
     name, title = "learning_curve", "With more rows"
-    points = results.part("learning_curve")
+    points = results.evidence.learning_curve
     if not points:
         return Absent(name, title, results.why_missing("learning_curve"))
     cv, test = Series("CV", "others"), Series("test", "accent")
     rows = [
         {
-            "n_rows": point["n_rows"],
-            "score": point[f"{key}_score"],
+            "n_rows": point.n_rows,
+            "score": score,
             "series": one.name,
-            "alpha": number(point["alpha"], "g"),
+            "alpha": number(point.alpha, "g"),
         }
         for one, key in ((test, "test"), (cv, "cv"))
         for point in points
-        if point[f"{key}_score"] is not None
+        if (score := point.test_score if key == "test" else point.cv_score) is not None
     ]
     if not rows:
         return Absent(name, title, "no share of the training rows gives a score")
@@ -279,7 +288,7 @@ def learning_curve(results: SavedResults) -> Figure | Absent:
     table["row"], table["training rows"] = table["series"], [f"{n:,}" for n in table["n_rows"]]
     table["value"] = [number(score) for score in table["score"]]
     tips = ["series", "training rows", "value", "alpha"]
-    metric = f"score ({METRICS.get(results.performance['metric'], results.performance['metric'])})"
+    metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
     used = [one for one in (test, cv) if one.name in set(table["series"])]
     caption = "The best cell fitted on growing parts of its training rows; the rows that it is scored on stay the same."
     return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), _only(table, tips))
@@ -314,23 +323,18 @@ def _shown_score(results: SavedResults) -> tuple[str, str]:
 def _references(results: SavedResults) -> list[Reference]:
     """Nested cross-validation, the strongest baseline, and the test score at the best layer."""
     references: list[Reference] = []
-    intervals = results.part("intervals")
-    nested = results.part("nested_cv").get("score")
+    intervals, nested = results.intervals, results.nested_score
     if nested is not None:
-        references.append(Reference(_NESTED, nested, *_ends(intervals.get("nested_cv_score"))))
+        references.append(Reference(_NESTED, nested, *ends_of(intervals.nested_cv_score)))
     baseline = strongest(results)
-    if baseline is not None and baseline["cv_score"] is not None:
-        series = Series(f"{one_line(baseline['title'])}, CV", "baseline")
-        references.append(Reference(series, baseline["cv_score"]))
+    if baseline is not None and baseline.cv_score is not None:
+        series = Series(f"{one_line(baseline.title)}, CV", "baseline")
+        references.append(Reference(series, baseline.cv_score))
     best, cell = results.best, results.best_cell
-    if best is not None and cell is not None and best["test_score"] is not None:
-        low, high = _ends(intervals.get("test_score"))
-        references.append(Reference(Series(_TESTED.name, "ink"), best["test_score"], low, high, cell[0]))
+    if best is not None and cell is not None and best.test_score is not None:
+        low, high = ends_of(intervals.test_score)
+        references.append(Reference(Series(_TESTED.name, "ink"), best.test_score, low, high, cell[0]))
     return references
-
-
-def _ends(found: dict[str, Any] | None) -> tuple[float | None, float | None]:
-    return (None, None) if found is None else (found["low"], found["high"])
 
 
 def _points(part: Predicted) -> pd.DataFrame:
@@ -349,20 +353,20 @@ def _points(part: Predicted) -> pd.DataFrame:
     )
 
 
-def _bins(series: str, curve: list[dict[str, Any]] | None) -> pd.DataFrame:
+def _bins(series: str, curve: Sequence[Bin]) -> pd.DataFrame:
     """Bins of a reliability curve that hold rows."""
-    full = [one for one in curve or [] if one["count"]]
     return pd.DataFrame(
         [
             {
-                **one,
+                **vars(one),
                 "series": series,
                 "row": series,
-                "predicted": number(one["mean_predicted"]),
-                "share that is so": number(one["fraction_positive"]),
-                "rows": str(one["count"]),
+                "predicted": number(one.mean_predicted),
+                "share that is so": number(one.fraction_positive),
+                "rows": str(one.count),
             }
-            for one in full
+            for one in curve
+            if one.count
         ]
     )
 
@@ -370,29 +374,28 @@ def _bins(series: str, curve: list[dict[str, Any]] | None) -> pd.DataFrame:
 def _compared(results: SavedResults) -> list[dict[str, Any]]:
     """A record for each score: of the best probe, and of every baseline."""
     assert results.best is not None
-    intervals, baselines = results.part("intervals"), results.part("baselines")
-    nested = results.part("nested_cv").get("score")
+    intervals, baselines = results.intervals, results.evidence.baselines or {}
     probe = "best probe"
     records = [
-        _record(probe, _CV, results.best["cv_score"], None),
-        _record(probe, _NESTED, nested, intervals.get("nested_cv_score")),
-        _record(probe, _TESTED, results.best["test_score"], intervals.get("test_score")),
+        _record(probe, _CV, results.best.cv_score, None),
+        _record(probe, _NESTED, results.nested_score, intervals.nested_cv_score),
+        _record(probe, _TESTED, results.best.test_score, intervals.test_score),
     ]
     for one in baselines.values():
-        title = one_line(one["title"])
-        records.append(_record(title, _CV, one["cv_score"], None))
-        records.append(_record(title, _TESTED, one["test_score"], one["test_interval"]))
+        title = one_line(one.title)
+        records.append(_record(title, _CV, one.cv_score, None))
+        records.append(_record(title, _TESTED, one.test_score, one.test_interval))
     return records
 
 
-def _unscored(results: SavedResults) -> list[dict[str, Any]]:
-    baselines = results.part("baselines").values()
-    return [one for one in baselines if one["cv_score"] is None and one["test_score"] is None]
+def _unscored(results: SavedResults) -> list[BaselineScores]:
+    baselines = (results.evidence.baselines or {}).values()
+    return [one for one in baselines if one.cv_score is None and one.test_score is None]
 
 
-def _record(name: str, series: Series, score: float | None, found: dict[str, Any] | None) -> dict[str, Any]:
-    low, high = _ends(found)
-    text = interval(found) or "not known"
+def _record(name: str, series: Series, score: float | None, found: Interval | None) -> dict[str, Any]:
+    low, high = ends_of(found)
+    text = interval((low, high)) or "not known"
     ends = {"low": np.nan if low is None else low, "high": np.nan if high is None else high}
     return {
         "name": name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,25 +42,30 @@ def held_out(results: SavedResults) -> list[Predicted]:
     best = results.best
     if best is None:
         return []
-    request, overlap = results.run.request, results.part("overlap")
-    dropped = overlap["rows"] if overlap.get("dropped") else []
+    request, overlap = results.run.request, results.evidence.overlap
+    dropped = overlap.rows or () if overlap is not None and overlap.dropped else ()
     test_rows = np.setdiff1d(np.arange(request.test.n_samples), dropped)
     splits = [
-        ("test", TEST_TITLE, test_rows, best["test_actual"], "test"),
-        ("train", HELD_OUT_TITLE, np.arange(request.train.n_samples), best["train_actual"], "cv"),
+        ("test", TEST_TITLE, test_rows, best.test_actual, best.test_predictions, best.test_ranked),
+        (
+            "train",
+            HELD_OUT_TITLE,
+            np.arange(request.train.n_samples),
+            best.train_actual,
+            best.cv_predictions,
+            best.cv_ranked,
+        ),
     ]
     return [
-        Predicted(split, title, rows, *_columns(best, actual, name))
-        for split, title, rows, actual, name in splits
-        if actual is not None and best[f"{name}_predictions"] is not None
+        # Of numbers, and in folders of earlier versions, the predictions are what is ranked.
+        Predicted(split, title, rows, *map(_column, (actual, predicted, predicted if ranked is None else ranked)))
+        for split, title, rows, actual, predicted, ranked in splits
+        if actual is not None and predicted is not None
     ]
 
 
-def _columns(best: dict[str, Any], actual: list[float], name: str) -> list[Shaped[np.ndarray, "sample ..."]]:
-    """Labels, predictions, and what is ranked: for numbers, and in folders of earlier versions, the predictions."""
-    predictions = best[f"{name}_predictions"]
-    ranked = best.get(f"{name}_ranked", predictions)
-    return [np.asarray(values, dtype=np.float64) for values in (actual, predictions, ranked)]
+def _column(values: Sequence[Any]) -> Shaped[np.ndarray, "sample ..."]:
+    return np.asarray(values, dtype=np.float64)
 
 
 def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
@@ -69,7 +75,7 @@ def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
 
 def classes_of(results: SavedResults) -> list[float]:
     """The sorted classes; none for numbers."""
-    return list(results.performance.get("classes") or [])
+    return list(results.performance.classes or ())
 
 
 def wrongness(results: SavedResults, rows: Predicted) -> Float64[np.ndarray, " sample"]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from gpu_probes.evidence import BaselineScores
 from gpu_probes.report.baselines import strongest
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedResults, ends_of
 from gpu_probes.report.predictions import classes_of
 from gpu_probes.wording import METRICS, interval, number, one_line, position_text
 
@@ -31,17 +31,16 @@ def headlines(results: SavedResults) -> list[Headline]:
     """Nested CV, test, strongest baseline, p-value: those that there are."""
     if results.best is None:
         return []
-    intervals = results.part("intervals")
-    nested = results.part("nested_cv").get("score")
-    baseline, p_best = strongest(results), results.part("permutation").get("p_best")
+    intervals, nested, baseline = results.intervals, results.nested_score, strongest(results)
+    p_best = None if results.evidence.permutation is None else results.evidence.permutation.p_best
     found: list[Headline] = []
     if nested is not None:
-        found.append(Headline(number(nested), "nested CV", interval(intervals.get("nested_cv_score"))))
-    if results.best["test_score"] is not None:
-        found.append(Headline(number(results.best["test_score"]), "test", interval(intervals.get("test_score"))))
+        found.append(Headline(number(nested), "nested CV", interval(ends_of(intervals.nested_cv_score))))
+    if results.best.test_score is not None:
+        found.append(Headline(number(results.best.test_score), "test", interval(ends_of(intervals.test_score))))
     if baseline is not None:
-        score = baseline["cv_score"] if baseline["test_score"] is None else baseline["test_score"]
-        found.append(Headline(number(score), "strongest baseline", one_line(baseline["title"])))
+        score = baseline.cv_score if baseline.test_score is None else baseline.test_score
+        found.append(Headline(number(score), "strongest baseline", one_line(baseline.title)))
     if p_best is not None:
         found.append(Headline(number(p_best, ".2g"), "p-value", "of all cells together"))
     return found
@@ -49,12 +48,11 @@ def headlines(results: SavedResults) -> list[Headline]:
 
 def _asked(results: SavedResults) -> str:
     performance, run = results.performance, results.run
-    n_layers, n_positions = len(performance["layer_indices"]), len(performance["positions"])
-    cells = f"{_count(n_layers, 'layer')} x {_count(n_positions, 'position')}"
-    probe = performance.get("probe", "")
-    classes, metric = classes_of(results), METRICS.get(performance["metric"], performance["metric"])
+    cells = f"{_count(performance.n_layers, 'layer')} x {_count(performance.n_positions, 'position')}"
+    probe = results.documents.probes.header.probe
+    classes, metric = classes_of(results), METRICS.get(performance.metric, performance.metric)
     what = f"the {len(classes)} classes of {one_line(results.label)}" if classes else one_line(results.label)
-    scored = f"{metric} correlation" if performance["metric"] == "spearman" else metric
+    scored = f"{metric} correlation" if performance.metric == "spearman" else metric
     return (
         f"A {_PROBES.get(probe, one_line(probe))} probe was fitted in every cell of {cells} to predict {what} from the "
         f"hidden states of {run.request.train.n_samples:,} prompts, and scored by {scored}."
@@ -66,51 +64,48 @@ def _found(results: SavedResults) -> str:
         return f"{results.why_no_best[0].upper()}{results.why_no_best[1:]}."
     layer, position = results.best_cell
     where = f"layer {one_line(layer)}, position {position_text(position, results.tokens.get(position))}"
-    text = (
-        f"Cross-validation chose {where} with {number(results.best['cv_score'])}, the highest of many and so optimistic"
-    )
+    text = f"Cross-validation chose {where} with {number(results.best.cv_score)}, the highest of many and so optimistic"
     return f"{text}; {_honest(results)}{_p_value(results)}."
 
 
 def _honest(results: SavedResults) -> str:
-    nested = results.part("nested_cv")
-    if nested.get("score") is None:
+    nested = results.nested_score
+    if nested is None:
         return f"there is no honest estimate of it ({results.why_missing('nested_cv')})"
-    found = interval(results.part("intervals").get("nested_cv_score"))
-    return f"choosing anew for each fold (nested cross-validation) gives {number(nested['score'])} {found}".rstrip()
+    found = interval(ends_of(results.intervals.nested_cv_score))
+    return f"choosing anew for each fold (nested cross-validation) gives {number(nested)} {found}".rstrip()
 
 
 def _p_value(results: SavedResults) -> str:
-    found = results.part("permutation")
-    if found.get("p_best") is None:
+    found = results.evidence.permutation
+    if found is None or found.p_best is None:
         return f", and there is no p-value ({results.why_missing('permutation')})"
     return (
-        f", and shuffled labels do as well in some cell with p = {found['p_best']:.2g} "
-        f"({found['n_permutations']:,} shuffles)"
+        f", and shuffled labels do as well in some cell with p = {found.p_best:.2g} ({found.n_permutations:,} shuffles)"
     )
 
 
 def _tested(results: SavedResults) -> str:
     if results.best is None:
         return "What follows are the scores of all cells."
-    score = results.best["test_score"]
+    score = results.best.test_score
     if score is None:
         return f"There is no test score{_why_no_test(results)}."
-    n_rows = len(results.best["test_actual"])
-    found = interval(results.part("intervals").get("test_score"))
+    n_rows = len(results.best.test_actual or ())
+    found = interval(ends_of(results.intervals.test_score))
     text = f"On {_count(n_rows, 'test row')}, which chose nothing, it scores {number(score)} {found}".rstrip()
     return f"{text}{_lead(strongest(results))}."
 
 
-def _lead(baseline: dict[str, Any] | None) -> str:
+def _lead(baseline: BaselineScores | None) -> str:
     """How the best probe compares with the strongest baseline."""
-    if baseline is None or baseline["test_score"] is None:
+    if baseline is None or baseline.test_score is None:
         return ""
-    text = f", against {number(baseline['test_score'])} of the strongest baseline, {one_line(baseline['title'])}"
-    difference = baseline["difference"]
-    if difference is None or difference["estimate"] is None:
+    text = f", against {number(baseline.test_score)} of the strongest baseline, {one_line(baseline.title)}"
+    difference = baseline.difference
+    if difference is None or difference.estimate is None:
         return text
-    return f"{text} (difference {difference['estimate']:+.3f} {interval(difference)})".replace(" )", ")")
+    return f"{text} (difference {difference.estimate:+.3f} {interval(ends_of(difference))})".replace(" )", ")")
 
 
 def _why_no_test(results: SavedResults) -> str:

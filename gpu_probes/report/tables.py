@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gpu_probes.errors import ProbeError
+from gpu_probes.forms import plain
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
 from gpu_probes.wording import class_name, number, one_line, visible
@@ -59,10 +60,10 @@ def largest_errors(results: SavedResults, prompts: Mapping[str, Sequence[str]] |
 
 def all_scores(results: SavedResults) -> Table | None:
     """Every score of the best probe, a column for each split."""
-    scores: dict[str, dict[str, Any]] = dict(results.part("scores"))
-    platt = results.part("platt").get("test_scores")
-    if platt:
-        scores["platt"] = platt
+    scores: dict[str, dict[str, Any]] = {name: plain(one) for name, one in (results.evidence.scores or {}).items()}
+    platt = results.evidence.platt
+    if platt is not None and platt.test_scores is not None:
+        scores["platt"] = plain(platt.test_scores)
     splits = [split for split in _SPLITS if split in scores]
     if not splits:
         return None
@@ -72,7 +73,7 @@ def all_scores(results: SavedResults) -> Table | None:
     reasons = {
         f"{_NAMES.get(name, name.replace('_', ' '))}: {reason}"
         for split in splits
-        for name, reason in (scores[split].get("undefined") or {}).items()
+        for name, reason in scores[split]["undefined"].items()
     }
     note = "" if not reasons else f"Undefined: {'; '.join(sorted(reasons))}."
     return Table("", ["score", *(_SPLITS[split] for split in splits)], rows, note)
@@ -80,19 +81,19 @@ def all_scores(results: SavedResults) -> Table | None:
 
 def nested_folds(results: SavedResults) -> Table | None:
     """What nested cross-validation chose for each fold."""
-    nested = results.part("nested_cv")
-    if nested.get("score") is None:
+    nested = results.evidence.nested_cv
+    if nested is None or nested.score is None:
         return None
     rows = [
         [
             str(fold + 1),
-            one_line(choice["layer"]),
-            one_line(choice["position"]),
-            number(choice["alpha"], "g"),
-            number(choice["inner_score"]),
-            number(choice["score"]),
+            one_line(choice.layer),
+            one_line(choice.position),
+            number(choice.alpha, "g"),
+            number(choice.inner_score),
+            number(choice.score),
         ]
-        for fold, choice in enumerate(nested["folds"])
+        for fold, choice in enumerate(nested.folds or ())
     ]
     header = ["fold left out", "layer", "position", "alpha", "CV score on the others", "score on the fold"]
     return Table("What nested cross-validation chose", header, rows)
@@ -102,6 +103,7 @@ def provenance(results: SavedResults) -> Table:
     """What run.json says of the request, the stores and the versions."""
     run = asdict(results.run)
     request: dict[str, Any] = run.pop("request")
+    del run["format_version"]
     rows = [[name, visible(value)] for name, value in _leaves(request | run | {"files": list(results.run.files)})]
     return Table("", ["what", "value"], rows)
 

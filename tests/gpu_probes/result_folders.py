@@ -1,8 +1,8 @@
 """Small result folders as `probesweep train` leaves them, and strings that attack whoever shows them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,17 @@ import numpy as np
 from gpu_probes import About, ArrayCellSource, SweepOptions, SweepResult, infer, sweep
 from gpu_probes.cells import CellSource
 from gpu_probes.combine import combine
+from gpu_probes.evidence import Overlap
 from gpu_probes.folder import Request, Run, UsedStore, hash_files
+from probesweep.card import describe_probe
 
 N_TRAIN, N_TEST = 48, 24
 LAYERS, POSITIONS = [0, 1, 2, 5], [-3, -2, -1]
 
+_ASKED = (
+    *("task_type", "probe", "alpha", "fit_intercept", "standardize", "k_fold", "n_folds", "seed"),
+    *("permutations", "nested_cv"),
+)
 _RUN = "window.__xss=1"
 ATTACKS = [
     f"</script><script>{_RUN}</script>",
@@ -108,12 +114,19 @@ def write_results(
     if with_inference and test:
         numbers = {name: (np.arange(N_TRAIN) % 7.0, np.arange(N_TEST) % 5.0) for name in baselines}
         texts = {} if prompts is None else {"train_prompts": prompts[0], "test_prompts": prompts[1]}
-        inference = infer(result, *sources, given, About(numbers=numbers, **texts))
-        inference["overlap"] = {"n_shared": 0, "rows": [], "dropped": False}
-        (folder / "inference.json").write_text(json.dumps(inference, allow_nan=False))
+        found = infer(result, *sources, given, About(numbers=numbers, **texts))
+        replace(found, overlap=Overlap(n_shared=0, rows=(), dropped=False)).save(folder)
         files = [*files, "inference.json"]
-    asked = {"k_fold": given.k_fold, "alphas": [0.1, 1.0, 10.0], "join": join}
+        # What has no prompts is trained on a .pt.
+        card = describe_probe(label, result, found, SimpleNamespace(fingerprint={}), join)
+        if card is not None:
+            card.save(folder)
+            files = [*files, "probe.json"]
+    asked = {name: getattr(given, name) for name in _ASKED} | {"alphas": given.alphas and list(given.alphas)}
+    asked |= {"join": join, "weight_column": None, "groups": None, "split_repeats": False, "drop_overlap": False}
     Run(
+        # Folders of the first format need not hold all parts.
+        format_version=2 if "inference.json" in files else 1,
         request=Request(
             probesweep="0.1.0",
             train=UsedStore(train_path, N_TRAIN, "abc"),

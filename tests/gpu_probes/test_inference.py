@@ -23,6 +23,7 @@ from gpu_probes import (
     sweep,
 )
 from gpu_probes.baselines import TFIDF_ALPHAS
+from gpu_probes.evidence import Line
 from gpu_probes.inference import _calibration
 from gpu_probes.labels import Task
 
@@ -49,7 +50,7 @@ class Case:
     def run(self, **changes: Any) -> tuple[SweepResult, dict[str, Any]]:
         options = SweepOptions(k_fold=True, **changes)
         result = sweep(self.train, self.labels[:N], self.test, self.labels[N:], **vars(options))
-        return result, infer(result, self.train, self.test, options, self.about)
+        return result, infer(result, self.train, self.test, options, self.about).to_json()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["numbers", "classes"])
@@ -167,7 +168,7 @@ def test_rows_that_train_and_test_share_are_scored_apart(case: Case):
     result, _ = case.run()
     both = ArrayCellSource(np.concatenate([case.features[:20], case.features[N:]]))
     labels, shared = np.concatenate([case.labels[:20], case.labels[N:]]), np.arange(20 + N_TEST) < 20
-    overlap = compare_overlap(result, both, labels, shared, dropped=True)
+    overlap = compare_overlap(result, both, labels, shared, dropped=True).to_json()
     assert (overlap["n_shared"], overlap["rows"]) == (20, list(range(20)))
     best, name = result.best, "roc_auc" if result.classes else "spearman"
     assert best is not None
@@ -179,7 +180,7 @@ def test_rows_that_train_and_test_share_are_scored_apart(case: Case):
 def test_without_folds_only_what_needs_none(case: Case):
     options = SweepOptions()
     result = sweep(case.train, case.labels[:N], case.test, case.labels[N:])
-    inference = infer(result, case.train, case.test, options, case.about)
+    inference = infer(result, case.train, case.test, options, case.about).to_json()
     assert set(inference["baselines"]) == {"prompt_length", "tfidf"}
     assert inference["nested_cv"]["reason"] == "there are no folds (k_fold)"
     assert inference["scores"] is None
@@ -208,7 +209,9 @@ def awkward(n: int, labels: np.ndarray, **options: Any) -> dict[str, Any]:
     given = SweepOptions(k_fold=True, permutations=5, **options)
     result = sweep(sources[0], labels, sources[1], test_labels, **vars(given))
     texts = [f"word{k % 7}" for k in range(n)], [f"word{k % 7}" for k in range(20)]
-    return infer(result, *sources, given, About(*texts, None, {"prompt_length": (np.arange(n), np.arange(20))}))
+    return infer(
+        result, *sources, given, About(*texts, None, {"prompt_length": (np.arange(n), np.arange(20))})
+    ).to_json()
 
 
 @pytest.mark.parametrize(
@@ -242,10 +245,10 @@ def test_a_test_row_that_is_not_finite_leaves_no_interval():
     features[0] = np.inf
     options, test = SweepOptions(k_fold=True), ArrayCellSource(features)
     result = sweep(case.train, case.labels[:N], test, case.labels[N:], k_fold=True)
-    inference = infer(result, case.train, test, options, case.about)
+    inference = infer(result, case.train, test, options, case.about).to_json()
     assert inference["intervals"]["test_score"] is None
     assert "test" not in inference["scores"]
-    overlap = compare_overlap(result, test, case.labels[N:], np.arange(N_TEST) < 5, dropped=True)
+    overlap = compare_overlap(result, test, case.labels[N:], np.arange(N_TEST) < 5, dropped=True).to_json()
     assert overlap["n_unscored"] == 1
 
 
@@ -254,7 +257,7 @@ def test_dropped_rows_of_another_class_are_not_scored():
     result, _ = case.run()
     labels = case.labels[N:].copy()
     labels[:2] = 7.0
-    overlap = compare_overlap(result, case.test, labels, np.arange(N_TEST) < 5, dropped=True)
+    overlap = compare_overlap(result, case.test, labels, np.arange(N_TEST) < 5, dropped=True).to_json()
     assert overlap["n_unscored"] == 2
 
 
@@ -295,7 +298,7 @@ def test_scores_and_the_estimates_of_their_intervals_are_the_same(kind: str, sat
     prompts = [[f"{WORDS[int(y) % 5]} {k}" for k, y in enumerate(values)] for values in (labels, test_labels)]
     lengths = tuple(np.random.default_rng(2).integers(0, 9, len(values)) + values for values in (labels, test_labels))
     about = About(*prompts, groups, {"prompt_length": lengths})
-    inference = infer(result, train, test, options, about)
+    inference = infer(result, train, test, options, about).to_json()
     best, name = result.best, result.metric
     assert best is not None
     intervals = inference["intervals"]
@@ -310,7 +313,7 @@ def test_scores_and_the_estimates_of_their_intervals_are_the_same(kind: str, sat
             score = baseline["test_score"]
             assert baseline["test_interval"]["estimate"] == pytest.approx(score, abs=1e-12)
             assert baseline["difference"]["estimate"] == pytest.approx(best.test_score - score, abs=1e-12)
-    overlap = compare_overlap(result, test, test_labels, np.arange(len(test_labels)) < 1, dropped=False)
+    overlap = compare_overlap(result, test, test_labels, np.arange(len(test_labels)) < 1, dropped=False).to_json()
     assert overlap["n_shared"] == 1
     if kind == "two":
         assert inference["platt"]["test_scores"]["roc_auc"] == pytest.approx(best.test_score, abs=1e-12)
@@ -330,8 +333,8 @@ def test_a_calibration_is_the_same_line_whatever_the_size_of_predictions(exponen
     result = sweep(source, labels, **vars(options))
     scaled = replace(result, cv_decision=result.cv_decision * scale)
     found, expected = (_calibration(one, one.best) for one in (scaled, result))
-    assert found["slope"] * scale == expected["slope"] > 0
-    assert found["intercept"] == expected["intercept"]
+    assert found.slope * scale == expected.slope > 0
+    assert found.intercept == expected.intercept
 
 
 def test_a_calibration_that_no_number_can_express_is_null_with_a_reason():
@@ -341,11 +344,8 @@ def test_a_calibration_that_no_number_can_express_is_null_with_a_reason():
     source = ArrayCellSource(features)
     result = sweep(source, labels, k_fold=True, nested_cv=False)
     tiny = replace(result, cv_decision=result.cv_decision * 1e-310)
-    assert _calibration(tiny, tiny.best) == {
-        "slope": None,
-        "intercept": None,
-        "reason": "predictions are so small that no number takes them to the labels",
-    }
+    reason = "predictions are so small that no number takes them to the labels"
+    assert _calibration(tiny, tiny.best) == Line(slope=None, intercept=None, reason=reason)
 
 
 @pytest.mark.parametrize("classes", [False, True], ids=["numbers", "classes"])
@@ -359,7 +359,7 @@ def test_a_calibration_never_turns_a_ranking_round(classes: bool):
         source = ArrayCellSource(features)
         options = SweepOptions(k_fold=True, nested_cv=False)
         result = sweep(source, labels, source, labels, **vars(options))
-        found = infer(result, source, source, options, About())["platt" if classes else "calibration"]
+        found = infer(result, source, source, options, About()).to_json()["platt" if classes else "calibration"]
         held_out = result.cv_decision[0, 0, :, 0]
         if found["slope"] is None:
             falling += 1
@@ -390,7 +390,7 @@ def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
     task = Task(result.task_type, None if result.classes is None else np.array(result.classes))
     saved = SavedProbes(result.layers, result.positions, task, result.coef, result.intercept, best.cell)
     assert np.isnan(saved.score(test, test_labels, best.cell))
-    inference = infer(result, train, test, options, About(*texts))
+    inference = infer(result, train, test, options, About(*texts)).to_json()
     reason = "every test row is identical here, so the test score is undefined"
     scores = inference["scores"]["test"]
     assert scores["undefined"] == dict.fromkeys(inference["scores"]["cv"].keys() - {"undefined"}, reason)
@@ -400,7 +400,7 @@ def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
     assert inference["baselines"]["tfidf"]["cv_score"] is not None
     assert inference["baselines"]["tfidf"]["test_score"] is None
     assert inference["baselines"]["tfidf"]["test_interval"] is None
-    overlap = compare_overlap(result, test, test_labels, np.arange(33) < 15, dropped=False)
+    overlap = compare_overlap(result, test, test_labels, np.arange(33) < 15, dropped=False).to_json()
     for rows in ("scores_of_shared", "scores_of_others"):
         assert overlap[rows][name] is None
         assert overlap[rows]["undefined"][name] == "the test predictions do not differ by more than rounding error"

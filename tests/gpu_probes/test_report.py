@@ -13,7 +13,7 @@ import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,6 +30,8 @@ from gpu_probes import ProbeError, SweepResult
 from gpu_probes.charts import Series
 from gpu_probes.notebook import CellPlots
 from gpu_probes.report import SavedResults, curves, write_report
+from gpu_probes.report.figures import FIGURES
+from gpu_probes.report.page import render
 from gpu_probes.report.predictions import MOST_POINTS, thinned
 from gpu_probes.wording import visible
 from tests.gpu_probes.result_folders import (
@@ -169,10 +171,11 @@ def change(folder: Path, name: str, **values: Any) -> None:
     sign(folder)
 
 
-def say_rows_of_test(folder: Path, n_rows: int) -> None:
+def say_rows_of_test(folder: Path, n_rows: int, **options: bool) -> None:
     """Say that the test store has so many rows."""
     request = content(folder, "run.json")["request"]
     request["test"]["n_samples"] = n_rows
+    request["options"] |= options
     change(folder, "run.json", request=request)
 
 
@@ -279,6 +282,11 @@ def test_an_older_inference_without_its_newest_parts(copied: Path):
     kept = {name: known[name] for name in ("nested_cv", "permutation", "baselines")}
     (copied / "inference.json").write_text(json.dumps(kept))
     sign(copied)
+    with pytest.raises(ProbeError, match=r"inference\.json: it is missing \(intervals\); run the same training again"):
+        write_report(copied)
+    run = content(copied, "run.json")
+    del run["format_version"]
+    (copied / "run.json").write_text(json.dumps(run))
     page = page_of(copied)
     assert "learning_curve" not in page.figures
     assert "With more rows: it is not in inference.json." in page.text
@@ -306,8 +314,11 @@ def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(clas
 
 
 def test_prompts_of_rows_that_were_dropped_are_passed_over(copied: Path):
-    change(copied, "inference.json", overlap={"n_shared": 2, "rows": [0, 3], "dropped": True})
-    say_rows_of_test(copied, N_TEST + 2)
+    of_rows = content(copied, "inference.json")["scores"]["test"]
+    overlap = {"n_shared": 2, "rows": [0, 3], "dropped": True, "n_unscored": 0}
+    overlap |= {"scores_of_shared": None, "scores_of_others": of_rows}
+    change(copied, "inference.json", overlap=overlap)
+    say_rows_of_test(copied, N_TEST + 2, drop_overlap=True)
     page, best = page_of(copied, prompts=prompts_of(n_test=N_TEST + 2)), content(copied, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
     rows = np.delete(np.arange(N_TEST + 2), [0, 3])
@@ -326,11 +337,14 @@ def test_prompts_of_another_store_are_refused(regression: Path):
         write_report(regression, prompts=prompts_of(n_test=N_TEST - 1))
 
 
-def test_many_rows_are_thinned_and_it_is_said(copied: Path):
+def test_many_rows_are_thinned_and_it_is_said(regression: Path, tmp_path: Path):
     actual = np.random.default_rng(0).standard_normal(12_500)
-    change(copied, "best_probe_predictions.json", test_actual=actual.tolist(), test_predictions=(actual / 2).tolist())
-    say_rows_of_test(copied, len(actual))
-    page = page_of(copied)
+    read = SavedResults.load(regression).documents
+    best = replace(read.best, test_actual=tuple(actual), test_predictions=tuple(actual / 2))
+    request = replace(read.run.request, test=replace(read.run.request.test, n_samples=len(actual)))
+    results = SavedResults(replace(read, best=best, run=replace(read.run, request=request)))
+    (tmp_path / "page.html").write_text(render(results, [make(results) for make in FIGURES], None))
+    page = Page(tmp_path / "page.html")
     assert "Of more than 2,000 rows an even selection" in page.text
     rows = [row for rows in page.spec("predictions")["datasets"].values() for row in rows]
     assert sum(row.get("series") == "test rows" for row in rows) == MOST_POINTS
@@ -366,9 +380,8 @@ def write_hostile(folder: Path) -> None:
     )
     # Where positions are numbers, tokens are shown too.
     inference = content(folder, "inference.json")
-    inference["learning_curve"] = []
-    inference["nested_cv"]["folds"][0]["position"] = ATTACKS[1]
-    inference["scores"]["test"]["undefined"] = {ATTACKS[5]: ATTACKS[6]}
+    for scores in inference["scores"].values():
+        scores["undefined"]["learnability"] = ATTACKS[6]
     inference["permutation"]["shuffled"] = ATTACKS[7]
     change(folder, "inference.json", **inference)
 
@@ -439,10 +452,10 @@ def test_folders_of_another_kind_are_refused(tmp_path: Path):
     with pytest.raises(ProbeError, match="holds no finished training"):
         SavedResults.load(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ProbeError, match=r"run\.json is damaged .*it is not JSON.*; remove it and run"):
+    with pytest.raises(ProbeError, match=r"run\.json: it is not JSON: .*; remove it and run the same training again"):
         SavedResults.load(tmp_path)
     (tmp_path / "run.json").write_text("[1]")
-    with pytest.raises(ProbeError, match=r"run\.json is damaged or not from probesweep train"):
+    with pytest.raises(ProbeError, match=r"run\.json: .*; remove it and run the same training again"):
         SavedResults.load(tmp_path)
 
 

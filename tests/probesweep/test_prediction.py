@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -167,9 +168,10 @@ def test_prompts_far_out_have_ranks_of_their_own(train, decision, monkeypatch):
 
 def test_a_probe_without_a_calibration_says_so_and_gives_its_predictions(folder, train, tmp_path):
     shutil.copytree(train("long"), tmp_path / "results")
-    card = read(tmp_path / "results/probe.json")
-    card["calibration"] = {"kind": None, "slope": None, "intercept": None, "reason": "labels do not rise"}
-    (tmp_path / "results/probe.json").write_text(json.dumps(card))
+    none = {"slope": None, "intercept": None, "reason": "labels do not rise"}
+    for name, changes in (("probe.json", {"calibration": {"kind": None, **none}}), ("inference.json", {"platt": none})):
+        document = read(tmp_path / "results" / name)
+        (tmp_path / "results" / name).write_text(json.dumps(document | changes))
     sign(tmp_path / "results")
     with pytest.warns(ProbeWarning, match="results: scores are not calibrated: labels do not rise"):
         probe = Probe.load(tmp_path / "results")
@@ -505,12 +507,10 @@ def test_several_classes_get_a_column_each(folder, train, tmp_path):
     np.testing.assert_allclose(table[columns].sum(axis=1), 1)
 
 
-def test_large_classes_keep_their_names(train, tmp_path):
-    results = shutil.copytree(train("kind"), tmp_path / "copy")
-    card = read(results / "probe.json")
-    (results / "probe.json").write_text(json.dumps({**card, "classes": [1000001.0, 1000002.0, 0.1]}))
-    sign(results)
-    names = score_texts(Probe.load(results), ["Hi"]).columns
+def test_large_classes_keep_their_names(train):
+    probe = Probe.load(train("kind"))
+    probe = replace(probe, card=replace(probe.card, classes=[1000001.0, 1000002.0, 0.1]))
+    names = score_texts(probe, ["Hi"]).columns
     classes = ["1000001", "1000002", "0.1"]
     assert names == ["text", *(f"probe_{what}_{name}" for what in ("score", "rank") for name in classes)]
 

@@ -1,0 +1,161 @@
+"""Whatever is wrong in a document of a result folder, it is refused in one line, or it changes nothing that is said."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_probes import ProbeError, SavedProbes
+from gpu_probes.documents import Results
+from gpu_probes.report import SavedResults
+from gpu_probes.summary import describe, summarize
+from gpu_probes.transfer import find_trainings
+from probesweep import RequestError
+from probesweep.card import Card
+from tests.gpu_probes.result_folders import write_results
+
+DELETED = object()
+CHANGES = {
+    "deleted": DELETED,
+    "null": None,
+    "5": 5,
+    "x": "x",
+    "list": [],
+    "NaN": float("nan"),
+    "huge": 1e308,
+    "true": True,
+}
+DOCUMENTS = ["run.json", "performance.json", "best_probe_predictions.json", "inference.json", "probe.json"]
+KINDS: dict[str, dict[str, Any]] = {
+    "numbers": {"permutations": 20},
+    "classes": {"n_classes": 2, "permutations": 5},
+    "several": {"n_classes": 3, "alphas": None},
+}
+# What nothing else in the folder says again: free texts, scores of fits that are not in it and may be undefined, and
+# what no reader shows. Numbers among them are in their range.
+FREE = [
+    ("run.json", r"request\.probesweep|request\.(train|test)\.(path|content)", {"x"}),
+    ("run.json", r"request\.options\.weight_column", {"x"}),
+    ("run.json", r"position_tokens\.\d+|model|weights", {"x", "null"}),
+    # Without prompts it has no effect.
+    ("run.json", r"request\.options\.split_repeats", {"true"}),
+    # Fits at an alpha that was not selected may have no score.
+    ("performance.json", r"alpha_cv_scores\.pos_-1_layer_3\.\d+\.\d+", {"null"}),
+    (
+        "inference.json",
+        r"baselines\.\w+\.(title|note)|permutation\.shuffled|.*\.method|.*(reason|undefined\.\w+)",
+        {"x"},
+    ),
+    ("inference.json", r"baselines\.(?!layer_0)\w+\.cv_score|baselines\.random_\w+\.test_score", {"null"}),
+    ("inference.json", r"baselines\.prompt_length|learning_curve\.0", {"deleted"}),
+    ("inference.json", r"learning_curve\.\d+\.(cv|test)_score", {"null"}),
+    ("inference.json", r"learning_curve\.\d+\.n_rows", {"5"}),
+    ("inference.json", r"groups\.test_rows_grouped", {"true"}),
+    ("inference.json", r"nested_cv\.predictions\.\d+", {"5", "huge"}),
+    # 5 is another layer of the same store.
+    ("inference.json", r"nested_cv\.folds\.\d+\.layer", {"5"}),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp(request.param)
+    write_results(made, **KINDS[request.param])
+    return made
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copied"))
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to everything in a document; of long lists, and of what is said of each cell, the first and the last."""
+    if isinstance(value, dict):
+        keys = list(value)
+        cells = [key for key in keys if re.match(r"pos_-?\d+_layer_", str(key))]
+        keys = [key for key in keys if key not in cells[1:-1]]
+    elif isinstance(value, list) and value:
+        keys = sorted({0, len(value) - 1})
+    else:
+        return
+    for key in keys:
+        yield (*above, key)
+        yield from places(value[key], (*above, key))
+
+
+def changed(document: Any, place: tuple[Any, ...], value: Any) -> str:
+    """The document's text with another value at a place."""
+    copy = json.loads(json.dumps(document))
+    inside = copy
+    for key in place[:-1]:
+        inside = inside[key]
+    if value is DELETED:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = value
+    return json.dumps(copy)
+
+
+def said(folder: Path) -> str:
+    """All that readers say of a folder, but for pictures, which are made of the same objects."""
+    results = SavedResults.load(folder)
+    (training,) = find_trainings(folder)
+    parts = [
+        summarize(folder),
+        json.dumps(describe(folder)),
+        repr(results),
+        results.to_frame().to_json(),
+        replace(training.run, files={}, format_version=FORMAT_VERSION),
+    ]
+    parts += [results.performance, results.best, results.evidence, Card.of(results.documents), training.probes.best]
+    return "\n".join(map(str, [*parts, SavedProbes.load(folder).coef.tolist()]))
+
+
+def refused(folder: Path) -> str | None:
+    """The line that a folder is refused with."""
+    try:
+        Card.of(Results.load(folder))
+    except (ProbeError, RequestError) as error:
+        line = str(error)
+    else:
+        return None
+    assert line.startswith(str(folder))
+    assert "\n" not in line
+    assert re.search(r"; (remove it and )?run (the same training|probesweep train) again$|that wrote it$", line), line
+    return line
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_change_of_a_document_is_refused_or_changes_nothing(folder: Path, name: str):
+    """Each place takes some of the changes in turn, so that each change comes at places of every kind."""
+    path, expected = folder / name, said(folder)
+    text, run_text = path.read_text(), (folder / "run.json").read_text()
+    document, run = json.loads(text), json.loads(run_text)
+    wrong = []
+    for place in places(document):
+        for what, value in CHANGES.items():
+            found = changed(document, place, value)
+            if found == json.dumps(document):
+                continue
+            path.write_text(found)
+            if name != "run.json":
+                run["files"][name] = hashlib.sha256(found.encode()).hexdigest()
+                (folder / "run.json").write_text(json.dumps(run))
+            where = ".".join(map(str, place))
+            if refused(folder) is None and not is_free(name, where, what) and said(folder) != expected:
+                wrong.append((where, what))
+    path.write_text(text)
+    (folder / "run.json").write_text(run_text)
+    assert wrong == []
+    assert said(folder) == expected
+
+
+def is_free(name: str, where: str, what: str) -> bool:
+    return any(name == one and what in changes and re.fullmatch(pattern, where) for one, pattern, changes in FREE)
