@@ -6,6 +6,7 @@ the scores of cells are compared.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -784,7 +785,7 @@ def _from_probabilities(places: Any, table: Any) -> dict[str, float]:
 def _is(value: object, expected: object) -> bool:
     """Equal; floats but for rounding, and what holds them likewise."""
     if isinstance(value, float) and isinstance(expected, float):
-        return bool(np.isclose(value, expected, rtol=_ROUNDING, atol=_ROUNDING))
+        return math.isclose(value, expected, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
     if isinstance(value, Mapping) and isinstance(expected, Mapping):
         return set(value) == set(expected) and all(_is(value[name], expected[name]) for name in value)
     if isinstance(value, tuple) and isinstance(expected, tuple):

@@ -14,7 +14,7 @@ from gpu_probes.cells import Cell, CellSource, axis
 from gpu_probes.document_forms import BEST, SavedCoefficients
 from gpu_probes.documents import Results, read_best, read_probes
 from gpu_probes.errors import CellError
-from gpu_probes.folder import RUN
+from gpu_probes.folder import has_results
 from gpu_probes.labels import Task, read_labels
 
 
@@ -38,7 +38,7 @@ class SavedProbes:
         ProbeError
             When the files are missing, damaged or not of this format.
         """
-        if (folder / RUN).exists():
+        if has_results(folder):
             return cls.of(Results.load(folder))
         best = read_best(folder).cell if (folder / BEST).exists() else None
         return cls._made(read_probes(folder), best)

@@ -33,7 +33,7 @@ from gpu_probes.combine import combine
 from gpu_probes.document_forms import CARD
 from gpu_probes.documents import Results
 from gpu_probes.errors import ProbeWarning
-from gpu_probes.folder import RUN
+from gpu_probes.folder import RUN, has_results
 from gpu_probes.forms import damaged
 from gpu_probes.metrics import PlattScaling
 from gpu_probes.wording import class_name
@@ -457,7 +457,7 @@ def _column_names(probe: Probe, on_error: OnError) -> list[str]:
 
 
 def _read_results(folder: Path) -> Results:
-    if not (folder / RUN).exists():
+    if not has_results(folder):
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{RUN}"))
         hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
         raise RequestError(f"{folder} holds no finished training; {hint}")

@@ -1,6 +1,7 @@
 """Whatever is wrong in a document of a result folder, it is refused in one line, or it changes nothing that is said."""
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -9,16 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import safetensors
+import safetensors.numpy
 
 from gpu_probes import ProbeError, SavedProbes
 from gpu_probes.documents import Results
+from gpu_probes.evidence import Evidence
+from gpu_probes.folder import FORMAT_VERSION, Run
 from gpu_probes.report import SavedResults
 from gpu_probes.summary import describe, summarize
 from gpu_probes.transfer import find_trainings
 from probesweep import RequestError
 from probesweep.card import Card
-from tests.gpu_probes.result_folders import write_results
+from tests.gpu_probes.result_folders import sign, write_results
 
 DELETED = object()
 CHANGES = {
@@ -35,8 +41,9 @@ DOCUMENTS = ["run.json", "performance.json", "best_probe_predictions.json", "inf
 KINDS: dict[str, dict[str, Any]] = {
     "numbers": {"permutations": 20},
     "classes": {"n_classes": 2, "permutations": 5},
-    "several": {"n_classes": 3, "alphas": None},
 }
+# Of each place, so many of the changes: the next place takes the next ones, so that each comes at places of every kind.
+AT_ONCE = 2
 # What nothing else in the folder says again: free texts, scores of fits that are not in it and may be undefined, and
 # what no reader shows. Numbers among them are in their range.
 FREE = [
@@ -134,13 +141,13 @@ def refused(folder: Path) -> str | None:
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_change_of_a_document_is_refused_or_changes_nothing(folder: Path, name: str):
-    """Each place takes some of the changes in turn, so that each change comes at places of every kind."""
     path, expected = folder / name, said(folder)
     text, run_text = path.read_text(), (folder / "run.json").read_text()
     document, run = json.loads(text), json.loads(run_text)
     wrong = []
+    turn = itertools.cycle(CHANGES.items())
     for place in places(document):
-        for what, value in CHANGES.items():
+        for what, value in itertools.islice(turn, AT_ONCE):
             found = changed(document, place, value)
             if found == json.dumps(document):
                 continue
@@ -159,3 +166,94 @@ def test_every_change_of_a_document_is_refused_or_changes_nothing(folder: Path, 
 
 def is_free(name: str, where: str, what: str) -> bool:
     return any(name == one and what in changes and re.fullmatch(pattern, where) for one, pattern, changes in FREE)
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS[1:], "cells.parquet", "probes.safetensors", "all_predictions.json"])
+def test_a_file_that_is_gone_is_named_and_not_taken_for_none(copied: Path, name: str):
+    (copied / name).unlink()
+    for read in (summarize, describe, find_trainings, SavedResults.load, SavedProbes.load, Card.load):
+        with pytest.raises(
+            ProbeError, match=rf"{re.escape(name)}: it is missing, and run\.json names it; run the same"
+        ):
+            read(copied)
+
+
+def test_a_newer_format_is_refused_with_both_versions_and_none_is_the_first(copied: Path):
+    document = json.loads((copied / "run.json").read_text())
+    assert document["format_version"] == FORMAT_VERSION
+    (copied / "run.json").write_text(json.dumps(document | {"format_version": FORMAT_VERSION + 7}))
+    for read in (summarize, find_trainings, SavedResults.load, Run.load):
+        with pytest.raises(
+            ProbeError, match=rf"has format {FORMAT_VERSION + 7}, and .* reads formats up to {FORMAT_VERSION}"
+        ):
+            read(copied)
+    before = {name: value for name, value in document.items() if name != "format_version"}
+    (copied / "run.json").write_text(json.dumps(before))
+    assert Results.load(copied).run.format_version == 1
+
+
+def test_folders_of_the_first_format_may_lack_what_came_later(copied: Path):
+    document = json.loads((copied / "inference.json").read_text())
+    parts = {name: document[name] for name in ("nested_cv", "permutation", "baselines")}
+    (copied / "inference.json").write_text(json.dumps(parts))
+    best = json.loads((copied / "best_probe_predictions.json").read_text())
+    best = {name: value for name, value in best.items() if not name.endswith("_ranked")}
+    (copied / "best_probe_predictions.json").write_text(json.dumps(best))
+    sign(copied)
+    run = json.loads((copied / "run.json").read_text())
+    del run["format_version"]
+    (copied / "run.json").write_text(json.dumps(run))
+    results = SavedResults.load(copied)
+    assert results.evidence.intervals is None
+    assert describe(copied)["intervals"] == {"test_score": None, "nested_cv_score": None}
+    assert "Nested CV, the honest estimate" in summarize(copied)
+
+
+def test_evidence_is_saved_and_loaded(copied: Path, tmp_path: Path):
+    found = Evidence.load(copied)
+    found.save(tmp_path)
+    assert (tmp_path / "inference.json").read_bytes() == (copied / "inference.json").read_bytes()
+    assert Evidence.load(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("cv_score", value) for value in (0.5, float("nan"), float("inf"), "x", None)),
+        *(("layer", value) for value in (7, "x", None)),
+        *(("status", value) for value in ("x", "OK", None)),
+        *(("p", value) for value in (0.9, float("nan"))),
+        *(("alpha", value) for value in (5.0, float("nan"))),
+        *(("reason", value) for value in ("x", 5)),
+    ],
+)
+def test_a_changed_table_of_cells_is_refused(copied: Path, column: str, value: object):
+    cells = pd.read_parquet(copied / "cells.parquet")
+    at = 0 if column in ("status", "reason") else cells["cv_score"].idxmax()
+    values = cells[column].astype(object)
+    values[at] = value
+    changed_cells = cells.assign(**{column: pd.Series(values.tolist(), dtype=None if column != "reason" else object)})
+    try:
+        changed_cells.to_parquet(copied / "cells.parquet")
+    except Exception:
+        pytest.skip("Parquet does not hold it")
+    sign(copied)
+    assert "cells.parquet" in (refused(copied) or "")
+    cells.drop(columns=column).to_parquet(copied / "cells.parquet")
+    sign(copied)
+    assert f"it has no such column ({column})" in (refused(copied) or "")
+
+
+@pytest.mark.parametrize(
+    "name", ["layers", "positions", "task_type", "classes", "selected_alpha", "status", "format_version"]
+)
+@pytest.mark.parametrize("value", [None, 5, "x", [], True])
+def test_a_changed_header_of_the_probes_is_refused(copied: Path, name: str, value: object):
+    with safetensors.safe_open(copied / "probes.safetensors", "numpy") as file:
+        about, tensors = dict(file.metadata()), {key: file.get_tensor(key) for key in ("coef", "intercept")}
+    if json.loads(about[name]) == value:
+        return
+    about[name] = json.dumps(value)
+    safetensors.numpy.save_file(tensors, copied / "probes.safetensors", about)
+    sign(copied)
+    assert "probes.safetensors" in (refused(copied) or "")
