@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from gpu_probes.evidence import (
     read_scores,
 )
 from gpu_probes.groups import group_samples
-from gpu_probes.intervals import Interval, difference_interval, score_interval
+from gpu_probes.intervals import ScoredSides, score_interval
 from gpu_probes.labels import read_labels
 from gpu_probes.learning_curve import learning_curve
 from gpu_probes.metrics import PlattScaling, classification_scores, fit_line, regression_scores
@@ -100,13 +101,13 @@ def infer(
     comparison = Comparison(result, train, test, options)
     clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
     best, seed = result.best, options.seed
+    baselines = cache(lambda: _baselines(comparison, about))
+    tested = cache(lambda: _score_test_rows(result, baselines(), clusters, seed))
     parts: dict[str, Callable[[], Any]] = {
         "nested_cv": lambda: _nested(result),
         "permutation": lambda: _permutation(result),
-        "intervals": lambda: _intervals(result, clusters, seed),
-        "baselines": lambda: {
-            one.name: _baseline(result, one, clusters, seed) for one in _baselines(comparison, about)
-        },
+        "baselines": lambda: {one.name: _baseline(one, tested()) for one in baselines()},
+        "intervals": lambda: _intervals(result, tested(), seed),
         "scores": lambda: None if best is None else _scores(result, best),
         "platt": lambda: None if best is None else _platt(result, best),
         "calibration": lambda: None if best is None else _calibration(result, best),
@@ -211,30 +212,58 @@ def _permutation(result: SweepResult) -> Permutation:
     )
 
 
-def _intervals(result: SweepResult, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int) -> Intervals:
+# The best probe among the sides of the test rows; others are indices of a position and layer, or names of baselines.
+_BEST = ("best probe",)
+
+
+def _score_test_rows(
+    result: SweepResult,
+    baselines: Sequence[Baseline],
+    clusters: Int64[np.ndarray, " test_sample"] | None,
+    seed: int,
+) -> ScoredSides | None:
+    """The best probe, the best cells of other positions and the baselines, all on the same resamples."""
+    best, sides = result.best, {}
+    if result.test_labels is None:
+        return None
+    if best is not None and best.test_score is not None and result.test_decision is not None:
+        at = (best.position_index, best.layer_index)
+        sides[_BEST] = result.test_decision[at]
+        others = (cell for cell in _best_of_each_position(result) if cell != at)
+        sides |= {cell: result.test_decision[cell] for cell in others if not np.isnan(result.test_score[cell])}
+    for one in baselines:
+        if one.test_decision is not None and not np.isnan(one.test_score):
+            sides[one.name] = one.test_decision
+    if not sides:
+        return None
+    ranked_sides = {name: one_column(ranked(decision)) for name, decision in sides.items()}
+    return ScoredSides.of(
+        result.metric, result.test_labels, ranked_sides, classes=result.classes, clusters=clusters, seed=seed
+    )
+
+
+def _intervals(result: SweepResult, tested: ScoredSides | None, seed: int) -> Intervals:
     """Of the best probe's test score, its lead over the best cells of other positions, and of the nested CV score."""
-    best, nested = result.best, result.nested_cv
+    nested = result.nested_cv
     of_test, of_nested, leads = None, None, []
-    if (
-        best is not None
-        and best.test_score is not None
-        and result.test_labels is not None
-        and result.test_decision is not None
-    ):
-        decision = result.test_decision[best.position_index, best.layer_index]
-        of_test = _interval(result, result.test_labels, decision, clusters, seed=seed)
-        for p, i in _best_of_each_position(result):
-            other = result.test_decision[p, i]
-            if (p, i) == (best.position_index, best.layer_index) or np.isnan(result.test_score[p, i]):
-                continue
-            difference = _difference(result, decision, other, clusters, seed)
-            leads.append(Lead(layer=result.layers[i], position=result.positions[p], test_score=difference))
+    if tested is not None and _BEST in tested.names:
+        of_test = tested.score(_BEST)
+        leads = [
+            Lead(
+                layer=result.layers[i],
+                position=result.positions[p],
+                test_score=tested.difference(_BEST, (p, i)),
+            )
+            for p, i in _best_of_each_position(result)
+            if (p, i) in tested.names
+        ]
     if isinstance(nested, NestedCV):
-        of_nested = _interval(
-            result,
+        of_nested = score_interval(
+            result.metric,
             result.train_labels,
-            nested.decision,
-            result.group_of_sample,
+            one_column(ranked(nested.decision)),
+            classes=result.classes,
+            clusters=result.group_of_sample,
             folds=result.fold_of_sample,
             seed=seed,
         )
@@ -247,53 +276,20 @@ def _best_of_each_position(result: SweepResult) -> list[tuple[int, int]]:
     return [(p, int(np.nanargmax(result.cv_score[p]))) for p in scored]
 
 
-def _interval(
-    result: SweepResult,
-    labels: Float64[np.ndarray, " sample"],
-    decision: Float64[np.ndarray, "sample output"],
-    clusters: Int64[np.ndarray, " sample"] | None,
-    *,
-    folds: Int64[np.ndarray, " sample"] | None = None,
-    seed: int,
-) -> Interval:
-    """Of the score of decision values, ranked as the sweep ranks them."""
-    values, classes = one_column(ranked(decision)), result.classes
-    return score_interval(result.metric, labels, values, classes=classes, clusters=clusters, folds=folds, seed=seed)
-
-
-def _difference(
-    result: SweepResult,
-    ours: Float64[np.ndarray, "test_sample output"],
-    other: Float64[np.ndarray, "test_sample output"],
-    clusters: Int64[np.ndarray, " test_sample"] | None,
-    seed: int,
-) -> Interval:
-    """Of how much better our decision values of the test rows score than others."""
-    assert result.test_labels is not None
-    pair = (one_column(ranked(ours)), one_column(ranked(other)))
-    return difference_interval(
-        result.metric, result.test_labels, *pair, classes=result.classes, clusters=clusters, seed=seed
-    )
-
-
-def _baseline(
-    result: SweepResult, baseline: Baseline, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int
-) -> BaselineScores:
+def _baseline(baseline: Baseline, tested: ScoredSides | None) -> BaselineScores:
     """Scores, the test score's interval, and how much better the best probe is."""
-    best, decision = result.best, baseline.test_decision
-    of_test, lead = None, None
-    if decision is not None and result.test_labels is not None and not np.isnan(baseline.test_score):
-        of_test = _interval(result, result.test_labels, decision, clusters, seed=seed)
-        if best is not None and best.test_score is not None and result.test_decision is not None:
-            ours = result.test_decision[best.position_index, best.layer_index]
-            lead = _difference(result, ours, decision, clusters, seed)
+    names = () if tested is None else tested.names
+    interval = difference = None
+    if tested is not None and baseline.name in names:
+        interval = tested.score(baseline.name)
+        difference = tested.difference(_BEST, baseline.name) if _BEST in names else None
     return BaselineScores(
         title=baseline.title,
         cv_score=_null(baseline.cv_score),
         test_score=_null(baseline.test_score),
         note=baseline.note,
-        test_interval=of_test,
-        difference=lead,
+        test_interval=interval,
+        difference=difference,
     )
 
 

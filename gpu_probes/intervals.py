@@ -7,30 +7,28 @@ acceleration from the jackknife). The area under the ROC curve of two classes ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Float64, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
 from scipy import stats
 
 from gpu_probes.errors import LabelError
 from gpu_probes.forms import Number, Text
-from gpu_probes.scoring import midranks, roc_auc, spearman
+from gpu_probes.resampling import Metric, Part, Resampled, Side, resample, runs
 
-Metric = Literal["spearman", "r2", "roc_auc"]
 _METRICS: dict[str, Metric] = {"spearman": "spearman", "r2": "r2", "roc_auc": "roc_auc"}
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _FEWEST_UNITS = 8
 # Beyond about 20,000 rows fewer resamples do: their own error is far below the interval's width.
 _FEWEST_RESAMPLES, _RESAMPLED_ROWS = 500, 40_000_000
-_JACKKNIFE_BLOCKS = 200
-_BATCH_VALUES = 2**21
 _MOST_UNDEFINED = 0.1
+# Sums of ranks that are equal may differ in the last digits.
+_TIE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,10 @@ def score_interval(
     LabelError
         When labels, predictions, classes, clusters or folds do not go together, or hold NaN.
     """
-    rows = _Rows.of(metric, actual, [predicted], classes, clusters, folds, level, seed)
-    return _delong(rows, level) if rows.has_closed_form else _bootstrap(rows, level, seed)
+    sides = ScoredSides.of(
+        metric, actual, {1: predicted}, classes=classes, clusters=clusters, folds=folds, level=level, seed=seed
+    )
+    return sides.score(1)
 
 
 def difference_interval(
@@ -101,8 +101,44 @@ def difference_interval(
     seed: int = 0,
 ) -> Interval:
     """Interval of the difference of two scores on the same rows, first minus second; as `score_interval`."""
-    rows = _Rows.of(metric, actual, [first, second], classes, clusters, None, level, seed)
-    return _delong(rows, level) if rows.has_closed_form else _bootstrap(rows, level, seed)
+    both = {1: first, 2: second}
+    sides = ScoredSides.of(metric, actual, both, classes=classes, clusters=clusters, level=level, seed=seed)
+    return sides.difference(1, 2)
+
+
+@dataclass(frozen=True)
+class ScoredSides:
+    """Predictions of the same rows, by name: intervals of their scores and of differences, from the same resamples."""
+
+    names: tuple[Hashable, ...]
+    level: float
+    found: _Placed | _Resampled
+
+    @classmethod
+    def of(
+        cls,
+        metric: str,
+        actual: Any,
+        sides: Mapping[Any, Any],
+        *,
+        classes: Any = None,
+        clusters: Any = None,
+        folds: Any = None,
+        level: float = LEVEL,
+        seed: int = 0,
+    ) -> ScoredSides:
+        """Score them; `sides` are predictions, all else is as in `score_interval`."""
+        rows = _Rows.of(metric, actual, list(sides.values()), classes, clusters, folds, level, seed)
+        found = _Placed.of(rows) if rows.has_closed_form else _Resampled.of(rows, seed)
+        return cls(tuple(sides), level, found)
+
+    def score(self, name: Hashable) -> Interval:
+        """Interval of one side's score."""
+        return self.found.score(self.names.index(name), self.level)
+
+    def difference(self, first: Hashable, second: Hashable) -> Interval:
+        """Interval of how much better one side's score is than another's."""
+        return self.found.difference(self.names.index(first), self.names.index(second), self.level)
 
 
 @dataclass(frozen=True)
@@ -114,7 +150,7 @@ class _Rows:
 
     metric: Metric
     actual: Float64[np.ndarray, " sample"]
-    sides: Float64[np.ndarray, "side sample ..."]
+    sides: Sequence[Side]
     clusters: Int64[np.ndarray, " sample"] | None
     folds: Int64[np.ndarray, " sample"] | None
 
@@ -141,10 +177,10 @@ class _Rows:
             raise LabelError(f"labels have shape {labels.shape}; give one for each row")
         sides = _read_sides(predicted, len(labels))
         if metric == "roc_auc":
-            numbers = _places_of_classes(labels, sides.shape[2:], classes)
+            numbers = _places_of_classes(labels, sides[0].shape[1:], classes)
         else:
             numbers = _read_numbers(labels, "labels")
-            if sides.ndim != 2 or classes is not None:
+            if sides[0].ndim != 1 or classes is not None:
                 raise LabelError(f"{metric} takes one number for each row and no classes; for classes use roc_auc")
         places = (
             _read_places(values, name, len(labels)) for values, name in ((clusters, "clusters"), (folds, "folds"))
@@ -154,15 +190,15 @@ class _Rows:
     @property
     def has_closed_form(self) -> bool:
         """Whether DeLong's variance holds: two classes, independent rows."""
-        return self.metric == "roc_auc" and self.sides.ndim == 2 and self.clusters is None and self.folds is None
+        return self.metric == "roc_auc" and self.sides[0].ndim == 1 and self.clusters is None and self.folds is None
 
 
-def _read_sides(predicted: Sequence[Any], n_rows: int) -> Float64[np.ndarray, "side sample ..."]:
+def _read_sides(predicted: Sequence[Any], n_rows: int) -> Sequence[Side]:
     sides = [_read_numbers(side, "predictions") for side in predicted]
     for side in sides:
         if side.ndim not in (1, 2) or len(side) != n_rows or side.shape != sides[0].shape:
             raise LabelError(f"predictions have shape {side.shape} for {n_rows} labels; give one for each")
-    return np.stack(sides)
+    return sides
 
 
 def _read_numbers(values: Any, name: str) -> Float64[np.ndarray, "*batch"]:
@@ -222,109 +258,124 @@ def _read_places(values: Any, name: str, n_rows: int) -> Int64[np.ndarray, " sam
     return np.searchsorted(_sorted(names, name), names)
 
 
-def _delong(rows: _Rows, level: float) -> Interval:
-    """A single area on the logit scale, which keeps it within 0 and 1; a difference as it is."""
-    positive, predicted = rows.actual == 1, rows.sides
-    m, n = int(positive.sum()), int((~positive).sum())
-    if min(m, n) < 2:
-        return Interval(None, None, None, level, "DeLong", "there are fewer than two rows of a class")
-    ranks, above, below = (
-        midranks(torch.from_numpy(np.ascontiguousarray(values))).numpy()
-        for values in (predicted, predicted[:, positive], predicted[:, ~positive])
-    )
-    placed_above = (ranks[:, positive] - above) / n
-    placed_below = 1 - (ranks[:, ~positive] - below) / m
-    areas = placed_above.mean(1)
-    covariance = np.atleast_2d(np.cov(placed_above)) / m + np.atleast_2d(np.cov(placed_below)) / n
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    if len(areas) == 2:
-        difference = areas[0] - areas[1]
-        half = z * np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
+@dataclass(frozen=True)
+class _Placed:
+    """Of each side the area, and where each row is placed among those of the other class (DeLong)."""
+
+    above: Float64[np.ndarray, "side positive"]
+    below: Float64[np.ndarray, "side negative"]
+
+    @classmethod
+    def of(cls, rows: _Rows) -> _Placed:
+        positive = rows.actual == 1
+        if not positive.any() or positive.all():
+            nothing = np.empty((len(rows.sides), 0))
+            return cls(nothing, nothing)
+        above, below = zip(*(_placements(side, positive) for side in rows.sides), strict=True)
+        return cls(np.stack(above), np.stack(below))
+
+    def score(self, index: int, level: float) -> Interval:
+        """On the logit scale, which keeps the interval within 0 and 1."""
+        if self._has_too_few:
+            return self._too_few(level)
+        area, variance = float(self.above[index].mean()), self._covariance([index])[0, 0]
+        if variance == 0 or not 0 < area < 1:
+            reason = "the classes are separated without an error" if area in (0, 1) else "all predictions are equal"
+            return Interval(area, None, None, level, "DeLong", reason)
+        half = _z(level) * np.sqrt(variance) / (area * (1 - area))
+        low, high = (float(1 / (1 + np.exp(-(np.log(area / (1 - area)) + step)))) for step in (-half, half))
+        return Interval(area, low, high, level, "DeLong, logit scale")
+
+    def difference(self, first: int, second: int, level: float) -> Interval:
+        """As it is, with the covariance of the two areas."""
+        if self._has_too_few:
+            return self._too_few(level)
+        difference = self.above[first].mean() - self.above[second].mean()
+        covariance = self._covariance([first, second])
+        half = _z(level) * np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
         return Interval(float(difference), float(difference - half), float(difference + half), level, "DeLong, paired")
-    area, variance = float(areas[0]), covariance[0, 0]
-    if variance == 0 or not 0 < area < 1:
-        reason = "the classes are separated without an error" if area in (0, 1) else "all predictions are equal"
-        return Interval(area, None, None, level, "DeLong", reason)
-    half = z * np.sqrt(variance) / (area * (1 - area))
-    low, high = (float(1 / (1 + np.exp(-(np.log(area / (1 - area)) + step)))) for step in (-half, half))
-    return Interval(area, low, high, level, "DeLong, logit scale")
+
+    @property
+    def _has_too_few(self) -> bool:
+        return min(self.above.shape[1], self.below.shape[1]) < 2
+
+    def _too_few(self, level: float) -> Interval:
+        return Interval(None, None, None, level, "DeLong", "there are fewer than two rows of a class")
+
+    def _covariance(self, sides: list[int]) -> Float64[np.ndarray, "side side"]:
+        above, below = (np.atleast_2d(np.cov(values[sides])) / values.shape[1] for values in (self.above, self.below))
+        return above + below
 
 
-def _bootstrap(given: _Rows, level: float, seed: int) -> Interval:
-    method = "bootstrap, BCa" + ("" if given.clusters is None else ", whole groups")
-    n_rows, folds = len(given.actual), given.folds
-    parts = [np.arange(n_rows)] if folds is None else [np.flatnonzero(folds == k) for k in np.unique(folds)]
-    units = [_units(rows, given.clusters) for rows in parts]
-
-    def score(rows: Int64[np.ndarray, "resample row"]) -> Float64[np.ndarray, " resample"]:
-        return _score_rows(given.metric, given.actual, given.sides, rows)
-
-    estimate = float(np.mean([score(rows[None])[0] for rows in parts]))
-    if np.isnan(estimate):
-        return Interval(None, None, None, level, method, "the score itself is undefined")
-    if sum(map(len, units)) < _FEWEST_UNITS:
-        return Interval(estimate, None, None, level, method, f"there are fewer than {_FEWEST_UNITS} rows or groups")
-    rng = np.random.default_rng(seed)
-    n_resamples = int(np.clip(_RESAMPLED_ROWS // n_rows, _FEWEST_RESAMPLES, N_RESAMPLES))
-    resampled = np.mean([_resample(score, part, n_resamples, rng) for part in units], axis=0)
-    defined = resampled[~np.isnan(resampled)]
-    if len(defined) < (1 - _MOST_UNDEFINED) * n_resamples:
-        return Interval(estimate, None, None, level, method, "the score is undefined in too many resamples")
-    if len(given.sides) == 1 and np.ptp(defined) < 1e-12:
-        return Interval(estimate, None, None, level, method, "the score is the same in every resample")
-    left_out = _jackknife(score, units, parts)
-    low, high = _bca(estimate, defined, left_out, level)
-    return Interval(estimate, low, high, level, method)
+def _placements(
+    predicted: Float64[np.ndarray, " sample"], positive: Bool[np.ndarray, " sample"]
+) -> tuple[Float64[np.ndarray, " positive"], Float64[np.ndarray, " negative"]]:
+    """The share of the negatives that are below each positive, and of the positives above each negative; ties half."""
+    order = np.argsort(predicted)
+    first, after = runs(predicted[order])
+    placed = np.empty((2, len(order)))
+    for index, others in enumerate((~positive, positive)):
+        upto = np.concatenate([[0], np.cumsum(others[order])])
+        placed[index, order] = (upto[first] + upto[after]) / (2 * others.sum())
+    return placed[0, positive], 1 - placed[1, ~positive]
 
 
-def _units(
-    rows: Int64[np.ndarray, " row"], clusters: Int64[np.ndarray, " sample"] | None
-) -> list[Int64[np.ndarray, " _"]]:
-    """What is resampled as one."""
-    if clusters is None:
-        return list(rows[:, None])
-    order = rows[np.argsort(clusters[rows], kind="stable")]
-    return np.split(order, np.flatnonzero(np.diff(clusters[order])) + 1)
+def _z(level: float) -> float:
+    return float(stats.norm.ppf(0.5 + level / 2))
 
 
-Score = Callable[[Int64[np.ndarray, "resample row"]], Float64[np.ndarray, " resample"]]
+@dataclass(frozen=True)
+class _Resampled:
+    """Of each side the score, and the scores of resamples (bootstrap)."""
 
+    scores: Resampled
+    n_units: int
+    method: str
 
-def _resample(
-    score: Score, units: list[Int64[np.ndarray, " _"]], n_resamples: int, rng: np.random.Generator
-) -> Float64[np.ndarray, " resample"]:
-    """Scores of units drawn with replacement."""
-    drawn = rng.integers(0, len(units), (n_resamples, len(units)))
-    members, sizes = np.concatenate(units), np.array([len(unit) for unit in units])
-    if (sizes == sizes[0]).all():
-        members = members.reshape(len(units), -1)
-        at_once = max(_BATCH_VALUES // members.size, 1)
-        batches = (drawn[start : start + at_once] for start in range(0, n_resamples, at_once))
-        return np.concatenate([score(members[batch].reshape(len(batch), -1)) for batch in batches])
-    first = np.cumsum(sizes) - sizes
-    scores = []
-    for one in drawn:
-        size = sizes[one]
-        place = np.repeat(first[one] - (np.cumsum(size) - size), size) + np.arange(size.sum())
-        scores.append(score(members[place][None]))
-    return np.concatenate(scores)
+    @classmethod
+    def of(cls, rows: _Rows, seed: int) -> _Resampled:
+        n_rows = len(rows.actual)
+        folds = np.zeros(n_rows, dtype=np.int64) if rows.folds is None else rows.folds
+        parts = [Part.of(np.flatnonzero(folds == fold), rows.clusters) for fold in np.unique(folds)]
+        n_resamples = int(np.clip(_RESAMPLED_ROWS // n_rows, _FEWEST_RESAMPLES, N_RESAMPLES))
+        scores = resample(rows.metric, rows.actual, rows.sides, parts, n_resamples=n_resamples, seed=seed)
+        method = "bootstrap, BCa" + ("" if rows.clusters is None else ", whole groups")
+        return cls(scores, sum(part.n_units for part in parts), method)
 
+    def score(self, index: int, level: float) -> Interval:
+        found = self.scores
+        return self._interval(found.estimate[index], found.scores[index], found.left_out[index], level, spread=1e-12)
 
-def _jackknife(
-    score: Score, units: list[list[Int64[np.ndarray, " _"]]], parts: list[Int64[np.ndarray, " _"]]
-) -> Float64[np.ndarray, " block"]:
-    """The mean over the folds without each unit in turn, or without each of 200 blocks of them."""
-    whole = [float(score(rows[None])[0]) for rows in parts]
-    left_out = []
-    for index, part in enumerate(units):
-        others = sum(whole[:index]) + sum(whole[index + 1 :])
-        n_blocks = min(len(part), _JACKKNIFE_BLOCKS)
-        sizes = [len(unit) for unit in part]
-        block = np.repeat(np.arange(len(part)) * n_blocks // len(part), sizes)
-        rows = np.concatenate(part)
-        left_out += [(float(score(rows[block != out][None])[0]) + others) / len(parts) for out in range(n_blocks)]
-    values = np.array(left_out)
-    return values[~np.isnan(values)]
+    def difference(self, first: int, second: int, level: float) -> Interval:
+        found = self.scores
+        estimate, resampled, left_out = (
+            values[first] - values[second] for values in (found.estimate, found.scores, found.left_out)
+        )
+        return self._interval(estimate, resampled, left_out, level, spread=0.0)
+
+    def _interval(
+        self,
+        estimate: float,
+        resampled: Float64[np.ndarray, " resample"],
+        left_out: Float64[np.ndarray, " block"],
+        level: float,
+        *,
+        spread: float,
+    ) -> Interval:
+        """BCa, where the scores of resamples are defined and spread at least so wide."""
+        if np.isnan(estimate):
+            return Interval(None, None, None, level, self.method, "the score itself is undefined")
+        reason, defined = None, resampled[~np.isnan(resampled)]
+        if self.n_units < _FEWEST_UNITS:
+            reason = f"there are fewer than {_FEWEST_UNITS} rows or groups"
+        elif len(defined) < (1 - _MOST_UNDEFINED) * len(resampled):
+            reason = "the score is undefined in too many resamples"
+        elif np.ptp(defined) < spread:
+            reason = "the score is the same in every resample"
+        if reason is not None:
+            return Interval(float(estimate), None, None, level, self.method, reason)
+        low, high = _bca(float(estimate), defined, left_out[~np.isnan(left_out)], level)
+        return Interval(float(estimate), low, high, level, self.method)
 
 
 def _bca(
@@ -335,7 +386,7 @@ def _bca(
 ) -> tuple[float, float]:
     """Quantiles of the resamples, moved by their bias and by how skewed the score is."""
     # Ties count half, as a score of few rows takes few values.
-    share = ((resampled < estimate).mean() + (resampled <= estimate).mean()) / 2
+    share = ((resampled < estimate - _TIE).mean() + (resampled <= estimate + _TIE).mean()) / 2
     bias = stats.norm.ppf(np.clip(share, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))
     deviation = left_out.mean() - left_out
     spread = np.square(deviation).sum() ** 1.5
@@ -344,26 +395,3 @@ def _bca(
     quantiles = stats.norm.cdf(bias + z / (1 - acceleration * z))
     low, high = np.quantile(resampled, quantiles)
     return float(low), float(high)
-
-
-def _score_rows(
-    metric: Metric,
-    actual: Float64[np.ndarray, " sample"],
-    predicted: Shaped[np.ndarray, "side sample ..."],
-    rows: Int64[np.ndarray, "resample row"],
-) -> Float64[np.ndarray, " resample"]:
-    """The score on each set of rows, or the difference of the two sides' scores."""
-    y = torch.from_numpy(actual[rows])
-    scores = [_score(metric, y, torch.from_numpy(side[rows])) for side in predicted]
-    return (scores[0] if len(scores) == 1 else scores[0] - scores[1]).numpy()
-
-
-def _score(metric: Metric, y: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    if metric == "spearman":
-        return spearman(y, predicted)
-    if metric == "r2":
-        deviations = (y - y.mean(-1, keepdim=True)).square().sum(-1)
-        return torch.where(deviations > 0, 1 - (y - predicted).square().sum(-1) / deviations, torch.nan)
-    if predicted.dim() == 2:
-        return roc_auc(y[..., None], predicted[..., None])
-    return roc_auc((y[..., None] == torch.arange(predicted.shape[-1])).to(predicted.dtype), predicted)

@@ -155,7 +155,7 @@ def test_blocks_of_units_give_the_jackknifes_skewness():
     actual, predicted = pair(1000)
     wide, exact = score_interval("r2", actual, 0.5 * predicted), None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gpu_probes.intervals._JACKKNIFE_BLOCKS", 1000)
+        patch.setattr("gpu_probes.resampling._JACKKNIFE_BLOCKS", 1000)
         exact = score_interval("r2", actual, 0.5 * predicted)
     np.testing.assert_allclose([wide.low, wide.high], [exact.low, exact.high], atol=0.03 * width(exact))
 
