@@ -19,17 +19,18 @@ from gpu_probes.preprocessing import Preprocessing
 from gpu_probes.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.rows import Overview, Rows, TrainingSets, look_over
 from gpu_probes.scoring import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks
+from gpu_probes.shuffles import Shuffles
 from gpu_probes.spaces import Dual, Framed, Primal
 
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """One label: its task, its targets on the device, and the orders in which to shuffle them."""
+    """One label: its task, its targets on the device, and the orders in which to shuffle them, if any."""
 
     task: Task
     train_targets: Float64[Tensor, "train_sample output"]
     test_targets: Float64[Tensor, "test_sample output"]
-    shuffles: Int64[Tensor, "shuffle train_sample"]
+    shuffles: Shuffles | None
 
     @property
     def is_constant(self) -> bool:
@@ -208,11 +209,12 @@ def _score_shuffles(
 ) -> Float64[Tensor, "cell penalty shuffle"]:
     """CV scores of each shuffle of the labels, a few shuffles at a time."""
     parts = [label.train_targets.new_empty(n_cells, len(plan.penalties), 0)]
-    for start in range(0, len(label.shuffles), plan.shuffles_at_once):
-        orders = label.shuffles[start : start + plan.shuffles_at_once]
+    rows = [plan.fold_rows(fold) for fold in range(plan.n_folds)]
+    for drawn in () if label.shuffles is None else label.shuffles.batches(plan.shuffles_at_once):
+        orders = torch.from_numpy(drawn).to(label.train_targets.device)
         shuffled = label.train_targets[orders.mT]
-        scores = shuffled.new_zeros(n_cells, len(plan.penalties), orders.shape[0])
-        score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
+        scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
+        score_fold = [_scorer(label.task, shuffled[held]) for held in rows]
         for fold, penalty, decision in decide(shuffled):
             scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
         parts.append(scores)

@@ -31,6 +31,9 @@ from gpu_probes.search import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.shuffles import Shuffles, draw_shuffles
 from gpu_probes.storage import Memory, empty_array, plan_memory
 
+# Orders of shuffled labels are kept where those of all labels take no more than this part of the budget.
+_KEPT_SHUFFLES = 8
+
 
 def sweep(
     train: CellSource,
@@ -257,7 +260,7 @@ class _Label:
     @property
     def n_shuffles(self) -> int:
         """How often the labels are shuffled."""
-        return 0 if isinstance(self.shuffles, str) else len(self.shuffles.order)
+        return 0 if isinstance(self.shuffles, str) else self.shuffles.n_shuffles
 
     @property
     def shuffles_nbytes(self) -> int:
@@ -287,7 +290,10 @@ def _read_label(
         folds = _plan_folds(labels, grouping, given, numbers=task.classes is None)
     shuffles: Shuffles | str = "permutations were not asked for"
     if given.permutations:
-        shuffles = draw_shuffles(labels, grouping, folds, n_shuffles=given.permutations, seed=given.seed)
+        budget = free_bytes([torch.device("cpu")]) if given.budget_bytes is None else given.budget_bytes
+        kept = budget // (_KEPT_SHUFFLES * len(train_labels))
+        drawing = {"n_shuffles": given.permutations, "seed": given.seed, "kept_bytes": int(kept)}
+        shuffles = draw_shuffles(labels, grouping, folds, **drawing)
     held_out = None
     if test is not None and test_labels is not None:
         if name not in test_labels:
@@ -501,10 +507,10 @@ class _Grid:
 def _label_plan(label: _Label, device: torch.device) -> LabelPlan:
     test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
     train = label.task.targets(label.train, "train_labels")
-    order = np.zeros((0, len(train)), dtype=np.int64) if isinstance(label.shuffles, str) else label.shuffles.order
-    # torch must not wrap pandas' read-only memory; the orders, which may be large, are our own.
+    shuffles = None if isinstance(label.shuffles, str) else label.shuffles
+    # torch must not wrap pandas' read-only memory.
     train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
-    return LabelPlan(label.task, train_targets, test_targets, torch.from_numpy(order).to(device))
+    return LabelPlan(label.task, train_targets, test_targets, shuffles)
 
 
 def _assemble(label: _Label, grid: _Grid, planned: PlannedSweep) -> SweepResult:

@@ -1,5 +1,7 @@
 """Groups of samples, folds that keep them whole, and shuffles that respect them."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -170,3 +172,24 @@ def test_repeated_rows_look_like_knowledge_unless_they_are_held_out_together():
     together = sweep(source, np.tile(labels, 2), k_fold=True, alpha=0.01, prompts=prompts)
     assert apart.cv_score[0, 0] > 0.85
     assert abs(together.cv_score[0, 0] - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("groups", [{}, {"groups": np.arange(60) // 4}, {"groups": np.arange(60) % 7}], ids=str)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_orders_that_are_drawn_anew_are_those_that_are_kept(groups: dict[str, Any], sparse: bool):
+    labels = np.random.default_rng(0).standard_normal(60)
+    # With few labels that differ, many shuffles leave a fold without a score and are drawn again, and again.
+    labels = np.where(np.arange(60) % 5, 0.0, labels) if sparse else labels
+    plan = FoldPlan(np.arange(60) // 12, 5, stratified=False)
+    kept, anew = (
+        draw_shuffles(labels, group_samples(60, **groups), plan, n_shuffles=50, seed=3, kept_bytes=kept_bytes)
+        for kept_bytes in (None, 0)
+    )
+    if isinstance(kept, str):
+        assert anew == kept
+        return
+    assert isinstance(anew, Shuffles)
+    assert (anew.scheme, anew.n_shuffles, anew.order.nbytes) == (kept.scheme, 50, 0)
+    for at_once in (1, 7, 50, 64):
+        np.testing.assert_array_equal(np.concatenate(list(anew.batches(at_once))), kept.order)
+        np.testing.assert_array_equal(np.concatenate(list(kept.batches(at_once))), kept.order)

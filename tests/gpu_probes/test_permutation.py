@@ -1,5 +1,6 @@
 """The permutation test against refits by scikit-learn."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -215,3 +216,34 @@ def test_shuffles_without_any_score_are_left_out():
     assert test.null_max.tolist() == [0.6, 0.1]
     assert test.p_best == pytest.approx(2 / 3)
     assert "no cell has a score" in compare_with_shuffles(observed, np.full((1, 1, 3), np.nan), "as drawn")
+
+
+def test_orders_that_are_not_kept_give_the_same_null_scores(monkeypatch: pytest.MonkeyPatch):
+    array, labels = cells(8)
+    options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES}
+    kept = sweep(ArrayCellSource(array), labels, **options)
+    monkeypatch.setattr(sys.modules["gpu_probes.sweep"], "_KEPT_SHUFFLES", 2**62)
+    monkeypatch.setattr("gpu_probes.planner._MOST_SHUFFLES", 4)
+    anew = sweep(ArrayCellSource(array), labels, **options)
+    np.testing.assert_allclose(anew.null_score, kept.null_score, atol=1e-12)
+
+
+_SHUFFLED = """
+import resource, numpy as np
+from gpu_probes import ArrayCellSource, sweep
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+rng = np.random.default_rng(0)
+source = ArrayCellSource(rng.standard_normal((100_000, 1, 1, 4), dtype=np.float32))
+labels = rng.standard_normal(100_000)
+options = {"k_fold": True, "nested_cv": False, "budget_bytes": 2**27}
+sweep(source, labels, **options)
+before = peak()
+sweep(source, labels, permutations=100, **options)
+print(peak() - before)
+"""
+
+
+def test_shuffles_stay_within_the_budget():
+    """Kept, these 100 would take 40 MB, and 270 while they are drawn; 1,000 take no more than 100, only longer."""
+    ran = subprocess.run([sys.executable, "-c", _SHUFFLED], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < 128
