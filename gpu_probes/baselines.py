@@ -139,7 +139,7 @@ def random_labels_baseline(comparison: Comparison, cell: Cell, seed: int) -> Bas
     if isinstance(drawn, str):
         return Baseline(*names, np.nan, np.nan, None, drawn)
     assert result.test_labels is not None
-    train = {str(k): result.train_labels[order] for k, order in enumerate(drawn.order)}
+    train = {str(k): result.train_labels[order] for k, (order,) in enumerate(drawn.batches(1))}
     test = {str(k): rng.permutation(result.test_labels) for k in range(N_RANDOM)}
     fitted = comparison.sweep_shuffled(cell, train, test).values()
     cv, held_out = (

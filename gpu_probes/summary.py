@@ -153,9 +153,9 @@ def _honest(evidence: Evidence, intervals: Intervals) -> list[str]:
             f"{_interval(intervals.nested_cv_score).rstrip()} ({nested.optimism:+.3f} optimism)."
         ]
     named = {"test score": intervals.test_score, "nested CV score": intervals.nested_cv_score}
-    return lines + [
-        f"No interval of the {name}: {one.reason}." for name, one in named.items() if one is not None and one.reason
-    ]
+    known = {name: one for name, one in named.items() if one is not None}
+    lines += [f"No interval of the {name}: {one.reason}." for name, one in known.items() if one.reason]
+    return lines + [f"Of the interval of the {name}: {one.note}." for name, one in known.items() if one.note]
 
 
 def _p_value(evidence: Evidence) -> list[str]:

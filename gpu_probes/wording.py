@@ -28,6 +28,11 @@ def interval(ends: tuple[float | None, float | None]) -> str:
     return "" if low is None or high is None else f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
 
 
+def caution(note: str | None) -> str:
+    """What is known against an interval, in a sentence after others."""
+    return f" Of its interval: {one_line(note)}." if note else ""
+
+
 def visible(text: object) -> str:
     r"""Text with its control characters, lone surrogates and direction marks spelled out (``\x00``), but for newlines.
 

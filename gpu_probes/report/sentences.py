@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpu_probes.evidence import BaselineScores
+from gpu_probes.intervals import Interval
 from gpu_probes.report.baselines import strongest
 from gpu_probes.report.load import SavedResults, ends_of
 from gpu_probes.report.predictions import classes_of
-from gpu_probes.wording import METRICS, interval, number, one_line, position_text
+from gpu_probes.wording import METRICS, caution, interval, number, one_line, position_text
 
 _PROBES = {"ridge": "ridge", "logistic": "logistic", "lda": "linear discriminant", "mass_mean": "difference-of-means"}
 
@@ -65,7 +66,12 @@ def _found(results: SavedResults) -> str:
     layer, position = results.best_cell
     where = f"layer {one_line(layer)}, position {position_text(position, results.tokens.get(position))}"
     text = f"Cross-validation chose {where} with {number(results.best.cv_score)}, the highest of many and so optimistic"
-    return f"{text}; {_honest(results)}{_p_value(results)}."
+    return f"{text}; {_honest(results)}{_p_value(results)}.{_doubt(results.intervals.nested_cv_score)}"
+
+
+def _doubt(found: Interval | None) -> str:
+    """What is known against an interval."""
+    return caution(None if found is None else found.note)
 
 
 def _honest(results: SavedResults) -> str:
@@ -94,7 +100,7 @@ def _tested(results: SavedResults) -> str:
     n_rows = len(results.best.test_actual or ())
     found = interval(ends_of(results.intervals.test_score))
     text = f"On {_count(n_rows, 'test row')}, which chose nothing, it scores {number(score)} {found}".rstrip()
-    return f"{text}{_lead(strongest(results))}."
+    return f"{text}{_lead(strongest(results))}.{_doubt(results.intervals.test_score)}"
 
 
 def _lead(baseline: BaselineScores | None) -> str:

@@ -10,6 +10,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from gpu_probes.errors import LabelError
 from gpu_probes.intervals import Interval, difference_interval, score_interval
+from gpu_probes.wording import caution
 
 
 def pair(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -203,6 +204,17 @@ def test_clusters_may_have_any_names():
     expected = score_interval("spearman", actual, predicted, clusters=np.arange(60) // 3)
     for names in (np.char.add("group ", (np.arange(60) // 3 + 100).astype(str)), (np.arange(60) // 3) * 7 - 50):
         assert score_interval("spearman", actual, predicted, clusters=names) == expected
+
+
+def test_what_is_known_against_an_interval_stands_beside_it():
+    actual, predicted = pair(60)
+    few = score_interval("spearman", actual, predicted, clusters=np.arange(60) // 4)
+    assert few.note is not None
+    assert few.note.startswith("made of 15 groups only; with fewer than 20")
+    assert score_interval("spearman", actual, predicted, clusters=np.arange(60) // 3).note is None
+    assert "heavy tails" in str(score_interval("r2", actual, predicted).note)
+    assert caution(few.note) == f" Of its interval: {few.note}."
+    assert caution(None) == ""
 
 
 def test_classes_that_no_row_has_leave_the_score_undefined():
