@@ -235,11 +235,11 @@ def _logistic_nbytes(w: Workload, penalties: int) -> int:
 
 
 def _shuffles_nbytes(w: Workload, penalties: int, shuffles: int) -> int:
-    """Shuffled targets, right sides, solutions, decision values of a fold and their ranks."""
+    """Orders as they are drawn, shuffled targets, right sides, solutions, decision values of a fold and their ranks."""
     n_folds = max(w.n_folds, 1)
     if not w.is_logistic:
         in_fold, n = -(-w.n_train // n_folds), w.n_train if w.is_dual else (n_folds + 2) * w.n_features
-        return _FLOAT * shuffles * (w.n_train + 6 * in_fold + n)
+        return _FLOAT * shuffles * (4 * w.n_train + 6 * in_fold + n)
     return _FLOAT * shuffles * n_folds * penalties * w.n_outputs * (10 * w.n_train + 6 * w.n_features)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float64, Shaped
 
 from gpu_probes.alphas import choose_alphas, read_alphas
 from gpu_probes.cells import Cell, CellSource, axis, cells_of, check_axes, check_same_axes
-from gpu_probes.devices import most_workers, resolve_devices, workers
+from gpu_probes.devices import free_bytes, most_workers, resolve_devices, workers
 from gpu_probes.errors import FoldError, LabelError, NotConvergedWarning, Status
 from gpu_probes.folds import FoldPlan, plan_folds
 from gpu_probes.groups import Grouping, group_samples
