@@ -712,7 +712,9 @@ class _Statements:
                 scaling = PlattScaling.fit(places.astype(np.int64), np.asarray(best.cv_ranked, dtype=np.float64))
                 fitted = scaling.slope, scaling.intercept
             for which, value in zip(("slope", "intercept"), fitted, strict=True):
-                fits = np.isclose(getattr(found, which), value, rtol=1e-4, atol=1e-4)
+                fits = np.isclose(
+                    getattr(found, which), value, rtol=1e-4, atol=1e-4 * (1 + np.abs(best.train_actual).max())
+                )
                 file.require(fits, f"it is not that of the held-out predictions in {BEST}", name, which)
         platt = self.evidence.platt
         if platt is None:
