@@ -179,6 +179,7 @@ TRAIN = "train --train_activations S --test_activations S --output_dir o"
         ("train --train_activations no.zarr --test_activations S --output_dir o", "no such store"),
         (f"{TRAIN} --k_fold --n_folds 99", "99"),
         (f"{TRAIN} --alphas 1;2", "commas"),
+        (f"{TRAIN} --k_fold --groups success_rate", "no label besides the groups (--groups); extract it"),
         (f"{TRAIN} --alphas 1,2", "--k_fold"),
         (f"{TRAIN} --alpha -1", "alpha"),
         ("train --train_activations S --test_activations S --output_dir U", "cannot write to"),
