@@ -56,7 +56,7 @@ FREE = [
     ("performance.json", r"alpha_cv_scores\.pos_-1_layer_3\.\d+\.\d+", {"null"}),
     (
         "inference.json",
-        r"baselines\.\w+\.(title|note)|permutation\.shuffled|.*\.method|.*(reason|undefined\.\w+)",
+        r"baselines\.\w+\.title|permutation\.shuffled|.*\.(method|note|reason|undefined\.\w+)",
         {"x"},
     ),
     ("inference.json", r"baselines\.(?!layer_0)\w+\.cv_score|baselines\.random_\w+\.test_score", {"null"}),
