@@ -31,6 +31,7 @@ class Scale:
     n_shuffles: int
     probe: str
     budget_mib: int
+    n_folds: int = 5
 
     @property
     def name(self) -> str:
@@ -117,6 +118,8 @@ def make_sources(n_samples: int, n_cells: int, n_classes: int) -> Sources:
     """Training cells and labels, test cells and labels; every class in each."""
     cells = make_cells(n_samples, _N_FEATURES, n_cells)
     train, test = cells.sources()
+    if n_classes > cells.test.shape[0]:
+        test, cells = train, replace(cells, test_labels=cells.train_labels)
     return train, _classes(cells.train_labels, n_classes), test, _classes(cells.test_labels, n_classes)
 
 
@@ -131,7 +134,8 @@ def _fit(scale: Scale, sources: Sources, folder: Path) -> None:
     train, train_labels, test, test_labels = sources
     options = SweepOptions(
         probe=scale.probe, task_type="classification" if scale.n_classes else "regression", k_fold=True,
-        permutations=scale.n_shuffles, device="cpu", budget_bytes=scale.budget_mib * _MIB, spill_folder=folder,
+        n_folds=scale.n_folds, permutations=scale.n_shuffles, device="cpu", budget_bytes=scale.budget_mib * _MIB,
+        spill_folder=folder,
     )  # fmt: skip
     planned = plan_sweep(train, {"y": train_labels}, test, {"y": test_labels}, **vars(options))
     check_statistics(planned.workloads, planned.memory)
