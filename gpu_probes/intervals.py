@@ -176,7 +176,7 @@ class _Rows:
             raise LabelError(f"level {level} is not between 0 and 1; give a share, such as 0.95")
         if seed < 0:
             raise LabelError(f"seed {seed} is less than 0; use 0 or more")
-        labels = np.asarray(actual)
+        labels = _as_given(actual)
         if labels.ndim != 1:
             raise LabelError(f"labels have shape {labels.shape}; give one for each row")
         sides = _read_sides(predicted, len(labels))
@@ -205,6 +205,13 @@ def _read_sides(predicted: Sequence[Any], n_rows: int) -> Sequence[Side]:
     return sides
 
 
+def _as_given(values: Any) -> Shaped[np.ndarray, "*batch"]:
+    """An array of what is given: beside a text in a list, NumPy would make texts of numbers and of NaN."""
+    array = np.asarray(values)
+    made_text = array.dtype.kind in "US" and isinstance(values, list | tuple)
+    return np.asarray(values, dtype=object) if made_text else array
+
+
 def _read_numbers(values: Any, name: str) -> Float64[np.ndarray, "*batch"]:
     try:
         numbers = np.asarray(values, dtype=np.float64)
@@ -220,7 +227,7 @@ def _places_of_classes(
 ) -> Float64[np.ndarray, " sample"]:
     """The place of each label among the sorted classes; by what is given or, without, by those that there are."""
     found = _sorted(labels, "labels")
-    known = found if classes is None else np.asarray(classes)
+    known = found if classes is None else _as_given(classes)
     if not np.array_equal(known, _sorted(known, "classes")):
         raise LabelError(
             f"classes {known.tolist()} are not distinct and sorted; columns of predictions go by that order"
@@ -256,7 +263,7 @@ def _read_places(values: Any, name: str, n_rows: int) -> Int64[np.ndarray, " sam
     """Clusters or folds, by their places in sorted order."""
     if values is None:
         return None
-    names = np.asarray(values)
+    names = _as_given(values)
     if names.shape != (n_rows,):
         raise LabelError(f"{name} have shape {names.shape} for {n_rows} labels; give one for each row")
     return np.searchsorted(_sorted(names, name), names)

@@ -179,6 +179,7 @@ def test_two_classes_may_have_any_names(names: list[Any]):
     rng = np.random.default_rng(0)
     place = rng.integers(0, 2, 200)
     first, second = place + rng.standard_normal(200), place + 2 * rng.standard_normal(200)
+    assert score_interval("roc_auc", [names[k] for k in place], first) == score_interval("roc_auc", place, first)
     actual, options = np.asarray(names)[place], [{}, {"clusters": np.arange(200) // 2}, {"folds": np.arange(200) % 4}]
     for kept in options:
         found, expected = (score_interval("roc_auc", labels, first, **kept) for labels in (actual, place))
@@ -239,6 +240,13 @@ TWENTY, EVEN = np.arange(20.0), np.arange(20) % 2
         ("roc_auc", EVEN, TWENTY, {"classes": [1, 0]}, "not distinct and sorted"),
         ("roc_auc", [None, *EVEN[1:]], TWENTY, {}, "labels hold NaN or None"),
         ("roc_auc", np.array(["a", 1] * 10, dtype=object), TWENTY, {}, "labels mix kinds that cannot be sorted"),
+        ("roc_auc", ["a", 1] * 10, TWENTY, {}, "labels mix kinds that cannot be sorted"),
+        ("roc_auc", ("1", 1) * 10, TWENTY, {}, "labels mix kinds that cannot be sorted"),
+        ("roc_auc", [float("nan"), "b"] * 10, TWENTY, {}, "labels hold NaN or None"),
+        ("roc_auc", ["a", b"a"] * 10, TWENTY, {}, "labels mix kinds that cannot be sorted"),
+        ("roc_auc", ["a", "b"] * 10, TWENTY, {"classes": ["a", 1]}, "classes mix kinds that cannot be sorted"),
+        ("roc_auc", EVEN, TWENTY, {"clusters": ["a", 1] * 10}, "clusters mix kinds that cannot be sorted"),
+        ("roc_auc", EVEN, TWENTY, {"folds": ["1", 1] * 10}, "folds mix kinds that cannot be sorted"),
         ("spearman", ["a"] * 20, TWENTY, {}, "labels are not numbers"),
         ("spearman", EVEN, TWENTY, {"classes": [0, 1]}, "for classes use roc_auc"),
         ("spearman", TWENTY, np.zeros((20, 2)), {}, "one number for each row"),
