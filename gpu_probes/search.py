@@ -209,16 +209,26 @@ def _score_shuffles(
 ) -> Float64[Tensor, "cell penalty shuffle"]:
     """CV scores of each shuffle of the labels, a few shuffles at a time."""
     parts = [label.train_targets.new_empty(n_cells, len(plan.penalties), 0)]
-    rows = [plan.fold_rows(fold) for fold in range(plan.n_folds)]
     for drawn in () if label.shuffles is None else label.shuffles.batches(plan.shuffles_at_once):
-        orders = torch.from_numpy(drawn).to(label.train_targets.device)
-        shuffled = label.train_targets[orders.mT]
-        scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
-        score_fold = [_scorer(label.task, shuffled[held]) for held in rows]
-        for fold, penalty, decision in decide(shuffled):
-            scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
-        parts.append(scores)
+        parts.append(_score_orders(plan, label, decide, n_cells, drawn))
     return torch.cat(parts, 2)
+
+
+def _score_orders(
+    plan: SearchPlan,
+    label: LabelPlan,
+    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
+    n_cells: int,
+    drawn: Int64[np.ndarray, "shuffle sample"],
+) -> Float64[Tensor, "cell penalty shuffle"]:
+    """CV scores of some shuffles; what it takes is given back before the next are drawn."""
+    orders = torch.from_numpy(drawn).to(label.train_targets.device)
+    shuffled = label.train_targets[orders.mT]
+    scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
+    score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
+    for fold, penalty, decision in decide(shuffled):
+        scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
+    return scores
 
 
 def _scorer(
