@@ -42,8 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "numbers": {"permutations": 20},
     "classes": {"n_classes": 2, "permutations": 5},
 }
-# Of each place, so many of the changes: the next place takes the next ones, so that each comes at places of every kind.
-AT_ONCE = 2
+# Of each place, so many of the changes, for time; all of them hold. The next place takes the next ones.
+AT_ONCE = 1
 # What nothing else in the folder says again: free texts, scores of fits that are not in it and may be undefined, and
 # what no reader shows. Numbers among them are in their range.
 FREE = [
