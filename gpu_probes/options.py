@@ -109,17 +109,17 @@ class SweepOptions:
         ProbeError
             When one cannot be, whatever the features and labels, or two do not go together.
         """
-        check_task_type(self.task_type)
-        check_probe_name(self.probe)
-        read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
-        check_split(self.n_folds, self.seed)
-        check_device_name(self.device)
         check_flags(
             k_fold=self.k_fold,
             nested_cv=self.nested_cv,
             fit_intercept=self.fit_intercept,
             standardize=self.standardize,
         )
+        check_task_type(self.task_type)
+        check_probe_name(self.probe)
+        read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
+        check_split(self.n_folds, self.seed)
+        check_device_name(self.device)
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
             raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")

@@ -250,13 +250,15 @@ def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:
     # The fits of a mass-mean probe are the same for all alphas, and stay one array.
     decision = per_penalty * w.n_train * (1 if w.probe == "mass_mean" else w.n_alphas)
     at_work = {
-        "ridge": 3 * per_penalty * w.n_alphas * min(chunk_rows, w.n_train),
+        "ridge": (3 * per_penalty * w.n_alphas + 2 * w.n_fits) * min(chunk_rows, w.n_train),
         "logistic": 9 * per_penalty * penalties * w.n_train,
         "lda": 4 * decision,
         "mass_mean": 4 * decision,
     }
     scoring = 6 * w.n_alphas * w.n_outputs * w.n_train
-    return _FLOAT * (coefficients + decision + at_work[w.probe] + scoring)
+    # Labels as they are read, as targets, by row of a chunk, and drawn at random.
+    labels = 6 * w.n_columns * w.n_train
+    return _FLOAT * (coefficients + decision + at_work[w.probe] + scoring + labels)
 
 
 def result_nbytes(w: Workload) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gpu_probes.cholesky import Factor, factorise
 from gpu_probes.objective import HeldOut, ProbeFits, Solver
+from gpu_probes.rows import TrainingSets
 from gpu_probes.spaces import Dual, Measured, Primal
 
 # Relative to half the sum of squared deviations of the targets: training predictions within 1e-7 deviations. Held-out
@@ -77,6 +78,14 @@ def _solve_between(
     return left @ factor.solve(right)
 
 
+def _half_deviations(
+    sets: TrainingSets, fit: int, targets: Float64[Tensor, "sample target"]
+) -> Float64[Tensor, " target"]:
+    """Half the weighted sum of squared deviations over the rows of one fit: its objective at zero."""
+    weight = sets.included[fit, sets.lot_of_sample] * sets.weight_of_sample
+    return 0.5 * (weight @ (targets - (weight @ targets) / weight.sum()).square())
+
+
 class _Solutions:
     """All fits of a block, and how each was found."""
 
@@ -91,16 +100,13 @@ class _Solutions:
         self._rows, self._targets, self._sets, self._space = rows, targets, sets, space
         self._penalties = targets.new_tensor(list(penalties))[:, None, None]
         self._unknowns, self._singular = unknowns, singular
-        weights = sets.weights(torch.arange(rows.n_samples, device=targets.device))
-        means = (weights @ targets) / weights.sum(1, keepdim=True)
-        at_zero = 0.5 * torch.einsum("fn,fnt->ft", weights, (targets - means[:, None]).square())
+        at_zero = torch.stack([_half_deviations(sets, fit, targets) for fit in range(sets.n_fits)])
         # Targets that do not vary have no scale of their own.
         self._at_zero = torch.where(at_zero > 0, at_zero, 1.0)
         fits = range(sets.n_fits)
         self._coef = torch.stack([space.coef(fit, unknowns[fit]) for fit in fits], 1)
         self._coef[singular] = torch.nan
-        self._intercept, measured = self._measure(fits, self._coef)
-        self._decision = torch.stack([m.decision for m in measured], 1)
+        self._intercept, self._decision, measured = self._measure(fits, self._coef)
         self._gap = torch.stack([self._relative_gap(f, self._penalties, unknowns[f], measured[f]) for f in fits], 1)
         self._solver = torch.full(singular.shape, int(Solver.CHOLESKY), dtype=torch.int8, device=targets.device)
 
@@ -115,7 +121,7 @@ class _Solutions:
         factor = factorise(self._space.system(fit).matrix, float(penalty))
         coef, measured = self._coef[:, fit, k : k + 1], None
         for n_corrections in range(_MAX_CORRECTIONS + 1):
-            intercept, (measured,) = self._measure([fit], coef[:, None])
+            intercept, _, (measured,) = self._measure([fit], coef[:, None])
             residual = self._space.residual(fit, penalty, unknown, measured)
             step = factor.solve(residual.flatten(1, 2).mT).mT.unflatten(1, residual.shape[1:3])
             gap = self._space.excess(residual, step, factor) / self._at_zero[fit]
@@ -144,7 +150,7 @@ class _Solutions:
         unknown = torch.linalg.solve_triangular(triangle, right_side, upper=True)
         coef = self._coef[:, fit, k : k + 1].clone()
         coef[cells] = frame.raw(unknown.mT)[:, None]
-        intercept, (measured,) = self._measure([fit], coef[:, None])
+        intercept, _, (measured,) = self._measure([fit], coef[:, None])
         gradient = whole.back(measured.back, measured.total)[cells, 0].mT - penalty * unknown
         half = torch.linalg.solve_triangular(triangle.mT, gradient, upper=False)
         gap = torch.full_like(self._gap[:, fit, k : k + 1], torch.inf)
@@ -167,8 +173,8 @@ class _Solutions:
 
     def _measure(
         self, fits: Sequence[int], coef: Float64[Tensor, "cell fit penalty target feature"]
-    ) -> tuple[Float64[Tensor, "cell fit penalty target"], list[Measured]]:
-        """One pass over the rows for all these fits."""
+    ) -> tuple[Float64[Tensor, "cell fit penalty target"], Tensor, list[Measured]]:
+        """One pass over the rows for all these fits: intercepts, decision values, and views of them fit by fit."""
         frames = [self._space.frames[fit] for fit in fits]
         intercept = torch.stack([frame.intercept(coef[:, i]) for i, frame in enumerate(frames)], 1)
         columns = coef.shape[1:4]
@@ -183,7 +189,7 @@ class _Solutions:
             total += errors.sum(2, keepdim=True)
             decision[..., chunk.samples] = values
         back, total = back.unflatten(1, columns), total.squeeze(2).unflatten(1, columns)
-        return intercept, [Measured(decision[:, i], back[:, i], total[:, i]) for i in range(len(fits))]
+        return intercept, decision, [Measured(decision[:, i], back[:, i], total[:, i]) for i in range(len(fits))]
 
     def _relative_gap(
         self, fit: int, penalty: Float64[Tensor, "penalty 1 1"], unknown: Tensor, measured: Measured

@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from gpu_probes.devices import resolve_devices, workers
+from gpu_probes.devices import check_device_name, resolve_devices, workers
 from gpu_probes.errors import DeviceError, ProbeWarning
 
 
@@ -13,13 +13,17 @@ from gpu_probes.errors import DeviceError, ProbeWarning
         ("tpu", "device 'tpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
         ("cuda:x", "device 'cuda:x' is unknown"),
         ("cuda:01", "device 'cuda:01' is unknown"),
-        (3, "device 3 is unknown"),
         ("cuda:99", "device 'cuda:99' is not there; use one that is: cpu"),
     ],
 )
-def test_devices_that_do_not_work(name, message: str):
+def test_devices_that_do_not_work(name: str, message: str):
     with pytest.raises(DeviceError, match=message):
         resolve_devices(name)
+
+
+def test_a_device_that_is_no_text_is_unknown():
+    with pytest.raises(DeviceError, match="device 3 is unknown"):
+        check_device_name(3)
 
 
 def test_auto_is_all_gpus_or_the_cpu():

@@ -15,7 +15,9 @@ CLOSED = ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 
 
 def shell(command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
+    )
 
 
 @pytest.mark.parametrize("closed", CLOSED)
