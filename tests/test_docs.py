@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -11,17 +12,24 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import pytest
 
 import cli
+from benchmarks.measure import Spread
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-WITH_COMMANDS = [page for page in GUIDES if re.search(r"(?m)^```(bash|python)$", page.read_text())]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *GUIDES]
+# Their Python continues from the results that the tutorial leaves. README's commands are the tutorial's, and run.sh.
+CONTINUING = [README, ROOT / "docs/python.md", ROOT / "docs/results.md"]
+WITH_COMMANDS = [
+    page for page in GUIDES if page not in CONTINUING and re.search(r"(?m)^```(bash|python)$", page.read_text())
+]
+PAGES = [README, ROOT / "CHANGELOG.md", *GUIDES]
+BENCHMARKS = ROOT / "docs/benchmarks.md"
 PACKAGES = ("activation_store", "gpu_probes", "probesweep")
 ARCHITECTURE = ROOT / "docs/architecture.md"
 RUNNERS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
@@ -74,13 +82,16 @@ def code_spans(text: str) -> list[str]:
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_blocks_run_one_after_another(page, tmp_path):
     runnable = [block for block in blocks(page) if block.tag in RUNNERS]
-    if page.name == "tutorial.md":
-        # It leaves what README's lines of Python stand on; they go on from each other.
-        lines = "".join(block.content for block in blocks(ROOT / "README.md") if block.tag == "python")
-        runnable.append(Block("python", lines, 0))
+    is_tutorial = page.name == "tutorial.md"
+    if is_tutorial:
+        for other in CONTINUING:
+            # The blocks of a page continue from each other.
+            lines = "".join(block.content for block in blocks(other) if block.tag == "python")
+            runnable.append(Block("python", lines, 0))
     shutil.copytree(ROOT / "data", tmp_path / "data")
     found_first = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     env = {**os.environ, "PATH": found_first, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    printed = []
     for block in runnable:
         done = subprocess.run(
             [*RUNNERS[block.tag], block.content], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
@@ -88,11 +99,111 @@ def test_blocks_run_one_after_another(page, tmp_path):
         expected = 2 if EXPECTED_FAILURE in block.content else 0
         output = f"{page.name}, line {block.line}:\n{block.content}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == expected, output
+        printed += done.stdout.splitlines()
+    if is_tutorial:
+        [shown] = [block for block in blocks(README) if block.tag == "text"]
+        check_lines(shown.content.splitlines(), printed)
+        check_files(tmp_path / "results/smollm2/probes")
+
+
+def check_lines(shown: list[str], printed: list[str]) -> None:
+    """README shows lines of a summary as they are printed; numbers may differ by what the processor rounds."""
+    number = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
+    for line in shown:
+        same = [other for other in printed if re.sub(number, "#", other).split() == re.sub(number, "#", line).split()]
+        assert same, f"no command of the tutorial prints {line!r}"
+        found = [[float(text) for text in re.findall(number, other)] for other in same]
+        wanted = [float(text) for text in re.findall(number, line)]
+        assert any(values == pytest.approx(wanted, abs=0.02) for values in found), f"{line!r} is now {same}"
+
+
+def check_files(folder: Path) -> None:
+    """The page on results lists the files that there are."""
+    listed = re.findall(r"(?m)^\| `([\w.]+)` \|", read(ROOT / "docs/results.md"))
+    assert sorted(listed) == sorted(path.name for path in folder.iterdir())
+
+
+def test_pages_that_continue_the_tutorial_only_have_python():
+    for page in CONTINUING:
+        tags = {block.tag for block in blocks(page)} & {*RUNNERS}
+        assert tags == ({"bash", "python"} if page == README else {"python"}), page.name
 
 
 def test_every_block_has_a_tag():
-    for page in GUIDES:
+    for page in [README, *GUIDES]:
         assert all(block.tag for block in blocks(page)), page.name
+
+
+# README
+
+
+def test_readme_is_short():
+    assert len(read(README).split()) <= 900
+
+
+def test_readme_has_the_job_and_the_tests_as_one_command_each():
+    lines = [line.partition("#")[0].strip() for block in blocks(README) for line in block.content.splitlines()]
+    for script in ("run.sh", "tests/run.sh"):
+        assert f"bash {script}" in lines
+        assert (ROOT / script).is_file()
+
+
+def test_commands_of_readme_are_run_by_the_tutorial():
+    commands_of = {
+        page: {line.partition("#")[0].strip() for block in blocks(page) for line in block.content.splitlines()}
+        for page in (README, ROOT / "docs/tutorial.md")
+    }
+    shown = {line for line in commands_of[README] if line.startswith("probesweep ")}
+    assert shown
+    assert shown <= commands_of[ROOT / "docs/tutorial.md"]
+
+
+# Figures
+
+
+def saved_results(command: str) -> dict[str, Any]:
+    return json.loads(read(ROOT / f"benchmarks/results/{command}-2-cores.json"))
+
+
+def targets(command: str) -> list[tuple[str, str, bool]]:
+    """Of a benchmark's saved results: target and measured figure, as it prints them, and whether the target was met."""
+    return [
+        (
+            f">= {target['at_least']:g}" if "at_least" in target else f"<= {target['at_most']:g}",
+            str(Spread(**target["reached"])),
+            target["is_met"],
+        )
+        for target in saved_results(command).get("targets", ())
+    ]
+
+
+def figures(page: Path) -> list[tuple[str, str, str, str]]:
+    """Rows of a table of figures: command, what, target, measured."""
+    return re.findall(r"(?m)^\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \|$", read(page))
+
+
+def test_figures_of_readme_are_those_that_benchmarks_print():
+    rows = figures(README)
+    assert len(rows) == 5
+    missed = 0
+    for command, what, target, measured in rows:
+        assert f"python -m benchmarks {command}" in read(BENCHMARKS)
+        if command == "faults":
+            counts = saved_results(command)["counts"]["byte flipped"]
+            assert re.findall(r"[\d,]*\d", what) == [f"{counts['cases']:,}", f"{counts['plain_wrong']:,}"]
+            assert (target, measured) == ("0", f"{counts['wrong']:,}")
+        else:
+            figure, is_met = measured.removesuffix(", **missed**"), not measured.endswith(", **missed**")
+            assert (target, figure, is_met) in targets(command), f"{command} does not print {target}, {measured}"
+            missed += not is_met
+    assert missed, "misses belong among the figures"
+
+
+def test_every_missed_target_is_listed():
+    listed = sorted((command, target, measured) for command, _, target, measured in figures(BENCHMARKS))
+    names = [path.name.removesuffix("-2-cores.json") for path in (ROOT / "benchmarks/results").glob("*-2-cores.json")]
+    missed = [(name, target, figure) for name in names for target, figure, is_met in targets(name) if not is_met]
+    assert listed == sorted(missed)
 
 
 # Links
