@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 from click.shell_completion import get_completion_class
 
-from probesweep.limits import limit_reached
-from probesweep.streams import close_streams, nobody_reads, open_streams
-from probesweep.terminal import Group, Terminal, say, show_versions
+from probesweep.terminal.command import Group, Terminal, say, show_versions
+from probesweep.terminal.limits import limit_reached
+from probesweep.terminal.streams import close_streams, nobody_reads, open_streams
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from probesweep.trackers import Kind
+    from probesweep.tracking.track import Kind
 
 
 def _with_underscores(name: str) -> str:
@@ -138,10 +138,10 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     """
     terminal.wait(f"loading {options['model']} ...")
     from activation_store import Extraction
-    from activation_store.arguments import check_disk
-    from activation_store.health import describe
-    from activation_store.inspect import describe_store
-    from activation_store.interop import export_pt, is_exported
+    from activation_store.extraction.arguments import check_disk
+    from activation_store.pt.convert import export_pt, is_exported
+    from activation_store.store.describe import describe_store
+    from activation_store.store.health import describe
     from probesweep.outputs import check_file
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
@@ -245,8 +245,8 @@ def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
     if track is None:
         _show_trainings(terminal, training.run())
         return
-    from probesweep.trackers import check_installed
-    from probesweep.trackers import track as send
+    from probesweep.tracking.track import check_installed
+    from probesweep.tracking.track import track as send
 
     check_installed(track)
     folders = training.run()
@@ -268,7 +268,7 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
-    from probesweep.experiment import Experiment, write_template
+    from probesweep.experiment.experiment import Experiment, write_template
 
     if init:
         write_template(experiment)
@@ -290,7 +290,7 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
     """
     from tqdm import tqdm
 
-    from gpu_probes.transfer import find_trainings
+    from gpu_probes.results.transfer import find_trainings
     from probesweep.reporting import report_on
 
     pages = [
@@ -354,8 +354,8 @@ def predict(
     if text and (question_column is not None or max_samples is not None):
         raise click.UsageError("--question_column and --max_samples are for --dataset_path; leave them out with --text")
     terminal.wait("loading the probe and its model ...")
-    from probesweep.prediction import Probe, score_dataset, score_texts
-    from probesweep.standard_input import dataset_file, texts_of
+    from probesweep.terminal.standard_input import dataset_file, texts_of
+    from probesweep.use.prediction import Probe, score_dataset, score_texts
 
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
@@ -410,9 +410,9 @@ def transfer(
     """
     from tqdm import tqdm
 
-    from activation_store.durable import write_output
-    from activation_store.interop import open_activations
-    from gpu_probes.transfer import find_trainings, score_all, tabulate
+    from activation_store.files.durable import write_output
+    from activation_store.pt.convert import open_activations
+    from gpu_probes.results.transfer import find_trainings, score_all, tabulate
     from probesweep.outputs import check_file
     from probesweep.stores import check_same_model, label
 
@@ -465,8 +465,8 @@ def inspect(terminal: Terminal, store: Path) -> None:
     Example: probesweep inspect train.zarr
     """
     from activation_store import ActivationStore
-    from activation_store.inspect import describe_store
-    from activation_store.inspect import inspect as describe
+    from activation_store.store.describe import describe_store
+    from activation_store.store.describe import inspect as describe
 
     opened = ActivationStore.open(store)
     terminal.answer(lambda: describe(opened), lambda: describe_store(opened))
@@ -483,7 +483,7 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
     Example: probesweep export train.zarr train.pt
     """
     from activation_store import ActivationStore
-    from activation_store.interop import export_pt
+    from activation_store.pt.convert import export_pt
     from probesweep.outputs import check_file
     from probesweep.stores import label
 
@@ -508,8 +508,8 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 
     Example: probesweep import train.pt train.zarr
     """
-    from activation_store.inspect import describe_store
-    from activation_store.interop import import_pt
+    from activation_store.pt.convert import import_pt
+    from activation_store.store.describe import describe_store
 
     store = import_pt(source, output_path, progress=_shard_bar("import"))
     terminal.summarize(lambda: repr(store), lambda: describe_store(store))
@@ -527,7 +527,7 @@ def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> Non
 
     Example: probesweep push results name/success-probes
     """
-    from probesweep.sharing import push as send
+    from probesweep.sharing.push_pull import push as send
 
     sent = send(path, repository, announce=terminal.note, progress=_shard_bar("verify"), **options)
     terminal.summarize(lambda: sent, lambda: {"pushed": sent})
@@ -543,7 +543,7 @@ def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) 
 
     Example: probesweep pull name/success-probes results
     """
-    from probesweep.sharing import pull as take
+    from probesweep.sharing.push_pull import pull as take
 
     taken = take(repository, path, revision=revision, progress=_shard_bar("verify"))
     terminal.summarize(lambda: taken, lambda: {"pulled": taken})
@@ -562,7 +562,7 @@ def completion(shell: str) -> None:
 
 
 def _show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
-    from gpu_probes.summary import describe, summarize
+    from gpu_probes.report.summary import describe, summarize
 
     terminal.summarize(
         lambda: "\n".join(f"{label}: " * (len(folders) > 1) + summarize(folder) for label, folder in folders.items()),

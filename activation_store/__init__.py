@@ -12,8 +12,8 @@ from activation_store.errors import (
     StoreLockedError,
     UnsupportedFormatError,
 )
-from activation_store.extract import Extraction
-from activation_store.reader import ActivationStore
+from activation_store.extraction.extract import Extraction
+from activation_store.store.reader import ActivationStore
 
 __all__ = [
     "ActivationStore",

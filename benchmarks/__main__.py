@@ -14,7 +14,7 @@ COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
     "extract": ("benchmarks.extract.command", "Speed and memory of an extraction against the scripts it replaces."),
     "solver": ("benchmarks.solver.command", "Speed and exactness of the fits against scikit-learn and the scripts."),
-    "inference": ("benchmarks.inference.command", "What honest statistics cost, and whether they keep their promise."),
+    "inference": ("benchmarks.statistics.command", "What honest statistics cost, and whether they keep their promise."),
     "job": ("benchmarks.job.command", "All probes of a large store on a GPU beside a scikit-learn loop on all cores."),
     "faults": ("benchmarks.faults.command", "Kills, failing calls, power loss, damaged bytes: what is lost or wrong."),
 }

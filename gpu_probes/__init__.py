@@ -1,8 +1,5 @@
 """Linear probes at every (layer, position) of a language model at once."""
 
-from gpu_probes.budget import check_statistics
-from gpu_probes.cells import ArrayCellSource, Cell, CellSource
-from gpu_probes.combine import JoinedCells, JoinedLayers, MeanPositions
 from gpu_probes.errors import (
     BudgetError,
     CellError,
@@ -15,17 +12,20 @@ from gpu_probes.errors import (
     ProbeWarning,
     Status,
 )
-from gpu_probes.estimators import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
-from gpu_probes.groups import shared_prompts
-from gpu_probes.inference import About, compare_overlap, infer
-from gpu_probes.intervals import Interval, difference_interval, score_interval
-from gpu_probes.nested import NestedCV
-from gpu_probes.objective import Solver
-from gpu_probes.options import SweepOptions
-from gpu_probes.permutation import PermutationTest
-from gpu_probes.results import BestProbe, SweepResult
-from gpu_probes.saved_probes import SavedProbes
-from gpu_probes.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
+from gpu_probes.estimators.base import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
+from gpu_probes.evidence.budget import check_statistics
+from gpu_probes.evidence.infer import About, compare_overlap, infer
+from gpu_probes.features.cells import ArrayCellSource, Cell, CellSource
+from gpu_probes.features.combine import JoinedCells, JoinedLayers, MeanPositions
+from gpu_probes.results.saved_probes import SavedProbes
+from gpu_probes.results.sweep_result import BestProbe, SweepResult
+from gpu_probes.samples.groups import shared_prompts
+from gpu_probes.scores.intervals import Interval, difference_interval, score_interval
+from gpu_probes.scores.nested import NestedCV
+from gpu_probes.scores.permutation import PermutationTest
+from gpu_probes.search.options import SweepOptions
+from gpu_probes.search.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
+from gpu_probes.solvers.objective import Solver
 
 __all__ = [
     "About",

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AllowInfNan, Discriminator, Field, Strict, Tag, TypeAdapter, ValidationError
 
+from gpu_probes.display.wording import one_line
 from gpu_probes.errors import ProbeError
-from gpu_probes.wording import one_line
 
 Json = Any
 _REMEDY = "run the same training again"

@@ -5,11 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from probesweep.errors import RequestError
-    from probesweep.experiment import Experiment
-    from probesweep.prediction import Probe
+    from probesweep.experiment.experiment import Experiment
     from probesweep.training import Training
+    from probesweep.use.prediction import Probe
 
-_HOMES = {"RequestError": "errors", "Experiment": "experiment", "Probe": "prediction", "Training": "training"}
+_HOMES = {
+    "RequestError": "errors",
+    "Experiment": "experiment.experiment",
+    "Probe": "use.prediction",
+    "Training": "training",
+}
 __all__ = ["Experiment", "Probe", "RequestError", "Training"]
 
 

@@ -10,10 +10,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from activation_store import StoreLockedError
-from activation_store.durable import LONGEST_NAME, make_folder
-from activation_store.lock import WriterLock
-from activation_store.metadata import is_store
-from gpu_probes.folder import PAGE, RESULT_FILES, RUN, has_results
+from activation_store.files.durable import LONGEST_NAME, make_folder
+from activation_store.files.lock import WriterLock
+from activation_store.store.documents import is_store
+from gpu_probes.results.folder import PAGE, RESULT_FILES, RUN, has_results
 from probesweep.errors import RequestError
 
 _LOCK = ".lock"

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 
 from activation_store import StoreError
-from activation_store.interop import open_activations
-from gpu_probes.folder import Run, UsedStore
+from activation_store.pt.convert import open_activations
 from gpu_probes.report import write_report
+from gpu_probes.results.folder import Run, UsedStore
 from probesweep.outputs import writing
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import pandas as pd
 from jaxtyping import Bool, Shaped
 
 from activation_store import ActivationStore
-from activation_store.interop import PtActivations, open_activations
+from activation_store.pt.convert import PtActivations, open_activations
 from gpu_probes import shared_prompts
-from gpu_probes.folder import Run
+from gpu_probes.results.folder import Run
 from probesweep.errors import RequestError
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from activation_store.interop import open_activations
+from activation_store.pt.convert import open_activations
 from gpu_probes import (
     About,
     ProbeError,
@@ -26,16 +26,15 @@ from gpu_probes import (
     infer,
     plan_sweep,
 )
-from gpu_probes.alphas import parse_alphas
 from gpu_probes.arguments import check_flags, is_finite_number
-from gpu_probes.cells import CellSource
-from gpu_probes.combine import SomeRows, combine, parse_join
-from gpu_probes.document_forms import CARD
-from gpu_probes.documents import Results
-from gpu_probes.evidence import INFERENCE, Evidence, Overlap
-from gpu_probes.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
-from gpu_probes.storage import Memory
-from probesweep.card import Card, describe_probe
+from gpu_probes.features.cells import CellSource
+from gpu_probes.features.combine import SomeRows, combine, parse_join
+from gpu_probes.results.documents import Results
+from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
+from gpu_probes.results.forms import CARD
+from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
+from gpu_probes.search.alphas import parse_alphas
+from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
 from probesweep.outputs import check_folder, check_room, writing
 from probesweep.stores import (
@@ -49,6 +48,7 @@ from probesweep.stores import (
     shared_rows,
     warn_of_another_day,
 )
+from probesweep.use.card import Card, describe_probe
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20

@@ -126,7 +126,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 @pytest.fixture(autouse=True)
 def other_readers_agree(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every test: zarr-python, xarray and TensorStore read the stores that it wrote, bit for bit."""
-    from tests.activation_store.readers import check_every_store
+    from tests.helpers.readers import check_every_store
 
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
     yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32
 
-from benchmarks.measure import WrongResultError
+from benchmarks.shared.measure import WrongResultError
 
 # Roundings of float32 that a layer may be off by. The two ways pad and group the prompts differently, so their sums run
 # in another order: over 30 blocks that comes to some hundred roundings of the largest values, which are far above the

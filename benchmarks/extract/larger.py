@@ -16,10 +16,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from activation_store.reader import ActivationStore
+from activation_store.store.reader import ActivationStore
 from benchmarks.extract.agreement import check_agreement
-from benchmarks.measure import Spread, Table, Target, WrongResultError
-from benchmarks.process import Usage, watch
+from benchmarks.shared.measure import Spread, Table, Target, WrongResultError
+from benchmarks.shared.process import Usage, watch
 
 EXTRACT, EXTRACT_TEST, TRAIN = "extract", "extract, test rows", "train"
 _N_WORDS = 64

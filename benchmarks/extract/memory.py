@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from activation_store.reader import ActivationStore
+from activation_store.store.reader import ActivationStore
 from benchmarks.extract.agreement import check_agreement
 from benchmarks.extract.methods import extract_original, extract_ours, make_plan, make_spec
 from benchmarks.extract.speed import ORIGINAL, OURS
 from benchmarks.extract.subject import Subject
-from benchmarks.measure import Limit, Spread, Table, WrongResultError
-from benchmarks.process import Usage, watch
+from benchmarks.shared.measure import Limit, Spread, Table, WrongResultError
+from benchmarks.shared.process import Usage, watch
 
 Usages = Mapping[tuple[str, int], Usage]
 

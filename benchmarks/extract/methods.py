@@ -11,19 +11,19 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from activation_store.batches import BatchPlan, token_budget, useful_prefix
-from activation_store.capture import HiddenStates
-from activation_store.chat import render
-from activation_store.fill import fill
-from activation_store.footprint import enough_tokens, free_nbytes, token_nbytes
-from activation_store.health import examine
-from activation_store.layout import balanced_shard_samples
-from activation_store.metadata import COORDINATES
-from activation_store.prefix import SharedPrefix
-from activation_store.prompts import Prompts
-from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
-from activation_store.writer import StoreWriter
+from activation_store.capture.batches import BatchPlan, token_budget, useful_prefix
+from activation_store.capture.footprint import enough_tokens, free_nbytes, token_nbytes
+from activation_store.capture.hidden_states import HiddenStates
+from activation_store.capture.prefix import SharedPrefix
+from activation_store.extraction.fill import fill
+from activation_store.format.layout import balanced_shard_samples
+from activation_store.format.spec import StoreSpec
+from activation_store.prompts.encoding import Prompts
+from activation_store.prompts.template import render
+from activation_store.store.documents import COORDINATES
+from activation_store.store.health import examine
+from activation_store.store.reader import ActivationStore
+from activation_store.store.writer import StoreWriter
 from benchmarks.extract.subject import Subject
 
 BATCH_ROWS = 16

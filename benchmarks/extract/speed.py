@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activation_store.batches import BatchPlan
-from activation_store.prompts import Prompts
-from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
+from activation_store.capture.batches import BatchPlan
+from activation_store.format.spec import StoreSpec
+from activation_store.prompts.encoding import Prompts
+from activation_store.store.reader import ActivationStore
 from benchmarks.extract.agreement import check_agreement
 from benchmarks.extract.methods import (
     extract_original,
@@ -25,16 +25,7 @@ from benchmarks.extract.methods import (
     run_plainly,
 )
 from benchmarks.extract.subject import Subject
-from benchmarks.measure import (
-    Contender,
-    Limit,
-    Spread,
-    Table,
-    Target,
-    Timings,
-    WrongResultError,
-    interleave,
-)
+from benchmarks.shared.measure import Contender, Limit, Spread, Table, Target, Timings, WrongResultError, interleave
 
 ORIGINAL, OURS, BARE = "original method", "ours", "bare forward pass, ours"
 REUSED, NOT_REUSED = "prefix reused", "prefix not reused"

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from activation_store.arguments import parse_layers
-from activation_store.capture import HiddenStates
-from activation_store.chat import Tokenizer
-from activation_store.models import (
+from activation_store.capture.hidden_states import HiddenStates
+from activation_store.extraction.arguments import parse_layers
+from activation_store.models.loading import (
     LoadedDecoder,
     ModelSource,
     find_decoder,
@@ -22,7 +21,8 @@ from activation_store.models import (
     read_model_info,
     resolve_device,
 )
-from activation_store.prompts import Prompts, encode_prompts
+from activation_store.prompts.encoding import Prompts, encode_prompts
+from activation_store.prompts.template import Tokenizer
 
 
 @dataclass(frozen=True)

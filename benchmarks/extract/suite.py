@@ -11,7 +11,6 @@ import numpy as np
 from benchmarks.extract.larger import Larger, larger_table, larger_target, measure_larger
 from benchmarks.extract.memory import measure_memory, memory_limit, memory_table
 from benchmarks.extract.methods import BATCH_ROWS, FLOAT32_NBYTES
-from benchmarks.extract.sets import embedded_questions, sharing_prompts, skewed_questions
 from benchmarks.extract.speed import (
     ALL_LAYERS,
     BARE,
@@ -26,7 +25,8 @@ from benchmarks.extract.speed import (
     speed_table,
 )
 from benchmarks.extract.subject import Subject
-from benchmarks.measure import Limit, Report, StealClock, Table, Target, hardware, progress, scratch_folder
+from benchmarks.shared.measure import Limit, Report, StealClock, Table, Target, hardware, progress, scratch_folder
+from benchmarks.shared.prompts import embedded_questions, sharing_prompts, skewed_questions
 
 LIBRARIES = ("torch", "transformers", "numpy")
 SHARES = (0.1, 0.3, 0.6)

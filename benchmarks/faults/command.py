@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.faults.counts import Counts, broken_list, table
 from benchmarks.faults.suite import FULL, QUICK, Task, parts
-from benchmarks.measure import hardware
+from benchmarks.shared.measure import hardware
 
 
 @click.command("faults")

@@ -18,8 +18,8 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from activation_store.errors import StoreError
-from activation_store.reader import ActivationStore
-from activation_store.spec import ARRAY
+from activation_store.format.spec import ARRAY
+from activation_store.store.reader import ActivationStore
 from benchmarks.faults.aftermath import difference
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import Tree

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from activation_store.errors import StoreError
-from activation_store.reader import ActivationStore
+from activation_store.store.reader import ActivationStore
 from benchmarks.faults.aftermath import difference
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.job import STORE, same_bits, scratch, tree

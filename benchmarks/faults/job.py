@@ -14,10 +14,10 @@ from unittest import mock
 import numpy as np
 
 from activation_store.errors import StoreError
-from activation_store.metadata import is_store, skeleton
-from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
-from activation_store.writer import StoreWriter
+from activation_store.format.spec import StoreSpec
+from activation_store.store.documents import is_store, skeleton
+from activation_store.store.reader import ActivationStore
+from activation_store.store.writer import StoreWriter
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import Tree
 
@@ -84,7 +84,7 @@ class Job:
             when `add` has returned.
         """
         # The files are a function of the inputs; that zarr-python encodes them anew each time is no part of the test.
-        known = mock.patch("activation_store.writer.skeleton", return_value=self.skeleton)
+        known = mock.patch("activation_store.store.writer.skeleton", return_value=self.skeleton)
         with known, self.writer(root) as writer:
             pending = writer.pending_shards
             for shard in sorted(set(range(self.n_shards)) - set(pending)):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from activation_store.errors import StoreError
-from activation_store.spec import ARRAY
-from activation_store.writer import StoreWriter
+from activation_store.format.spec import ARRAY
+from activation_store.store.writer import StoreWriter
 from benchmarks.faults.calls import Effect, Fault, Watch
 from benchmarks.faults.damage import is_reported, read_everything
 from benchmarks.faults.job import STORE, Job, small_job, tree

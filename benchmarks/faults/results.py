@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 from activation_store import ActivationStore
-from activation_store.durable import write_output
-from activation_store.interop import export_pt, import_pt, is_exported
+from activation_store.files.durable import write_output
+from activation_store.pt.convert import export_pt, import_pt, is_exported
 from benchmarks.faults.counts import Counts
-from gpu_probes import ProbeError, folder
-from gpu_probes.folder import RESULT_FILES, RUN, Run
+from gpu_probes import ProbeError
 from gpu_probes.report import SavedResults
+from gpu_probes.results import folder
+from gpu_probes.results.folder import RESULT_FILES, RUN, Run
 from probesweep import Training
 from probesweep.errors import RequestError
 from probesweep.reporting import report_on

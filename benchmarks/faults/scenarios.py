@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from activation_store.journal import JOURNAL
-from activation_store.spec import ARRAY
+from activation_store.format.journal import JOURNAL
+from activation_store.format.spec import ARRAY
 from benchmarks.faults.calls import Effect, Fault
 from benchmarks.faults.disk import Tree
 from benchmarks.faults.job import STORE, Job, tree

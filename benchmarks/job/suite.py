@@ -14,13 +14,13 @@ import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
-from activation_store.interop import open_activations
-from activation_store.spec import StoreSpec
-from activation_store.writer import StoreWriter
-from benchmarks.measure import Limit, Report, Spread, StealClock, Table, hardware, progress, scratch_folder
-from benchmarks.solver.data import Activations, Cells
-from benchmarks.solver.peers import N_FOLDS, loop, ridge
-from benchmarks.solver.race import seconds_of
+from activation_store.format.spec import StoreSpec
+from activation_store.pt.convert import open_activations
+from activation_store.store.writer import StoreWriter
+from benchmarks.shared.cells import Activations, Cells
+from benchmarks.shared.measure import Limit, Report, Spread, StealClock, Table, hardware, progress, scratch_folder
+from benchmarks.shared.peers import N_FOLDS, loop, ridge
+from benchmarks.shared.race import seconds_of
 from gpu_probes import sweep
 
 LABEL = "success_rate"

@@ -12,9 +12,9 @@ from jaxtyping import Float64, Shaped
 from scipy.special import log1p
 from sklearn.model_selection import KFold
 
-from benchmarks.measure import Limit, Spread, Table
-from benchmarks.solver.data import Cells
-from benchmarks.solver.peers import N_FOLDS, SEED, logistic_converged
+from benchmarks.shared.cells import Cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from benchmarks.shared.peers import N_FOLDS, SEED, logistic_converged
 from gpu_probes import ArrayCellSource, SweepResult, sweep
 
 RIDGE_LIMIT = 1e-6

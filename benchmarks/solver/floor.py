@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.solver.peers import N_FOLDS
+from benchmarks.shared.peers import N_FOLDS
 
 _REPEATS = 7
 

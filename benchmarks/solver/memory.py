@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import Limit, Spread, Table
-from benchmarks.process import Usage, watch
-from benchmarks.solver.data import make_cells
+from benchmarks.shared.cells import make_cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from benchmarks.shared.process import Usage, watch
 from gpu_probes import Cell, sweep
-from gpu_probes.planner import Workload, plan_blocks
+from gpu_probes.search.planner import Workload, plan_blocks
 
 N_FOLDS = 5
 _MIB = 2**20

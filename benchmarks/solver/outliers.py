@@ -12,10 +12,10 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.measure import Limit, Spread, Table
-from benchmarks.solver.data import Cells, make_cells
+from benchmarks.shared.cells import Cells, make_cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from benchmarks.shared.peers import N_FOLDS, SEED
 from benchmarks.solver.exactness import RIDGE_LIMIT
-from benchmarks.solver.peers import N_FOLDS, SEED
 from gpu_probes import ArrayCellSource, SweepResult, sweep
 
 DEVIATIONS = (1e5, 1e6, 1e8)

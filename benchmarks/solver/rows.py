@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import Spread, Table, Target, WrongResultError
-from benchmarks.process import Usage, watch
-from benchmarks.solver.data import Activations
+from benchmarks.shared.cells import Activations
+from benchmarks.shared.measure import Spread, Table, Target, WrongResultError
+from benchmarks.shared.process import Usage, watch
 from gpu_probes import ArrayCellSource, sweep
 
 _CHUNK_ROWS = 20_000

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.measure import Limit, Spread, Table
-from benchmarks.solver.data import Cells, make_cells
-from benchmarks.solver.race import seconds_of, sweep_cells
+from benchmarks.shared.cells import Cells, make_cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from benchmarks.shared.race import seconds_of, sweep_cells
 
 TIMES = (1, 2, 4)
 

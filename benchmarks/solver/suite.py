@@ -10,11 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from activation_store.extract import Extraction
-from activation_store.reader import ActivationStore
-from benchmarks.extract.sets import DATA
-from benchmarks.measure import Limit, Report, Spread, StealClock, Table, Target, hardware, progress, scratch_folder
-from benchmarks.solver.data import Cells, make_cells, make_hostile_cells
+from activation_store.extraction.extract import Extraction
+from activation_store.store.reader import ActivationStore
+from benchmarks.shared.cells import Cells, make_cells, make_hostile_cells
+from benchmarks.shared.measure import (
+    Limit,
+    Report,
+    Spread,
+    StealClock,
+    Table,
+    Target,
+    hardware,
+    progress,
+    scratch_folder,
+)
+from benchmarks.shared.peers import (
+    gram_per_fold,
+    himalaya,
+    logistic_as_it_was,
+    logistic_converged,
+    loop,
+    ridge,
+    ridge_of_all_alphas,
+)
+from benchmarks.shared.prompts import DATA
+from benchmarks.shared.race import Contender, Race, geometric_mean, race
 from benchmarks.solver.exactness import (
     LOGISTIC_LIMIT,
     RIDGE_LIMIT,
@@ -27,16 +47,6 @@ from benchmarks.solver.exactness import (
 from benchmarks.solver.floor import Rates, floor_s, measure_rates, n_operations
 from benchmarks.solver.memory import Load, measure_memory, memory_limit, memory_table
 from benchmarks.solver.outliers import measure_outliers, outliers_limits, outliers_table
-from benchmarks.solver.peers import (
-    gram_per_fold,
-    himalaya,
-    logistic_as_it_was,
-    logistic_converged,
-    loop,
-    ridge,
-    ridge_of_all_alphas,
-)
-from benchmarks.solver.race import Contender, Race, geometric_mean, race
 from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_table, rows_target
 from benchmarks.solver.scaling import growth_limits, growth_table, measure_growth
 from benchmarks.solver.trainings import Scale, trainings_limit, trainings_table, watch_training

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from benchmarks.measure import Limit, Spread, Table
-from benchmarks.process import Usage, watch
-from benchmarks.solver.data import make_cells
+from benchmarks.shared.cells import make_cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from benchmarks.shared.process import Usage, watch
 from gpu_probes import About, ArrayCellSource, SweepOptions, check_statistics, infer, plan_sweep
 
 _MIB = 2**20

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from benchmarks.measure import Report, StealClock, Table, Target, hardware, progress, scratch_folder
+from benchmarks.shared.measure import Report, StealClock, Table, Target, hardware, progress, scratch_folder
 from benchmarks.store.data import DTYPES, FULL, QUICK, Size, make_values
 from benchmarks.store.reading import (
     Files,

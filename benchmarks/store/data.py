@@ -10,9 +10,9 @@ import numpy as np
 import tensorstore
 import zarr
 
-from activation_store.dtypes import numpy_dtype
-from activation_store.layout import balanced_shard_samples
-from activation_store.spec import ARRAY, StoreSpec, encode_json
+from activation_store.format.dtypes import numpy_dtype
+from activation_store.format.layout import balanced_shard_samples
+from activation_store.format.spec import ARRAY, StoreSpec, encode_json
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_store.dtypes import as_bits
-from activation_store.reader import ActivationStore
-from activation_store.spec import StoreSpec
-from activation_store.writer import StoreWriter
-from benchmarks.measure import Contender, Table, Target, Timings, check_equal, interleave
+from activation_store.format.dtypes import as_bits
+from activation_store.format.spec import StoreSpec
+from activation_store.store.reader import ActivationStore
+from activation_store.store.writer import StoreWriter
+from benchmarks.shared.measure import Contender, Table, Target, Timings, check_equal, interleave
 from benchmarks.store.data import Size, array_folder, cells_of, open_tensorstore, open_zarr_python
 
 UNVERIFIED, FIRST_TOUCH, VERIFIED = "ours, unverified", "ours, first touch verified", "ours, verified before"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gpu_probes.evidence import BaselineScores
 from gpu_probes.report.load import SavedResults
+from gpu_probes.results.inference import BaselineScores
 
 
 def strongest(results: SavedResults) -> BaselineScores | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import altair as alt
 import pandas as pd
 
-from gpu_probes.charts import PALETTE, Series, chart_of, legend_of, rows_where, stack
+from gpu_probes.display.charts import PALETTE, Series, chart_of, legend_of, rows_where, stack
 
 # As many labels as stand side by side on a phone.
 _FEW = alt.Axis(tickCount=6)

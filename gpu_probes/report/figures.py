@@ -11,10 +11,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from gpu_probes import charts
-from gpu_probes.charts import Reference, Series, score_title
-from gpu_probes.evidence import BaselineScores, Bin, ClassScores
-from gpu_probes.intervals import Interval
+from gpu_probes.display import charts
+from gpu_probes.display.charts import Reference, Series, score_title
+from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text
 from gpu_probes.report import curves
 from gpu_probes.report.baselines import strongest
 from gpu_probes.report.load import SavedResults, ends_of
@@ -29,7 +28,8 @@ from gpu_probes.report.predictions import (
     roc_table,
     thinned,
 )
-from gpu_probes.wording import METRICS, interval, number, one_line, position_text
+from gpu_probes.results.inference import BaselineScores, Bin, ClassScores
+from gpu_probes.scores.intervals import Interval
 
 TEST, HELD_OUT = Series(TEST_TITLE, "accent"), Series(HELD_OUT_TITLE, "others")
 _CV, _NESTED = Series("CV", "others"), Series("nested CV, 95 % interval", "honest")

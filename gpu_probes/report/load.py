@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from gpu_probes.cells import Cell
-from gpu_probes.document_forms import Best, Performance
-from gpu_probes.documents import Results
-from gpu_probes.evidence import Evidence, Intervals
-from gpu_probes.folder import Run
-from gpu_probes.intervals import Interval
-from gpu_probes.notebook import card
-from gpu_probes.wording import number, position_text
+from gpu_probes.display.notebook import card
+from gpu_probes.display.wording import number, position_text
+from gpu_probes.features.cells import Cell
+from gpu_probes.results.documents import Results
+from gpu_probes.results.folder import Run
+from gpu_probes.results.forms import Best, Performance
+from gpu_probes.results.inference import Evidence, Intervals
+from gpu_probes.scores.intervals import Interval
 
 if TYPE_CHECKING:
     from gpu_probes.report.plots import SavedPlots

@@ -10,12 +10,12 @@ from typing import Any
 
 import jinja2
 
+from gpu_probes.display.wording import one_line
 from gpu_probes.report import tables, vega
 from gpu_probes.report.figures import Absent, Figure
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.sentences import headlines, three_sentences
 from gpu_probes.report.theme import page_spec
-from gpu_probes.wording import one_line
 
 
 def render(results: SavedResults, made: Sequence[Figure | Absent], prompts: Mapping[str, Sequence[str]] | None) -> str:

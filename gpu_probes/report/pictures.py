@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpu_probes.files import write_whole
 from gpu_probes.report import vega
 from gpu_probes.report.figures import Figure
 from gpu_probes.report.theme import picture_spec
+from gpu_probes.results.files import write_whole
 
 
 def save_pictures(figures: Iterable[Figure], folder: Path) -> list[Path]:

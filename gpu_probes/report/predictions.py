@@ -11,8 +11,8 @@ import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
 from sklearn import metrics
 
+from gpu_probes.display.wording import class_name, number
 from gpu_probes.report.load import SavedResults
-from gpu_probes.wording import class_name, number
 
 MOST_POINTS = 2000
 MOST_CURVE_POINTS = 250

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from gpu_probes.display.wording import class_name, number, one_line, visible
 from gpu_probes.errors import ProbeError
 from gpu_probes.forms import plain
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
-from gpu_probes.wording import class_name, number, one_line, visible
 
 N_ERRORS = 12
 _MOST_CHARACTERS = 600

@@ -6,7 +6,7 @@ from typing import Any
 
 import altair as alt
 
-from gpu_probes.charts import PALETTE
+from gpu_probes.display.charts import PALETTE
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _TEXTS = {"text": "#3d444d", "muted": "#656d76", "grid": "#e6e8eb"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gpu_probes.files import write_whole
-from gpu_probes.folder import PAGE
 from gpu_probes.report.figures import FIGURES, Figure
 from gpu_probes.report.load import SavedResults
 from gpu_probes.report.page import render
 from gpu_probes.report.pictures import save_pictures
+from gpu_probes.results.files import write_whole
+from gpu_probes.results.folder import PAGE
 
 
 def write_report(

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from activation_store.batches import shared_prefix
-from activation_store.capture import HiddenStates
+from activation_store.capture.batches import shared_prefix
+from activation_store.capture.hidden_states import HiddenStates
 from benchmarks.__main__ import main
-from benchmarks.extract import larger, memory, methods, sets, speed, suite
+from benchmarks.extract import larger, memory, methods, speed, suite
 from benchmarks.extract.agreement import check_agreement
 from benchmarks.extract.larger import Larger
 from benchmarks.extract.subject import Subject
-from benchmarks.measure import Limit, Spread, WrongResultError
-from benchmarks.process import watch
+from benchmarks.shared import prompts as sets
+from benchmarks.shared.measure import Limit, Spread, WrongResultError
+from benchmarks.shared.process import watch
 
 TINY = suite.Size(
     embedded_rows=20,

@@ -9,14 +9,14 @@ from click.testing import CliRunner
 from sklearn.linear_model import Ridge
 
 from benchmarks.__main__ import main
-from benchmarks.measure import Limit, Spread, Target
-from benchmarks.process import Usage
+from benchmarks.shared.cells import Activations, make_cells, make_hostile_cells
+from benchmarks.shared.measure import Limit, Spread, Target
+from benchmarks.shared.process import Usage
+from benchmarks.shared.race import Race, geometric_mean, sweep_cells
 from benchmarks.solver import outliers, suite
-from benchmarks.solver.data import Activations, make_cells, make_hostile_cells
 from benchmarks.solver.exactness import RIDGE_LIMIT, RidgeReference, logistic_excess, ridge_error
 from benchmarks.solver.floor import Rates, floor_s, n_operations
 from benchmarks.solver.memory import Load, Measured, memory_limit
-from benchmarks.solver.race import Race, geometric_mean, sweep_cells
 from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_target
 from benchmarks.solver.scaling import Growth
 from gpu_probes import SweepResult, sweep

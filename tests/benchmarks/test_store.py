@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import COMMANDS, main
-from benchmarks.measure import Contender, Spread, Timings, WrongResultError, check_equal, interleave
+from benchmarks.shared.measure import Contender, Spread, Timings, WrongResultError, check_equal, interleave
 from benchmarks.store import command, reading, writing
 from benchmarks.store.data import DTYPES, Size
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.command_line.test_cli import run
 from tests.conftest import QUESTIONS
-from tests.test_cli import run
 
 
 @pytest.fixture(scope="session")

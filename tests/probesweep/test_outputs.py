@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from activation_store import ActivationStore
-from activation_store.durable import draft_of, write_output
-from activation_store.interop import export_pt, import_pt, is_exported
-from gpu_probes.folder import Run
+from activation_store.files.durable import draft_of, write_output
+from activation_store.pt.convert import export_pt, import_pt, is_exported
+from gpu_probes.results.folder import Run
 from probesweep import Training, training
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file, check_room, writing
 from probesweep.reporting import report_on
-from tests.test_cli import run
+from tests.command_line.test_cli import run
 
 
 def save_pt(path: Path, seed: int = 0, n_samples: int = 40) -> Path:

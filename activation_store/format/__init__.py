@@ -1,0 +1,1 @@
+"""What every byte of a store means; pure, no I/O."""

@@ -1,0 +1,1 @@
+"""Find, name, load and understand a decoder."""

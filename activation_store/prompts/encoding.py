@@ -1,0 +1,511 @@
+"""Questions -> prompts -> token ids, with the template's tail found and checked on every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64, UInt64
+from tqdm import tqdm
+
+from activation_store.errors import InputError, PromptError
+from activation_store.extraction.arguments import check_at_least_one
+from activation_store.prompts.control import ControlStrings
+from activation_store.prompts.template import (
+    SENTINEL,
+    Pieces,
+    Question,
+    Tokenizer,
+    find_pieces,
+    other_texts,
+    render,
+    render_all,
+    replace_last,
+    user_texts,
+)
+from activation_store.prompts.truncation import cut_to_fit
+
+_BATCH_ROWS = 1000
+_SHOWN_AFTER_S = 2
+_SHOWN_ROWS = 10
+# One prompt; an alias, because prompts of several lengths in one call would not share an axis name.
+TokenIds = Int[np.ndarray, "..."]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of all prompts, one after another.
+
+    Parameters
+    ----------
+    token_ids : ndarray [token]
+    starts : ndarray [sample + 1]
+        Prompt i is ``token_ids[starts[i] : starts[i + 1]]``.
+    text_hash : ndarray [sample]
+        First 64 bits of the SHA-256 of each prompt's text.
+    positions : tuple of int
+        Positions to store, ascending, -1 last.
+    tail : str
+        What the chat template puts after the user's text; empty without a template.
+    truncated_rows : tuple of int
+        Prompts that lost the end of their user's text.
+    control_rows : ControlRows
+        Prompts whose user's text holds control strings.
+    """
+
+    token_ids: Int32[np.ndarray, " token"]
+    starts: Int64[np.ndarray, " boundary"]
+    text_hash: UInt64[np.ndarray, " sample"]
+    positions: tuple[int, ...]
+    tail: str
+    truncated_rows: tuple[int, ...]
+    control_rows: ControlRows
+
+    @property
+    def n_tokens(self) -> Int64[np.ndarray, " sample"]:
+        return np.diff(self.starts)
+
+    def row(self, sample: int) -> Int32[np.ndarray, " token"]:
+        """Token ids of one prompt."""
+        return self.token_ids[self.starts[sample] : self.starts[sample + 1]]
+
+    def tail_ids(self) -> Int32[np.ndarray, "sample position"]:
+        """Token at every stored position of every prompt."""
+        return self.token_ids[self.starts[1:, None] + np.array(self.positions)]
+
+
+@dataclass(frozen=True)
+class ControlRows:
+    """Prompts whose user's text holds control strings such as ``<|im_end|>``.
+
+    Parameters
+    ----------
+    as_text : tuple of int
+        Rows in which they are the text that they are.
+    as_tokens : tuple of int
+        Rows in which they are control tokens: this tokenizer cannot encode them as text.
+    """
+
+    as_text: tuple[int, ...] = ()
+    as_tokens: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the chat template puts after the user's text: its text, and its tokens as counted on a rendered whole."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
+    """Find the template's tail by rendering a sentinel and reading the tokens that start behind it.
+
+    Counted on the tokens of the rendered whole: tokenizing the tail alone can split it otherwise.
+
+    Raises
+    ------
+    InputError
+        The template drops or changes the user's text, or puts nothing behind it.
+    """
+    whole = render(tokenizer, SENTINEL, template_kwargs)
+    head, found, text = whole.rpartition(SENTINEL)
+    if not found or not text:
+        raise InputError("the chat template puts no tokens after the user's text; give --eoi_tokens N instead")
+    if not getattr(tokenizer, "is_fast", False):
+        return Tail(text=text, token_ids=_common_end(tokenizer, head, text))
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    boundary = len(head) + len(SENTINEL)
+    ids = [
+        token
+        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        if start >= boundary
+    ]
+    if not ids:
+        raise InputError(f"the chat template's tail {text!r} merges with the user's text; give --eoi_tokens N instead")
+    return Tail(text=text, token_ids=tuple(ids))
+
+
+def _common_end(tokenizer: Tokenizer, head: str, tail: str) -> tuple[int, ...]:
+    """Tokens of the tail where the tokenizer does not say which characters a token stands for."""
+    # They end in different letters, so that what the two have in common is what stands behind them.
+    one, other = (
+        tokenizer(head + user + tail, add_special_tokens=False)["input_ids"] for user in (SENTINEL, SENTINEL + "Q")
+    )
+    n_common = next(n for n in range(len(one) + 1) if n in (len(one), len(other)) or one[-n - 1] != other[-n - 1])
+    ids = tuple(one[len(one) - n_common :])
+    if "".join(tokenizer.decode(list(ids)).split()) != "".join(tail.split()):
+        raise InputError(
+            f"the tokens of the chat template's tail {tail!r} cannot be told from those of the user's text with this "
+            "tokenizer; give --eoi_tokens N instead"
+        )
+    return ids
+
+
+def encode_prompts(
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    *,
+    use_chat_template: bool,
+    template_kwargs: dict[str, Any],
+    eoi_tokens: int | None,
+    max_length: int | None,
+    truncate: bool = False,
+    n_embeddings: int | None = None,
+    as_trained: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> Prompts:
+    """Turn every question into token ids and settle the positions to store.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        Of the model.
+    questions : sequence of str or list of dict
+        Bare questions or conversations with `use_chat_template`, else prompts as the model is to read them.
+    use_chat_template : bool
+        Put each question through the chat template; control strings in a user's text are encoded as text.
+    template_kwargs : dict
+        Passed on to the template.
+    eoi_tokens : int or None
+        Number of last tokens to store; None: as many as the template's tail has.
+    max_length : int or None
+        Most tokens of a prompt.
+    truncate : bool
+        Cut the end of the user's text of a longer prompt, by `activation_store.prompts.truncation.TRUNCATION_RULE`.
+    n_embeddings : int, optional
+        Rows of the model's token embeddings: every token must have one.
+    as_trained : bool
+        Template and positions are those of a training and cannot be changed: errors advise on the questions alone.
+    numbers : sequence of int, optional
+        What to call the rows in warnings; by default their places. Empty: no warnings.
+
+    Raises
+    ------
+    PromptError
+        A prompt that does not end in the template's tail, is too long or shorter than the stored positions, or holds a
+        token that the model does not know.
+    InputError
+        There is no template where one is needed, or it has no tail.
+    """
+    numbers = range(len(questions)) if numbers is None else numbers
+    _check_template(tokenizer, use_chat_template, eoi_tokens)
+    _check_truncation(use_chat_template, max_length, truncate)
+    # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
+    tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
+    if use_chat_template:
+        control = ControlStrings(tokenizer)
+        encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None, as_trained).encode
+    else:
+        encode = _Plain(tokenizer, tail, as_trained).encode
+        if tail is None and numbers:
+            _report_appended(tokenizer, questions)
+    starts = tqdm(range(0, len(questions), _BATCH_ROWS), unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
+    batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in starts]
+    n_tokens = np.concatenate([batch.n_tokens for batch in batches])
+    n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
+    _check_cut([row for batch in batches for row in batch.not_cut], max_length)
+    _check_lengths(n_tokens, max_length, use_chat_template)
+    _check_positions(n_tokens, n_positions, as_trained)
+    prompts = Prompts(
+        token_ids=np.concatenate([batch.token_ids for batch in batches]),
+        starts=np.concatenate([[0], np.cumsum(n_tokens)]).astype(np.int64),
+        text_hash=np.concatenate([batch.text_hash for batch in batches]),
+        positions=tuple(range(-n_positions, 0)),
+        tail=tail.text if tail else "",
+        truncated_rows=tuple(row for batch in batches for row in batch.truncated),
+        control_rows=ControlRows(
+            as_text=tuple(row for batch in batches for row in batch.as_text),
+            as_tokens=tuple(row for batch in batches for row in batch.as_tokens),
+        ),
+    )
+    _check_tokens(tokenizer, prompts, n_embeddings)
+    if numbers:
+        _report(prompts, max_length, numbers)
+    return prompts
+
+
+@dataclass
+class _Batch:
+    """Some prompts: what becomes of `Prompts`, and the rows to report."""
+
+    token_ids: Int32[np.ndarray, " token"]
+    n_tokens: Int64[np.ndarray, " row"]
+    text_hash: UInt64[np.ndarray, " row"]
+    truncated: list[int] = field(default_factory=list[int])
+    not_cut: list[int] = field(default_factory=list[int])
+    as_text: list[int] = field(default_factory=list[int])
+    as_tokens: list[int] = field(default_factory=list[int])
+
+    @classmethod
+    def of(cls, texts: Sequence[str], rows: Sequence[list[int]]) -> _Batch:
+        return cls(
+            token_ids=np.concatenate([np.array(ids, dtype=np.int32) for ids in rows]),
+            n_tokens=np.array([len(ids) for ids in rows], dtype=np.int64),
+            text_hash=np.array([_hash64(text) for text in texts], dtype=np.uint64),
+        )
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Encodes prompts that the model is to read as they are: control strings in them are control tokens."""
+
+    tokenizer: Tokenizer
+    tail: Tail | None
+    as_trained: bool
+
+    def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
+        """Encode some rows; `first_row` is the first one's number in the dataset."""
+        texts = [self._require_text(question, row) for row, question in enumerate(questions, first_row)]
+        if self.tail:
+            way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
+            if self.as_trained:
+                way_out = "put questions through the chat template first, as those of the training were"
+            _check_tail_text(texts, self.tail, first_row, way_out)
+        # A prompt that comes with its template or its BOS must not get special tokens a second time.
+        bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
+        rows: list[list[int]] = [[] for _ in texts]
+        for add_special in (False, True):
+            chosen = [row for row, special in enumerate(bare) if special == add_special]
+            encoded = _encode(self.tokenizer, [texts[row] for row in chosen], add_special)
+            for row, ids in zip(chosen, encoded, strict=True):
+                rows[row] = ids
+        if self.tail:
+            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+        return _Batch.of(texts, rows)
+
+    def _require_text(self, question: Question, row: int) -> str:
+        if isinstance(question, str):
+            return question
+        way_out = "add --use_chat_template" if self.tokenizer.chat_template else "this model has none, give text"
+        if self.as_trained:
+            way_out = "give texts, as in the training"
+        reason = f"a list of chat messages, which only a chat template makes a prompt of; {way_out}"
+        raise PromptError(f"row {row} is {reason}", reason)
+
+
+@dataclass(frozen=True)
+class _Chat:
+    """Encodes questions through the chat template: control strings in a user's text are text.
+
+    Parameters
+    ----------
+    max_length : int or None
+        Cut prompts to so many tokens; None: leave them as long as they are.
+    """
+
+    tokenizer: Tokenizer
+    template_kwargs: dict[str, Any]
+    tail: Tail | None
+    control: ControlStrings
+    max_length: int | None
+    as_trained: bool
+
+    def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
+        """Encode some rows; `first_row` is the first one's number in the dataset."""
+        texts = render_all(self.tokenizer, questions, self.template_kwargs, first_row)
+        if self.tail:
+            way_out = "drop it" if self.as_trained else "give --eoi_tokens N"
+            _check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
+        rows = _encode(self.tokenizer, texts, add_special_tokens=False)
+        held = [self.control.inside(user_texts(question)) for question in questions]
+        # What other roles say is left to the template, which may take it apart: its control strings stay what they are.
+        beyond = [self.control.inside(other_texts(question)) for question in questions]
+        changed = [self._keep_text(questions[row], texts[row]) if held[row] else None for row in range(len(rows))]
+        rows = [ids or ordinary for ids, ordinary in zip(changed, rows, strict=True)]
+        cuts = {
+            row: self._cut(questions[row], texts[row], as_text=changed[row] is not None)
+            for row, ids in enumerate(rows)
+            if self.max_length is not None and len(ids) > self.max_length
+        }
+        for row, cut in cuts.items():
+            if cut is not None:
+                texts[row], rows[row] = cut
+        if self.tail:
+            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+        batch = _Batch.of(texts, rows)
+        for row, cut in cuts.items():
+            (batch.not_cut if cut is None else batch.truncated).append(first_row + row)
+        for row in np.flatnonzero(np.logical_or(held, beyond)).tolist():
+            (batch.as_tokens if changed[row] is None or beyond[row] else batch.as_text).append(first_row + row)
+        return batch
+
+    def _keep_text(self, question: Question, text: str) -> list[int] | None:
+        """Token ids with the control strings of the user's text as text; None where that cannot be done exactly."""
+        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        return self.control.encode_as_text(pieces) if pieces else None
+
+    def _cut(self, question: Question, text: str, *, as_text: bool) -> tuple[str, list[int]] | None:
+        """Text and token ids of a prompt that was cut to fit; None where it cannot be."""
+        assert self.max_length is not None
+        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        if pieces is None:
+            return None
+
+        def encode(pieces: Pieces) -> list[int] | None:
+            return self.control.encode_as_text(pieces) if as_text else _encode(self.tokenizer, [pieces.text], False)[0]
+
+        tail_ids = list(self.tail.token_ids) if self.tail else []
+        cut = cut_to_fit(pieces, encode, self.max_length, tail_ids)
+        if cut is None:
+            return None
+        shortened = replace_last(question, cut[0].user[-1])
+        # A template that looks at the text may write something else around a shorter one.
+        return (cut[0].text, cut[1]) if render(self.tokenizer, shortened, self.template_kwargs) == cut[0].text else None
+
+
+def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: int | None) -> None:
+    check_at_least_one(eoi_tokens=eoi_tokens)
+    if not tokenizer.chat_template and use_chat_template:
+        raise InputError("this model has no chat template; leave out --use_chat_template and give --eoi_tokens N")
+    if not tokenizer.chat_template and eoi_tokens is None:
+        raise InputError(
+            "this model has no chat template, so the tokens after the instruction are not known; "
+            "give --eoi_tokens N to store the last N tokens of each prompt"
+        )
+
+
+def _check_truncation(use_chat_template: bool, max_length: int | None, truncate: bool) -> None:
+    if truncate and not use_chat_template:
+        raise InputError(
+            "--truncate cuts the user's text, and without --use_chat_template (of extract) it is not known which part "
+            "of a prompt that is; shorten the prompts in the dataset"
+        )
+    if truncate and max_length is None:
+        raise InputError("--truncate needs --max_length N: this model has no limit of its own")
+
+
+def _check_tail_text(texts: Sequence[str], tail: Tail, first_row: int, way_out: str) -> None:
+    row = next((row for row, text in enumerate(texts) if not text.endswith(tail.text)), None)
+    if row is not None:
+        reason = (
+            f"does not end in the chat template's tail: expected {tail.text!r}, found "
+            f"{texts[row][-len(tail.text) :]!r}; {way_out}"
+        )
+        raise PromptError(f"row {first_row + row} {reason}", reason)
+
+
+def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(
+        texts,
+        add_special_tokens=add_special_tokens,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+
+
+def _check_cut(rows: list[int], max_length: int | None) -> None:
+    if rows:
+        raise PromptError(
+            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: without any of the "
+            "user's text they are longer still, or the template rewrites it; drop them, or raise --max_length if the "
+            "model can",
+            f"cannot be cut to --max_length {max_length}",
+        )
+
+
+def _check_lengths(n_tokens: Int64[np.ndarray, " sample"], max_length: int | None, use_chat_template: bool) -> None:
+    if max_length is not None and n_tokens.max() > max_length:
+        worst = int(n_tokens.argmax())
+        too_long = np.flatnonzero(n_tokens > max_length).tolist()
+        cut = ", add --truncate to cut the end of the user's text" if use_chat_template else ""
+        raise PromptError(
+            f"{len(too_long)} prompts are longer than --max_length {max_length}, {show_rows(too_long)}; the longest is "
+            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if the model "
+            "can",
+            f"{n_tokens[worst]} tokens, more than --max_length {max_length}",
+        )
+
+
+def _check_positions(n_tokens: Int64[np.ndarray, " sample"], n_positions: int, as_trained: bool) -> None:
+    """Refuse prompts without all positions; only --eoi_tokens can ask for more than the template's tail has."""
+    if n_tokens.min() >= n_positions:
+        return
+    row, longest = int(n_tokens.argmin()), int(n_tokens.max())
+    reason = f"{n_tokens[row]} tokens, fewer than the {n_positions} positions"
+    ways_out = f"drop it, or give --eoi_tokens {n_tokens[row]} at most"
+    if longest < n_positions:
+        ways_out = f"the longest row has {longest}: give --eoi_tokens {n_tokens[row]} at most"
+    if as_trained:
+        ways_out = "drop it"
+    raise PromptError(f"row {row} has {reason} of --eoi_tokens; {ways_out}", reason)
+
+
+def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | None) -> None:
+    """On a GPU a token without an embedding ends in an assertion after which the process can do nothing more."""
+    if n_embeddings is None or prompts.token_ids.max() < n_embeddings:
+        return
+    place = int((prompts.token_ids >= n_embeddings).argmax())
+    row, token = int(np.searchsorted(prompts.starts, place, side="right")) - 1, int(prompts.token_ids[place])
+    reason = f"token {token} {tokenizer.decode([token])!r} is beyond the model's {n_embeddings} embeddings"
+    raise PromptError(
+        f"row {row}: {reason}; tokenizer and model do not go together: give a model that was resized for this "
+        "tokenizer, or its own tokenizer",
+        reason,
+    )
+
+
+def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Tail, first_row: int) -> None:
+    expected = list(tail.token_ids)
+    row = next((row for row, ids in enumerate(rows) if ids[len(ids) - len(expected) :] != expected), None)
+    if row is not None:
+        wanted, found = (
+            [tokenizer.decode([token]) for token in ids] for ids in (expected, rows[row][-len(expected) :])
+        )
+        reason = f"the last {len(expected)} tokens are not the template's tail: expected {wanted}, found {found}"
+        raise PromptError(f"row {first_row + row}: {reason}; its text merges with the tail: change its end", reason)
+
+
+def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
+    """Say so where the tokenizer ends prompts in a token of its own, such as an end-of-sequence token."""
+    text = next((q for q in questions if isinstance(q, str) and q and not _starts_with_bos(tokenizer, q)), None)
+    if text is None:
+        return
+    bare, whole = (_encode(tokenizer, [text], special)[0] for special in (False, True))
+    ends = [start + len(bare) for start in range(len(whole)) if whole[start : start + len(bare)] == bare]
+    appended = whole[ends[0] :] if bare and ends else []
+    if appended:
+        logger.warning(
+            "the tokenizer puts %r behind every prompt, so position -1 is that token and %d the prompt's own last one",
+            tokenizer.decode(appended),
+            -1 - len(appended),
+        )
+
+
+def _report(prompts: Prompts, max_length: int | None, numbers: Sequence[int]) -> None:
+    if prompts.truncated_rows:
+        logger.warning(
+            "%d prompts were longer than %s tokens and lost the end of their user's text: %s",
+            len(prompts.truncated_rows),
+            max_length,
+            show_rows([numbers[row] for row in prompts.truncated_rows]),
+        )
+    if prompts.control_rows.as_tokens:
+        logger.warning(
+            "%d prompts hold control strings of the template in the user's text which this tokenizer cannot encode as "
+            "text, so that they act as control tokens: %s",
+            len(prompts.control_rows.as_tokens),
+            show_rows([numbers[row] for row in prompts.control_rows.as_tokens]),
+        )
+
+
+def show_rows(rows: Sequence[int]) -> str:
+    """The first rows of a list, in words."""
+    more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "little")

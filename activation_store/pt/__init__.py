@@ -1,0 +1,1 @@
+"""The old ``.pt`` files: read, converted and written."""

@@ -1,0 +1,1 @@
+"""Datasets become questions, labels and groups."""

@@ -1,0 +1,287 @@
+"""Read questions and labels, and refuse what a probe could not be trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from activation_store.errors import InputError, PromptError
+from activation_store.extraction.arguments import check_at_least_one
+from activation_store.prompts.template import Question, question_text
+from activation_store.questions.formats import ArrowRows, Rows, Wanted, read_rows
+
+# Beyond it float64 leaves whole numbers out.
+_LAST_WHOLE = 2**53
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The columns that are used, in dataset order.
+
+    Parameters
+    ----------
+    question_column : str
+        Where the questions come from.
+    questions : list of str or list of dict
+        Texts, or conversations that end in a user's message.
+    labels : dict of ndarray [sample]
+        Numeric or boolean, finite.
+    groups : dict of ndarray [sample]
+        Texts that say which samples belong together.
+    content_hash : str
+        SHA-256 over questions, labels and groups in order.
+    """
+
+    question_column: str
+    questions: list[Question]
+    labels: dict[str, np.ndarray]
+    groups: dict[str, np.ndarray]
+    content_hash: str
+
+
+def read_dataset(
+    path: Path,
+    question_column: str,
+    label_columns: Sequence[str],
+    max_samples: int | None = None,
+    group_columns: Sequence[str] = (),
+) -> Dataset:
+    """Read questions and labels from a parquet, CSV or JSON file, or a folder written by ``save_to_disk``.
+
+    A question is a text, or a list of messages ``{"role": ..., "content": ...}`` that ends in a user's. Text is never
+    taken for anything else: neither a number in a CSV file nor JSON within a text.
+
+    Raises
+    ------
+    InputError
+        Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
+        non-finite labels, whole numbers among them that no float64 holds, groups that are null, lists, or not certain
+        to be one or two.
+    """
+    names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
+    rows = _read(path, Wanted(names, max_rows=max_samples))
+    questions = _questions(rows.values(question_column), path, question_column)
+    labels = {name: _labels(rows, path, name) for name in label_columns}
+    groups = {name: _groups(rows.values(name), path, name) for name in group_columns}
+    return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
+
+
+def read_all_columns(
+    path: Path, question_column: str, max_samples: int | None = None
+) -> tuple[list[Question | PromptError], Rows]:
+    """Read the questions, and the rows as they are, from the same kinds of files as `read_dataset`.
+
+    In place of a question that is neither text nor a conversation stands the error that says so.
+
+    Raises
+    ------
+    InputError
+        Missing file or column, no rows.
+    """
+    rows = _read(path, Wanted([question_column], others=True, max_rows=max_samples))
+    return [
+        read_question(value, f"{path}: column {question_column!r}, row {row}")
+        for row, value in enumerate(rows.values(question_column))
+    ], rows
+
+
+def read_question(value: Any, where: str) -> Question | PromptError:
+    """A value as a question, or why it is none.
+
+    Parameters
+    ----------
+    value : any
+    where : str
+        What to call it in the error.
+    """
+    question = [_present(message) for message in value] if isinstance(value, list) else value
+    reason = _what_is_wrong(question)
+    return question if reason is None else PromptError(f"{where}: {reason}", reason)
+
+
+def _read(path: Path, wanted: Wanted) -> Rows:
+    check_at_least_one(max_samples=wanted.max_rows)
+    rows = read_rows(path, wanted)
+    if not len(rows):
+        raise InputError(f"{path} has no rows")
+    return rows
+
+
+def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
+    wrong = [row for row, value in enumerate(values) if not isinstance(value, (str, list))]
+    if wrong:
+        raise InputError(
+            f"{path}: column {name!r} has {len(wrong)} values that are not text, the first in row {wrong[0]} "
+            f"({values[wrong[0]]!r}); drop or mend them"
+        )
+    questions: list[Question] = []
+    for row, value in enumerate(values):
+        question = read_question(value, f"{path}: column {name!r}, row {row}")
+        if isinstance(question, PromptError):
+            raise question
+        questions.append(question)
+    return questions
+
+
+def _present(message: Any) -> Any:
+    """A message without null keys, but for the content of one that calls tools.
+
+    Files with types cannot tell a content that is null from one that is not there: here it is always null, as some
+    templates ask for.
+    """
+    if not isinstance(message, dict):
+        return message
+    present = {key: value for key, value in message.items() if value is not None or key == "content"}
+    if _calls_tools(present) and "content" not in present and "role" in present:
+        return {"role": present["role"], "content": None, **present}
+    return present
+
+
+def _calls_tools(message: dict[str, Any]) -> bool:
+    return bool(message.get("tool_calls")) and message.get("role") != "user"
+
+
+def _what_is_wrong(question: Any) -> str | None:
+    """Why a value is no question, None if it is one."""
+    if not isinstance(question, (str, list)):
+        return f"{question!r} is not text; drop or mend it"
+    if isinstance(question, list):
+        if not question:
+            return "the list of chat messages is empty"
+        for number, message in enumerate(question):
+            reason = _what_is_wrong_with(message)
+            if reason:
+                return f"message {number}{reason}"
+        if question[-1]["role"] != "user":
+            return f"the last message must be the user's, not the {question[-1]['role']}'s; cut the conversation there"
+    try:
+        question_text(question).encode()
+    except UnicodeEncodeError as error:
+        return f"character {error.start} is half of a surrogate pair, which no text file can hold; drop or mend it"
+    return None
+
+
+def _what_is_wrong_with(message: Any) -> str | None:
+    form = ' is not of the form {"role": ..., "content": ...}: '
+    if not isinstance(message, dict):
+        return f"{form}it has {message!r}"
+    if not {"role", "content"} <= message.keys():
+        return f"{form}it has the keys {', '.join(message)}"
+    if message["content"] is None and not _calls_tools(message):
+        return f"{form}content is null, which it may be only beside the tool_calls of another than the user"
+    if not isinstance(message["role"], str) or not isinstance(message["content"], (str, type(None))):
+        return f": role and content must be text, not {message['role']!r} and other parts"
+    return None
+
+
+def _labels(rows: Rows, path: Path, name: str) -> np.ndarray:
+    kind = f" ({rows.typed(name).type})" if type(rows) is ArrowRows else ""
+    values = rows.numbers(name)
+    _check_numbers(values, f"{path}: label column {name!r}{kind}")
+    return np.array(values, dtype=rows.number_type(name) or _number_type(values))
+
+
+def _check_numbers(values: Sequence[Any], where: str) -> None:
+    """Refuse what is no number, and whole numbers that another one would take the place of: probes are float64."""
+    wrong = [row for row, value in enumerate(values) if not _is_finite(value)]
+    if wrong:
+        raise InputError(
+            f"{where} has {len(wrong)} null or non-numeric values, the first in row {wrong[0]} "
+            f"({values[wrong[0]]!r}); drop those rows or make them numbers"
+        )
+    mixed = [row for row, value in enumerate(values) if isinstance(value, bool) != isinstance(values[0], bool)]
+    if mixed:
+        raise InputError(
+            f"{where} mixes types: true or false, and numbers (row 0 is {values[0]!r}, row {mixed[0]} "
+            f"{values[mixed[0]]!r}); make all of them numbers"
+        )
+    rounded = [row for row, value in enumerate(values) if abs(value) > _LAST_WHOLE and not _is_whole_float(value)]
+    if rounded:
+        raise InputError(
+            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which no float64 holds, so that probes could not "
+            "tell it from its neighbours; subtract an offset from all labels, or name classes by small numbers"
+        )
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, Real | Decimal) and math.isfinite(value))
+
+
+def _is_whole_float(value: Any) -> bool:
+    """Whether a number beyond 2 ** 53 is also one of float64, of which all there are whole."""
+    try:
+        return int(float(value)) == int(value)
+    except OverflowError:
+        return False
+
+
+def _number_type(values: Sequence[Any]) -> type[Any]:
+    """What holds all numbers of a column without a type."""
+    if isinstance(values[0], bool):
+        return np.bool_
+    whole = all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in values)
+    return np.int64 if whole else np.float64
+
+
+def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
+    """Numbers and texts alike as text: only whether they are equal matters."""
+    missing = [row for row, value in enumerate(values) if value is None or value != value]
+    if missing:
+        raise InputError(
+            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; name a "
+            "group for each row"
+        )
+    texts = [str(value) for value in values]
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        if isinstance(value, (list, dict)) or not _is_unicode(text):
+            raise InputError(
+                f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a text; "
+                "name each group by one"
+            )
+    _check_distinct(values, texts, path, name)
+    return np.array(texts, dtype=object)
+
+
+def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) -> None:
+    """Refuse values of which it is not certain whether they are one group: 1, 1.0 and "1"."""
+    by_text: dict[str, int] = {}
+    by_number: dict[float, int] = {}
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        other = by_text.setdefault(text, row)
+        if type(values[other]) is type(value) and isinstance(value, (bool, int, float)):
+            other = by_number.setdefault(value, row)
+        if type(values[other]) is not type(value) or texts[other] != text:
+            raise InputError(
+                f"{path}: group column {name!r} has {values[other]!r} in row {other} and {value!r} in row {row}: one "
+                "group or two? Write one group in one way"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for question in questions:
+        # A conversation is another question than the text that spells its JSON.
+        kind = b"" if isinstance(question, str) else b"messages"
+        data = question_text(question).encode()
+        digest.update(kind + len(data).to_bytes(8, "little") + data)
+    for name, values in labels.items():
+        digest.update(f"{name}:{values.dtype.str}:".encode() + values.tobytes())
+    for name, texts in groups.items():
+        digest.update(f"{name}:groups:".encode() + repr(texts.tolist()).encode())
+    return digest.hexdigest()

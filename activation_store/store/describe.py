@@ -1,0 +1,110 @@
+"""What is in a store, for people: text of a terminal's width."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from activation_store.format.spec import FORMAT_VERSION, LAYER_CONVENTION, POSITION_CONVENTION
+from activation_store.store.health import describe
+from activation_store.store.reader import ActivationStore
+
+_NORM_ROWS = 200
+_CHUNK_ROWS = 16
+_SAMPLES = 3
+# Lists of rows can be long.
+_MAX_LINE = 400
+
+
+def inspect(store: ActivationStore) -> str:
+    """Describe a store, finished or not: axes, provenance, norms by layer, tokens at every position.
+
+    Raises
+    ------
+    StoreError
+        What is read of it is damaged.
+    """
+    health = "\n".join(f"  {line}" for line in describe(store.health))
+    origin = "\n".join(["origin", *_lines(store.attrs)])
+    sections = [_axes(store), origin, health and f"health\n{health}", _norms(store), _tokens(store)]
+    return "\n\n".join(section for section in sections if section)
+
+
+def describe_store(store: ActivationStore) -> dict[str, Any]:
+    """What `inspect` says of axes and origin, ready for JSON."""
+    return {
+        "path": str(store.path),
+        "format_version": FORMAT_VERSION,
+        "shape": dict(zip(store.dims, store.shape, strict=True)),
+        "layers": list(store.layers),
+        "positions": list(store.positions),
+        "position_tokens": store.position_tokens,
+        "dtype": str(store.dtype),
+        "n_committed": store.n_committed,
+        "labels": list(store.labels),
+        "fingerprint": dict(store.fingerprint),
+        "provenance": dict(store.attrs["provenance"]),
+        "health": dict(store.health),
+    }
+
+
+def _axes(store: ActivationStore) -> str:
+    layout = store.spec.layout
+    table = store.labels.astype(float).agg(["mean", "min", "max"]).T if store.spec.label_columns else None
+    labels = "none" if table is None else table.to_string(float_format="{:.4g}".format)
+    axes = ", ".join(f"{length} {axis}s" for axis, length in zip(store.dims, store.shape, strict=True))
+    shards = f"{layout.n_shards} shards of {layout.shard_samples} samples, {layout.shard_nbytes / 2**20:.1f} MiB each"
+    return (
+        f"{store.path}: store of format {FORMAT_VERSION}\n"
+        f"  shape      {axes}\n"
+        f"  dtype      {store.spec.dtype}\n"
+        f"  size       {layout.store_nbytes / 2**20:.1f} MiB: {shards}\n"
+        f"  committed  {store.n_committed} of {store.n_samples} samples\n"
+        f"  layers     {', '.join(map(str, store.layers))}\n"
+        f"             {LAYER_CONVENTION}\n"
+        f"  positions  {', '.join(map(str, store.positions))}\n"
+        f"             {POSITION_CONVENTION}\n\n"
+        f"labels\n{labels}"
+    )
+
+
+def _lines(attributes: Mapping[str, Any]) -> Iterator[str]:
+    """Fingerprint and provenance, a line per entry."""
+    entries = {**attributes["fingerprint"], **attributes["provenance"]}
+    for name, value in entries.items():
+        if name in ("layers", "positions", "dtype"):  # stand above
+            continue
+        line = f"  {name:24} {value if isinstance(value, str) else json.dumps(value)}".replace("\n", "\\n")
+        yield line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} ..."
+
+
+def _norms(store: ActivationStore) -> str:
+    """Mean Euclidean norm of the activations of every cell, over the first committed shard."""
+    rows = store.first_committed_rows
+    if rows is None:
+        return "norms: nothing is committed yet"
+    rows = rows[:_NORM_ROWS]
+    norms = np.zeros(store.shape[1:3])
+    for start in rows[::_CHUNK_ROWS]:
+        block = store[start : min(start + _CHUNK_ROWS, rows.stop)].astype(np.float64)
+        norms += np.linalg.norm(block, axis=3).sum(axis=0) / len(rows)
+    table = pd.DataFrame(norms, index=[f"layer {layer}" for layer in store.layers], columns=list(store.positions))
+    title = f"mean Euclidean norm over rows {rows.start}-{rows.stop - 1}, by layer and position"
+    return f"{title}\n{table.to_string(float_format='{:.4g}'.format)}"
+
+
+def _tokens(store: ActivationStore) -> str:
+    """Decoded tokens at every position of the first samples."""
+    if "token" not in store.spec.coordinates:
+        return "tokens: not known, the store was imported"
+    tokens = store.coordinate("token")[:_SAMPLES]
+    table = pd.DataFrame(
+        [[repr(token) for token in row] for row in tokens],
+        index=[f"row {row}" for row in range(len(tokens))],
+        columns=list(store.positions),
+    )
+    return f"token at each position\n{table.to_string()}"

@@ -1,0 +1,414 @@
+"""Read a store: labelled, memory-mapped, checked."""
+
+from __future__ import annotations
+
+import html
+import math
+import resource
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray
+from jaxtyping import Integer, Shaped
+
+from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
+from activation_store.format.dtypes import as_bits
+from activation_store.format.journal import JOURNAL, JournalContents, file_hash
+from activation_store.format.spec import ARRAY, AXES, StoreSpec
+from activation_store.store.documents import check_length, read_coordinate, read_spec
+from activation_store.store.integrity import (
+    Progress,
+    damaged_files,
+    damaged_shards,
+    look_at_shard,
+    never_committed,
+    open_shard,
+)
+from activation_store.store.shards import Shard
+
+_MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+# Each takes a descriptor, and two stores are read at a time.
+MAX_MAPPED_SHARDS = max(1, min(128, _MOST_FILES // 8)) if _MOST_FILES != resource.RLIM_INFINITY else 128
+
+
+class ActivationStore:
+    """Activations ``[sample, layer, position, feature]`` on disk, with their labels and provenance.
+
+    Open with `ActivationStore.open`. Nothing is read but what is asked for; memory grows with what is returned only.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, journal: JournalContents, *, verify: bool) -> None:
+        self.path = path
+        self.spec = spec
+        self._journal = journal
+        self._verify = verify
+        self._shards: dict[int, Shard] = {}
+        self._verified: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> ActivationStore:
+        """Open a store for reading.
+
+        Parameters
+        ----------
+        path : str or Path
+            Folder of the store.
+        verify : bool
+            Check every inner chunk against its crc32c when it is first read.
+
+        Raises
+        ------
+        InputError
+            Nothing is at `path`.
+        UnsupportedFormatError
+            What is there is not a store of this format.
+        CorruptStoreError
+            Its metadata or journal is damaged.
+        """
+        spec, journal = read_spec(Path(path))
+        check_length(Path(path), spec)
+        return cls(Path(path), spec, journal, verify=verify)
+
+    dims = AXES
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.spec.numpy_dtype
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices into Hugging Face ``hidden_states``."""
+        return self.spec.layers
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Negative token indices, -1 = last."""
+        return self.spec.positions
+
+    @property
+    def n_samples(self) -> int:
+        return self.spec.n_samples
+
+    @property
+    def n_features(self) -> int:
+        return self.spec.n_features
+
+    @property
+    def n_committed(self) -> int:
+        """Samples that are on disk; fewer than `n_samples` while an extraction is unfinished."""
+        return sum(len(self.spec.layout.rows(shard)) for shard in self._journal.shards)
+
+    @property
+    def n_committed_shards(self) -> int:
+        """Shards that are on disk."""
+        return len(self._journal.shards)
+
+    @property
+    def first_committed_rows(self) -> range | None:
+        """Samples of the first shard that is on disk."""
+        shards = self._journal.shards
+        return self.spec.layout.rows(min(shards)) if shards else None
+
+    @property
+    def attrs(self) -> Mapping[str, Any]:
+        """Attributes of the Zarr group: conventions, fingerprint, provenance."""
+        return self.spec.attributes()
+
+    @property
+    def journal_hash(self) -> str:
+        """SHA-256 of the journal, which holds the checksums of all committed values and metadata."""
+        return file_hash((self.path / ARRAY / JOURNAL).read_bytes())
+
+    @property
+    def health(self) -> Mapping[str, Any]:
+        """What was found when the store was finished (see `activation_store.store.health`); empty before."""
+        return self._journal.health
+
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        return self.spec.fingerprint
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """Label columns, a row per sample."""
+        return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """Read one of the arrays beside the activations: n_tokens, token_id, prompt_hash, question, or a label column.
+
+        Raises
+        ------
+        InputError
+            There is no such array.
+        CorruptStoreError
+            It was damaged.
+        """
+        return read_coordinate(self.path, name, self.spec, self._journal)
+
+    @property
+    def questions(self) -> list[str] | None:
+        """The questions, conversations as JSON; None for imported activations."""
+        return self.coordinate("question").tolist() if "question" in self.spec.coordinates else None
+
+    @property
+    def n_tokens(self) -> Integer[np.ndarray, " sample"] | None:
+        """Tokens of each prompt; None for imported activations."""
+        return self.coordinate("n_tokens") if "n_tokens" in self.spec.coordinates else None
+
+    @property
+    def position_tokens(self) -> list[str]:
+        """Decoded token at each position, as the first sample has it; empty where unknown."""
+        return self.coordinate("token")[0].tolist() if "token" in self.spec.coordinates else [""] * len(self.positions)
+
+    def require_complete(self) -> None:
+        """Raise unless every sample is committed.
+
+        Raises
+        ------
+        MissingShardError
+            Says how many are.
+        """
+        if self.n_committed < self.n_samples:
+            raise MissingShardError(
+                f"{self.path} is unfinished: {self.n_committed} of {self.n_samples} samples are committed; "
+                "run the same extract again to resume"
+            )
+
+    def __len__(self) -> int:
+        return self.n_samples
+
+    def __repr__(self) -> str:
+        axes = ", ".join(f"{axis}: {length}" for axis, length in zip(AXES, self.shape, strict=True))
+        size = f"{self.spec.layout.store_nbytes / 2**20:.1f} MiB"
+        return (
+            f"<ActivationStore {self.path}>\n"
+            f"  {axes}  {self.spec.dtype}, {size}, {self.n_committed} of {self.n_samples} committed\n"
+            f"  layers {_span(self.layers)} (hidden_states index), positions {_span(self.positions)} (-1 = last)\n"
+            f"  model {self.fingerprint.get('model')}, labels {', '.join(self.spec.label_columns)}"
+        )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the axes with their names, and where the values come from."""
+        lengths = " x ".join(f"{length} {axis}s" for axis, length in zip(self.dims, self.shape, strict=True))
+        rows = {
+            "axes": f"{lengths}, {self.spec.dtype}, {self.spec.layout.store_nbytes / 2**20:.1f} MiB",
+            "committed": f"{self.n_committed} of {self.n_samples} samples",
+            "layers": f"{_span(self.layers)} (hidden_states index)",
+            "positions": ", ".join(
+                f"{position} {token!r}" if token else str(position)
+                for position, token in zip(self.positions, self.position_tokens, strict=True)
+            ),
+            "model": str(self.fingerprint.get("model")),
+            "labels": ", ".join(self.spec.label_columns),
+        }
+        cells = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in rows.items())
+        return f"<table><caption>{html.escape(str(self.path))}</caption>{''.join(cells)}</table>"
+
+    def __getitem__(self, rows: slice | int) -> Shaped[np.ndarray, "row layer position feature"]:
+        """Activations of consecutive samples, such as ``store[100:200]``.
+
+        Parameters
+        ----------
+        rows : slice
+            Sample indices, without a step.
+
+        Returns
+        -------
+        ndarray [row, layer, position, feature]
+            A copy.
+        """
+        if isinstance(rows, int):
+            raise InputError(f"{self.path}: samples are read by slices; write store[i:i+1] for one")
+        start, stop, step = rows.indices(self.n_samples)
+        if step != 1:
+            raise InputError(f"{self.path}: samples are read in order, without a step; index the result instead")
+        size = self.spec.shard_samples
+        shards = range(start // size, -(-stop // size) if stop > start else 0)
+        self._check_shards(shards)
+        out = np.empty((max(stop - start, 0), *self.shape[1:]), dtype=self.dtype)
+        for shard in shards:
+            held = self.spec.layout.rows(shard)
+            low, high = max(start, held.start), min(stop, held.stop)
+            for layer_idx, position_idx in np.ndindex(*self.shape[1:3]):
+                block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+                part = block[low - held.start : high - held.start]
+                as_bits(out)[low - start : high - start, layer_idx, position_idx] = as_bits(part)
+        return out
+
+    def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
+        """Iterate over all cells in the order in which they lie on disk; one of them is in memory at a time.
+
+        Yields
+        ------
+        tuple of int
+            Layer and position.
+        ndarray [sample, feature]
+        """
+        for layer in self.layers:
+            for position in self.positions:
+                yield (layer, position), self.cell(layer, position)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Labelled, lazily read view of the whole store; zarr-python then checks the values that are read.
+
+        Raises
+        ------
+        MissingShardError, CorruptStoreError
+            The store is unfinished, or a shard's file is not there or not as long as it was: Zarr would read NaN.
+        """
+        self.require_complete()
+        strange = {entry.name for entry in self.path.iterdir() if entry.is_dir()} - {
+            name.split("/")[0] for name in self._journal.files
+        }
+        if strange:
+            raise CorruptStoreError(f"{self.path} holds {sorted(strange)}, which is not of the store; remove it")
+        for shard in range(self.spec.layout.n_shards):
+            # Zarr checks the values against the checksums beside them.
+            self._shard(shard).check_checksums()
+        beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
+        # Only the activations are left to Zarr: what the files beside them decode to is bounded by our checks.
+        dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
+        return dataset.assign_coords({name: self._variable(name) for name in beside})
+
+    def _variable(self, name: str) -> xarray.Variable:
+        values = self.coordinate(name)
+        return xarray.Variable((name,) if name in AXES else ("sample", "position")[: values.ndim], values)
+
+    def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
+        """Activations of one cell.
+
+        Parameters
+        ----------
+        layer : int
+            One of `layers`.
+        position : int
+            One of `positions`.
+
+        Returns
+        -------
+        ndarray [sample, feature]
+            A copy, in dataset order and in the store's data type.
+
+        Raises
+        ------
+        InputError
+            The store does not hold that layer or position.
+        MissingShardError, CorruptStoreError
+            Rows were never committed, or are damaged; names file and rows.
+        """
+        blocks = self.cell_blocks(layer, position)
+        self._check_shards(range(self.spec.layout.n_shards))
+        out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
+        for rows, block in blocks:
+            out[rows.start : rows.stop] = block
+        return out
+
+    def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:
+        """Iterate over one cell shard by shard without a copy.
+
+        Yields
+        ------
+        range
+            Sample indices of the shard.
+        ndarray [row, feature]
+            Read-only view of the mapped file.
+        """
+        layer_idx = _index(self.layers, layer, "layer")
+        position_idx = _index(self.positions, position, "position")
+        for shard in range(self.spec.layout.n_shards):
+            block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+            yield self.spec.layout.rows(shard), block
+
+    def verify(self, progress: Progress = iter) -> list[StoreError]:
+        """Check every byte of the store.
+
+        Parameters
+        ----------
+        progress : callable
+            Wraps the shard numbers while they are worked on, such as `tqdm`.
+
+        Returns
+        -------
+        list of StoreError
+            What is damaged or missing, each with file and rows; empty if nothing is. They are not raised.
+        """
+        problems = list(damaged_files(self.path, self.spec, self._journal).values())
+        problems += damaged_shards(self.path, self.spec, self._journal, progress).values()
+        return problems + self._uncommitted()
+
+    def _uncommitted(self) -> list[StoreError]:
+        """One error for each run of shards between committed ones: a store may lack more than can be listed."""
+        layout = self.spec.layout
+        edges = [-1, *sorted(self._journal.shards), layout.n_shards]
+        gaps = [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
+        return [
+            never_committed(
+                self.path / ARRAY / layout.shard_key(first),
+                range(layout.rows(first).start, layout.rows(stop - 1).stop),
+            )
+            for first, stop in gaps
+        ]
+
+    def _check_shards(self, shards: range) -> None:
+        """Look at all shards before memory is taken for what they are said to hold."""
+        for shard in shards:
+            look_at_shard(self.path, self.spec, self._journal, shard)
+
+    def _shard(self, shard: int) -> Shard:
+        """Mapped shard; those used last are kept, because each holds a file descriptor."""
+        opened = self._shards.pop(shard, None)
+        if opened is None:
+            opened = open_shard(self.path, self.spec, self._journal, shard)
+            opened.verified = self._verified.setdefault(shard, opened.verified)
+        self._shards[shard] = opened
+        if len(self._shards) > MAX_MAPPED_SHARDS:
+            # Several threads may read: each of these is one step for them.
+            self._shards.pop(list(self._shards)[0], None)  # noqa: RUF015
+        return opened
+
+
+def _index(values: tuple[int, ...], value: int, axis: str) -> int:
+    if value not in values:
+        raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
+    return values.index(value)
+
+
+class PlannedStore(ActivationStore):
+    """A store before it is written: what it will hold besides activations.
+
+    Parameters
+    ----------
+    path : Path
+        Where it will be.
+    spec : StoreSpec
+    beside : mapping of str to ndarray
+        Its coordinates and label columns.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
+        super().__init__(path, spec, JournalContents({}), verify=True)
+        self._beside = beside
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """One of the arrays beside the activations."""
+        return self._beside[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the activations."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _span(values: tuple[int, ...]) -> str:
+    """Consecutive integers as first..last, others one by one."""
+    if len(values) > 2 and values == tuple(range(values[0], values[-1] + 1)):
+        return f"{values[0]}..{values[-1]}"
+    return ", ".join(map(str, values))

@@ -1,0 +1,95 @@
+"""Nested cross-validation and permutations beside the plain sweep, in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.shared.cells import make_cells
+from benchmarks.shared.measure import Limit, Spread, Table
+from gpu_probes import sweep
+
+PLAIN, NESTED, SHUFFLED = "plain", "nested CV", "permutations"
+_OPTIONS = {PLAIN: {"nested_cv": False}, NESTED: {}, SHUFFLED: {"nested_cv": False}}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sweep whose additions are timed."""
+
+    n_samples: int
+    n_features: int
+    n_cells: int
+    alphas: tuple[float, ...]
+    classes: bool
+    n_permutations: int
+
+    def __str__(self) -> str:
+        kind = "logistic" if self.classes else "ridge"
+        return f"{kind}, {self.n_samples} x {self.n_features}, {len(self.alphas)} alphas"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of each variant in each round."""
+
+    job: Job
+    seconds: dict[str, list[float]]
+
+    def ratio(self, name: str) -> Spread:
+        """How many times as long as the plain sweep, from the ratios within each round."""
+        return Spread.of([a / b for a, b in zip(self.seconds[name], self.seconds[PLAIN], strict=True)])
+
+
+def measure_cost(job: Job, n_rounds: int, device: str) -> Cost:
+    """Time the variants in turn, after a round that is not counted."""
+    cells = make_cells(job.n_samples, job.n_features, job.n_cells)
+    cells = cells.binary() if job.classes else cells
+    train, test = cells.sources()
+    seconds: dict[str, list[float]] = {name: [] for name in _OPTIONS if name != SHUFFLED or job.n_permutations}
+    for round_idx in range(n_rounds + 1):
+        for name in seconds:
+            extra = {"permutations": job.n_permutations} if name == SHUFFLED else {}
+            started = time.perf_counter()
+            sweep(
+                train,
+                cells.train_labels,
+                test,
+                cells.test_labels,
+                k_fold=True,
+                alphas=job.alphas,
+                device=device,
+                **_OPTIONS[name],
+                **extra,
+            )
+            if round_idx:
+                seconds[name].append(time.perf_counter() - started)
+    return Cost(job, seconds)
+
+
+def cost_table(costs: Sequence[Cost]) -> Table:
+    """A row for each sweep."""
+    rows = [
+        {
+            "sweep": str(cost.job),
+            "plain, s": f"{np.median(cost.seconds[PLAIN]):.2f}",
+            "with nested CV / plain": str(cost.ratio(NESTED)),
+            "permutations": str(cost.job.n_permutations or "-"),
+            "with permutations / plain": str(cost.ratio(SHUFFLED)) if cost.job.n_permutations else "-",
+        }
+        for cost in costs
+    ]
+    return Table("cost: times the plain sweep", rows)
+
+
+def cost_limits(costs: Sequence[Cost]) -> list[Limit]:
+    """Nested CV under 2, 1,000 permutations of a ridge under 3."""
+    limits = [Limit(f"with nested CV / plain: {cost.job}", 2.0, cost.ratio(NESTED)) for cost in costs]
+    return limits + [
+        Limit(f"with 1,000 permutations / plain: {cost.job}", 3.0, cost.ratio(SHUFFLED))
+        for cost in costs
+        if cost.job.n_permutations == 1000 and not cost.job.classes
+    ]

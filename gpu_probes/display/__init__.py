@@ -1,0 +1,1 @@
+"""Numbers, places and cell tables as people read them."""

@@ -1,0 +1,65 @@
+"""How results show themselves in a notebook: a short card, and figures on demand."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from gpu_probes.display.wording import number, visible
+
+if TYPE_CHECKING:
+    import altair
+
+
+@dataclass(frozen=True, eq=False)
+class CellPlots:
+    """Figures of the scores of all cells, as Altair charts.
+
+    Attributes
+    ----------
+    cells : DataFrame
+        A row per cell.
+    metric : str
+    best : (layer, position) or None
+    """
+
+    cells: pd.DataFrame
+    metric: str
+    best: tuple[Any, Any] | None
+
+    def heatmap(self, score: str = "cv_score") -> altair.LayerChart:
+        """Layer by position, the best cell marked; `score` is a column of `to_frame()`."""
+        # Altair takes a second to import: only those who plot wait for it.
+        from gpu_probes.display import charts
+
+        return charts.heatmap(self.cells, metric=self.metric, score=score, best=self.best)
+
+    def layers(self, score: str = "cv_score") -> altair.LayerChart:
+        """Score along the layers, a line for each position."""
+        from gpu_probes.display import charts
+
+        return charts.layers(self.cells, metric=self.metric, score=score, best=self.best)
+
+
+def card(lines: Sequence[str], cells: pd.DataFrame) -> str:
+    """HTML of a few lines and a table with the best cell of every position; all texts are escaped."""
+    first, *others = (html.escape(visible(line)) for line in lines)
+    text = "".join(f"<br>{line}" for line in others)
+    return f"<p><strong>{first}</strong>{text}</p>{_by_position(cells)}"
+
+
+def _by_position(cells: pd.DataFrame) -> str:
+    scored = cells[cells["cv_score"].notna()]
+    if not len(scored):
+        return "<p>No cell has a CV score.</p>"
+    rows = scored.loc[scored.groupby("position", sort=False)["cv_score"].idxmax()]
+    shown = rows[["position", "layer", "cv_score", "test_score", "alpha"]].copy()
+    for column in ("position", "layer"):
+        shown[column] = shown[column].map(visible)
+    for column, spec in (("cv_score", ".3f"), ("test_score", ".3f"), ("alpha", "g")):
+        shown[column] = [number(value, spec) for value in shown[column]]
+    return shown.to_html(index=False, escape=True, border=0)

@@ -1,0 +1,1 @@
+"""How far a sweep can be trusted, and what it beats."""

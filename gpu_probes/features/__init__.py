@@ -1,0 +1,1 @@
+"""Where the cells come from, and how they reach the device."""

@@ -1,0 +1,1 @@
+"""Frozen results, and the folder they are saved in."""

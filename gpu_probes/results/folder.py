@@ -1,0 +1,293 @@
+"""A result folder: ``run.json``, and files that are as it says.
+
+``run.json`` holds the SHA-256 of the other files: they are whole and belong together; a file that was edited, cut off
+or put there since is not read.
+
+New results take the place of old ones as one thing. They are written into a folder of their own, which becomes
+``.new`` when they are whole: from then on they are the results. Then the old files go, and the new ones move up,
+``run.json`` last. Who finds a ``.new``, because a process was killed meanwhile, moves the rest up before reading.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from gpu_probes.errors import ProbeError
+from gpu_probes.forms import Anything, Count, Sha256, Text, Whole, damaged, read_form
+from gpu_probes.results.files import fsync_folder, write_whole
+
+RUN = "run.json"
+FORMAT_VERSION = 2
+_REMEDY = "remove it and run the same training again"
+# Those of a training, where there is something to say.
+RESULT_FILES = (
+    "performance.json",
+    "best_probe_predictions.json",
+    "all_predictions.json",
+    "cells.parquet",
+    "probes.safetensors",
+    "inference.json",
+    "probe.json",
+)
+# What is drawn of them, and goes when they are replaced.
+PAGE = "report.html"
+PICTURES = "figures"
+FIGURE_NAMES = (
+    "heatmap",
+    "layers",
+    "predictions",
+    "roc",
+    "reliability",
+    "comparison",
+    "permutations",
+    "alphas",
+    "learning_curve",
+)
+# How long to wait for another process to move new results up.
+PATIENCE_S = 10.0
+_NEW = ".new"
+_DRAFT = ".draft-"
+
+
+@dataclass(frozen=True)
+class UsedStore:
+    """A store that was trained or tested on; `content` tells its rows from others."""
+
+    path: Text
+    n_samples: Count
+    content: Text
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides the results."""
+
+    probesweep: Text
+    train: UsedStore
+    test: UsedStore
+    labels: list[Text]
+    options: dict[Text, Anything]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``run.json`` says.
+
+    Attributes
+    ----------
+    format_version : int
+        Of the folder. 1: none is written, and documents may lack what came later. 2: they have all parts.
+    request : Request
+    label : str
+        The one of the request's labels that is predicted here.
+    model, weights : str or None
+        Of the activations; None where their file does not say.
+    position_tokens : list of str or None
+    files : dict of str
+        SHA-256 of the other files by their names.
+    """
+
+    format_version: Whole = field(default=FORMAT_VERSION, kw_only=True)
+    request: Request
+    label: Text
+    model: Text | None
+    weights: Text | None
+    position_tokens: list[Text | None]
+    files: dict[Text, Sha256]
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read a folder's ``run.json``.
+
+        Raises
+        ------
+        ProbeError
+            When there is none, it is damaged or something else, or a newer version wrote it.
+        """
+        path = folder / RUN
+        if not has_results(folder):
+            raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
+        try:
+            document = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, f"it is not JSON: {error}", remedy=_REMEDY) from error
+        version = document.setdefault("format_version", 1) if isinstance(document, dict) else 1
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise ProbeError(
+                f"{path} has format {version}, and this probesweep reads formats up to {FORMAT_VERSION}; install the "
+                "probesweep that wrote it"
+            )
+        return read_form(cls, document, path, remedy=_REMEDY)
+
+    def save(self, folder: Path) -> None:
+        """Write ``run.json``; the other files are there already."""
+        write_whole(folder / RUN, json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n")
+
+    def is_whole(self, folder: Path) -> bool:
+        """Whether all files are there as they were written."""
+        return all((folder / name).is_file() and hash_file(folder / name) == self.files[name] for name in self.files)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a folder holds finished results; new ones that were not all in their place yet are now."""
+    _move_up(folder)
+    return (folder / RUN).is_file()
+
+
+@contextmanager
+def replacing(folder: Path) -> Generator[Path]:
+    """Hand out a folder for new results, ``run.json`` among them, which take the place of the old ones at the end.
+
+    Only one process may do so at a time. What fails before the end leaves the old results.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _move_up(folder)
+    for left in folder.glob(f"{_DRAFT}*"):
+        shutil.rmtree(left)
+    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=folder))
+    try:
+        yield draft
+        fsync_folder(draft)
+        draft.rename(folder / _NEW)
+    except BaseException as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is not None:
+            # The draft's name tells users nothing.
+            error.filename = str(error.filename).replace(str(draft), str(folder))
+        raise
+    fsync_folder(folder)
+    _move_up(folder)
+
+
+def remove_drawn(folder: Path) -> None:
+    """Remove the page and the figures of a folder's results."""
+    pictures = folder / PICTURES
+    for drawn in (folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png"))):
+        drawn.unlink(missing_ok=True)
+    with suppress(OSError):
+        pictures.rmdir()
+
+
+def _move_up(folder: Path) -> None:
+    """Put the files of ``.new`` in their places; several processes may try."""
+    new = folder / _NEW
+    if new.is_symlink() or not new.is_dir():
+        return
+    try:
+        with (new / RUN).open("rb+") as locked:
+            _wait_for(locked, folder)
+            if (new / RUN).exists():
+                _replace(folder, new)
+    except FileNotFoundError:
+        # Another process was faster, or was killed between its last two steps.
+        with suppress(OSError):
+            new.rmdir()
+    except OSError as error:
+        raise ProbeError(
+            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); mend that and "
+            "run the same command again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProbeError(f"{new / RUN} is damaged ({error}); remove {new} and train again") from error
+
+
+def _wait_for(locked: IO[bytes], folder: Path) -> None:
+    """Be the only one that moves files up, which takes milliseconds."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > give_up:
+                raise ProbeError(
+                    f"{folder}: another process has begun to put new results there and does not go on; end it, and run "
+                    "the same command again"
+                ) from error
+            time.sleep(0.01)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    names = [name for name in RESULT_FILES if name in json.loads((new / RUN).read_bytes())["files"]]
+    # All the old files before the first new one: whoever reads without looking at run.json never has some of each.
+    for name in (RUN, *RESULT_FILES):
+        if name not in names or (new / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    fsync_folder(folder)
+    for name in (*names, RUN):
+        if (new / name).exists():
+            (new / name).rename(folder / name)
+    fsync_folder(folder)
+    new.rmdir()
+
+
+def hash_run(folder: Path) -> str:
+    """SHA-256 of a folder's ``run.json``, which tells its results from others.
+
+    Raises
+    ------
+    ProbeError
+        As `Run.load`.
+    """
+    Run.load(folder)
+    return hash_file(folder / RUN)
+
+
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of files by their names, for `Run.files`."""
+    return {name: hash_file(folder / name) for name in sorted(names)}
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a file is as the ``run.json`` beside it says.
+
+    Without one, as `SweepResult.save` leaves a folder, there is nothing to hold it against.
+
+    Raises
+    ------
+    ProbeError
+        When it is missing, or is another.
+    """
+    try:
+        found = hash_file(path)
+    except OSError as error:
+        raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
+    if (path.parent / RUN).exists() and found != Run.load(path.parent).files.get(path.name):
+        raise ProbeError(
+            f"{path} is not as {RUN} beside it says: it was changed or cut off, or is of another run; run probesweep "
+            "train again"
+        )
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a result folder.
+
+    Raises
+    ------
+    ProbeError
+        As `check_file`, or when it is not a JSON object.
+    """
+    check_file(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(f"{path} is not JSON ({error}); run probesweep train again") from error
+    if not isinstance(content, dict):
+        raise ProbeError(f"{path} is not a JSON object: it is not from probesweep train; run that again")
+    return content
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

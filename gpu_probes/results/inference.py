@@ -1,0 +1,283 @@
+"""What is said of a finished sweep besides its scores: ``inference.json`` as a frozen object.
+
+What is undefined is None, with a reason next to it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Tag, TypeAdapter
+
+from gpu_probes.forms import (
+    OMITTED,
+    Columns,
+    Count,
+    Flag,
+    Json,
+    Number,
+    Penalty,
+    Place,
+    Score,
+    Share,
+    Text,
+    plain,
+    read_form,
+)
+from gpu_probes.results.files import write_whole
+from gpu_probes.results.folder import read_document
+from gpu_probes.scores.intervals import Interval
+
+INFERENCE = "inference.json"
+Grid = tuple[tuple[Share | None, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldChoice:
+    """What the other folds choose for one fold, and how that scores on it."""
+
+    layer: Place
+    position: Place
+    alpha: Penalty
+    inner_score: Score
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class NestedScore:
+    """The honest estimate of the choice of cell and alpha."""
+
+    score: Score | None
+    best_cv_score: Score | None = field(default=None, metadata=OMITTED)
+    optimism: Number | None = field(default=None, metadata=OMITTED)
+    folds: tuple[FoldChoice, ...] | None = field(default=None, metadata=OMITTED)
+    predictions: Columns | None = field(default=None, metadata=OMITTED)
+    reason: Text | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation:
+    """How often shuffled labels do as well; `p` and `p_uncorrected` are [position][layer]."""
+
+    p_best: Share | None
+    p: Grid | None
+    p_uncorrected: Grid | None = field(default=None, metadata=OMITTED)
+    n_permutations: Count | None = field(default=None, metadata=OMITTED)
+    shuffled: Text | None = field(default=None, metadata=OMITTED)
+    observed_max: Score | None = field(default=None, metadata=OMITTED)
+    null_max: tuple[Score, ...] | None = field(default=None, metadata=OMITTED)
+    reason: Text | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """By how much the best probe's test score exceeds that of another cell."""
+
+    layer: Place
+    position: Place
+    test_score: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Of the best probe's test score, the nested CV score, and the lead over the best cells of other positions."""
+
+    test_score: Interval | None
+    nested_cv_score: Interval | None
+    best_minus_cell: tuple[Lead, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineScores:
+    """A baseline's scores, the test score's interval, and by how much the best probe exceeds it."""
+
+    title: Text
+    cv_score: Score | None
+    test_score: Score | None
+    note: Text
+    test_interval: Interval | None
+    difference: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnability:
+    """Mean p(1-p) of a selection by predicted success rates, next to the best and to none."""
+
+    selected: Number
+    best: Number
+    random: Number
+    ratio: Number | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionScores:
+    """All scores of predicted numbers; `undefined` has the reasons by name."""
+
+    spearman: Score | None
+    pearson: Score | None
+    kendall: Score | None
+    r2: Number | None
+    mse: Penalty | None
+    mae: Penalty | None
+    learnability: Learnability | None
+    undefined: dict[Text, Text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Rows whose predicted probability lies between `low` and `high`, and how often it is so."""
+
+    low: Share
+    high: Share
+    count: Count
+    mean_predicted: Share | None
+    fraction_positive: Share | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """All scores of predicted classes; `undefined` has the reasons by name."""
+
+    roc_auc: Share | None
+    average_precision: Share | None
+    accuracy: Share | None
+    log_loss: Penalty | None
+    brier: Penalty | None
+    ece: Share | None
+    recall_at_1pct_fpr: Share | None
+    reliability: tuple[Bin, ...] | None
+    undefined: dict[Text, Text]
+
+
+def _kind_of_scores(value: object) -> str:
+    named = "roc_auc" in value if isinstance(value, dict) else isinstance(value, ClassScores)
+    return "classes" if named else "numbers"
+
+
+AllScores = Annotated[
+    Annotated[RegressionScores, Tag("numbers")] | Annotated[ClassScores, Tag("classes")],
+    Discriminator(_kind_of_scores),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Platt:
+    """Platt scaling on held-out decision values, and the test scores after it."""
+
+    slope: Penalty | None
+    intercept: Number | None
+    reason: Text | None
+    test_scores: AllScores | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Least-squares line from held-out predictions to the labels."""
+
+    slope: Penalty | None
+    intercept: Number | None
+    reason: Text | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """Scores of the best cell with a share of its training rows."""
+
+    share: Share
+    n_rows: Count
+    cv_score: Score | None
+    test_score: Score | None
+    alpha: Penalty | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """What is held out together; counts of prompts are None where these are not known or may be split."""
+
+    n_groups: Count
+    column: Flag
+    test_rows_grouped: Flag
+    n_repeated_prompts: Count | None
+    n_repeated_but_for_case_and_whitespace: Count | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Test rows that are among the training rows, and the best probe's scores on these and on the others.
+
+    `n_shared` is None with a reason where prompts are not known. `n_unscored` is None where there was nothing to score.
+    """
+
+    n_shared: Count | None
+    reason: Text | None = field(default=None, metadata=OMITTED)
+    rows: tuple[Count, ...] | None = field(default=None, metadata=OMITTED)
+    dropped: Flag | None = field(default=None, metadata=OMITTED)
+    scores_of_shared: AllScores | None = None
+    scores_of_others: AllScores | None = None
+    n_unscored: Count | None = field(default=None, metadata=OMITTED)
+
+    def to_json(self) -> dict[str, Json]:
+        """As in the file."""
+        content = plain(self)
+        unscored = ("scores_of_shared", "scores_of_others") if self.n_unscored is None else ()
+        return {name: value for name, value in content.items() if name not in unscored}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """How far the scores of a sweep can be trusted, and what they beat.
+
+    Of folders of earlier versions some parts are None. `scores`, `platt` and `calibration` are None where there is no
+    best probe; `overlap` where nobody compared the rows.
+
+    Attributes
+    ----------
+    baselines : dict of BaselineScores
+        By name.
+    scores : dict of RegressionScores or ClassScores
+        Of the best probe, by split: ``train``, ``cv`` (of the pooled predictions) and ``test``.
+    """
+
+    nested_cv: NestedScore | None = None
+    permutation: Permutation | None = None
+    intervals: Intervals | None = None
+    baselines: dict[Text, BaselineScores] | None = None
+    scores: dict[Literal["train", "cv", "test"], AllScores] | None = None
+    platt: Platt | None = None
+    calibration: Line | None = None
+    learning_curve: tuple[CurvePoint, ...] | None = None
+    groups: Groups | None = None
+    overlap: Overlap | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Evidence:
+        """Read a folder's ``inference.json``.
+
+        Raises
+        ------
+        ProbeError
+            When it is missing, not as it was written, or something else.
+        """
+        path = folder / INFERENCE
+        return read_form(cls, read_document(path), path)
+
+    def save(self, folder: Path) -> None:
+        """Write ``inference.json``."""
+        write_whole(folder / INFERENCE, json.dumps(self.to_json(), indent=2, allow_nan=False).encode() + b"\n")
+
+    def to_json(self) -> dict[str, Json]:
+        """As in the file."""
+        content = plain(self)
+        del content["overlap"]
+        return content if self.overlap is None else {**content, "overlap": self.overlap.to_json()}
+
+
+_SCORES: TypeAdapter[RegressionScores | ClassScores] = TypeAdapter(AllScores)
+
+
+def read_scores(values: dict[str, Json], undefined: dict[str, str]) -> RegressionScores | ClassScores:
+    """Scores by name as an object."""
+    return _SCORES.validate_python({**values, "undefined": undefined})

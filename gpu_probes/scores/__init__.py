@@ -1,0 +1,1 @@
+"""Arrays in, numbers and their uncertainty out; fits no probe."""

@@ -1,0 +1,1 @@
+"""Every cell: plan, fit, choose, gather."""

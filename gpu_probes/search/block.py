@@ -1,0 +1,454 @@
+"""One block of cells: folds x penalties, the alpha with the highest CV score, the refit, the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int8, Int64, Shaped
+from torch import Tensor
+
+from gpu_probes.errors import Status
+from gpu_probes.features.rows import Overview, Rows, TrainingSets, look_over
+from gpu_probes.samples.labels import Task
+from gpu_probes.samples.shuffles import Shuffles
+from gpu_probes.scores.ranks import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks
+from gpu_probes.solvers.closed_form import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
+from gpu_probes.solvers.logistic import decide_held_out_logistic, fit_logistic
+from gpu_probes.solvers.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, SoftmaxLoss
+from gpu_probes.solvers.preprocessing import Preprocessing
+from gpu_probes.solvers.ridge import decide_held_out_ridge, fit_ridge
+from gpu_probes.solvers.systems import Dual, Framed, Primal
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """One label: its task, its targets on the device, and the orders in which to shuffle them, if any."""
+
+    task: Task
+    train_targets: Float64[Tensor, "train_sample output"]
+    test_targets: Float64[Tensor, "test_sample output"]
+    shuffles: Shuffles | None
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether there is nothing to tell apart."""
+        return not bool((self.train_targets != self.train_targets[0]).any())
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What is the same for every cell; several labels only for ridges."""
+
+    probe: ProbeKind
+    labels: tuple[LabelPlan, ...]
+    penalties: tuple[float, ...]
+    penalties_at_once: int
+    shuffles_at_once: int
+    dual: bool
+    sets: TrainingSets
+    preprocessing: Preprocessing
+
+    @property
+    def n_folds(self) -> int:
+        """Folds that are held out; 0 without cross-validation."""
+        return self.sets.n_folds
+
+    def fold_rows(self, fold: int) -> Int64[Tensor, " row"]:
+        """Samples that a fold holds out."""
+        return torch.nonzero(self.sets.lot_of_sample == fold).flatten()
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One label of a block of cells, in host memory. Undefined numbers are NaN; `status` says why."""
+
+    status: Shaped[np.ndarray, " cell"]
+    coef: Float64[np.ndarray, "cell output feature"]
+    intercept: Float64[np.ndarray, "cell output"]
+    certificate: Float64[np.ndarray, "cell fit alpha"]
+    solver: Int8[np.ndarray, "cell fit alpha"]
+    selected: Int64[np.ndarray, " cell"]
+    train_score: Float64[np.ndarray, " cell"]
+    test_score: Float64[np.ndarray, " cell"]
+    cv_score: Float64[np.ndarray, " cell"]
+    alpha_cv_score: Float64[np.ndarray, "cell alpha"]
+    train_decision: Float64[np.ndarray, "cell train_sample output"]
+    test_decision: Float64[np.ndarray, "cell test_sample output"]
+    cv_decision: Float64[np.ndarray, "cell train_sample output"]
+    inner_score: Float64[np.ndarray, "cell fold"]
+    inner_selected: Int64[np.ndarray, "cell fold"]
+    outer_score: Float64[np.ndarray, "cell fold"]
+    nested_decision: Float64[np.ndarray, "cell train_sample output"]
+    null_score: Float64[np.ndarray, "cell shuffle"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Decision values of some columns of each cell, their scores, and which of them are flat."""
+
+    decision: Float64[Tensor, "cell column sample output"]
+    scores: Float64[Tensor, "cell column"]
+    flat: Bool[Tensor, "cell column"]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """Held-out decision values of every penalty, and their scores fold by fold."""
+
+    decision: Float64[Tensor, "cell penalty sample output"]
+    fold_scores: Float64[Tensor, "fold cell penalty"]
+    scores: Float64[Tensor, "cell penalty"]
+    flat: Bool[Tensor, "cell penalty"]
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Cross-validation of the choice of alpha: for each fold, the alpha that the other folds choose."""
+
+    inner_score: Float64[Tensor, "cell fold"]
+    selected: Int64[Tensor, "cell fold"]
+    outer_score: Float64[Tensor, "cell fold"]
+    decision: Float64[Tensor, "cell sample output"]
+
+
+def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
+    """Fit and score some cells; one result for each label."""
+    seen = look_over(train, plan.sets.draw() if plan.preprocessing.centres else None)
+    if plan.preprocessing.centres:
+        train.shift(seen.median)
+    train.blank(~seen.finite | seen.constant)
+    fitted, null_scores = _FITS[plan.probe](plan, train)
+    seen_test = None if test is None else look_over(test)
+    if test is not None and plan.preprocessing.centres:
+        test.shift(seen.median)
+    return [
+        _search_label(plan, label, fits, null, seen, test, seen_test)
+        for label, fits, null in zip(plan.labels, fitted, null_scores, strict=True)
+    ]
+
+
+Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell penalty shuffle"]]]
+
+
+def _fit_ridge(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of each label, and CV scores of its shuffles, which share the sums over the rows."""
+    targets = torch.cat([label.train_targets for label in plan.labels], 1)
+    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
+    fitted = fit_ridge(space, plan.penalties)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
+
+    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+
+
+def _fit_logistic(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of the only label, a few penalties at a time, and CV scores of its shuffles."""
+    (label,) = plan.labels
+    loss = SigmoidLoss() if label.task.n_outputs == 1 else SoftmaxLoss()
+    at_once = plan.penalties_at_once
+    groups = [plan.penalties[start : start + at_once] for start in range(0, len(plan.penalties), at_once)]
+    parts = [fit_logistic(rows, label.train_targets, plan.sets, few, loss, plan.preprocessing) for few in groups]
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle output"]) -> HeldOut:
+        for few in groups:
+            yield from decide_held_out_logistic(rows, shuffled, plan.sets, few, loss, plan.preprocessing)
+
+    return [ProbeFits.joined(parts)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+
+
+def _fit_lda(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of the only label, by way of ridges on its classes."""
+    (label,) = plan.labels
+    targets = _one_hot(label.train_targets)
+    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        # For two classes the ridge's decision is the LDA's, scaled.
+        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
+
+    return [fit_lda(space, plan.penalties)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+
+
+def _fit_mass_mean(plan: SearchPlan, rows: Rows) -> Found:
+    """Fits of each label along the difference of means, or the covariance with a number."""
+    space = Framed.of(rows, plan.sets, plan.preprocessing)
+
+    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
+        return decide_held_out_means(space, plan.penalties, shuffled.squeeze(2))
+
+    fitted = [
+        fit_covariance(space, label.train_targets, len(plan.penalties))
+        if label.task.classes is None
+        else fit_mass_mean(space, _one_hot(label.train_targets), len(plan.penalties))
+        for label in plan.labels
+    ]
+    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+
+
+def _one_hot(targets: Float64[Tensor, "sample output"]) -> Float64[Tensor, "sample class"]:
+    return torch.cat([1 - targets, targets], 1) if targets.shape[1] == 1 else targets
+
+
+_FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], Found]] = {
+    "ridge": _fit_ridge,
+    "logistic": _fit_logistic,
+    "lda": _fit_lda,
+    "mass_mean": _fit_mass_mean,
+}
+
+
+def _score_shuffles(
+    plan: SearchPlan,
+    label: LabelPlan,
+    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
+    n_cells: int,
+) -> Float64[Tensor, "cell penalty shuffle"]:
+    """CV scores of each shuffle of the labels, a few shuffles at a time."""
+    parts = [label.train_targets.new_empty(n_cells, len(plan.penalties), 0)]
+    for drawn in () if label.shuffles is None else label.shuffles.batches(plan.shuffles_at_once):
+        parts.append(_score_orders(plan, label, decide, n_cells, drawn))
+    return torch.cat(parts, 2)
+
+
+def _score_orders(
+    plan: SearchPlan,
+    label: LabelPlan,
+    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
+    n_cells: int,
+    drawn: Int64[np.ndarray, "shuffle sample"],
+) -> Float64[Tensor, "cell penalty shuffle"]:
+    """CV scores of some shuffles; what it takes is given back before the next are drawn."""
+    orders = torch.from_numpy(drawn).to(label.train_targets.device)
+    shuffled = label.train_targets[orders.mT]
+    scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
+    score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
+    for fold, penalty, decision in decide(shuffled):
+        scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
+    return scores
+
+
+def _scorer(
+    task: Task, targets: Float64[Tensor, "sample shuffle output"]
+) -> Callable[[Float64[Tensor, "cell shuffle sample output"]], Float64[Tensor, "cell shuffle"]]:
+    """Score decision values against shuffled targets, whose ranks are the same for all penalties."""
+    by_shuffle = targets.transpose(0, 1).contiguous()[None]
+    if task.task_type == "regression":
+        ranks = unit_ranks(by_shuffle[..., 0])
+        return lambda decision: correlate_ranks(ranks, decision[..., 0])
+    return lambda decision: score(task.task_type, by_shuffle, ranked(decision))
+
+
+def _search_label(
+    plan: SearchPlan,
+    label: LabelPlan,
+    fits: ProbeFits,
+    null_scores: Float64[Tensor, "cell penalty shuffle"],
+    seen: Overview,
+    test: Rows | None,
+    seen_test: Overview | None,
+) -> BlockResult:
+    cv = _cross_validate(plan, label, fits, seen)
+    nested = _nest(plan, label, fits, seen, cv)
+    # argmax takes the first of equals; an alpha without a score never wins, unless none has one.
+    chosen = cv.scores.nan_to_num(-torch.inf).argmax(1)
+    unchosen = cv.scores.isnan().all(1) if len(plan.penalties) > 1 else torch.zeros_like(chosen, dtype=torch.bool)
+    coef, intercept = (_at(values[:, -1], chosen) for values in (fits.coef, fits.intercept))
+    on_train = _evaluate(label.task, label.train_targets, _at(fits.decision[:, -1], chosen)[:, None], coef, seen)
+    decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
+    on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
+    own = plan.sets.own_fits
+    reasons = [
+        *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
+        # At any alpha: it had a part in the choice.
+        (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3))[:, own].flatten(1).any(1)),
+        *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
+    ]
+    no_probe = unchosen | torch.stack([affected for reason, affected in reasons if reason in _NO_PROBE]).any(0)
+
+    def host(values: Tensor) -> Shaped[np.ndarray, "cell ..."]:
+        mask = no_probe.reshape(-1, *[1] * (values.dim() - 1))
+        return torch.where(mask, torch.nan if values.is_floating_point() else 0, values).cpu().numpy()
+
+    return BlockResult(
+        status=_first_reason(reasons),
+        coef=host(coef),
+        intercept=host(intercept - (coef * seen.median[:, None]).sum(-1) if plan.preprocessing.centres else intercept),
+        certificate=host(fits.certificate[:, own]),
+        solver=host(fits.solver[:, own]),
+        selected=torch.where(no_probe, -1, chosen).cpu().numpy(),
+        train_score=host(on_train.scores[:, 0]),
+        test_score=host(on_test.scores[:, 0]),
+        cv_score=host(_at(cv.scores, chosen)),
+        alpha_cv_score=host(cv.scores),
+        train_decision=host(on_train.decision[:, 0]),
+        test_decision=host(on_test.decision[:, 0]),
+        cv_decision=host(_at(cv.decision, chosen)),
+        inner_score=host(nested.inner_score),
+        inner_selected=nested.selected.cpu().numpy(),
+        outer_score=host(nested.outer_score),
+        nested_decision=host(nested.decision),
+        null_score=host(_best_null(null_scores, cv.scores)),
+    )
+
+
+def _best_null(
+    null_scores: Float64[Tensor, "cell penalty shuffle"], scores: Float64[Tensor, "cell penalty"]
+) -> Float64[Tensor, "cell shuffle"]:
+    """Each shuffle's score at its best penalty, of those that the labels themselves could choose from."""
+    usable = torch.where(scores.isnan()[:, :, None], torch.nan, null_scores)
+    best = usable.nan_to_num(-torch.inf).amax(1)
+    return torch.where(best.isinf(), torch.nan, best)
+
+
+# Statuses that leave nothing to predict with.
+_NO_PROBE = (Status.CONSTANT_LABELS, Status.NON_FINITE, Status.CONSTANT_CELL, Status.OUT_OF_RANGE)
+
+# The squares of what is between, summed over any number of rows, have float64's full precision.
+_SMALLEST, _LARGEST = 1e-100, 1e100
+_DENORMAL = 1e-290
+
+Reason = tuple[Status, Bool[Tensor, " cell"]]
+
+
+def _train_reasons(
+    plan: SearchPlan,
+    label: LabelPlan,
+    fits: ProbeFits,
+    seen: Overview,
+    chosen: Int64[Tensor, " cell"],
+    cv: CrossValidation,
+    on_train: Evaluation,
+) -> list[Reason]:
+    """What may be wrong with a cell's training, worst first."""
+    nowhere = torch.zeros_like(seen.finite)
+    folds = [label.train_targets[plan.fold_rows(fold)] for fold in range(plan.n_folds)]
+    unranked = not all(labels_rank(label.task.task_type, targets) for targets in folds)
+    flat = on_train.flat[:, 0] | _at(cv.flat, chosen)
+    singular = ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)
+    return [
+        (Status.CONSTANT_LABELS, nowhere | label.is_constant),
+        (Status.NON_FINITE, ~seen.finite),
+        (Status.CONSTANT_CELL, seen.constant),
+        # Where a fold takes all of a class away, lda and mass_mean have nothing to fit: that is the fold's fault.
+        (Status.CONSTANT_FOLD, nowhere | unranked),
+        # Where it goes well all the same, nothing is said.
+        (Status.OUT_OF_RANGE, (singular | flat) & _out_of_range(plan.sets, label, seen) | _vanishing(plan.sets)),
+        (Status.SINGULAR, singular),
+        (Status.CONSTANT_PREDICTIONS, flat),
+    ]
+
+
+def _out_of_range(sets: TrainingSets, label: LabelPlan, seen: Overview) -> Bool[Tensor, " cell"]:
+    """Whether products of features, labels or weights may overflow or vanish."""
+    longest, heaviest = seen.largest_norm, sets.weight_of_sample.amax()
+    weights = (heaviest < _SMALLEST) | (heaviest > _LARGEST)
+    return (longest < _SMALLEST) | (longest > _LARGEST) | (label.train_targets.abs().amax() > _LARGEST) | weights
+
+
+def _vanishing(sets: TrainingSets) -> bool:
+    """Whether all weights are so small that products with them lose digits without a sign of it."""
+    return bool(sets.weight_of_sample.amax() < _DENORMAL)
+
+
+def _test_reasons(label: LabelPlan, seen: Overview, on_test: Evaluation) -> list[Reason]:
+    """What may be wrong with a cell's test rows, worst first."""
+    unranked = not labels_rank(label.task.task_type, label.test_targets)
+    return [
+        (Status.TEST_CONSTANT_LABELS, torch.zeros_like(seen.finite) | unranked),
+        (Status.TEST_NON_FINITE, ~seen.finite),
+        (Status.TEST_CONSTANT_CELL, seen.constant),
+        (Status.TEST_CONSTANT_PREDICTIONS, on_test.flat[:, 0]),
+    ]
+
+
+def _first_reason(reasons: list[Reason]) -> Shaped[np.ndarray, " cell"]:
+    affected = torch.stack([cells for _, cells in reasons]).cpu().numpy()
+    statuses = np.array([*(reason for reason, _ in reasons), Status.OK], dtype=object)
+    first = np.where(affected.any(0), affected.argmax(0), len(reasons))
+    return statuses[first]
+
+
+def _cross_validate(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview) -> CrossValidation:
+    """Predict each sample with the fit that left it out; a score is the mean of its fold scores."""
+    n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
+    decision = fits.decision.new_full((n_cells, n_penalties, n_samples, n_outputs), torch.nan)
+    scores = fits.decision.new_full((max(plan.n_folds, 1), n_cells, n_penalties), torch.nan)
+    flat = torch.zeros(n_cells, n_penalties, dtype=torch.bool, device=decision.device)
+    for fold in range(plan.n_folds):
+        held_out = _hold_out(plan, label, fits, seen, fold, fit=fold)
+        decision[:, :, plan.fold_rows(fold)] = held_out.decision
+        scores[fold] = held_out.scores
+        flat |= held_out.flat
+    return CrossValidation(decision, scores, scores.mean(0), flat)
+
+
+def _nest(plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, cv: CrossValidation) -> Nested:
+    """For each fold, choose the alpha by cross-validation over the other folds alone.
+
+    The fit that leaves out folds j and k is scored on j when k is to stay unseen, and on k when j is.
+    """
+    n_cells, _, n_penalties, n_samples, n_outputs = fits.decision.shape
+    nowhere = fits.decision.new_full((n_cells, n_samples, n_outputs), torch.nan)
+    if not plan.sets.pairs:
+        nothing = fits.decision.new_empty(n_cells, 0)
+        return Nested(nothing, nothing.long(), nothing, nowhere)
+    scores = fits.decision.new_zeros(plan.n_folds, n_cells, n_penalties)
+    for index, pair in enumerate(plan.sets.pairs):
+        for scored, unseen in (pair, pair[::-1]):
+            held_out = _hold_out(plan, label, fits, seen, scored, fit=plan.n_folds + index)
+            scores[unseen] += held_out.scores / (plan.n_folds - 1)
+    best = scores.nan_to_num(-torch.inf).max(2)
+    selected, unchosen = best.indices.mT, scores.isnan().all(2).mT
+    outer = cv.fold_scores.permute(1, 2, 0).gather(1, selected[:, None]).squeeze(1)
+    for fold in range(plan.n_folds):
+        rows = plan.fold_rows(fold)
+        nowhere[:, rows] = _at(cv.decision[:, :, rows], selected[:, fold])
+    return Nested(
+        inner_score=torch.where(unchosen, torch.nan, best.values.mT),
+        selected=selected,
+        outer_score=torch.where(unchosen, torch.nan, outer),
+        decision=nowhere,
+    )
+
+
+def _hold_out(
+    plan: SearchPlan, label: LabelPlan, fits: ProbeFits, seen: Overview, fold: int, *, fit: int
+) -> Evaluation:
+    """Score a fit on a fold that it left out."""
+    rows = plan.fold_rows(fold)
+    decision = fits.decision[:, fit][:, :, rows]
+    return _evaluate(label.task, label.train_targets[rows], decision, fits.coef[:, fit], seen)
+
+
+def _evaluate(
+    task: Task,
+    targets: Float64[Tensor, "sample output"],
+    decision: Float64[Tensor, "cell column sample output"],
+    coef: Float64[Tensor, "cell *column output feature"],
+    seen: Overview | None,
+) -> Evaluation:
+    """Score decision values."""
+    if seen is None:
+        nothing = decision.new_full(decision.shape[:2], torch.nan)
+        return Evaluation(decision, nothing, nothing.isnan())
+    columns = coef.reshape(*decision.shape[:2], *coef.shape[-2:])
+    scores, flat = score_decision(task.task_type, targets[None, None], decision, columns, seen.largest_norm)
+    return Evaluation(decision, scores, flat)
+
+
+def _decide(
+    rows: Rows, coef: Float64[Tensor, "cell output feature"], intercept: Float64[Tensor, "cell output"]
+) -> Float64[Tensor, "cell sample output"]:
+    decision = coef.new_empty(len(coef), rows.n_samples, coef.shape[1])
+    for chunk in rows.chunks():
+        decision[:, chunk.samples] = chunk.features @ coef.mT + intercept[:, None]
+    return decision
+
+
+def _at(values: Tensor, chosen: Int64[Tensor, " cell"]) -> Tensor:
+    """The chosen entry of each cell along the second axis."""
+    return values[torch.arange(len(values), device=values.device), chosen]

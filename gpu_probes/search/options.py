@@ -1,0 +1,140 @@
+"""The options of a sweep: what they mean, and what can be said of them before any row is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from gpu_probes.arguments import check_flags, check_whole, is_finite_number
+from gpu_probes.errors import BudgetError, FoldError, PenaltyError
+from gpu_probes.features.cells import Cell
+from gpu_probes.samples.folds import check_split
+from gpu_probes.samples.labels import check_probe_name, check_task_type
+from gpu_probes.search.alphas import read_alphas
+from gpu_probes.search.devices import check_device_name
+from gpu_probes.solvers.preprocessing import Preprocessing
+
+Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
+
+# Enough for p-values of one in a million; all orders of the labels are drawn at once.
+_MOST_PERMUTATIONS = 1_000_000
+_DEFAULT_ALPHA = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Options of `sweep` and `sweep_labels`.
+
+    Attributes
+    ----------
+    task_type : str
+        ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
+        training labels binary or multiclass.
+    probe : str
+        ``auto``: ridge for numbers, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
+        added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
+        covariance with a number), without a penalty. The last two always have an intercept.
+    alpha : float
+        Penalty of every probe.
+    alphas : sequence or array of float, or "auto", optional
+        Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
+        powers of ten that suit the training features.
+    k_fold : bool
+        Cross-validate; without it no best cell is chosen.
+    n_folds, seed : int
+        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
+    folds : one number from 0 per training sample, optional
+        With `k_fold`, the fold that each sample is held out in, in place of a split by `n_folds` and `seed`.
+    nested_cv : bool
+        With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
+    groups : one number or text per training sample, optional
+        Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
+    prompts : one text per training sample, optional
+        Samples with the same prompt, but for case and whitespace, are held out together as well.
+    permutations : int
+        With `k_fold`, shuffles of the labels to compare the CV scores with; every one is fitted in every cell.
+    fit_intercept : bool
+        Add an intercept, which is not penalised.
+    standardize : bool
+        Shift and scale every feature to mean 0 and deviation 1, on the training rows of each fit alone.
+    sample_weight : one number of 0 or more per training sample, optional
+        Weight of its loss. Scores are not weighted.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
+    budget_bytes : int, optional
+        Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
+        four fifths on a GPU.
+    spill_folder : Path, optional
+        Where predictions of all cells lie, in files without a name, if they are more than a quarter of the budget; by
+        default the system's folder for temporary files.
+    progress : callable, optional
+        Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
+    """
+
+    task_type: str = "auto"
+    probe: str = "auto"
+    alpha: float = _DEFAULT_ALPHA
+    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
+    k_fold: bool = False
+    n_folds: int = 5
+    seed: int = 42
+    folds: Any = None
+    nested_cv: bool = True
+    groups: Any = None
+    prompts: Sequence[str] | None = None
+    permutations: int = 0
+    fit_intercept: bool = False
+    standardize: bool = False
+    sample_weight: Any = None
+    device: str = "auto"
+    budget_bytes: int | None = None
+    spill_folder: Path | None = None
+    progress: Progress | None = None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is done to the features before a fit."""
+        return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
+
+    def check(self) -> None:
+        """Check what can be said of the options by themselves, before any row is read.
+
+        Raises
+        ------
+        ProbeError
+            When one cannot be, whatever the features and labels, or two do not go together.
+        """
+        check_flags(
+            k_fold=self.k_fold,
+            nested_cv=self.nested_cv,
+            fit_intercept=self.fit_intercept,
+            standardize=self.standardize,
+        )
+        check_task_type(self.task_type)
+        check_probe_name(self.probe)
+        read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
+        check_split(self.n_folds, self.seed)
+        check_device_name(self.device)
+        check_whole("permutations", self.permutations, FoldError)
+        if self.permutations < 0:
+            raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")
+        if self.permutations > _MOST_PERMUTATIONS:
+            raise FoldError(f"permutations {self.permutations} is too many; use {_MOST_PERMUTATIONS} at most")
+        if self.folds is not None and not self.k_fold:
+            raise FoldError("folds are given and there is no cross-validation; use k_fold=True")
+        if self.permutations and not self.k_fold:
+            raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
+        if self.probe == "mass_mean" and self.alphas is not None:
+            raise PenaltyError("alphas: mass_mean has no alpha to choose; leave out alphas")
+        # The default cannot be told from an alpha of 1, which older scripts always give.
+        if self.probe == "mass_mean" and self.alpha != _DEFAULT_ALPHA:
+            raise PenaltyError(f"alpha {self.alpha}: mass_mean has no penalty; leave out alpha")
+        if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:
+            raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
+        if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
+            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is no number of bytes; leave it out, or give one")

@@ -1,0 +1,119 @@
+"""Where results lie: in memory, or, where they are a large part of the budget, in files without a name."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+
+from gpu_probes.display.wording import sizes
+from gpu_probes.errors import BudgetError
+from gpu_probes.search.devices import free_bytes
+from gpu_probes.search.planner import held_nbytes
+
+# Smaller arrays stay in memory, whatever the budget.
+_SMALL_NBYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a command may take.
+
+    Attributes
+    ----------
+    budget_bytes : int
+        Of memory, on each device.
+    held_nbytes : int
+        What is held of that all the time.
+    result_nbytes : int
+        What results take, mostly predictions of all cells.
+    spill_folder : Path or None
+        Where results lie in files; None where they are in memory.
+    """
+
+    budget_bytes: int
+    held_nbytes: int
+    result_nbytes: int
+    spill_folder: Path | None
+
+    @property
+    def free_nbytes(self) -> int:
+        """What is left for the fits."""
+        return self.budget_bytes - self.held_nbytes
+
+
+def plan_memory(
+    devices: Sequence[torch.device],
+    budget_bytes: int | None,
+    *,
+    result_nbytes: int,
+    other_nbytes: int,
+    folder: Path | None,
+) -> Memory:
+    """Decide where results lie.
+
+    Parameters
+    ----------
+    devices : where the fits are done
+    budget_bytes : what was allowed; None: a share of what is free
+    result_nbytes : of all results
+    other_nbytes : of what else is held in the host's memory
+    folder : for files; None: the system's for temporary ones
+
+    Raises
+    ------
+    BudgetError
+        When neither memory nor disk holds the results.
+    """
+    host = (torch.device("cpu"),)
+    budget = free_bytes(devices) if budget_bytes is None else budget_bytes
+    on_host = free_bytes(host) if budget_bytes is None else budget_bytes
+    held = held_nbytes(result_nbytes, on_host)
+    spill_folder = None
+    if held < result_nbytes:
+        spill_folder = Path(tempfile.gettempdir()) if folder is None else folder
+        _check_disk(spill_folder, result_nbytes)
+    return Memory(budget, held + other_nbytes if devices[0].type == "cpu" else 0, result_nbytes, spill_folder)
+
+
+def _check_disk(folder: Path, needed_nbytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed_nbytes > free:
+        needed, left = sizes(needed_nbytes, free)
+        raise BudgetError(
+            f"the predictions of all cells need {needed}, more than the budget, and {folder} has {left} free; give "
+            "fewer layers, positions or rows, or a place with more room"
+        )
+
+
+def empty_array(
+    shape: tuple[int, ...], dtype: np.dtype[np.generic], spill_folder: Path | None
+) -> Shaped[np.ndarray, ...]:
+    """Make room for results, in memory or in a file without a name, which goes with the array.
+
+    Raises
+    ------
+    BudgetError
+        When the disk is full: it would be a crash later.
+    """
+    n_bytes = prod(shape) * dtype.itemsize
+    if spill_folder is None or dtype.hasobject or n_bytes < _SMALL_NBYTES:
+        return np.empty(shape, dtype)
+    with tempfile.TemporaryFile(dir=spill_folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as error:
+            raise BudgetError(
+                f"{spill_folder} has no room for the predictions of all cells ({error.strerror}); give fewer layers, "
+                "positions or rows, or a place with more room"
+            ) from error
+        return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), n_bytes))

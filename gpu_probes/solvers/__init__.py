@@ -1,0 +1,1 @@
+"""Rows in, coefficients with a certificate out."""

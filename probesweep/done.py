@@ -1,0 +1,35 @@
+"""What was done already: small JSON files that hold, by the name of a thing, what it was done with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from activation_store.files.durable import make_folder, write_output
+from probesweep.errors import RequestError
+
+Memory = dict[str, dict[str, Any]]
+_ADAPTER = TypeAdapter(Memory)
+
+
+def recall(path: Path) -> Memory:
+    """Read a file; empty where there is none.
+
+    Raises
+    ------
+    RequestError
+        It is not what `remember` writes.
+    """
+    try:
+        return _ADAPTER.validate_python(json.loads(path.read_text())) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is damaged; remove it: what is done already is found, or done, anew") from error
+
+
+def remember(path: Path, done: Memory) -> None:
+    """Write a file, whole or not at all."""
+    make_folder(path.parent)
+    write_output(path, [json.dumps(done, indent=2, allow_nan=False).encode() + b"\n"])

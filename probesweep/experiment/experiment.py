@@ -1,0 +1,507 @@
+"""A whole experiment from one TOML file: extract the training and test rows, train, report."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from datetime import date, time
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from tqdm import tqdm
+
+from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
+from activation_store.extraction.arguments import check_disk, check_path
+from activation_store.files.durable import make_folder, rename, write_output
+from activation_store.store.documents import is_store
+from gpu_probes import ProbeError
+from gpu_probes.results.folder import PICTURES, hash_file, hash_run
+from probesweep.done import Memory, recall, remember
+from probesweep.errors import RequestError
+from probesweep.outputs import check_folder, writing
+from probesweep.reporting import report_on
+from probesweep.tracking.track import Kind, check_installed, track
+from probesweep.training import Training
+
+TEMPLATE = "experiment.toml"
+_STAGES = "stages.json"
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+# Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
+_EXTRACT_KEYS = {
+    "model": ("model", "dtype", "device_map", "batch_size", "shard_samples", "prefix_cache", "trust_remote_code"),
+    "data": (
+        *("question_column", "label_column", "group_column", "use_chat_template", "chat_template_kwargs"),
+        *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
+    ),
+}
+_TRAIN_KEYS = {
+    "probe": (
+        *("task_type", "probe", "join", "alpha", "alphas", "fit_intercept", "standardize", "weight_column"),
+        "budget_gib",
+    ),
+    "statistics": (
+        *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap"),
+    ),
+}
+
+
+# Keys that name a file or a folder, and columns.
+_FILES = ("output_dir", "model", "train_dataset", "test_dataset")
+_COLUMNS = ("question_column", "label_column", "group_column", "weight_column", "groups")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key of the file may hold; `default` is `MISSING` where it must be there."""
+
+    type: Any
+    default: Any
+
+
+def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Key]]:
+    hints, known = get_type_hints(owner), {field.name: field for field in fields(owner)}
+    return {
+        section: {name: Key(hints[name], known[name].default) for name in names} for section, names in sections.items()
+    }
+
+
+def _schema() -> dict[str, dict[str, Key]]:
+    """Keys of every section; those of the section "" stand before the first one."""
+    extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
+    return {
+        "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
+        "model": extract["model"],
+        "data": {"train_dataset": Key(str, MISSING), "test_dataset": Key(str, MISSING), **extract["data"]},
+        **train,
+        "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},
+    }
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment, its file read and checked.
+
+    Open with `Experiment.load`. Paths in the file are relative to its folder.
+    """
+
+    path: Path
+    text: str
+    settings: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """Read an experiment.
+
+        Raises
+        ------
+        RequestError
+            The file is missing, is not TOML, or holds a key or value that it should not; names key, value and line.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            document = tomllib.loads(text)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            name = path / TEMPLATE if path.is_dir() else path
+            raise RequestError(f"{path}: {reason}; write one with probesweep run --init {name}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise RequestError(
+                f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
+            ) from error
+        experiment = cls(path, text, _checked(path, text, document))
+        experiment.check()
+        return experiment
+
+    def check(self) -> None:
+        """Check what can be said of the values by themselves: no other file is read.
+
+        Raises
+        ------
+        RequestError, InputError, ProbeError
+            As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
+        """
+        with self._naming_lines():
+            for keys in self.settings.values():
+                for name in keys.keys() & set(_FILES):
+                    check_path(name, keys[name])
+            for split in SPLITS:
+                self.extraction(split).check()
+            self.training().check()
+
+    def run(self, say: Callable[[str], None]) -> dict[str, Path]:
+        """Do what is not done yet: extract the training and test rows, train, report, track.
+
+        Parameters
+        ----------
+        say : callable
+            Is told in a line what is done next.
+
+        Returns
+        -------
+        dict of Path
+            The result folder of every label.
+
+        Raises
+        ------
+        RequestError, StoreError, ProbeError
+            As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
+        """
+        with self._naming_lines(), self._only_writer():
+            if self.settings["report"]["track"]:
+                check_installed(self.settings["report"]["track"])
+            extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
+            pending: list[Split] = [split for split in SPLITS if not self._is_extracted(split, extractions[split])]
+            if pending:
+                self._check_rows(extractions, pending)
+            for split, extraction in extractions.items():
+                if split in pending:
+                    self._extract(split, extraction, say)
+                else:
+                    say(f"extract {split}: done already")
+            training = self.training()
+            training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
+            say(f"train: {'done already' if training.is_finished() else training.output_dir}")
+            folders = training.run()
+            for folder in folders.values():
+                self._report(folder, say)
+        return folders
+
+    def extraction(self, split: Split) -> Extraction:
+        """The extraction of the training or the test rows."""
+        given = {**self.settings["model"], **self.settings["data"]}
+        datasets = {name: given.pop(f"{name}_dataset") for name in ("train", "test")}
+        labels = [given["label_column"]] if isinstance(given["label_column"], str) else given["label_column"]
+        weights, groups = self.settings["probe"]["weight_column"], self.settings["statistics"]["groups"]
+        # Only the training rows are weighted.
+        kept = [*labels, *([weights] if weights and split == "train" else [])]
+        columns = [given["group_column"]] if isinstance(given["group_column"], str) else given["group_column"]
+        beside = [*columns, *([groups] if groups and groups not in kept else [])]
+        model = self._path(given.pop("model"))
+        changed: dict[str, Any] = {
+            "model": str(model) if model.exists() else self.settings["model"]["model"],
+            "dataset_path": self._path(datasets[split]),
+            "output_path": self._output_dir / f"{split}.zarr",
+            "label_column": kept,
+            "group_column": beside,
+            "device": self.settings[""]["device"],
+        }
+        return Extraction(**{**given, **changed})
+
+    def training(self) -> Training:
+        """The training on the two stores."""
+        return Training(
+            train_activations=self._output_dir / "train.zarr",
+            test_activations=self._output_dir / "test.zarr",
+            output_dir=self._output_dir / "probes",
+            label_column=self.settings["data"]["label_column"],
+            device=self.settings[""]["device"],
+            **self.settings["probe"],
+            **self.settings["statistics"],
+        )
+
+    @contextmanager
+    def _only_writer(self) -> Generator[None]:
+        check_folder(self._output_dir, "--output_dir")
+        with writing(self._output_dir):
+            yield
+
+    @property
+    def _output_dir(self) -> Path:
+        return self._path(self.settings[""]["output_dir"])
+
+    def _path(self, text: str) -> Path:
+        return self.path.parent / Path(text).expanduser()
+
+    def _check_rows(self, extractions: Mapping[Split, Extraction], pending: Sequence[Split]) -> None:
+        """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written."""
+        check_folder(self._output_dir, "--output_dir")
+        for split in pending:
+            with self._naming_lines(f"{split}_dataset"):
+                _ = extractions[split].dataset
+        stores: dict[Split, ActivationStore] = {}
+        for split, extraction in extractions.items():
+            with self._naming_lines("model", f"{split}_dataset"):
+                target = Path(extraction.output_path)
+                stores[split] = extraction.plan() if split in pending else ActivationStore.open(target)
+        with self._naming_lines("train_dataset", "test_dataset"):
+            self.training().check_rows(stores["train"], stores["test"])
+        check_disk(self._output_dir / "stores", sum(extractions[split].missing_nbytes() for split in pending))
+
+    def _is_extracted(self, split: Split, extraction: Extraction) -> bool:
+        done = self._stages.get(split, {})
+        return done.get("request") == _identity(extraction) and _holds_all(
+            Path(extraction.output_path), done.get("content")
+        )
+
+    def _extract(self, split: Split, extraction: Extraction, say: Callable[[str], None]) -> None:
+        target, wanted = Path(extraction.output_path), _identity(extraction)
+        say(f"extract {split}: {extraction.dataset_path} -> {target}")
+        try:
+            store = extraction.run()
+        except FingerprintMismatchError as error:
+            kept = _set_aside(target).name
+            say(f"{target} is of other inputs ({error.differences}): kept as {kept}, delete it if you do not need it")
+            store = extraction.run()
+        self._remember(split, {"request": wanted, "content": store.journal_hash})
+
+    def _report(self, folder: Path, say: Callable[[str], None]) -> None:
+        given = self.settings["report"]
+        pictures = folder / PICTURES if given["figures"] else None
+        wanted = {"probesweep": version("probesweep"), "results": hash_run(folder), "figures": given["figures"]}
+        stage = f"report {folder.name}"
+        done = self._stages.get(stage, {})
+        made = done.get("made", {})
+        if made and done == {**wanted, "made": made} and made == _hashes_of(folder, made):
+            say("report: done already")
+        else:
+            page = report_on(folder, figures=pictures)
+            say(f"report: {page}")
+            drawn = [page, *(pictures.iterdir() if pictures else [])]
+            self._remember(
+                stage, {**wanted, "made": _hashes_of(folder, [str(path.relative_to(folder)) for path in drawn])}
+            )
+        sent = given["track"] and track(given["track"], folder)
+        if sent:
+            say(f"track: {sent}")
+
+    @cached_property
+    def _stages(self) -> Memory:
+        """What was done, by the names of the stages."""
+        return recall(self._output_dir / _STAGES)
+
+    def _remember(self, stage: str, request: dict[str, Any]) -> None:
+        self._stages[stage] = request
+        remember(self._output_dir / _STAGES, self._stages)
+
+    @contextmanager
+    def _naming_lines(self, *otherwise: str) -> Generator[None]:
+        """Add to what is wrong with a key where it stands in the file; `otherwise` where an error names none."""
+        try:
+            yield
+        except (RequestError, InputError, ProbeError) as error:
+            if str(self.path) in str(error):
+                raise
+            places = list(self._places(str(error))) or list(self._places(" ".join(f"--{key}" for key in otherwise)))
+            named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in places]
+            if not named:
+                raise
+            raise type(error)(f"{error} ({', '.join(named)})") from error
+
+    def _is_quoted(self, message: str, key: str, value: Any) -> bool:
+        """Whether an error names the column, the file, or the model that a key holds."""
+        if key in _FILES:
+            named = (re.escape(str(self._path(value))), re.escape(repr(value)))
+            return key != "output_dir" and any(re.search(rf"{name}(?![\w/.-])", message) for name in named)
+        names = [value] if isinstance(value, str) else value
+        return key in _COLUMNS and bool(names) and any(repr(name) in message for name in names)
+
+    def _places(self, message: str) -> Generator[tuple[list[str], int]]:
+        """Keys that a message is about, below their sections, and the lines in which they stand."""
+        for section, keys in self.settings.items():
+            for key, value in keys.items():
+                if not (_is_about(message, key) or self._is_quoted(message, key, value)):
+                    continue
+                path = [key]
+                # A table within the section: the key in it that the message goes on to name.
+                while isinstance(value, Mapping):
+                    inner = [name for name in value if re.search(rf"{path[-1]}\W+{re.escape(name)}\b", message)]
+                    if not inner:
+                        break
+                    path, value = [*path, inner[0]], value[inner[0]]
+                line = find_line(self.text, section, *path)
+                if line:
+                    yield path, line
+
+
+def write_template(path: Path) -> None:
+    """Write a commented experiment to begin with.
+
+    Raises
+    ------
+    RequestError
+        There is a file already.
+    """
+    if path.exists():
+        raise RequestError(f"{path} exists; give --init another name, or remove it")
+    make_folder(path.parent)
+    write_output(path, [files("probesweep.experiment").joinpath(TEMPLATE).read_bytes()])
+
+
+def find_line(text: str, section: str, *path: str | None) -> int | None:
+    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there.
+
+    Parameters
+    ----------
+    text : str
+    section : str
+        "" for the keys before the first section.
+    *path : str
+        The key; where it holds a table, perhaps a key of that, and so on.
+    """
+    keys = [key for key in (section, *path) if key]
+    # Not splitlines, which takes more characters for ends of lines than TOML does.
+    lines, before = re.split(r"\r?\n", text), 0
+    for number in range(1, len(lines) + 1):
+        # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
+        try:
+            document = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue
+        if _is_there(document, keys):
+            return before + 1
+        before = number
+    return None
+
+
+def _is_there(document: Any, keys: Sequence[str]) -> bool:
+    for key in keys:
+        if not isinstance(document, Mapping) or key not in document:
+            return False
+        document = document[key]
+    return True
+
+
+def _is_about(message: str, key: str) -> bool:
+    """Whether an error names a key: as a flag anywhere, or as what it begins with, perhaps one of several."""
+    words = "sample_weight" if key == "weight_column" else key.replace("_", "[_ ]").removesuffix("s")
+    return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
+
+
+def _checked(path: Path, text: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All settings, defaults filled in."""
+    schema = _schema()
+    _check_names(path, text, "", document, [*schema[""], *filter(None, schema)])
+    settings: dict[str, dict[str, Any]] = {}
+    for section, keys in schema.items():
+        table = document.get(section, {}) if section else document
+        if not isinstance(table, dict):
+            raise RequestError(
+                f"{path}, line {find_line(text, '', section)}: {section} = {table!r} should be a section; write "
+                f"[{section}] on a line of its own and the keys below it"
+            )
+        if section:
+            _check_names(path, text, section, table, list(keys))
+        settings[section] = {name: _value(path, text, section, name, key, table) for name, key in keys.items()}
+    return settings
+
+
+def _check_names(path: Path, text: str, section: str, table: dict[str, Any], known: list[str]) -> None:
+    for name in table:
+        if name in known:
+            continue
+        where = f"[{section}]" if section else "the top of the file"
+        near = difflib.get_close_matches(name, known, 1)
+        elsewhere = [f"[{other}]" for other, keys in _schema().items() if other and name in keys]
+        if elsewhere and not near:
+            hint = f"it belongs into {elsewhere[0]}"
+        else:
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise RequestError(f"{path}, line {find_line(text, section, name)}: {name} is unknown in {where}; {hint}")
+
+
+def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict[str, Any]) -> Any:
+    where = f"[{section}]" if section else "the top of the file"
+    if name not in table:
+        if key.default is MISSING:
+            line = find_line(text, section, None) if section else 1
+            place = f", line {line}" if line else ""
+            raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")
+        return key.default
+    try:
+        return TypeAdapter(key.type, config=ConfigDict(strict=True)).validate_python(table[name])
+    except ValidationError as error:
+        wanted = " or ".join(dict.fromkeys(_in_words(one["msg"]) for one in error.errors()))
+        raise RequestError(
+            f"{path}, line {find_line(text, section, name)}: {name} = {_in_toml(table[name])} in {where} should be "
+            f"{wanted}{_quoted_date(table[name])}"
+        ) from error
+
+
+def _in_toml(value: Any) -> str:
+    """A value as it is written in TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_in_toml(each)}' for key, each in value.items())}}}"
+    return repr(value)
+
+
+def _quoted_date(value: Any) -> str:
+    """How to write the first date or time of a value as text."""
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, date | time):
+            return f'; as text put the {"date" if isinstance(each, date) else "time"} in quotes: "{each.isoformat()}"'
+    return ""
+
+
+def _in_words(message: str) -> str:
+    """What pydantic expected, in TOML's words."""
+    words = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("an instance of ")
+    return {
+        "string": 'a text in quotes such as "all"',
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "dictionary": "a table such as {enable_thinking = false}",
+        "list": "a list such as [1, 10]",
+        "Sequence": "a list such as [1, 10]",
+        "None": "left out",
+        "Path": "a path in quotes",
+    }.get(words, words)
+
+
+def _identity(extraction: Extraction) -> dict[str, Any]:
+    """What decides whether an extraction was done, as far as it is known without looking into the model."""
+    request = {field.name: getattr(extraction, field.name) for field in fields(extraction)}
+    for name in ("device", "batch_size", "output_path", "repair"):
+        del request[name]
+    model = Path(extraction.model)
+    return {
+        "probesweep": version("probesweep"),
+        **{name: str(value) if isinstance(value, Path) else value for name, value in request.items()},
+        "dataset": _hashes(Path(extraction.dataset_path)),
+        "model_files": _hashes(model),
+    }
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of those in a folder."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [file for file in found if file.is_file()]
+    return {str(file): hash_file(file) for file in tqdm(files, unit="file", desc="hashes", delay=2)}
+
+
+def _hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
+    """SHA-256 of files in a folder by their names; None for those that are gone."""
+    return {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
+
+
+def _holds_all(path: Path, content: str | None) -> bool:
+    """Whether the store is there, whole, and the one that was written."""
+    if not is_store(path):
+        return False
+    store = ActivationStore.open(path)
+    return store.n_committed == len(store) and store.journal_hash == content
+
+
+def _set_aside(path: Path) -> Path:
+    """Give a store of other inputs another name: hours of work are not deleted."""
+    number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.stem}.{n}{path.suffix}").exists())
+    target = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    rename(path, target)
+    return target

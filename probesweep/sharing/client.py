@@ -1,0 +1,108 @@
+"""The Hugging Face hub's client: what it raises, said in one line, and which repository a name stands for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from probesweep.errors import RequestError
+from probesweep.sharing.parcels import RepoType
+
+# What says that a repository holds one.
+_MARKERS: dict[RepoType, re.Pattern[str]] = {
+    "dataset": re.compile(r"activations/journal"),
+    "model": re.compile(r"([^/]+/)?run\.json"),
+}
+
+
+@contextmanager
+def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
+    """Raise what the client raises as `RequestError`, with the way out."""
+    try:
+        yield
+    except HFValidationError as error:
+        raise RequestError(f"{repo_id!r} is no repository's name; write it as NAME/REPOSITORY") from error
+    except GatedRepoError as error:
+        raise RequestError(f"{repo_id} is gated: ask for access on its page, then `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise RequestError(_unknown(repo_id)) from error
+    except RevisionNotFoundError as error:
+        raise RequestError(f"{repo_id} has no branch, tag or commit {revision!r}; check --revision") from error
+    except HfHubHTTPError as error:
+        raise RequestError(_answered(error, repo_id)) from error
+    except Exception as error:  # Networks, disks, Xet: the client lets through what the libraries below it raise.
+        raise RequestError(_unreached(error, repo_id)) from error
+
+
+def _answered(error: HfHubHTTPError, repo_id: str) -> str:
+    status = error.response.status_code
+    if status in (401, 403):
+        return f"the hub refuses this for {repo_id} ({status}); `hf auth login`, or set HF_TOKEN, with a token that may"
+    reason = error.server_message or error.response.reason_phrase
+    return f"the hub answered {status} for {repo_id}: {reason}; try again later"
+
+
+def _unreached(error: BaseException, repo_id: str) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE switches the hub off; unset it"
+        cause = cause.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    reason = lines[0].strip() if lines else type(error).__name__
+    return f"the hub could not be used for {repo_id}: {reason}; check network and disk, and try again"
+
+
+def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType, str, dict[str, RepoFile]]:
+    """Find the repository that a store or probes were pushed to: its type, commit and files.
+
+    A dataset and a model may have the same name: the one that holds a store, or probes, is taken.
+
+    Raises
+    ------
+    RequestError
+        There is none, or the hub cannot be asked.
+    """
+    with hub_errors(repo_id, revision):
+        commits: dict[RepoType, str | None] = {
+            repo_type: _commit(hub, repo_id, repo_type, revision) for repo_type in _MARKERS
+        }
+        for repo_type, commit in commits.items():
+            if commit is None:
+                continue
+            listed = hub.list_repo_tree(repo_id, repo_type=repo_type, revision=commit, recursive=True)
+            files = {file.path: file for file in listed if isinstance(file, RepoFile)}
+            if any(_MARKERS[repo_type].fullmatch(name) for name in files):
+                return repo_type, commit, files
+    if not any(commits.values()):
+        raise RequestError(_unknown(repo_id))
+    raise RequestError(f"{repo_id} holds neither a store nor probes; they come there by probesweep push")
+
+
+def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:
+    """The commit that a revision is now; None where there is no such repository, or none that may be seen."""
+    try:
+        return hub.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+
+
+def _unknown(repo_id: str) -> str:
+    return (
+        f"the hub shows no dataset and no model {repo_id}; check its name, and `hf auth login` (or set HF_TOKEN) where "
+        "it is private"
+    )

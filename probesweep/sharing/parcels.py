@@ -1,0 +1,246 @@
+"""What of a folder goes to the hub: the files of its format and no others, what they show, and a card.
+
+A store's files are those that its journal names, a result folder's those that its ``run.json`` names. What else lies
+there (locks, unfinished files, reports with prompts, what trackers write) is not of the parcel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from activation_store import ActivationStore
+from activation_store.format.journal import JOURNAL
+from activation_store.format.spec import ARRAY
+from activation_store.store.documents import COORDINATES, is_store, read_spec
+from activation_store.store.integrity import Progress
+from gpu_probes.report.summary import describe_results
+from gpu_probes.results.folder import RUN, Run, check_file
+from gpu_probes.results.forms import CARD
+from gpu_probes.results.transfer import Training, find_trainings
+from probesweep.errors import RequestError
+from probesweep.use.card import Card
+
+RepoType = Literal["dataset", "model"]
+SHARD_FILE = re.compile(rf"{ARRAY}/c/\d+/0/0/0")
+STORE_FILE = re.compile(rf"zarr\.json|[^/]+/zarr\.json|[^/]+/c/0(/0)?|{ARRAY}/{JOURNAL}|{SHARD_FILE.pattern}")
+# Neither pickles nor pages with scripts: nothing that runs when it is opened.
+_RESULT_FILE = re.compile(r"[^/\\]+\.(json|parquet|safetensors)")
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A store or result folders, whole.
+
+    Attributes
+    ----------
+    repo_type : dataset or model
+        A store is data, to be read by zarr and xarray, too; probes are weights that predict.
+    folder : Path
+    files : tuple of str
+        Paths below the folder.
+    about : str
+        What it is.
+    shows : str
+        What others will see who may see the repository.
+    card : str
+        README.md for the hub, without a licence: that is for whoever pushes to choose.
+    """
+
+    repo_type: RepoType
+    folder: Path
+    files: tuple[str, ...]
+    about: str
+    shows: str
+    card: str
+
+
+def pack(folder: Path, progress: Progress = iter) -> Parcel:
+    """Read and check a store, every byte of it, or result folders.
+
+    Parameters
+    ----------
+    folder : Path
+        A store, or an ``--output_dir`` of ``probesweep train``.
+    progress : callable
+        Wraps the shard numbers of a store while they are checked, such as `tqdm`.
+
+    Raises
+    ------
+    StoreError
+        The store is unfinished, or cannot be read.
+    ProbeError
+        There is neither a store nor a finished training, or its probes cannot be read.
+    RequestError
+        Bytes of the store are damaged, or files of the results are missing.
+    """
+    if is_store(folder):
+        return _pack_store(folder, progress)
+    return _pack_results(folder)
+
+
+def _pack_store(folder: Path, progress: Progress) -> Parcel:
+    store = ActivationStore.open(folder)
+    store.require_complete()
+    problems = store.verify(progress)
+    if problems:
+        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all that is)")
+    spec, journal = read_spec(folder)
+    shards = [f"{ARRAY}/{spec.layout.shard_key(shard)}" for shard in range(spec.layout.n_shards)]
+    return Parcel(
+        repo_type="dataset",
+        folder=folder,
+        files=(*sorted(journal.files), f"{ARRAY}/{JOURNAL}", *shards),
+        about=f"{len(store)} samples of {store.fingerprint.get('model')}",
+        shows=_seen_in_store(store),
+        card=_store_card(store),
+    )
+
+
+def _seen_in_store(store: ActivationStore) -> str:
+    groups = [name for name in store.spec.coordinates if name not in COORDINATES]
+    prompts = "no prompts" if store.questions is None else f"{len(store)} prompts"
+    columns = _listed("label column", store.spec.label_columns) + (
+        _listed(" and group column", groups) if groups else ""
+    )
+    return f"{prompts}, {columns}, the paths of model and dataset"
+
+
+def _listed(noun: str, names: Iterable[str]) -> str:
+    found = list(names)
+    return f"{noun}{'s' * (len(found) != 1)} {', '.join(found) or 'none'}"
+
+
+def _pack_results(folder: Path) -> Parcel:
+    trainings = find_trainings(folder)
+    files = [file for training in trainings for file in _result_files(folder, training)]
+    for training in trainings:
+        for name in training.run.files:
+            check_file(training.folder / name)
+        if CARD in training.run.files:
+            Card.of(training.results)
+    labels = _listed("label", dict.fromkeys(training.label for training in trainings))
+    first = trainings[0].run
+    rows = f"{first.request.train.n_samples} train and {first.request.test.n_samples} test"
+    return Parcel(
+        repo_type="model",
+        folder=folder,
+        files=tuple(files),
+        about=f"probes of {first.model or 'an unknown model'}, {labels}",
+        shows=f"{labels} and predictions of {rows} rows, the paths of stores; no prompts",
+        card=_results_card(trainings),
+    )
+
+
+def _result_files(folder: Path, training: Training) -> list[str]:
+    place = training.folder.relative_to(folder)
+    return [(place / name).as_posix() for name in files_of_run(training.run, str(training.folder / RUN))]
+
+
+def files_of_run(run: Run, where: str) -> list[str]:
+    """Names of a training's files, as its ``run.json`` has them, that file included.
+
+    Raises
+    ------
+    RequestError
+        They are not names of result files: it was not written by this program.
+    """
+    if not all(_RESULT_FILE.fullmatch(name) for name in run.files):
+        raise RequestError(f"{where}: its files are not those of a training; train again")
+    return [*run.files, RUN]
+
+
+def _store_card(store: ActivationStore) -> str:
+    tokens = [
+        f"{position} {json.dumps(token, ensure_ascii=False)}" if token else f"{position}"
+        for position, token in _positions(store)
+    ]
+    lines = [
+        f"Hidden states of {_code(store.fingerprint.get('model'))} at the tokens after each prompt, as a Zarr store.",
+        "",
+        _table(
+            {
+                "axes": ", ".join(f"{n} {axis}s" for axis, n in zip(store.dims, store.shape, strict=True)),
+                "data type": store.spec.dtype,
+                "layers (indices into `hidden_states`)": ", ".join(map(str, store.layers)),
+                "positions (-1 = last token)": ", ".join(map(_code, tokens)),
+                "labels": ", ".join(map(_code, store.spec.label_columns)) or "none",
+                "prompts": "not in the store" if store.questions is None else f"{len(store)}, in `question`",
+                "weights": store.fingerprint.get("weights"),
+                "dataset, SHA-256": store.fingerprint.get("dataset"),
+            }
+        ),
+    ]
+    opening = 'from activation_store import ActivationStore\n\nstore = ActivationStore.open("FOLDER")'
+    return _card(("zarr", "hidden-states"), "Hidden states", lines, opening)
+
+
+def _positions(store: ActivationStore) -> Iterable[tuple[int, str]]:
+    return zip(store.positions, store.position_tokens, strict=True)
+
+
+def _results_card(trainings: list[Training]) -> str:
+    first = trainings[0]
+    layers, positions = (", ".join(map(str, axis)) for axis in (first.probes.layers, first.probes.positions))
+    about = {
+        "weights": first.run.weights,
+        "layers (indices into `hidden_states`)": layers,
+        "positions (-1 = last token)": positions,
+        "training rows, SHA-256 of the store's journal": first.run.request.train.content,
+        "test rows, SHA-256 of the store's journal": first.run.request.test.content,
+    }
+    lines = [f"Linear probes on hidden states of {_code(first.run.model)}.", "", _table(about)]
+    for training in trainings:
+        lines += ["", f"## {_code(training.label)}", "", _table(_found(training))]
+    opening = 'from probesweep import Probe\n\nProbe.load("FOLDER").score(["..."])'
+    return _card(("linear-probe", "hidden-states"), "Linear probes", lines, opening)
+
+
+def _found(training: Training) -> dict[str, str]:
+    """The best probe and its scores; what is undefined is left out."""
+    found = describe_results(training.results)
+    best, metric = found["best"], found["metric"]
+    about = {"task": found["task_type"]}
+    if best is None:
+        return {**about, "best probe": "none: without cross-validation nothing chooses one"}
+    intervals = found["intervals"]
+    scores = {
+        f"{metric}, CV (the highest of all cells, so optimistic)": _number(best["cv_score"]),
+        f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
+        f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
+        "p, shuffled labels": _number(found["p"]),
+    }
+    scores |= {
+        f"{metric}, test, baseline {name}": _number(one["test_score"]) for name, one in found["baselines"].items()
+    }
+    where = f"layer {best['layer']}, position {best['position']}, alpha {best['alpha']:g}"
+    return {**about, "best probe": where} | {name: score for name, score in scores.items() if score is not None}
+
+
+def _number(score: float | None, interval: Mapping[str, Any] | None = None) -> str | None:
+    if score is None:
+        return None
+    if interval is None or interval["low"] is None:
+        return f"{score:.4g}"
+    return f"{score:.4g}, 95 % interval [{interval['low']:.3f}, {interval['high']:.3f}]"
+
+
+def _table(rows: Mapping[str, object]) -> str:
+    lines = [f"| {name} | {'unknown' if value is None else value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _code(text: object) -> str:
+    """As code, so that names and tokens stay what they are in a table."""
+    plain = str(text).replace("`", "'").replace("|", "\\|").replace("\n", " ")
+    return f"`{plain}`"
+
+
+def _card(tags: Iterable[str], title: str, lines: list[str], opening: str) -> str:
+    front = ["---", "library_name: probesweep", "tags:", *(f"- {tag}" for tag in ("probesweep", *tags)), "---"]
+    steps = ["", "After `probesweep pull NAME/REPOSITORY FOLDER`:", "", "```python", opening, "```", ""]
+    return "\n".join([*front, "", f"# {title}", "", *lines, *steps])

@@ -1,0 +1,238 @@
+"""Stores and probes on the Hugging Face hub: pushed whole, pulled whole, checked on both ways.
+
+A store becomes a dataset repository, result folders a model repository. One commit holds all of a push. What is pulled
+is checked under another name before it gets the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.hf_api import RepoFile
+
+from activation_store import StoreError
+from activation_store.files.durable import fsync_path, hidden_beside, make_folder, rename
+from activation_store.store.integrity import Progress
+from gpu_probes import ProbeError
+from gpu_probes.results.folder import RUN, Run
+from probesweep.errors import RequestError
+from probesweep.outputs import only_writer
+from probesweep.sharing.client import find_files, hub_errors
+from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
+
+logger = logging.getLogger(__name__)
+
+_README = "README.md"
+# What the client may fetch; what of it is not named by the journal or by run.json is removed again.
+_PATTERNS: dict[RepoType, list[str]] = {
+    "dataset": ["zarr.json", "*/zarr.json", "activations/journal", "activations/c/*", "*/c/0", "*/c/0/0"],
+    "model": ["*.json", "*.parquet", "*.safetensors"],
+}
+
+
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    announce: Callable[[str], None] = logger.info,
+    progress: Progress = iter,
+) -> str:
+    """Send a finished store, or result folders, to a repository of the Hugging Face hub, which is made if need be.
+
+    What an earlier push left there is replaced, other files and a README.md that is there stay.
+
+    Parameters
+    ----------
+    path : str or Path
+        A store, or an ``--output_dir`` of ``probesweep train``.
+    repo_id : str
+        Such as ``name/repository``.
+    public : bool
+        Make a new repository public, and write to one that is. Stores hold the prompts, so the default is private.
+    revision : str, optional
+        Branch that takes the files; made from ``main`` if it is not there.
+    message : str, optional
+        Of the commit.
+    announce : callable
+        Told, before anything is sent, who will see what.
+    progress : callable
+        Wraps the shard numbers of a store while they are checked, such as `tqdm`.
+
+    Returns
+    -------
+    str
+        What was sent, where it is, and what it shows to whom.
+
+    Raises
+    ------
+    RequestError, StoreError, ProbeError
+        There is nothing to send, it is not whole, it would be seen by all without `public`, or the hub does not take
+        it.
+    """
+    parcel, hub = pack(Path(path), progress), HfApi()
+    with hub_errors(repo_id, revision):
+        url = hub.create_repo(repo_id, repo_type=parcel.repo_type, private=not public, exist_ok=True)
+        private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
+    if not (private or public):
+        raise RequestError(
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if they may, or name "
+            "another repository"
+        )
+    seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
+    announce(f"{repo_id}: {seen}")
+    with hub_errors(repo_id, revision):
+        if revision is not None:
+            hub.create_branch(repo_id, branch=revision, repo_type=parcel.repo_type, exist_ok=True)
+        sent = _commit(hub, parcel, repo_id, revision, message or f"probesweep push: {parcel.about}")
+        left_out = sent - set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
+    if left_out:
+        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Mend it, and push again")
+    return f"{parcel.about} -> {url} ({seen})"
+
+
+def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str) -> set[str]:
+    """Put all files there in one commit, and take away what an earlier push left; returns the names that were put."""
+    there = set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
+    stale = _pushed_before(hub, parcel.repo_type, repo_id, revision, there) - set(parcel.files)
+    contents: dict[str, str | bytes] = {name: str(parcel.folder / name) for name in parcel.files}
+    if _README not in there:
+        contents[_README] = parcel.card.encode()
+    with warnings.catch_warnings():
+        # cells.parquet is no data set.
+        warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
+        hub.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=data) for name, data in contents.items()),
+                *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
+            ],
+            commit_message=message,
+            repo_type=parcel.repo_type,
+            revision=revision,
+        )
+    return set(contents)
+
+
+def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
+    """What an earlier push put there: of other files, such as a model's own, nothing is known but that they stay."""
+    if repo_type == "dataset":
+        return {name for name in there if "activations/journal" in there and STORE_FILE.fullmatch(name)}
+    found: set[str] = set()
+    for run in (name for name in there if name.split("/")[-1] == RUN and name.count("/") < 2):
+        file = hub.hf_hub_download(repo_id, run, repo_type=repo_type, revision=revision)
+        place = run.removesuffix(RUN)
+        try:
+            found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
+        except (ProbeError, RequestError):
+            logger.info("%s of %s is of another program", run, repo_id)
+    return found & there
+
+
+def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progress: Progress = iter) -> str:
+    """Take a store, or result folders, from a repository that `push` filled.
+
+    The files come into ``.NAME.partial`` beside the target. When they are all there and whole, it gets the target's
+    name. A download that broke off is taken up by the same call.
+
+    Parameters
+    ----------
+    repo_id : str
+        Such as ``name/repository``.
+    path : str or Path
+        A folder that is not there yet.
+    revision : str, optional
+        Branch, tag or commit.
+    progress : callable
+        Wraps the shard numbers of a store while they are checked, such as `tqdm`.
+
+    Returns
+    -------
+    str
+        What was taken.
+
+    Raises
+    ------
+    RequestError
+        `path` is there, the hub has no such repository or cannot be reached, or what came is not whole.
+    """
+    path, hub = Path(path), HfApi()
+    if os.path.lexists(path):
+        raise RequestError(f"{path} is there already; give another folder, or remove it")
+    repo_type, commit, listed = find_files(hub, repo_id, revision)
+    make_folder(path.parent)
+    partial = hidden_beside(path, "partial")
+    if partial.is_symlink():
+        raise RequestError(f"{partial} is a link, and the download is prepared there; remove it")
+    with only_writer(hidden_beside(path, "pulling"), path):
+        try:
+            with hub_errors(repo_id, revision):
+                hub.snapshot_download(
+                    repo_id,
+                    repo_type=repo_type,
+                    revision=commit,
+                    local_dir=partial,
+                    allow_patterns=_PATTERNS[repo_type],
+                )
+        except RequestError as error:
+            raise RequestError(
+                f"{error}; what came so far is in {partial}, and the same command takes it up"
+            ) from error
+        about = _check(partial, repo_id, listed, progress)
+        for written in (*partial.rglob("*"), partial):
+            fsync_path(written)
+        rename(partial, path)
+    return f"{about} -> {path}"
+
+
+def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress: Progress) -> str:
+    """Make sure that a folder holds a store or results as they were pushed, and nothing else; or remove it."""
+    try:
+        parcel = pack(folder, progress)
+        _keep_only(folder, parcel.files)
+        _check_hashes(parcel, listed)
+    except (StoreError, ProbeError, RequestError) as error:
+        shutil.rmtree(folder)
+        reason = str(error).replace(str(folder), repo_id)
+        raise RequestError(f"{repo_id} was not taken: {reason}") from error
+    return parcel.about
+
+
+def _keep_only(folder: Path, names: Iterable[str]) -> None:
+    """Remove other files, the client's notes on the download among them, and folders that are empty then."""
+    kept = {folder / name for name in names}
+    for place, folders, files in os.walk(folder, topdown=False):
+        for file in (Path(place, name) for name in files):
+            if file not in kept:
+                file.unlink()
+        for below in (Path(place, name) for name in folders):
+            if below.is_symlink():
+                below.unlink()
+            elif not any(below.iterdir()):
+                below.rmdir()
+
+
+def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
+    """Hold files against the hub's hashes; shards were held against the journal's checksums already."""
+    for name in parcel.files:
+        file, expected = parcel.folder / name, listed.get(name)
+        if file.is_symlink():
+            raise RequestError(f"{file} came as a link")
+        if expected is None or not (SHARD_FILE.fullmatch(name) or _has_hash(file, expected)):
+            raise RequestError(f"{file} is not what the hub lists; pull again")
+
+
+def _has_hash(file: Path, expected: RepoFile) -> bool:
+    data = file.read_bytes()
+    if expected.lfs is not None:
+        return hashlib.sha256(data).hexdigest() == expected.lfs.sha256
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() == expected.blob_id

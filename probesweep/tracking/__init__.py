@@ -1,0 +1,1 @@
+"""To wandb, MLflow and TensorBoard."""

@@ -1,0 +1,284 @@
+"""The card of a result folder's best probe, ``probe.json``: what it predicts, and how a prompt gets to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from activation_store import ActivationStore
+from activation_store.pt.convert import PtActivations
+from gpu_probes import BestProbe, SweepResult
+from gpu_probes.features.combine import layers_behind
+from gpu_probes.forms import (
+    Anything,
+    Count,
+    Flag,
+    Number,
+    Penalty,
+    Place,
+    Score,
+    Share,
+    Text,
+    Whole,
+    damaged,
+    read_form,
+)
+from gpu_probes.results.documents import Results
+from gpu_probes.results.files import write_whole
+from gpu_probes.results.folder import read_document
+from gpu_probes.results.forms import CARD, Metric
+from gpu_probes.results.inference import Evidence
+from gpu_probes.solvers.objective import TaskType
+from probesweep.errors import RequestError
+
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the best probe; None where undefined, as `inference.json` says why."""
+
+    metric: Metric
+    cv: Score
+    nested_cv: Score | None
+    test: Score | None
+    p: Share | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Fitted on cross-validated predictions: a line for numbers, Platt scaling for two classes."""
+
+    kind: Literal["linear", "platt"] | None
+    slope: Penalty | None
+    intercept: Number | None
+    reason: Text | None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """How the training rows' prompts were made and read.
+
+    Attributes
+    ----------
+    model, weights, tokenizer, dtype : str
+    layers : list of int
+        Indices into ``hidden_states`` that the probe reads.
+    positions : list of int
+        All of the store's.
+    use_chat_template : bool
+    chat_template : str or None
+        SHA-256.
+    chat_template_kwargs : dict
+    eoi_tokens : int or None
+        Where the positions were counted by hand.
+    truncate_to : int or None
+        Tokens that longer prompts were cut to.
+    question_column : str
+    """
+
+    model: Text
+    weights: Text
+    tokenizer: Text
+    dtype: Text
+    layers: list[Count]
+    positions: list[Whole]
+    use_chat_template: Flag
+    chat_template: Text | None
+    chat_template_kwargs: dict[Text, Anything]
+    eoi_tokens: Count | None
+    truncate_to: Count | None
+    question_column: Text
+
+
+@dataclass(frozen=True)
+class Card:
+    """What ``probe.json`` says.
+
+    Attributes
+    ----------
+    format_version : int
+    label : str
+    task_type : regression or classification
+    classes : list of float or None
+        The labels' classes, ascending; None for numbers.
+    probe : str
+    layer : int or str
+        Index into ``hidden_states``; a name where layers are joined.
+    position : int or str
+        Negative token position; a name where positions are joined.
+    join : str or None
+    alpha : float
+    scores : Scores
+    calibration : Calibration
+    prompts : Prompts or None
+        None where the activations do not say how they were made.
+    """
+
+    format_version: Count
+    label: Text
+    task_type: TaskType
+    classes: list[Number] | None
+    probe: Text
+    layer: Place
+    position: Place
+    join: Text | None
+    alpha: Penalty
+    scores: Scores
+    calibration: Calibration
+    prompts: Prompts | None
+
+    @classmethod
+    def load(cls, folder: Path) -> Card:
+        """Read a folder's card.
+
+        Raises
+        ------
+        RequestError, ProbeError
+            It is damaged, of another format, or something else.
+        """
+        return cls.of(Results.load(folder))
+
+    @classmethod
+    def of(cls, results: Results) -> Card:
+        """Read the card of a folder that is read, and make sure that both say the same; as `load`."""
+        path = results.folder / CARD
+        document = read_document(path)
+        version = document.get("format_version")
+        if isinstance(version, int) and version > CARD_VERSION:
+            raise RequestError(
+                f"{path} has format {version} and this is {CARD_VERSION}; install the probesweep that wrote it"
+            )
+        card = read_form(cls, document, path)
+        if card.format_version != CARD_VERSION:
+            raise damaged(path, "there is no such format", ["format_version"])
+        for name, held, expected in card._compared(results):
+            if held != expected:
+                raise damaged(path, f"it has {held!r} where the other files have {expected!r}", [name])
+        return card
+
+    def _compared(self, results: Results) -> Iterator[tuple[str, object, object]]:
+        """What the card and the other files say of the same."""
+        best, evidence, options = results.best, results.evidence or Evidence(), results.run.request.options
+        if best is None:
+            raise damaged(results.folder / CARD, "there is no best probe")
+        nested, permutation = evidence.nested_cv, evidence.permutation
+        expected = {
+            "label": results.run.label,
+            "task_type": best.task_type,
+            "classes": None if results.performance.classes is None else list(results.performance.classes),
+            "probe": results.probes.header.probe,
+            "layer": best.best_layer_number,
+            "position": best.best_position,
+            "join": options.get("join"),
+            "alpha": best.selected_alpha,
+        }
+        yield from ((name, getattr(self, name), value) for name, value in expected.items())
+        yield "scores.metric", self.scores.metric, best.metric
+        yield "scores.cv", self.scores.cv, best.cv_score
+        yield "scores.test", self.scores.test, best.test_score
+        if nested is not None:
+            yield "scores.nested_cv", self.scores.nested_cv, nested.score
+        if permutation is not None:
+            yield "scores.p", self.scores.p, permutation.p_best
+        if evidence.calibration is not None and evidence.platt is not None:
+            yield "calibration", self.calibration, _calibration(self.task_type, evidence)
+        if self.prompts is not None:
+            yield "prompts.weights", self.prompts.weights, results.run.weights
+            yield "prompts.model", self.prompts.model, results.run.model
+            yield from self._prompts_compared(self.prompts, results)
+
+    def _prompts_compared(self, prompts: Prompts, results: Results) -> Iterator[tuple[str, object, object]]:
+        """Layers and positions that are read, and how the template is used."""
+        if self.join is None or self.join == "layers":
+            yield "prompts.positions", prompts.positions, list(results.performance.positions)
+        else:
+            yield "prompts.positions", len(prompts.positions), len(results.run.position_tokens)
+        if self.join is None or self.join == "mean":
+            yield "prompts.layers", prompts.layers, [self.layer]
+        yield "prompts.chat_template", prompts.chat_template is not None, prompts.use_chat_template
+        if prompts.eoi_tokens is not None:
+            yield "prompts.eoi_tokens", prompts.eoi_tokens, len(prompts.positions)
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        content = json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n"
+        write_whole(folder / CARD, content)
+
+
+def describe_probe(
+    label: str,
+    result: SweepResult,
+    evidence: Evidence,
+    store: ActivationStore | PtActivations,
+    join: str | None,
+) -> Card | None:
+    """Describe the best probe; None where there is none.
+
+    Parameters
+    ----------
+    label : str
+    result : SweepResult
+    evidence : Evidence
+        Of `gpu_probes.infer`.
+    store : ActivationStore or PtActivations
+        Of the training rows.
+    join : str or None
+        How its cells were combined.
+    """
+    best = result.best
+    if best is None:
+        return None
+    return Card(
+        format_version=CARD_VERSION,
+        label=label,
+        task_type=result.task_type,
+        classes=None if result.classes is None else list(result.classes),
+        probe=result.probe,
+        layer=best.cell.layer,
+        position=best.cell.position,
+        join=join,
+        alpha=best.alpha,
+        scores=Scores(
+            metric=result.metric,
+            cv=best.cv_score,
+            nested_cv=None if evidence.nested_cv is None else evidence.nested_cv.score,
+            test=best.test_score,
+            p=None if evidence.permutation is None else evidence.permutation.p_best,
+        ),
+        calibration=_calibration(result.task_type, evidence),
+        prompts=_prompts(store, best, join),
+    )
+
+
+def _calibration(task_type: str, evidence: Evidence) -> Calibration:
+    kind: Literal["linear", "platt"] = "linear" if task_type == "regression" else "platt"
+    found = evidence.calibration if kind == "linear" else evidence.platt
+    assert found is not None, "there is a best probe"
+    fitted = found.slope is not None
+    return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
+
+
+def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str | None) -> Prompts | None:
+    fingerprint = store.fingerprint
+    if not isinstance(store, ActivationStore) or "tokenizer" not in fingerprint:
+        return None
+    provenance = store.attrs["provenance"]
+    return Prompts(
+        model=fingerprint["model"],
+        weights=fingerprint["weights"],
+        tokenizer=fingerprint["tokenizer"],
+        dtype=fingerprint["dtype"],
+        layers=[int(layer) for layer in layers_behind(store, join, best.cell)],
+        positions=list(store.positions),
+        use_chat_template=fingerprint["chat_template"] is not None,
+        chat_template=fingerprint["chat_template"],
+        chat_template_kwargs=fingerprint["chat_template_kwargs"],
+        # Where the positions were counted by hand, they are again.
+        eoi_tokens=None if provenance.get("template_tail") else len(store.positions),
+        truncate_to=None if fingerprint["truncation"] is None else fingerprint["truncation"]["max_length"],
+        question_column=fingerprint["question_column"],
+    )

@@ -1,0 +1,530 @@
+"""A trained probe on new prompts: the model runs up to the probe's layer, and every prompt gets a score."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+from jaxtyping import Float64, Shaped
+
+from activation_store.capture.session import LoadedModel, PromptFormat
+from activation_store.errors import NonFiniteError, PromptError
+from activation_store.extraction.arguments import check_at_least_one
+from activation_store.files.durable import write_output
+from activation_store.prompts.encoding import Prompts as EncodedPrompts
+from activation_store.prompts.encoding import show_rows
+from activation_store.prompts.template import Question
+from activation_store.questions.dataset import read_all_columns, read_question
+from activation_store.questions.formats import Rows, Table
+from gpu_probes import ArrayCellSource, Cell, SavedProbes
+from gpu_probes.display.wording import class_name
+from gpu_probes.errors import ProbeWarning
+from gpu_probes.features.combine import combine
+from gpu_probes.forms import damaged
+from gpu_probes.results.documents import Results
+from gpu_probes.results.folder import RUN, has_results
+from gpu_probes.results.forms import CARD
+from gpu_probes.scores.metrics import PlattScaling
+from gpu_probes.solvers.deciding import decide, one_column, predictions_of, ranked
+from probesweep.errors import RequestError
+from probesweep.outputs import check_file
+from probesweep.use.card import Card, Prompts
+
+Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+Scores = Mapping[str, list[Any]]
+OnError = Literal["stop", "null"]
+ERROR_COLUMN = "probe_error"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The best probe of a training, with the model that it reads.
+
+    Open with `Probe.load`. The model is loaded when the first prompt is scored, and kept.
+
+    Attributes
+    ----------
+    card : Card
+        What ``probe.json`` says.
+    coef : ndarray [output, feature]
+        In raw features; one output for numbers and two classes, one per class beyond.
+    intercept : ndarray [output]
+    model : str
+        Where the model is loaded from.
+    device : str
+    batch_size : int or None
+        Most prompts of a batch.
+    trust_remote_code : bool
+    max_length : int or None
+        Most tokens of a prompt; None: what the training's were cut to, else the model's limit.
+    truncate : bool
+        Cut the end of the user's text of longer prompts; prompts of a training that did so are cut in any case.
+    """
+
+    card: Card
+    coef: Float64[np.ndarray, "output feature"]
+    intercept: Float64[np.ndarray, " output"]
+    model: str
+    device: str = "auto"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+    max_length: int | None = None
+    truncate: bool = False
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        trust_remote_code: bool = False,
+        max_length: int | None = None,
+        truncate: bool = False,
+    ) -> Probe:
+        """Open the best probe of a result folder.
+
+        Parameters
+        ----------
+        folder : str or Path
+            An ``--output_dir`` of ``probesweep train``.
+        model : str, optional
+            Where the same model lies now; by default where it was.
+        device : str
+            "auto", "cpu", "cuda", ...
+        batch_size : int, optional
+            Most prompts of a batch; by default as many as free memory allows.
+        trust_remote_code : bool
+            Run code that the model's repository brings.
+        max_length : int, optional
+            Most tokens of a prompt; by default what the training's were cut to, else the model's limit.
+        truncate : bool
+            Cut the end of the user's text of longer prompts, in place of an error.
+
+        Raises
+        ------
+        RequestError, ProbeError
+            There is no probe, or it was trained on activations that do not say how their prompts were made.
+        """
+        check_at_least_one(batch_size=batch_size, max_length=max_length)
+        folder = Path(folder)
+        results = _read_results(folder)
+        card, prompts = _read_card(results)
+        _warn_uncalibrated(card, folder)
+        saved = SavedProbes.of(results)
+        at = saved.positions.index(card.position), saved.layers.index(card.layer)
+        where = model or prompts.model
+        options = (device, batch_size, trust_remote_code, max_length, truncate)
+        return cls(card, saved.coef[at], saved.intercept[at], where, *options)
+
+    @property
+    def layer(self) -> int | str:
+        """Index into ``hidden_states``; a name where layers are joined."""
+        return self.card.layer
+
+    @property
+    def position(self) -> int | str:
+        """Negative token position; a name where positions are joined."""
+        return self.card.position
+
+    @property
+    def classes(self) -> tuple[float, ...] | None:
+        """The labels' classes, ascending; None for numbers."""
+        return None if self.card.classes is None else tuple(self.card.classes)
+
+    @property
+    def question_column(self) -> str:
+        """The training's column of prompts."""
+        return self._prompts.question_column
+
+    @property
+    def direction(self) -> Float64[np.ndarray, "output feature"]:
+        """Coefficients at length 1, in raw features."""
+        return self.coef / np.linalg.norm(self.coef, axis=1, keepdims=True)
+
+    def score(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
+        """Calibrated scores of prompts.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of chat messages
+            As in the training's dataset: bare questions where that was extracted with a chat template.
+
+        Returns
+        -------
+        ndarray [prompt], or [prompt, class] for more than two classes
+            Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
+            the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
+        """
+        return one_column(self.calibrate(self.decide(prompts)))
+
+    def predict(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
+        """Predictions as in the result files: numbers, the second class's probability, or one for every class."""
+        return one_column(predictions_of(self.decide(prompts), self.card.task_type))
+
+    def decide(
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
+    ) -> Float64[np.ndarray, "prompt output"]:
+        """Decision values: what is ranked, for several classes by way of `gpu_probes.solvers.deciding.ranked`.
+
+        Parameters
+        ----------
+        prompts : sequence of str or of chat messages
+            Which may be empty. The first error in place of a prompt is raised.
+        progress : callable, optional
+            Is given the blocks of rows and their number of prompts, and yields the blocks.
+
+        Raises
+        ------
+        InputError
+            A prompt cannot be used.
+        NonFiniteError
+            The model gives NaN or infinity for some.
+        RequestError
+            A single prompt is given, not a list.
+        """
+        questions = _usable(_read_questions(prompts))
+        if not questions:
+            return np.zeros((0, len(self.coef)))
+        return self._decide_encoded(self._loaded.encode(questions), progress, stop=True)
+
+    def decide_usable(
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
+    ) -> tuple[Float64[np.ndarray, "prompt output"], dict[int, str]]:
+        """Decision values of the prompts that have some, NaN for the others, and why those have none.
+
+        Parameters
+        ----------
+        prompts : sequence of str, of chat messages, or of the error that says why there is no prompt
+        progress : callable, optional
+            As in `decide`.
+
+        Returns
+        -------
+        tuple of ndarray [prompt, output] and dict
+            The reasons by row.
+
+        Raises
+        ------
+        RequestError
+            A single prompt is given, not a list.
+        """
+        questions = _read_questions(prompts)
+        reasons = {row: prompt.reason for row, prompt in enumerate(questions) if isinstance(prompt, PromptError)}
+        read = {row: prompt for row, prompt in enumerate(questions) if not isinstance(prompt, PromptError)}
+        rows = list(read)
+        if read:
+            reasons |= {rows[place]: why for place, why in self._loaded.find_unusable(list(read.values())).items()}
+        usable = [row for row in rows if row not in reasons]
+        decision = np.full((len(questions), len(self.coef)), np.nan)
+        if usable:
+            encoded = self._loaded.encode([read[row] for row in usable], numbers=usable)
+            decision[usable] = self._decide_encoded(encoded, progress, stop=False)
+        for row in usable:
+            if not np.isfinite(decision[row]).all():
+                reasons[row], decision[row] = "the model gives NaN or infinity", np.nan
+        return decision, dict(sorted(reasons.items()))
+
+    def _decide_encoded(
+        self, encoded: EncodedPrompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
+    ) -> Float64[np.ndarray, "prompt output"]:
+        """Decision values; NaN and infinity in hidden states are an error where `stop` says so."""
+        given, join = self._prompts, self.card.join
+        if list(encoded.positions) != given.positions:
+            raise RequestError(
+                f"the template's tail has positions {list(encoded.positions)}, in training {given.positions}; "
+                "load the same tokenizer and template"
+            )
+        positions = [position for position in given.positions if join or position == self.position]
+        decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
+        blocks = self._loaded.blocks(encoded, positions, max_rows=self.batch_size)
+        for rows, block in blocks if progress is None else progress(blocks, len(decision)):
+            source = combine(ArrayCellSource(block, given.layers, positions), join)
+            decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
+            if stop and not np.isfinite(decision[rows]).all():
+                bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()
+                raise NonFiniteError(f"the model gives NaN or infinity for {show_rows(bad)}; drop these prompts")
+        return decision
+
+    def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
+        """Put decision values on the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
+        found = self.card.calibration
+        if found.slope is None or found.intercept is None:
+            return predictions_of(decision, self.card.task_type)
+        if found.kind == "linear":
+            return found.slope * decision + found.intercept
+        return PlattScaling(found.slope, found.intercept).apply(decision)
+
+    @property
+    def _prompts(self) -> Prompts:
+        assert self.card.prompts is not None, "Probe.load refuses such cards"
+        return self.card.prompts
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        given = self._prompts
+        return LoadedModel.load(
+            self.model,
+            given.layers,
+            PromptFormat(
+                use_chat_template=given.use_chat_template,
+                template_kwargs=given.chat_template_kwargs,
+                eoi_tokens=given.eoi_tokens,
+                max_length=given.truncate_to if self.max_length is None else self.max_length,
+                truncate=self.truncate or given.truncate_to is not None,
+            ),
+            dtype=given.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            expected={name: getattr(given, name) for name in ("weights", "tokenizer", "chat_template")},
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with scores.
+
+    Parameters
+    ----------
+    columns : list of str
+        All that were written, the scores last.
+    scores : dict of list
+        Columns of scores, with a value for each row; None where it has none. With the texts, where these were scored.
+    unusable : dict
+        Why rows have no score, by row.
+    """
+
+    columns: list[str]
+    scores: Scores
+    unusable: dict[int, str]
+
+    @property
+    def n_rows(self) -> int:
+        """How many there are."""
+        return len(next(iter(self.scores.values())))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A dictionary for each row."""
+        return [dict(zip(self.scores, row, strict=True)) for row in zip(*self.scores.values(), strict=True)]
+
+    def __str__(self) -> str:
+        """As a table."""
+        return pd.DataFrame(self.scores).to_string(index=False, na_rep="-")
+
+
+def score_dataset(
+    probe: Probe,
+    dataset_path: Path,
+    output_path: Path,
+    *,
+    question_column: str | None = None,
+    max_samples: int | None = None,
+    on_error: OnError = "stop",
+    progress: Callable[[Blocks, int], Blocks] | None = None,
+) -> Scored:
+    """Write a dataset with the probe's scores as new columns; the others stay as they are.
+
+    Lines of JSON are written as they were read. Columns of a CSV file stay text in another; elsewhere they are numbers
+    where these print the very texts.
+
+    ``probe_score`` is calibrated, ``probe_prediction`` as in the result files, and ``probe_rank``, for classes, is what
+    ROC-AUC ranks by: log odds, which differ where probabilities round to 1. With more than two classes there are a
+    ``probe_score_CLASS`` and then a ``probe_rank_CLASS`` for each.
+
+    Parameters
+    ----------
+    probe : Probe
+    dataset_path : Path
+        Parquet, CSV or JSON file, or a folder written by ``save_to_disk`` of datasets.
+    output_path : Path
+        Ends in .parquet, .csv or .jsonl.
+    question_column : str, optional
+        Column of the prompts; by default the training's.
+    max_samples : int, optional
+        Use the first rows only.
+    on_error : stop or null
+        What a row comes to whose prompt cannot be used: an error, or scores that are null and a ``probe_error`` that
+        says why.
+    progress : callable, optional
+        As `Probe.decide`.
+
+    Returns
+    -------
+    Scored
+        What was written.
+
+    Raises
+    ------
+    RequestError, StoreError
+        What is given cannot be used; the message says what, where, and how to mend it.
+    """
+    _check_on_error(on_error)
+    write = _WRITERS.get(output_path.suffix.lower())
+    if write is None:
+        raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
+    check_file(output_path, "--output_path", [dataset_path])
+    questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
+    taken = [name for name in _column_names(probe, on_error) if name in rows.names]
+    if taken:
+        raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
+    # What cannot be written is refused before the model runs, not after.
+    write(rows, {})
+    scores, unusable = _score(probe, questions, on_error, progress)
+    output_path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(output_path, [write(rows, scores)])
+    return Scored([*rows.names, *scores], scores, unusable)
+
+
+def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop") -> Scored:
+    """Score some prompts: a row for each, with the columns of `score_dataset` behind that of the texts."""
+    _check_on_error(on_error)
+    scores, unusable = _score(probe, texts, on_error, None)
+    columns = {"text": list(texts), **scores}
+    return Scored(list(columns), columns, unusable)
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in get_args(OnError):
+        raise RequestError(f"--on_error {on_error!r}: must be one of {', '.join(get_args(OnError))}")
+
+
+def _score(
+    probe: Probe,
+    questions: Sequence[Question | PromptError],
+    on_error: OnError,
+    progress: Callable[[Blocks, int], Blocks] | None,
+) -> tuple[Scores, dict[int, str]]:
+    """Columns of scores, and why rows have none."""
+    if on_error == "stop":
+        try:
+            return _columns(probe, probe.decide(questions, progress)), {}
+        except PromptError as error:
+            hint = "--on_error null scores the other rows"
+            raise PromptError(f"{error}; {hint}", error.reason) from error
+    decision, unusable = probe.decide_usable(questions, progress)
+    columns = _columns(probe, decision)
+    return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable
+
+
+def _read_questions(prompts: object) -> list[Question | PromptError]:
+    """Each prompt as a question, or why it is none; whatever Python hands over."""
+    if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
+        raise RequestError(f"{prompts!r} is no list of prompts; put a single one into brackets: probe.score([text])")
+    return [
+        prompt if isinstance(prompt, PromptError) else read_question(prompt, f"prompt {row}")
+        for row, prompt in enumerate(prompts)
+    ]
+
+
+def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
+    """The questions, or the error that stands in place of one."""
+    usable: list[Question] = []
+    for question in questions:
+        if isinstance(question, PromptError):
+            raise question
+        usable.append(question)
+    return usable
+
+
+def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[float | None]]:
+    predictions = predictions_of(decision, probe.card.task_type)
+    scores = [predictions] if len(probe.coef) > 1 else [probe.calibrate(decision), predictions]
+    values = np.hstack(scores if probe.classes is None else [*scores, ranked(decision)])
+    columns = ([None if np.isnan(value) else value for value in column] for column in values.T.tolist())
+    return dict(zip(_column_names(probe, "stop"), columns, strict=True))
+
+
+def _column_names(probe: Probe, on_error: OnError) -> list[str]:
+    reasons = [ERROR_COLUMN] if on_error == "null" else []
+    if probe.classes is None:
+        return ["probe_score", "probe_prediction", *reasons]
+    if len(probe.classes) == 2:
+        return ["probe_score", "probe_prediction", "probe_rank", *reasons]
+    by_class = [f"{what}_{class_name(value)}" for what in ("probe_score", "probe_rank") for value in probe.classes]
+    return [*by_class, *reasons]
+
+
+def _read_results(folder: Path) -> Results:
+    if not has_results(folder):
+        inside = sorted(str(found.parent) for found in folder.glob(f"*/{RUN}"))
+        hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
+        raise RequestError(f"{folder} holds no finished training; {hint}")
+    return Results.load(folder)
+
+
+def _read_card(results: Results) -> tuple[Card, Prompts]:
+    folder = results.folder
+    if results.best is None:
+        raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
+    if CARD not in results.run.files:
+        raise damaged(folder / RUN, f"it does not name {CARD}", ["files"])
+    card = Card.of(results)
+    if card.prompts is None:
+        raise RequestError(
+            f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "
+            "made; extract them with probesweep and train on that"
+        )
+    return card, card.prompts
+
+
+def _warn_uncalibrated(card: Card, folder: Path) -> None:
+    """Say where scores are the bare predictions though the task has a calibration."""
+    more_classes = card.classes is not None and len(card.classes) > 2
+    if card.calibration.slope is None and not more_classes:
+        message = f"{folder}: scores are not calibrated: {card.calibration.reason}"
+        warnings.warn(message, ProbeWarning, stacklevel=3)
+
+
+def _parquet(rows: Rows, scores: Scores) -> bytes:
+    sink = io.BytesIO()
+    try:
+        pq.write_table(_with_scores(rows.typed_table(), scores), sink)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise RequestError(
+            f"the dataset has a column that parquet cannot hold ({error}); write .jsonl instead"
+        ) from error
+    return sink.getvalue()
+
+
+def _csv(rows: Rows, scores: Scores) -> bytes:
+    sink = io.BytesIO()
+    pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
+    return sink.getvalue()
+
+
+def _with_scores(table: Table, scores: Scores) -> Table:
+    for name, values in scores.items():
+        table = table.append_column(name, pa.array(values, pa.string() if name == ERROR_COLUMN else pa.float64()))
+    return table
+
+
+def _json_lines(rows: Rows, scores: Scores) -> bytes:
+    lines = rows.json_lines()
+    added = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)] or [{}] * len(lines)
+    ends = [json.dumps(row, allow_nan=False)[1:-1] for row in added]
+    return "".join(f"{_with_more(line, end)}\n" for line, end in zip(lines, ends, strict=True)).encode()
+
+
+def _with_more(source: str, more: str) -> str:
+    """The text of a JSON object with more keys at its end."""
+    is_empty = not source[1:-1].strip()
+    return f"{source[:-1]}{', ' if more and not is_empty else ''}{more}}}"
+
+
+_WRITERS: dict[str, Callable[[Rows, Scores], bytes]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".jsonl": _json_lines,
+}

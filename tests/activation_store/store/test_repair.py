@@ -1,0 +1,145 @@
+"""What is damaged can be written anew, to the last byte as it was."""
+
+import numpy as np
+import pytest
+
+from activation_store import ActivationStore, CorruptStoreError, Extraction, FingerprintMismatchError, InputError
+from activation_store.errors import StoreError
+from activation_store.store.writer import StoreWriter
+from tests.activation_store.store.test_store import damage, same_bits, tree
+from tests.helpers.stores import make_beside, make_spec, make_values, write_store
+
+
+def repair(path, spec, values):
+    """Mend a store; returns what was wrong and the shards written."""
+    with StoreWriter.repair(path, spec.fingerprint, make_beside(spec.n_samples)) as writer:
+        pending = writer.pending_shards
+        for shard in pending:
+            rows = np.array(spec.layout.rows(shard))
+            writer.add(rows, values[rows])
+    return [str(problem) for problem in writer.damage], pending
+
+
+def drop_line(journal, number):
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[number] = lines[number][:9] + b"x" + lines[number][10:]
+    journal.write_bytes(b"".join(lines))
+
+
+DAMAGES = {
+    "nothing": (lambda store: None, []),
+    "a value": (lambda store: damage(store / "activations/c/1/0/0/0", 17), [1]),
+    "a checksum": (lambda store: damage(store / "activations/c/1/0/0/0", 4 * 7 * 4 + 1), [1]),
+    "an index": (lambda store: damage(store / "activations/c/2/0/0/0", -3), [2]),
+    "a missing file": (lambda store: (store / "activations/c/0/0/0/0").unlink(), [0]),
+    "a cut file": (lambda store: (store / "activations/c/0/0/0/0").write_bytes(b"short"), [0]),
+    "a coordinate": (lambda store: damage(store / "question/c/0", 9), []),
+    "a missing label": (lambda store: (store / "is right/c/0").unlink(), []),
+    "the sample numbers": (lambda store: (store / "sample/c/0").write_bytes(b"short"), []),
+    "a label's metadata": (lambda store: damage(store / "success_rate/zarr.json", 40), []),
+    "a journal line": (lambda store: drop_line(store / "activations/journal", 2), [1]),
+    "the last journal line": (lambda store: damage(store / "activations/journal", -5), [2]),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_repair_restores_every_byte(kind, tmp_path):
+    spec = make_spec()
+    values = make_values(spec)
+    path = tmp_path / "s.zarr"
+    write_store(path, spec, values)
+    whole = tree(path)
+    do, expected = DAMAGES[kind]
+    do(path)
+    assert (tree(path) == whole) == (kind == "nothing")
+    problems, pending = repair(path, spec, values)
+    assert pending == expected
+    assert len(problems) == (kind != "nothing")
+    assert ActivationStore.open(path).verify() == []
+    restored = tree(path)
+    if kind == "a journal line":
+        # Shards are independent: the line comes back behind the others.
+        sort = {"activations/journal": sorted(restored["activations/journal"].splitlines())}
+        assert {**restored, **sort} == {
+            **whole,
+            "activations/journal": sorted(whole["activations/journal"].splitlines()),
+        }
+    else:
+        assert restored == whole
+
+
+def test_values_that_come_out_otherwise_are_committed_and_reported(tmp_path):
+    spec = make_spec()
+    values = make_values(spec)
+    write_store(tmp_path / "s.zarr", spec, values)
+    damage(tmp_path / "s.zarr/activations/c/1/0/0/0", 17)
+    with StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, make_beside(11)) as writer:
+        writer.add(np.arange(4, 8), -values[4:8])
+        assert writer.changed_shards == [1]
+    store = ActivationStore.open(tmp_path / "s.zarr")
+    assert store.verify() == []
+    same_bits(store[4:8], -values[4:8])
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "activations/zarr.json"])
+def test_what_the_inputs_do_not_give_again_is_refused(name, tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    damage(tmp_path / "s.zarr" / name, -2)
+    with pytest.raises(CorruptStoreError, match=name):
+        StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, make_beside(11))
+
+
+def test_other_inputs_change_nothing(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    drop_line(tmp_path / "s.zarr/activations/journal", 2)
+    before = tree(tmp_path / "s.zarr")
+    with pytest.raises(FingerprintMismatchError):
+        StoreWriter.repair(tmp_path / "s.zarr", {**spec.fingerprint, "dataset": "e"}, make_beside(11))
+    assert tree(tmp_path / "s.zarr") == before
+
+
+def test_other_labels_do_not_replace_damaged_ones(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    damage(tmp_path / "s.zarr/success_rate/c/0", 3)
+    before = tree(tmp_path / "s.zarr")
+    other = make_beside(11)
+    other["success_rate"] = other["success_rate"] / 2
+    with pytest.raises(CorruptStoreError, match="do not give it again as it was"):
+        StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, other)
+    assert tree(tmp_path / "s.zarr") == before
+
+
+def test_a_damaged_first_journal_line_is_beyond_repair(tmp_path):
+    spec = make_spec()
+    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+    damage(tmp_path / "s.zarr/activations/journal", 30)
+    with pytest.raises(CorruptStoreError, match="names all other files"):
+        StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, make_beside(11))
+
+
+def test_extract_repairs(tiny_model, dataset, tmp_path, caplog):
+    def run(**options):
+        return Extraction(
+            str(tiny_model("llama")), dataset, tmp_path / "s.zarr", use_chat_template=True, shard_samples=4,
+            device="cpu", **options,
+        ).run()  # fmt: skip
+
+    with pytest.raises(InputError, match="no store to repair"):
+        run(repair=True)
+    run()
+    whole = tree(tmp_path / "s.zarr")
+    damage(tmp_path / "s.zarr/activations/c/1/0/0/0", 5)
+    damage(tmp_path / "s.zarr/token/c/0/0", 5)
+    with pytest.raises(StoreError, match="--repair"):
+        ActivationStore.open(tmp_path / "s.zarr")[:]
+    with pytest.raises(FingerprintMismatchError, match="layers"):
+        run(repair=True, layers="0")
+    run(repair=True)
+    assert tree(tmp_path / "s.zarr") == whole
+    assert [record.getMessage().rsplit("/", 1)[-1] for record in caplog.records][-1] == (
+        "s.zarr: 1 of 3 shards are to be extracted"
+    )
+    assert any("rows 4-7" in record.getMessage() for record in caplog.records)

@@ -1,0 +1,53 @@
+"""Small stores of known values."""
+
+from pathlib import Path
+
+import numpy as np
+
+from activation_store.format.spec import StoreSpec
+from activation_store.store.documents import COORDINATES
+from activation_store.store.writer import StoreWriter
+
+LAYERS = (0, 2, 5)
+POSITIONS = (-2, -1)
+N_FEATURES = 7
+
+
+def make_spec(n_samples: int = 11, *, dtype: str = "float32", shard_samples: int = 4, **fingerprint) -> StoreSpec:
+    return StoreSpec(
+        n_samples=n_samples,
+        layers=LAYERS,
+        positions=POSITIONS,
+        n_features=N_FEATURES,
+        dtype=dtype,
+        shard_samples=shard_samples,
+        coordinates=COORDINATES,
+        label_columns=("success_rate", "is right"),
+        fingerprint={"model": "m", "dataset": "d", **fingerprint},
+        provenance={},
+    )
+
+
+def make_values(spec: StoreSpec) -> np.ndarray:
+    """[sample, layer, position, feature], every value another one."""
+    return np.random.default_rng(0).standard_normal(spec.shape).astype(spec.numpy_dtype)
+
+
+def make_beside(n_samples: int) -> dict[str, np.ndarray]:
+    """Coordinates and labels."""
+    return {
+        "n_tokens": np.arange(5, 5 + n_samples, dtype=np.int32),
+        "token_id": np.arange(2 * n_samples, dtype=np.int32).reshape(n_samples, 2),
+        "token": np.array([["<a>", " é😀"]] * n_samples, dtype=object),
+        "prompt_hash": np.arange(n_samples, dtype=np.uint64) + 2**63,
+        "question": np.array([f"question {row} é😀" for row in range(n_samples)], dtype=object),
+        "success_rate": np.linspace(0, 1, n_samples),
+        "is right": np.arange(n_samples) % 2 == 0,
+    }
+
+
+def write_store(path: Path, spec: StoreSpec, values: np.ndarray, order: np.ndarray | None = None) -> None:
+    with StoreWriter.create(path, spec, make_beside(spec.n_samples)) as writer:
+        rows = np.arange(spec.n_samples) if order is None else order
+        for part in np.array_split(rows, 3):
+            writer.add(part, values[part])

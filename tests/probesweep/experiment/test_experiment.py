@@ -1,0 +1,226 @@
+"""One file, the whole pipeline: what is done is skipped, what changed is redone, what is wrong is named by line."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from activation_store import ActivationStore
+from probesweep import Experiment, RequestError
+from probesweep.experiment.experiment import _schema, find_line, write_template
+from tests.command_line.test_cli import run
+from tests.conftest import QUESTIONS
+
+SMALL = """\
+output_dir = "out"
+
+[model]
+model = "{model}"
+
+[data]
+train_dataset = "train.parquet"
+test_dataset = "test.parquet"
+use_chat_template = true
+layers = [0, 1]
+
+[probe]
+alphas = [1, 10]
+
+[statistics]
+k_fold = true
+n_folds = 3
+"""
+
+
+@pytest.fixture
+def experiment(tmp_path, tiny_model) -> Path:
+    rng = np.random.default_rng(0)
+    for split, copies in {"train": 3, "test": 2}.items():
+        questions = [f"{question} ({split} {copy})" for copy in range(copies) for question in QUESTIONS]
+        n = len(questions)
+        table = {"question": questions, "success_rate": rng.random(n), "topic": [f"t{row % 4}" for row in range(n)]}
+        if split == "train":
+            table["weight"] = np.arange(n) % 3
+        pd.DataFrame(table).to_parquet(tmp_path / f"{split}.parquet")
+    path = tmp_path / "experiment.toml"
+    path.write_text(SMALL.format(model=tiny_model("llama")))
+    return path
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def stages(done) -> list[str]:
+    """Names of the stages that were not skipped."""
+    assert done.returncode == 0, done.stderr
+    return [line.split(":")[0] for line in done.stderr.splitlines() if not line.endswith("done already")]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_finished_stages_are_skipped_and_changed_ones_redone(experiment):
+    out = experiment.parent / "out"
+    first = run("run", experiment)
+    assert stages(first) == ["extract train", "extract test", "train", "report"]
+    assert "best probe by CV" in first.stdout
+    assert (out / "probes/report.html").exists()
+    written = times(out)
+    again = run("run", experiment)
+    assert stages(again) == []
+    assert again.stdout == first.stdout
+    assert times(out) == written
+    change(experiment, "[1, 10]", "[1, 100]")
+    assert stages(run("run", experiment)) == ["train", "report"]
+    assert json.loads((out / "probes/performance.json").read_text())["alpha_grid"] == [1.0, 100.0]
+    change(experiment, "[0, 1]", '"0-2"')
+    done = run("run", experiment)
+    assert "layers" in done.stderr
+    assert ": kept as train.1.zarr, delete it if you do not need it" in done.stderr
+    assert ActivationStore.open(out / "train.zarr").layers == (0, 1, 2)
+    assert ActivationStore.open(out / "train.1.zarr").layers == (0, 1)
+    table = pd.read_parquet(experiment.parent / "test.parquet")
+    table.iloc[:-1].to_parquet(experiment.parent / "test.parquet")
+    assert stages(run("run", experiment))[0] == "extract test"
+
+
+def test_the_same_as_the_single_commands(experiment, tiny_model, tmp_path):
+    change(experiment, "[statistics]", 'weight_column = "weight"\n\n[statistics]\ngroups = "topic"')
+    assert run("run", experiment, "--quiet").stderr == ""
+    for split in ("train", "test"):
+        weights = ("--label_column", "success_rate", "--label_column", "weight") if split == "train" else ()
+        done = run(
+            "extract", "--model", tiny_model("llama"), "--dataset_path", tmp_path / f"{split}.parquet", "--output_path",
+            tmp_path / f"{split}.zarr", "--use_chat_template", "--layers", "0,1", "--group_column", "topic", *weights,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    done = run(
+        "train", "--train_activations", tmp_path / "train.zarr", "--test_activations", tmp_path / "test.zarr",
+        "--output_dir", tmp_path / "single", "--alphas", "1,10", "--k_fold", "--n_folds", 3, "--weight_column",
+        "weight", "--groups", "topic",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("performance.json", "best_probe_predictions.json", "inference.json"):
+        assert (tmp_path / "single" / name).read_bytes() == (tmp_path / "out/probes" / name).read_bytes()
+
+
+def test_a_lost_result_is_made_again(experiment):
+    run("run", experiment)
+    (experiment.parent / "out/probes/report.html").unlink()
+    assert stages(run("run", experiment)) == ["report"]
+    (experiment.parent / "out/probes/cells.parquet").unlink()
+    assert "train" in stages(run("run", experiment))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": 5}'])
+def test_a_damaged_memory_is_named(experiment, text):
+    memory = experiment.parent / "out/stages.json"
+    memory.parent.mkdir()
+    memory.write_text(text)
+    done = run("run", experiment)
+    assert done.returncode == 2
+    assert done.stderr == f"error: {memory} is damaged; remove it: what is done already is found, or done, anew\n"
+
+
+def test_init_writes_a_file_that_names_every_key(tmp_path):
+    path = tmp_path / "new" / "e.toml"
+    done = run("run", "--init", path)
+    assert done.returncode == 0, done.stderr
+    assert "probesweep run" in done.stdout
+    Experiment.load(path)
+    assert run("run", "--init", path).returncode == 2
+    # With every comment that holds a key turned into that key, it is still a file that is taken.
+    text = re.sub(r"(?m)^# (\w+ = )", r"\1", path.read_text())
+    path.write_text(text)
+    document = tomllib.loads(text)
+    for section, keys in _schema().items():
+        table = document[section] if section else document
+        assert set(keys) <= set(table), section
+    Experiment.load(path)
+
+
+def test_the_template_cannot_take_a_file_s_place(tmp_path):
+    path = tmp_path / "e.toml"
+    path.write_text("mine")
+    with pytest.raises(RequestError, match="exists"):
+        write_template(path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("layers = [0, 1]", "layer = [0, 1]", 10, "layer is unknown in [data]; did you mean layers?"),
+        ("layers = [0, 1]", "layers = 3.5", 10, "layers = 3.5 in [data] should be"),
+        ("alphas = [1, 10]", "alphas = [1, 'x']", 13, "should be a number"),
+        ("k_fold = true", 'k_fold = "yes"', 16, "k_fold = 'yes' in [statistics] should be true or false"),
+        ("n_folds = 3", "n_folds = 2.5", 17, "n_folds = 2.5 in [statistics] should be a whole number"),
+        ("[probe]", '[probe]\nprobe = "svm"', 13, "probe = 'svm' in [probe] should be 'auto', 'ridge'"),
+        ("[probe]", "[prob]", 12, "prob is unknown in the top of the file; did you mean probe?"),
+        (
+            "[probe]",
+            "[probe]\npermutations = 10",
+            13,
+            "permutations is unknown in [probe]; it belongs into [statistics]",
+        ),
+        ('train_dataset = "train.parquet"\n', "", 6, "train_dataset is missing in [data]"),
+        ('output_dir = "out"', "", 1, "output_dir is missing"),
+        ("[probe]\nalphas = [1, 10]", "", 1, None),
+        ("k_fold = true", "k_fold = yes", 16, "is not TOML"),
+        ('output_dir = "out"', 'output_dir = "out"\nmodel = "m"', 2, "model = 'm' should be a section; write [model]"),
+        ("use_chat_template = true", "use_chat_template = true\neoi_tokens = [\n  5,\n]", 10, "eoi_tokens = [5]"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(experiment, old, new, line, message):
+    change(experiment, old, new)
+    if 'model = "m"' in new:
+        change(experiment, "[model]\nmodel =", "[report]\n# model =")
+    if message is None:
+        Experiment.load(experiment)
+        return
+    done = run("run", experiment)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert f"line {line}" in done.stderr
+    assert not (experiment.parent / "out").exists()
+
+
+def test_what_a_stage_finds_wrong_is_named_with_its_line(experiment):
+    change(experiment, "layers = [0, 1]", "layers = [0, 77]")
+    done = run("run", experiment)
+    assert done.returncode == 2
+    assert f"layers in line 10 of {experiment}" in done.stderr
+    assert "this model has layers 0 to 3" in done.stderr
+
+
+def test_an_editor_s_mark_at_the_beginning_is_read_over(experiment):
+    experiment.write_text("\ufeff" + experiment.read_text(), encoding="utf-8")
+    assert Experiment.load(experiment).settings["data"]["layers"] == [0, 1]
+
+
+def test_missing_file(tmp_path):
+    done = run("run", tmp_path / "none.toml")
+    assert done.returncode == 2
+    assert "probesweep run --init" in done.stderr
+
+
+def test_find_line_sees_every_form_of_toml():
+    text = 'a = 1\n\n[s]\n"b" = """\nc = 3\n"""\nd.e = 1  # f = 2\n[t]\nc = 1\n'
+    assert [find_line(text, *key) for key in [("", "a"), ("s", "b"), ("s", "d"), ("t", "c"), ("t", None)]] == [
+        1,
+        4,
+        7,
+        9,
+        8,
+    ]
+    assert find_line(text, "s", "c") is None
+    assert find_line("s = {b = 1}\n", "s", "b") == 1
