@@ -268,7 +268,8 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
-    from probesweep.experiment.experiment import Experiment, write_template
+    from probesweep.experiment.experiment import Experiment
+    from probesweep.experiment.file import write_template
 
     if init:
         write_template(experiment)
@@ -355,7 +356,8 @@ def predict(
         raise click.UsageError("--question_column and --max_samples are for --dataset_path; leave them out with --text")
     terminal.wait("loading the probe and its model ...")
     from probesweep.terminal.standard_input import dataset_file, texts_of
-    from probesweep.use.prediction import Probe, score_dataset, score_texts
+    from probesweep.use.prediction import Probe
+    from probesweep.use.scored_datasets import score_dataset, score_texts
 
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
@@ -411,7 +413,7 @@ def transfer(
     from tqdm import tqdm
 
     from activation_store.files.durable import write_output
-    from activation_store.pt.convert import open_activations
+    from activation_store.opening import open_activations
     from gpu_probes.results.transfer import find_trainings, score_all, tabulate
     from probesweep.outputs import check_file
     from probesweep.stores import check_same_model, label

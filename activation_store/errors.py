@@ -1,5 +1,10 @@
 """What can go wrong with a dataset, a model or a store: one tree, so that a caller can catch all of it or a part."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
 # What mends most damage: the inputs are still there, and the model computes the same values again.
 MEND = "restore it from a copy, or run the same extract again with --repair (imported: import it anew)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
@@ -54,3 +59,25 @@ class ParityError(StoreError):
 
 class DeviceMemoryError(StoreError):
     """A single prompt does not fit in the device's memory."""
+
+
+_SHOWN_ROWS = 10
+
+
+def show_rows(rows: Sequence[int]) -> str:
+    """The first rows of a list, in words."""
+    more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
+    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"
+
+
+def check_at_least_one(**values: int | None) -> None:
+    """Refuse what is no whole number from one to the most that a file system can count."""
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise InputError(f"--{name} {value!r}: must be a whole number")
+        if value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1")
+        if value >= 2**63:
+            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")

@@ -12,10 +12,11 @@ from gpu_probes.errors import (
     ProbeWarning,
     Status,
 )
-from gpu_probes.estimators.base import LogisticProbe, LogisticProbeCV, RidgeProbe, RidgeProbeCV
+from gpu_probes.estimators.logistic import LogisticProbe, LogisticProbeCV
+from gpu_probes.estimators.ridge import RidgeProbe, RidgeProbeCV
 from gpu_probes.evidence.budget import check_statistics
 from gpu_probes.evidence.infer import About, compare_overlap, infer
-from gpu_probes.features.cells import ArrayCellSource, Cell, CellSource
+from gpu_probes.features.cells import ArrayCellSource, CellSource
 from gpu_probes.features.combine import JoinedCells, JoinedLayers, MeanPositions
 from gpu_probes.results.saved_probes import SavedProbes
 from gpu_probes.results.sweep_result import BestProbe, SweepResult
@@ -25,7 +26,7 @@ from gpu_probes.scores.nested import NestedCV
 from gpu_probes.scores.permutation import PermutationTest
 from gpu_probes.search.options import SweepOptions
 from gpu_probes.search.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
-from gpu_probes.solvers.objective import Solver
+from gpu_probes.terms import Cell, Solver
 
 __all__ = [
     "About",

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from activation_store import StoreError
-from activation_store.pt.convert import open_activations
+from activation_store.opening import open_activations
 from gpu_probes.report import write_report
 from gpu_probes.results.folder import Run, UsedStore
 from probesweep.outputs import writing

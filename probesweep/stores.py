@@ -11,7 +11,8 @@ import pandas as pd
 from jaxtyping import Bool, Shaped
 
 from activation_store import ActivationStore
-from activation_store.pt.convert import PtActivations, open_activations
+from activation_store.opening import open_activations
+from activation_store.pt.activations import PtActivations
 from gpu_probes import shared_prompts
 from gpu_probes.results.folder import Run
 from probesweep.errors import RequestError

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from activation_store.pt.convert import open_activations
+from activation_store.opening import open_activations
 from gpu_probes import (
     About,
     ProbeError,

@@ -24,7 +24,9 @@ from activation_store.capture.parity import MOST_ROUNDING, ROUNDING_MARGIN, choo
 from activation_store.capture.prefix import SharedPrefix
 from activation_store.errors import ParityError
 from activation_store.format.dtypes import numpy_dtype
-from activation_store.models.loading import LoadedDecoder, ModelInfo, ModelSource, load_decoder
+from activation_store.models.info import ModelInfo
+from activation_store.models.loading import LoadedDecoder, load_decoder
+from activation_store.models.source import ModelSource
 from activation_store.models.structure import (
     PreHook,
     Structure,
@@ -33,7 +35,7 @@ from activation_store.models.structure import (
     given_state,
     hooks,
 )
-from activation_store.prompts.encoding import TokenIds
+from activation_store.prompts.prompts import TokenIds
 
 # Enough tokens to tell a decoder's modules apart.
 _TRACED_TOKENS = 8

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float64, Integer, Shaped
 
-from activation_store.prompts.encoding import TokenIds
+from activation_store.prompts.prompts import TokenIds
 
 # Among the first rows, a few of different lengths, none long: a second of work for a small model.
 _FIRST_ROWS = 64

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from activation_store.prompts.encoding import TokenIds
+from activation_store.prompts.prompts import TokenIds
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped
@@ -14,47 +12,17 @@ from activation_store.capture.footprint import enough_tokens, free_nbytes
 from activation_store.capture.hidden_states import HiddenStates
 from activation_store.capture.parity import first_rows
 from activation_store.capture.splitting import SplittingRunner
-from activation_store.errors import InputError, PromptError
-from activation_store.extraction.arguments import check_at_least_one
-from activation_store.models.loading import (
-    ModelInfo,
-    ModelSource,
-    chat_template_hash,
-    load_tokenizer,
-    read_model_info,
-    resolve_device,
-    tokenizer_hash,
-)
-from activation_store.prompts.encoding import Prompts, encode_prompts
-from activation_store.prompts.template import Question, Tokenizer
+from activation_store.errors import InputError, PromptError, check_at_least_one
+from activation_store.models.info import ModelInfo, read_model_info
+from activation_store.models.loading import load_tokenizer, resolve_device
+from activation_store.models.source import ModelSource
+from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.prompts import PromptFormat, Prompts
+from activation_store.prompts.tokenizer import Tokenizer, chat_template_hash, tokenizer_hash
+from activation_store.questions.question import Question
 
 # Prompts are put into batches by length within so many.
 _CHUNK_ROWS = 4096
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """How a question becomes a prompt.
-
-    Parameters
-    ----------
-    use_chat_template : bool
-        Put each question through the chat template.
-    template_kwargs : dict
-        Passed on to the template.
-    eoi_tokens : int or None
-        Number of last tokens that have a position; None: as many as the template's tail has.
-    max_length : int or None
-        Most tokens of a prompt; None: the model's limit.
-    truncate : bool
-        Cut longer prompts; else they are an error.
-    """
-
-    use_chat_template: bool = True
-    template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
-    eoi_tokens: int | None = None
-    max_length: int | None = None
-    truncate: bool = False
 
 
 class LoadedModel:

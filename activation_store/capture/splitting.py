@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Integer
 
 from activation_store.errors import DeviceMemoryError
-from activation_store.prompts.encoding import TokenIds
+from activation_store.prompts.prompts import TokenIds
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

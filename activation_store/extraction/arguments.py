@@ -8,11 +8,10 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date, time
-from numbers import Integral
 from pathlib import Path
 
 from activation_store.errors import InputError
-from activation_store.store.documents import RESERVED_NAMES
+from activation_store.format.spec import RESERVED_NAMES
 
 # Of transformers' apply_chat_template.
 _CALL_ARGUMENTS = {
@@ -146,19 +145,6 @@ def check_column_name(name: str) -> None:
         ) from error
     if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
         raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
-
-
-def check_at_least_one(**values: int | None) -> None:
-    """Refuse what is no whole number from one to the most that a file system can count."""
-    for name, value in values.items():
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, Integral):
-            raise InputError(f"--{name} {value!r}: must be a whole number")
-        if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
-        if value >= 2**63:
-            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")
 
 
 def check_device_map(device: str, device_map: str | None) -> None:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
-from activation_store.errors import InputError
+from activation_store.errors import InputError, check_at_least_one
 from activation_store.extraction.arguments import (
-    check_at_least_one,
     check_column_name,
     check_device_map,
     check_disk,
@@ -31,12 +30,13 @@ from activation_store.extraction.preview import preview
 from activation_store.files.lock import check_unlocked
 from activation_store.format.dtypes import numpy_dtype
 from activation_store.format.journal import LOCK
-from activation_store.format.spec import ARRAY, library_versions
+from activation_store.format.spec import ARRAY
 from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.template import writes_the_day
 from activation_store.questions.dataset import Dataset, read_dataset
 from activation_store.store.documents import is_store
 from activation_store.store.health import examine
+from activation_store.store.provenance import library_versions
 from activation_store.store.reader import ActivationStore, PlannedStore
 from activation_store.store.writer import StoreWriter, check_can_create, is_finished
 
@@ -268,7 +268,9 @@ class Extraction:
         dataset = self.dataset
         # transformers takes seconds to import: not before the cheap checks have passed.
         from activation_store.extraction.job import Job
-        from activation_store.models.loading import ModelSource, load_tokenizer, read_model_info, resolve_device
+        from activation_store.models.info import read_model_info
+        from activation_store.models.loading import load_tokenizer, resolve_device
+        from activation_store.models.source import ModelSource
 
         source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
         device = resolve_device(self.device)

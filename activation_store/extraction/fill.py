@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
 from activation_store.capture.splitting import SplittingRunner
-from activation_store.errors import NonFiniteError
+from activation_store.errors import NonFiniteError, show_rows
 from activation_store.format.spec import StoreSpec
-from activation_store.prompts.encoding import Prompts, TokenIds, show_rows
+from activation_store.prompts.prompts import Prompts, TokenIds
 from activation_store.store.writer import StoreWriter
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,16 @@ from activation_store.capture.parity import first_rows
 from activation_store.errors import DeviceMemoryError
 from activation_store.format.dtypes import numpy_dtype
 from activation_store.format.layout import balanced_shard_samples
-from activation_store.format.spec import StoreSpec, library_versions
-from activation_store.models.loading import ModelInfo, ModelSource, chat_template_hash, empty_decoder, tokenizer_hash
-from activation_store.prompts.encoding import Prompts
-from activation_store.prompts.template import Tokenizer, question_text
+from activation_store.format.spec import COORDINATES, StoreSpec
+from activation_store.models.info import ModelInfo
+from activation_store.models.loading import empty_decoder
+from activation_store.models.source import ModelSource
+from activation_store.prompts.prompts import Prompts
+from activation_store.prompts.tokenizer import Tokenizer, chat_template_hash, tokenizer_hash
 from activation_store.prompts.truncation import TRUNCATION_RULE
 from activation_store.questions.dataset import Dataset
-from activation_store.store.documents import COORDINATES
+from activation_store.questions.question import question_text
+from activation_store.store.provenance import library_versions
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import pandas as pd
 
 from activation_store.capture.batches import BatchPlan
 from activation_store.format.spec import StoreSpec
-from activation_store.prompts.encoding import Prompts
-from activation_store.prompts.template import Tokenizer
+from activation_store.prompts.prompts import Prompts
+from activation_store.prompts.tokenizer import Tokenizer
 
 _EXAMPLES = 10
 

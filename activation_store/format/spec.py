@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -206,18 +205,6 @@ def _writer_version(attributes: JSON) -> str:
     return f"{value} or newer" if isinstance(value, str) else "in the version that wrote it"
 
 
-def library_versions() -> dict[str, str | None]:
-    """Versions of what shapes the values, for a store's provenance."""
-    return {name: _version(name) for name in ("probesweep", "torch", "transformers", "tokenizers", "zarr")}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _integer(value: Any) -> int:
     if type(value) is not int:
         raise TypeError(f"an integer: {value!r}")
@@ -228,3 +215,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text: {value!r}")
     return value
+
+
+# What an extraction writes beside the activations, a row per sample; imported activations lack it.
+#   n_tokens [sample]              tokens of each prompt
+#   token_id, token [sample, position]  token at each stored position, and the same decoded
+#   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
+#   question [sample]              the dataset's question, before the chat template
+COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
+RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})

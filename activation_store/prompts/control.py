@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from activation_store.prompts.template import Pieces, Tokenizer
+from activation_store.prompts.template import Pieces
+from activation_store.prompts.tokenizer import Tokenizer
 
 
 class ControlStrings:

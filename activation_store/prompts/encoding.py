@@ -9,143 +9,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int32, Int64, UInt64
+from jaxtyping import Int32, Int64, UInt64
 from tqdm import tqdm
 
-from activation_store.errors import InputError, PromptError
-from activation_store.extraction.arguments import check_at_least_one
+from activation_store.errors import InputError, PromptError, check_at_least_one, show_rows
 from activation_store.prompts.control import ControlStrings
-from activation_store.prompts.template import (
-    SENTINEL,
-    Pieces,
-    Question,
-    Tokenizer,
-    find_pieces,
-    other_texts,
-    render,
-    render_all,
-    replace_last,
-    user_texts,
-)
+from activation_store.prompts.prompts import ControlRows, Prompts
+from activation_store.prompts.tail import Tail, check_tail_text, check_tail_tokens, find_tail
+from activation_store.prompts.template import Pieces, find_pieces, render, render_all
+from activation_store.prompts.tokenizer import Tokenizer
 from activation_store.prompts.truncation import cut_to_fit
+from activation_store.questions.question import Question, other_texts, replace_last, user_texts
 
 _BATCH_ROWS = 1000
 _SHOWN_AFTER_S = 2
-_SHOWN_ROWS = 10
-# One prompt; an alias, because prompts of several lengths in one call would not share an axis name.
-TokenIds = Int[np.ndarray, "..."]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of all prompts, one after another.
-
-    Parameters
-    ----------
-    token_ids : ndarray [token]
-    starts : ndarray [sample + 1]
-        Prompt i is ``token_ids[starts[i] : starts[i + 1]]``.
-    text_hash : ndarray [sample]
-        First 64 bits of the SHA-256 of each prompt's text.
-    positions : tuple of int
-        Positions to store, ascending, -1 last.
-    tail : str
-        What the chat template puts after the user's text; empty without a template.
-    truncated_rows : tuple of int
-        Prompts that lost the end of their user's text.
-    control_rows : ControlRows
-        Prompts whose user's text holds control strings.
-    """
-
-    token_ids: Int32[np.ndarray, " token"]
-    starts: Int64[np.ndarray, " boundary"]
-    text_hash: UInt64[np.ndarray, " sample"]
-    positions: tuple[int, ...]
-    tail: str
-    truncated_rows: tuple[int, ...]
-    control_rows: ControlRows
-
-    @property
-    def n_tokens(self) -> Int64[np.ndarray, " sample"]:
-        return np.diff(self.starts)
-
-    def row(self, sample: int) -> Int32[np.ndarray, " token"]:
-        """Token ids of one prompt."""
-        return self.token_ids[self.starts[sample] : self.starts[sample + 1]]
-
-    def tail_ids(self) -> Int32[np.ndarray, "sample position"]:
-        """Token at every stored position of every prompt."""
-        return self.token_ids[self.starts[1:, None] + np.array(self.positions)]
-
-
-@dataclass(frozen=True)
-class ControlRows:
-    """Prompts whose user's text holds control strings such as ``<|im_end|>``.
-
-    Parameters
-    ----------
-    as_text : tuple of int
-        Rows in which they are the text that they are.
-    as_tokens : tuple of int
-        Rows in which they are control tokens: this tokenizer cannot encode them as text.
-    """
-
-    as_text: tuple[int, ...] = ()
-    as_tokens: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Tail:
-    """What the chat template puts after the user's text: its text, and its tokens as counted on a rendered whole."""
-
-    text: str
-    token_ids: tuple[int, ...]
-
-
-def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
-    """Find the template's tail by rendering a sentinel and reading the tokens that start behind it.
-
-    Counted on the tokens of the rendered whole: tokenizing the tail alone can split it otherwise.
-
-    Raises
-    ------
-    InputError
-        The template drops or changes the user's text, or puts nothing behind it.
-    """
-    whole = render(tokenizer, SENTINEL, template_kwargs)
-    head, found, text = whole.rpartition(SENTINEL)
-    if not found or not text:
-        raise InputError("the chat template puts no tokens after the user's text; give --eoi_tokens N instead")
-    if not getattr(tokenizer, "is_fast", False):
-        return Tail(text=text, token_ids=_common_end(tokenizer, head, text))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    boundary = len(head) + len(SENTINEL)
-    ids = [
-        token
-        for token, (start, _) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        if start >= boundary
-    ]
-    if not ids:
-        raise InputError(f"the chat template's tail {text!r} merges with the user's text; give --eoi_tokens N instead")
-    return Tail(text=text, token_ids=tuple(ids))
-
-
-def _common_end(tokenizer: Tokenizer, head: str, tail: str) -> tuple[int, ...]:
-    """Tokens of the tail where the tokenizer does not say which characters a token stands for."""
-    # They end in different letters, so that what the two have in common is what stands behind them.
-    one, other = (
-        tokenizer(head + user + tail, add_special_tokens=False)["input_ids"] for user in (SENTINEL, SENTINEL + "Q")
-    )
-    n_common = next(n for n in range(len(one) + 1) if n in (len(one), len(other)) or one[-n - 1] != other[-n - 1])
-    ids = tuple(one[len(one) - n_common :])
-    if "".join(tokenizer.decode(list(ids)).split()) != "".join(tail.split()):
-        raise InputError(
-            f"the tokens of the chat template's tail {tail!r} cannot be told from those of the user's text with this "
-            "tokenizer; give --eoi_tokens N instead"
-        )
-    return ids
 
 
 def encode_prompts(
@@ -267,7 +146,7 @@ class _Plain:
             way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
             if self.as_trained:
                 way_out = "put questions through the chat template first, as those of the training were"
-            _check_tail_text(texts, self.tail, first_row, way_out)
+            check_tail_text(texts, self.tail, first_row, way_out)
         # A prompt that comes with its template or its BOS must not get special tokens a second time.
         bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
         rows: list[list[int]] = [[] for _ in texts]
@@ -277,7 +156,7 @@ class _Plain:
             for row, ids in zip(chosen, encoded, strict=True):
                 rows[row] = ids
         if self.tail:
-            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+            check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
         return _Batch.of(texts, rows)
 
     def _require_text(self, question: Question, row: int) -> str:
@@ -312,7 +191,7 @@ class _Chat:
         texts = render_all(self.tokenizer, questions, self.template_kwargs, first_row)
         if self.tail:
             way_out = "drop it" if self.as_trained else "give --eoi_tokens N"
-            _check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
+            check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
         rows = _encode(self.tokenizer, texts, add_special_tokens=False)
         held = [self.control.inside(user_texts(question)) for question in questions]
         # What other roles say is left to the template, which may take it apart: its control strings stay what they are.
@@ -328,7 +207,7 @@ class _Chat:
             if cut is not None:
                 texts[row], rows[row] = cut
         if self.tail:
-            _check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
+            check_tail_tokens(self.tokenizer, rows, self.tail, first_row)
         batch = _Batch.of(texts, rows)
         for row, cut in cuts.items():
             (batch.not_cut if cut is None else batch.truncated).append(first_row + row)
@@ -379,16 +258,6 @@ def _check_truncation(use_chat_template: bool, max_length: int | None, truncate:
         )
     if truncate and max_length is None:
         raise InputError("--truncate needs --max_length N: this model has no limit of its own")
-
-
-def _check_tail_text(texts: Sequence[str], tail: Tail, first_row: int, way_out: str) -> None:
-    row = next((row for row, text in enumerate(texts) if not text.endswith(tail.text)), None)
-    if row is not None:
-        reason = (
-            f"does not end in the chat template's tail: expected {tail.text!r}, found "
-            f"{texts[row][-len(tail.text) :]!r}; {way_out}"
-        )
-        raise PromptError(f"row {first_row + row} {reason}", reason)
 
 
 def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
@@ -457,17 +326,6 @@ def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | No
     )
 
 
-def _check_tail_tokens(tokenizer: Tokenizer, rows: Sequence[list[int]], tail: Tail, first_row: int) -> None:
-    expected = list(tail.token_ids)
-    row = next((row for row, ids in enumerate(rows) if ids[len(ids) - len(expected) :] != expected), None)
-    if row is not None:
-        wanted, found = (
-            [tokenizer.decode([token]) for token in ids] for ids in (expected, rows[row][-len(expected) :])
-        )
-        reason = f"the last {len(expected)} tokens are not the template's tail: expected {wanted}, found {found}"
-        raise PromptError(f"row {first_row + row}: {reason}; its text merges with the tail: change its end", reason)
-
-
 def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
     """Say so where the tokenizer ends prompts in a token of its own, such as an end-of-sequence token."""
     text = next((q for q in questions if isinstance(q, str) and q and not _starts_with_bos(tokenizer, q)), None)
@@ -499,12 +357,6 @@ def _report(prompts: Prompts, max_length: int | None, numbers: Sequence[int]) ->
             len(prompts.control_rows.as_tokens),
             show_rows([numbers[row] for row in prompts.control_rows.as_tokens]),
         )
-
-
-def show_rows(rows: Sequence[int]) -> str:
-    """The first rows of a list, in words."""
-    more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
-    return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"
 
 
 def _hash64(text: str) -> int:

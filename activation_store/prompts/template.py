@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from activation_store.errors import PromptError
+from activation_store.prompts.tokenizer import Tokenizer
+from activation_store.questions.question import Message, Question, as_messages, user_texts
 
 # Stands for the user's text while the rest of a prompt is looked for; letters, which no template strips or escapes.
 SENTINEL = "PROBESWEEPSENTINEL"
-
-# {"role": "user", "content": "..."}, and what else the template may want.
-Message = dict[str, Any]
-# A user's text, or a conversation that ends in a user's message.
-Question = str | list[Message]
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    chat_template: Any
-    bos_token: Any
-
-    def __call__(self, text: Any, **kwargs: Any) -> Any: ...
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -57,32 +41,6 @@ class Pieces:
     def cut(self, n_characters: int) -> Pieces:
         """The same prompt with the first characters of the last user message only."""
         return replace(self, user=(*self.user[:-1], self.form(self.user[-1][:n_characters])))
-
-
-def as_messages(question: Question) -> list[Message]:
-    """A conversation; a text is one user message."""
-    return [{"role": "user", "content": question}] if isinstance(question, str) else question
-
-
-def user_texts(question: Question) -> list[str]:
-    """What the user wrote in it."""
-    return [message["content"] for message in as_messages(question) if message["role"] == "user"]
-
-
-def other_texts(question: Question) -> list[str]:
-    """What other roles say in it: the system, earlier answers. One that only calls tools says nothing."""
-    others = (message.get("content") for message in as_messages(question) if message["role"] != "user")
-    return [content for content in others if content]
-
-
-def question_text(question: Question) -> str:
-    """A question as it is stored: a text as it is, a conversation as JSON."""
-    return question if isinstance(question, str) else json.dumps(question, ensure_ascii=False, default=str)
-
-
-def replace_last(question: Question, text: str) -> Question:
-    """The same question with another last user message."""
-    return text if isinstance(question, str) else [*question[:-1], {**question[-1], "content": text}]
 
 
 def writes_the_day(tokenizer: Tokenizer) -> bool:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from activation_store.errors import InputError, PromptError
-from activation_store.extraction.arguments import check_at_least_one
-from activation_store.prompts.template import Question, question_text
-from activation_store.questions.formats import ArrowRows, Rows, Wanted, read_rows
+from activation_store.errors import InputError, PromptError, check_at_least_one
+from activation_store.questions.formats import Wanted, read_rows
+from activation_store.questions.question import Question, question_text
+from activation_store.questions.rows import ArrowRows, Rows
 
 # Beyond it float64 leaves whole numbers out.
 _LAST_WHOLE = 2**53

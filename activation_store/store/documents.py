@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ import numpy as np
 import zarr
 from zarr.abc.buffer import Buffer
 from zarr.buffer import cpu
-from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from activation_store.errors import MEND, RESTORE, CorruptStoreError, InputError, UnsupportedFormatError
+from activation_store.files.inside import path_inside
 from activation_store.format.journal import (
     JOURNAL,
     LOCK,
@@ -29,16 +27,9 @@ from activation_store.format.journal import (
     record_nbytes,
 )
 from activation_store.format.layout import CHECKSUM_NBYTES
-from activation_store.format.spec import ARRAY, AXES, JSON, StoreSpec, check_version, encode_json, parse_spec
+from activation_store.format.spec import ARRAY, AXES, JSON, StoreSpec, check_version, parse_spec
 
-# What an extraction writes beside the activations, a row per sample; imported activations lack it.
-#   n_tokens [sample]              tokens of each prompt
-#   token_id, token [sample, position]  token at each stored position, and the same decoded
-#   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
-#   question [sample]              the dataset's question, before the chat template
-COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
 _CHANGED = "is not what was written when the store was created"
-RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
 
 # Nothing larger is read before it is known what it should hold.
 MAX_JSON_NBYTES = 64 * 2**20
@@ -47,47 +38,6 @@ _MAX_FILE_NBYTES = 4 * 2**30
 _FIXED_DTYPES = frozenset(
     {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float16", "float32", "float64"}
 )
-
-
-def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """Every file of a new store but its shards: path below the store -> content.
-
-    Parameters
-    ----------
-    spec : StoreSpec
-        Of the store.
-    beside : mapping of str to ndarray [sample] or [sample, position]
-        Values of ``spec.coordinates`` and ``spec.label_columns``; text as objects of type str.
-    """
-    contents: dict[str, Buffer] = {}
-    group = zarr.create_group(MemoryStore(contents), zarr_format=3, attributes=spec.attributes())
-    _add_array(group, "sample", np.arange(spec.n_samples), ("sample",))
-    _add_array(group, "layer", np.array(spec.layers, dtype=np.int64), ("layer",))
-    _add_array(group, "position", np.array(spec.positions, dtype=np.int64), ("position",))
-    for name in (*spec.coordinates, *spec.label_columns):
-        _add_array(group, name, beside[name], ("sample", "position")[: beside[name].ndim])
-    contents[f"{ARRAY}/zarr.json"] = cpu.Buffer.from_bytes(encode_json(spec.array_metadata()))
-    with warnings.catch_warnings():
-        # zarr-python warns that its inline form is not yet in the v3 specification; other readers pass over it.
-        warnings.filterwarnings("ignore", message="Consolidated metadata", category=UserWarning)
-        zarr.consolidate_metadata(group.store)
-    return {key: buffer.to_bytes() for key, buffer in contents.items()}
-
-
-def _add_array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
-    text = values.dtype == object
-    array = group.create_array(
-        name,
-        shape=values.shape,
-        chunks=values.shape,
-        dtype="string" if text else values.dtype,
-        serializer="auto" if text else BytesCodec(endian="little"),
-        # Not compressed, so that a file's length bounds what it decodes to.
-        compressors=[Crc32cCodec()],
-        dimension_names=axes,
-        config={"write_empty_chunks": True},
-    )
-    array[...] = values
 
 
 def is_store(path: Path) -> bool:
@@ -265,26 +215,6 @@ def check_file(path: Path, name: str, spec: StoreSpec, journal: JournalContents)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != journal.files.get(name):
         raise CorruptStoreError(f"{path / name} {_CHANGED}; {_mend(name)}")
-
-
-def path_inside(store: Path, name: str) -> Path:
-    """Path of a file below a folder, links followed.
-
-    Raises
-    ------
-    CorruptStoreError
-        It leads out of the folder.
-    """
-    try:
-        resolved = (store / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:
-        # A ring of links, and names that no file can have.
-        raise CorruptStoreError(f"{store}/{name!r} is no path that can be followed ({error}); {MEND}") from error
-    if not resolved.is_relative_to(store.resolve()):
-        raise CorruptStoreError(
-            f"{store / name} leads out of {store}, to {resolved}; replace the link by what it leads to"
-        )
-    return resolved
 
 
 def _read(store: Path, name: str, max_nbytes: int) -> bytes:

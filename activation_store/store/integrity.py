@@ -8,9 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 
 from activation_store.errors import MissingShardError, StoreError
+from activation_store.files.inside import path_inside
 from activation_store.format.journal import JournalContents
 from activation_store.format.spec import ARRAY, StoreSpec
-from activation_store.store.documents import check_file, path_inside
+from activation_store.store.documents import check_file
 from activation_store.store.shards import Shard, check_shard_length
 
 Progress = Callable[[Iterable[int]], Iterable[int]]

@@ -26,6 +26,7 @@ from activation_store.files.durable import (
     rename,
     write_tree,
 )
+from activation_store.files.inside import path_inside
 from activation_store.files.lock import WriterLock, check_unlocked
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import (
@@ -40,9 +41,10 @@ from activation_store.format.journal import (
     shard_record,
 )
 from activation_store.format.spec import ARRAY, StoreSpec
-from activation_store.store.documents import check_length, path_inside, read_spec, require_store, skeleton
+from activation_store.store.documents import check_length, read_spec, require_store
 from activation_store.store.integrity import Progress, damaged_files, damaged_shards
 from activation_store.store.shards import commit_shard
+from activation_store.store.skeleton import skeleton
 
 
 class StoreWriter:

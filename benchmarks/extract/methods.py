@@ -17,10 +17,9 @@ from activation_store.capture.hidden_states import HiddenStates
 from activation_store.capture.prefix import SharedPrefix
 from activation_store.extraction.fill import fill
 from activation_store.format.layout import balanced_shard_samples
-from activation_store.format.spec import StoreSpec
-from activation_store.prompts.encoding import Prompts
+from activation_store.format.spec import COORDINATES, StoreSpec
+from activation_store.prompts.prompts import Prompts
 from activation_store.prompts.template import render
-from activation_store.store.documents import COORDINATES
 from activation_store.store.health import examine
 from activation_store.store.reader import ActivationStore
 from activation_store.store.writer import StoreWriter

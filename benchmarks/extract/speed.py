@@ -13,7 +13,7 @@ import torch
 
 from activation_store.capture.batches import BatchPlan
 from activation_store.format.spec import StoreSpec
-from activation_store.prompts.encoding import Prompts
+from activation_store.prompts.prompts import Prompts
 from activation_store.store.reader import ActivationStore
 from benchmarks.extract.agreement import check_agreement
 from benchmarks.extract.methods import (

@@ -12,17 +12,12 @@ from torch import nn
 
 from activation_store.capture.hidden_states import HiddenStates
 from activation_store.extraction.arguments import parse_layers
-from activation_store.models.loading import (
-    LoadedDecoder,
-    ModelSource,
-    find_decoder,
-    load_model,
-    load_tokenizer,
-    read_model_info,
-    resolve_device,
-)
-from activation_store.prompts.encoding import Prompts, encode_prompts
-from activation_store.prompts.template import Tokenizer
+from activation_store.models.info import read_model_info
+from activation_store.models.loading import LoadedDecoder, find_decoder, load_model, load_tokenizer, resolve_device
+from activation_store.models.source import ModelSource
+from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.prompts import Prompts
+from activation_store.prompts.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

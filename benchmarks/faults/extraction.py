@@ -47,7 +47,7 @@ class Extraction:
     def prepare(cls, folder: Path, n_samples: int) -> Extraction:
         """Write a tiny model and questions into a folder."""
         # The tests' model: transformers takes seconds to import.
-        from tests.conftest import QUESTIONS, save_model
+        from tests.helpers.models import QUESTIONS, save_model
 
         questions = [f"{row}: {QUESTIONS[row % len(QUESTIONS)]}" for row in range(n_samples)]
         labels = np.linspace(0, 1, n_samples)

@@ -15,8 +15,9 @@ import numpy as np
 
 from activation_store.errors import StoreError
 from activation_store.format.spec import StoreSpec
-from activation_store.store.documents import is_store, skeleton
+from activation_store.store.documents import is_store
 from activation_store.store.reader import ActivationStore
+from activation_store.store.skeleton import skeleton
 from activation_store.store.writer import StoreWriter
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import Tree

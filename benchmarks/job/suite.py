@@ -15,7 +15,7 @@ from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
 from activation_store.format.spec import StoreSpec
-from activation_store.pt.convert import open_activations
+from activation_store.opening import open_activations
 from activation_store.store.writer import StoreWriter
 from benchmarks.shared.cells import Activations, Cells
 from benchmarks.shared.measure import Limit, Report, Spread, StealClock, Table, hardware, progress, scratch_folder

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from activation_store.prompts.encoding import ControlRows, Prompts
-from activation_store.prompts.template import Tokenizer, render
+from activation_store.prompts.prompts import ControlRows, Prompts
+from activation_store.prompts.template import render
+from activation_store.prompts.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[2] / "data"
 # Of the logarithm of a text's length: with it, a hundred texts of 30 tokens in the median reach to 470.

@@ -12,23 +12,20 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, is_classifier
 from sklearn.model_selection import check_cv
-from sklearn.utils import Tags
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from gpu_probes.arguments import is_finite_number
-from gpu_probes.errors import FoldError, LabelError, ProbeError, ProbeWarning, Status
+from gpu_probes.errors import FoldError, ProbeError, ProbeWarning, Status
 from gpu_probes.features.cells import ArrayCellSource
 from gpu_probes.results.sweep_result import SweepResult
 from gpu_probes.samples.folds import plan_folds
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import check_same_numbers, read_weights, resolve_task
+from gpu_probes.scores.decisions import predictions_of
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.alphas import AUTO
 from gpu_probes.search.options import SweepOptions
 from gpu_probes.search.sweep import sweep_labels
-from gpu_probes.solvers.deciding import predictions_of
-from gpu_probes.solvers.objective import TaskType
+from gpu_probes.terms import TaskType
 
 # Kept as they come: the rows are widened to float64 on the device. Anything else becomes float64 first.
 _DTYPES = (np.float64, np.float32, np.float16)
@@ -118,7 +115,7 @@ class _Probe(BaseEstimator):
         return (rows - self._centre) @ self.coef_.T + there
 
 
-class _Regressor(RegressorMixin, _Probe):
+class Regressor(RegressorMixin, _Probe):
     """Numbers."""
 
     _task_type = "regression"
@@ -138,7 +135,7 @@ class _Regressor(RegressorMixin, _Probe):
         return self._decide(X)
 
 
-class _Classifier(ClassifierMixin, _Probe):
+class Classifier(ClassifierMixin, _Probe):
     """Classes of any type that scikit-learn takes."""
 
     _task_type = "classification"
@@ -187,7 +184,7 @@ class _Classifier(ClassifierMixin, _Probe):
         return np.hstack([1 - probability, probability]) if probability.shape[1] == 1 else probability
 
 
-class _OneAlpha(_Probe):
+class OneAlpha(_Probe):
     """Parameters of the probes with one alpha."""
 
     def __init__(
@@ -202,7 +199,7 @@ class _OneAlpha(_Probe):
         return replace(super()._options(), alpha=self.alpha)
 
 
-class _ChosenAlpha(_Probe):
+class ChosenAlpha(_Probe):
     """Parameters of the probes that choose their alpha, and the choice."""
 
     alphas_: Float64[np.ndarray, " alpha"]
@@ -274,322 +271,7 @@ class _ChosenAlpha(_Probe):
         raise FoldError("y cannot be split into two folds that each hold every class, or two values; give more samples")
 
 
-class RidgeProbe(_OneAlpha, _Regressor):
-    """Linear probe of numbers: scikit-learn's ``Ridge``, solved in float64.
-
-    Minimises ``sum_i s_i (y_i - x_i'w - b)^2 + alpha |w|^2`` for each output, with sample weights s; all outputs share
-    one factorisation.
-
-    Parameters
-    ----------
-    alpha : float
-        Penalty, 0 or more.
-    fit_intercept : bool
-        Add the intercept b, which is not penalised; without, b is 0.
-    standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted) before the fit, as ``StandardScaler``.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
-
-    Attributes
-    ----------
-    coef_ : ndarray [feature] or [output, feature]
-        Coefficients of the features as they come, before any scaling.
-    intercept_ : float or ndarray [output]
-        What is added to ``X coef_'``; not 0 with `standardize`, which shifts.
-    direction_ : ndarray [feature]
-        `coef_` of the only output, scaled to length 1.
-    n_features_in_ : int
-    feature_names_in_ : ndarray [feature]
-        Column names, if X has names that are all strings.
-
-    See Also
-    --------
-    gpu_probes.solvers.objective : the objective, and its relation to scikit-learn's.
-    """
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> RidgeProbe:
-        """Fit one probe for each output.
-
-        Parameters
-        ----------
-        X : array-like [sample, feature]
-        y : array-like [sample] or [sample, output]
-            Numbers.
-        sample_weight : array-like [sample], optional
-            Weight of each sample's loss, 0 or more.
-
-        Raises
-        ------
-        ProbeError
-            When there is no unique solution (all rows or all labels of an output equal, or singular at alpha 0), or a
-            parameter or weight cannot be used.
-
-        Warns
-        -----
-        NotConvergedWarning
-            When the solution is less exact than the solvers promise.
-        """
-        features, numbers, weights = self._read(X, y, sample_weight, y_numeric=True, multi_output=True)
-        columns = {"y": numbers}
-        if numbers.ndim == 2:
-            columns = {f"column {k} of y": column for k, column in enumerate(numbers.T)}
-        results = self._sweep(features, columns, weights)
-        coef, intercept = (np.concatenate(values) for values in zip(*map(_coefficients, results), strict=True))
-        self.coef_, self.intercept_ = (coef, intercept) if numbers.ndim == 2 else (coef[0], float(intercept[0]))
-        return self
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
-
-
-class RidgeProbeCV(_ChosenAlpha, _Regressor):
-    """`RidgeProbe` whose alpha has the highest cross-validated Spearman correlation.
-
-    The score of an alpha is the mean of its scores on the folds, each by a fit on the others; the first of equals
-    wins, and is fitted on all samples. Scores are those of `sweep` with the same folds. They are not weighted: a sample
-    of weight 2 counts once in them, one that is there twice counts twice.
-
-    Parameters
-    ----------
-    alphas : sequence of float, or "auto"
-        Grid to choose from. ``auto``: the powers of ten from 1e-4 to 100 times the mean eigenvalue of X'X.
-    n_folds, seed : int
-        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` where `y` has few enough different integers;
-        fewer folds, with a warning, where some would hold one value only.
-    cv : int, splitter or iterable of (train, test), optional
-        Split that replaces `n_folds` and `seed`; it holds out every sample once, and trains on all others.
-    fit_intercept : bool
-        Add an intercept, which is not penalised.
-    standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted), on the training rows of each fit alone.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
-
-    Attributes
-    ----------
-    coef_ : ndarray [feature]
-        Coefficients of the features as they come, of the fit on all samples.
-    intercept_ : float
-    direction_ : ndarray [feature]
-        `coef_` scaled to length 1.
-    alpha_, cv_score_ : float
-        The chosen alpha and its score. It is the highest of several, so a little optimistic.
-    alphas_, alpha_cv_scores_ : ndarray [alpha]
-        The grid and the score of each alpha, NaN where it is undefined.
-    n_folds_, n_features_in_ : int
-    feature_names_in_ : ndarray [feature]
-        Column names, if X has names that are all strings.
-    """
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> RidgeProbeCV:
-        """Choose alpha, then fit on all samples.
-
-        Parameters
-        ----------
-        X : array-like [sample, feature]
-        y : array-like [sample]
-            Numbers.
-        sample_weight : array-like [sample], optional
-            Weight of each sample's loss, 0 or more.
-        groups : array-like [sample], optional
-            Samples of a group are held out together (``GroupKFold``, or what `cv` makes of them).
-
-        Raises
-        ------
-        ProbeError
-            When there is no unique solution, no alpha has a score, or a parameter or weight cannot be used.
-
-        Warns
-        -----
-        NotConvergedWarning
-            When a solution is less exact than the solvers promise.
-        """
-        features, numbers, weights = self._read(X, y, sample_weight, y_numeric=True)
-        coef, intercept = _coefficients(self._choose(features, numbers, weights, groups))
-        self.coef_, self.intercept_ = coef[0], float(intercept[0])
-        return self
-
-
-class LogisticProbe(_OneAlpha, _Classifier):
-    """Linear probe of classes: scikit-learn's ``LogisticRegression(C=1/alpha)``, solved in float64.
-
-    Minimises ``sum_i s_i logloss(y_i, x_i'w + b) + alpha/2 |w|^2`` with sample weights s: one sigmoid for two classes,
-    a softmax with a vector for each beyond.
-
-    Parameters
-    ----------
-    alpha : float
-        Penalty above 0, 1/C of scikit-learn.
-    class_weight : dict of class to number above 0, or "balanced", optional
-        What the weights of a class's samples are multiplied by, 1 for classes that are not named; "balanced": what
-        makes the classes weigh the same, all samples together as much as before.
-    fit_intercept : bool
-        Add the intercept b, which is not penalised; without, b is 0.
-    standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted) before the fit, as ``StandardScaler``.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
-
-    Attributes
-    ----------
-    coef_ : ndarray [1, feature] or, for more than two classes, [class, feature]
-        Coefficients of the features as they come, before any scaling.
-    intercept_ : ndarray [1] or [class]
-        What is added to ``X coef_'``; not 0 with `standardize`, which shifts.
-    direction_ : ndarray [feature]
-        `coef_` scaled to length 1, towards the second of two classes.
-    classes_ : ndarray [class]
-        Sorted.
-    n_features_in_ : int
-    feature_names_in_ : ndarray [feature]
-        Column names, if X has names that are all strings.
-
-    See Also
-    --------
-    gpu_probes.solvers.objective : the objective, and its relation to scikit-learn's.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        *,
-        class_weight: Mapping[Any, float] | str | None = None,
-        fit_intercept: bool = False,
-        standardize: bool = False,
-        device: str = "auto",
-    ) -> None:
-        super().__init__(alpha, fit_intercept=fit_intercept, standardize=standardize, device=device)
-        self.class_weight = class_weight
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticProbe:
-        """Fit the probe.
-
-        Parameters
-        ----------
-        X : array-like [sample, feature]
-        y : array-like [sample]
-            Classes: numbers, booleans or strings.
-        sample_weight : array-like [sample], optional
-            Weight of each sample's loss, 0 or more.
-
-        Raises
-        ------
-        ProbeError
-            When there is one class only, all rows are equal, or a parameter or weight cannot be used.
-
-        Warns
-        -----
-        NotConvergedWarning
-            When the solver stopped before it reached its accuracy.
-        """
-        features, labels, weights = self._read(X, y, sample_weight)
-        classes, numbers = _encode(labels, weights)
-        weights = _with_class_weight(self.class_weight, classes, numbers, weights)
-        (result,) = self._sweep(features, {"y": numbers}, weights)
-        self.classes_, (self.coef_, self.intercept_) = classes, _coefficients(result)
-        return self
-
-
-class LogisticProbeCV(_ChosenAlpha, _Classifier):
-    """`LogisticProbe` whose alpha has the highest cross-validated ROC-AUC (mean of one-vs-rest beyond two classes).
-
-    The score of an alpha is the mean of its scores on the folds, each by a fit on the others; the first of equals
-    wins, and is fitted on all samples. Scores are those of `sweep` with the same folds. They are not weighted: a sample
-    of weight 2 counts once in them, one that is there twice counts twice.
-
-    Parameters
-    ----------
-    alphas : sequence of float, or "auto"
-        Grid to choose from. ``auto``: the powers of ten from 1e-4 to 100 times the mean eigenvalue of X'X.
-    n_folds, seed : int
-        scikit-learn's shuffled ``StratifiedKFold``; fewer folds, with a warning, where some would lack a class.
-    cv : int, splitter or iterable of (train, test), optional
-        Split that replaces `n_folds` and `seed`; it holds out every sample once, and trains on all others.
-    class_weight : dict of class to number above 0, or "balanced", optional
-        As for `LogisticProbe`; "balanced" counts the classes in all samples, also for the fits without a fold.
-    fit_intercept : bool
-        Add an intercept, which is not penalised.
-    standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted), on the training rows of each fit alone.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
-
-    Attributes
-    ----------
-    coef_ : ndarray [1, feature] or, for more than two classes, [class, feature]
-        Coefficients of the features as they come, of the fit on all samples.
-    intercept_ : ndarray [1] or [class]
-    direction_ : ndarray [feature]
-        `coef_` scaled to length 1, towards the second of two classes.
-    classes_ : ndarray [class]
-        Sorted.
-    alpha_, cv_score_ : float
-        The chosen alpha and its score. It is the highest of several, so a little optimistic.
-    alphas_, alpha_cv_scores_ : ndarray [alpha]
-        The grid and the score of each alpha, NaN where it is undefined.
-    n_folds_, n_features_in_ : int
-    feature_names_in_ : ndarray [feature]
-        Column names, if X has names that are all strings.
-    """
-
-    def __init__(
-        self,
-        alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str = AUTO,
-        *,
-        n_folds: int = 5,
-        seed: int = 42,
-        cv: Any = None,
-        class_weight: Mapping[Any, float] | str | None = None,
-        fit_intercept: bool = False,
-        standardize: bool = False,
-        device: str = "auto",
-    ) -> None:
-        super().__init__(
-            alphas,
-            n_folds=n_folds,
-            seed=seed,
-            cv=cv,
-            fit_intercept=fit_intercept,
-            standardize=standardize,
-            device=device,
-        )
-        self.class_weight = class_weight
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> LogisticProbeCV:
-        """Choose alpha, then fit on all samples.
-
-        Parameters
-        ----------
-        X : array-like [sample, feature]
-        y : array-like [sample]
-            Classes: numbers, booleans or strings.
-        sample_weight : array-like [sample], optional
-            Weight of each sample's loss, 0 or more.
-        groups : array-like [sample], optional
-            Samples of a group are held out together (``StratifiedGroupKFold``, or what `cv` makes of them).
-
-        Raises
-        ------
-        ProbeError
-            When there is one class only, no alpha has a score, or a parameter or weight cannot be used.
-
-        Warns
-        -----
-        NotConvergedWarning
-            When the solver stopped before it reached its accuracy.
-        """
-        features, labels, weights = self._read(X, y, sample_weight)
-        classes, numbers = _encode(labels, weights)
-        weights = _with_class_weight(self.class_weight, classes, numbers, weights)
-        result = self._choose(features, numbers, weights, groups)
-        self.classes_, (self.coef_, self.intercept_) = classes, _coefficients(result)
-        return self
-
-
-def _coefficients(
+def coefficients(
     result: SweepResult,
 ) -> tuple[Float64[np.ndarray, "output feature"], Float64[np.ndarray, " output"]]:
     """Of the only cell."""
@@ -602,44 +284,6 @@ def _why_none(result: SweepResult, X: Float[np.ndarray, "sample feature"]) -> st
         return result.reason(0, 0)
     largest = float(np.abs(X).max())
     return f"the largest feature is {largest:.3g}, and squares of such numbers overflow; divide X by {largest:.0e}"
-
-
-def _encode(
-    y: Shaped[np.ndarray, " sample"], weights: Float64[np.ndarray, " sample"] | None
-) -> tuple[Shaped[np.ndarray, " class"], Int64[np.ndarray, " sample"]]:
-    """Classes, and which each sample is of; raises `LabelError` where there are not two of them with weight."""
-    check_classification_targets(y)
-    classes, numbers = np.unique(y, return_inverse=True)
-    missing = classes[np.bincount(numbers, weights) == 0]
-    if len(classes) < 2 or len(missing):
-        what = f"class {missing[0]} of y has weight 0" if len(missing) else f"y has one class, {y[0]}"
-        raise LabelError(f"{what}; a probe tells two or more classes apart")
-    return classes, numbers
-
-
-def _with_class_weight(
-    class_weight: Any,
-    classes: Shaped[np.ndarray, " class"],
-    numbers: Int64[np.ndarray, " sample"],
-    weights: Float64[np.ndarray, " sample"] | None,
-) -> Float64[np.ndarray, " sample"] | None:
-    """Weights of the samples, times those of their classes; raises `LabelError` where these are none."""
-    if class_weight is None:
-        return weights
-    each = np.ones(len(numbers)) if weights is None else weights
-    if isinstance(class_weight, str) and class_weight == "balanced":
-        total = np.bincount(numbers, each)
-        return each * (total.sum() / (len(classes) * total))[numbers]
-    if not isinstance(class_weight, Mapping):
-        raise LabelError(
-            f'class_weight {class_weight!r} is unknown; give None, "balanced", or a dict of class to number'
-        )
-    for name, value in class_weight.items():
-        if name not in classes.tolist():
-            raise LabelError(f"class_weight names class {name!r}, and y has {classes.tolist()}; name these")
-        if not is_finite_number(value) or value <= 0:
-            raise LabelError(f"class_weight {value!r} of class {name!r} is no weight; give a number above 0")
-    return each * np.array([class_weight.get(name, 1.0) for name in classes.tolist()])[numbers]
 
 
 def _as_numpy(values: Any) -> Any:

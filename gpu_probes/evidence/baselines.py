@@ -12,16 +12,17 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from gpu_probes.features.cells import ArrayCellSource, Cell, CellSource
+from gpu_probes.features.cells import ArrayCellSource, CellSource
 from gpu_probes.features.combine import JoinedCells
 from gpu_probes.results.sweep_result import SweepResult
 from gpu_probes.samples.folds import FoldPlan
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import draw_shuffles
+from gpu_probes.scores.decisions import score_rows
 from gpu_probes.search.options import SweepOptions
 from gpu_probes.search.sweep import sweep, sweep_labels
-from gpu_probes.solvers.deciding import score_rows
+from gpu_probes.terms import Cell
 
 N_RANDOM = 10
 TFIDF_ALPHAS = (0.1, 1.0, 10.0, 100.0)

@@ -42,12 +42,14 @@ from gpu_probes.results.inference import (
 from gpu_probes.results.sweep_result import BestProbe, SweepResult
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import read_labels
+from gpu_probes.scores.calibration import PlattScaling, fit_line
+from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ranked
 from gpu_probes.scores.intervals import ScoredSides, score_interval
-from gpu_probes.scores.metrics import PlattScaling, classification_scores, fit_line, regression_scores
+from gpu_probes.scores.metrics import classification_scores, regression_scores
 from gpu_probes.scores.nested import NestedCV
 from gpu_probes.scores.permutation import PermutationTest
 from gpu_probes.search.options import SweepOptions
-from gpu_probes.solvers.deciding import decide, is_flat, one_column, predictions_of, ranked, row_norms
+from gpu_probes.solvers.deciding import decide, row_norms
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from gpu_probes.evidence.baselines import Comparison
-from gpu_probes.features.cells import Cell
 from gpu_probes.features.combine import JoinedCells
 from gpu_probes.samples.groups import group_samples
+from gpu_probes.terms import Cell
 
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.0)
 

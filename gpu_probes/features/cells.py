@@ -1,19 +1,13 @@
 """Where the features come from: one (layer, position) cell at a time."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Shaped
 
 from gpu_probes.errors import CellError
-
-
-class Cell(NamedTuple):
-    """One (layer, position): the values on the axes, not their indices; names where several are joined to one."""
-
-    layer: int | str
-    position: int | str
+from gpu_probes.terms import Cell
 
 
 @runtime_checkable

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from gpu_probes.errors import CellError
-from gpu_probes.features.cells import Cell, CellSource, axis
+from gpu_probes.features.cells import CellSource, axis
+from gpu_probes.terms import Cell
 
 Block = tuple[range, Shaped[np.ndarray, "row feature"]]
 

@@ -15,8 +15,7 @@ from gpu_probes.display import charts
 from gpu_probes.display.charts import Reference, Series, score_title
 from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text
 from gpu_probes.report import curves
-from gpu_probes.report.baselines import strongest
-from gpu_probes.report.load import SavedResults, ends_of
+from gpu_probes.report.load import SavedResults, ends_of, strongest
 from gpu_probes.report.predictions import (
     HELD_OUT_TITLE,
     MOST_CURVE_POINTS,

@@ -11,12 +11,12 @@ import pandas as pd
 
 from gpu_probes.display.notebook import card
 from gpu_probes.display.wording import number, position_text
-from gpu_probes.features.cells import Cell
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
-from gpu_probes.results.inference import Evidence, Intervals
+from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
+from gpu_probes.terms import Cell
 
 if TYPE_CHECKING:
     from gpu_probes.report.plots import SavedPlots
@@ -151,3 +151,13 @@ class SavedResults:
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         return card(repr(self).splitlines(), self.cells)
+
+
+def strongest(results: SavedResults) -> BaselineScores | None:
+    """The baseline with the highest test score or, where there are none, the highest CV score."""
+    baselines = list((results.evidence.baselines or {}).values())
+    for name in ("test_score", "cv_score"):
+        scored = [(getattr(one, name), one) for one in baselines if getattr(one, name) is not None]
+        if scored:
+            return max(scored, key=lambda pair: pair[0])[1]
+    return None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpu_probes.display.wording import METRICS, caution, interval, number, one_line, position_text
-from gpu_probes.report.baselines import strongest
-from gpu_probes.report.load import SavedResults, ends_of
+from gpu_probes.report.load import SavedResults, ends_of, strongest
 from gpu_probes.report.predictions import classes_of
 from gpu_probes.results.inference import BaselineScores
 from gpu_probes.scores.intervals import Interval

@@ -35,10 +35,11 @@ from gpu_probes.results.inference import (
     RegressionScores,
 )
 from gpu_probes.samples.labels import Task
+from gpu_probes.scores.calibration import PlattScaling, fit_line
 from gpu_probes.scores.intervals import LEVEL, Interval
-from gpu_probes.scores.metrics import PlattScaling, fit_line, regression_scores
+from gpu_probes.scores.metrics import regression_scores
 from gpu_probes.scores.ranks import score
-from gpu_probes.solvers.objective import Solver
+from gpu_probes.terms import Solver
 
 # Sums of equal numbers in another order differ by less; a wrong number by more.
 _ROUNDING = 1e-9

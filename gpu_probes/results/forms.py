@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float64
 
-from gpu_probes.features.cells import Cell
 from gpu_probes.forms import OMITTED, Columns, Count, Flag, Number, Penalty, Place, Score, Text, Whole
 from gpu_probes.results.folder import Run
 from gpu_probes.results.inference import Evidence
-from gpu_probes.solvers.objective import ProbeKind, TaskType
+from gpu_probes.terms import Cell, ProbeKind, TaskType
 
 PERFORMANCE, BEST, CARD = "performance.json", "best_probe_predictions.json", "probe.json"
 CELLS, PROBES, ALL_PREDICTIONS = "cells.parquet", "probes.safetensors", "all_predictions.json"

@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Float64
 
 from gpu_probes.errors import CellError
-from gpu_probes.features.cells import Cell, CellSource, axis
+from gpu_probes.features.cells import CellSource, axis
 from gpu_probes.results.documents import Results, read_best, read_probes
 from gpu_probes.results.folder import has_results
 from gpu_probes.results.forms import BEST, SavedCoefficients
 from gpu_probes.samples.labels import Task, read_labels
-from gpu_probes.solvers.deciding import decide, predictions_of, row_norms, score_rows
+from gpu_probes.scores.decisions import predictions_of, score_rows
+from gpu_probes.solvers.deciding import decide, row_norms
+from gpu_probes.terms import Cell
 
 
 @dataclass(frozen=True)

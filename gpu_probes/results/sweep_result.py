@@ -15,13 +15,12 @@ from jaxtyping import Float64, Int8, Int64, Shaped
 
 from gpu_probes.display.notebook import CellPlots, card
 from gpu_probes.errors import Status
-from gpu_probes.features.cells import Cell
 from gpu_probes.results.encoding import Json, encode_json
 from gpu_probes.results.files import write_whole
+from gpu_probes.scores.decisions import one_column, predictions_of, ranked
 from gpu_probes.scores.nested import NestedCV, choose_by_fold
 from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
-from gpu_probes.solvers.deciding import one_column, predictions_of, ranked
-from gpu_probes.solvers.objective import ProbeKind, Solver, TaskType
+from gpu_probes.terms import Cell, ProbeKind, Solver, TaskType
 
 if TYPE_CHECKING:
     import xarray

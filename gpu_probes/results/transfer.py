@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from gpu_probes.errors import ProbeError
-from gpu_probes.features.cells import Cell, CellSource
+from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import combine
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run, has_results
 from gpu_probes.results.saved_probes import SavedProbes
+from gpu_probes.terms import Cell
 
 Json = Any
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float64, Shaped
 from sklearn.utils.multiclass import type_of_target
 
 from gpu_probes.errors import LabelError
-from gpu_probes.solvers.objective import ProbeKind, TaskType
+from gpu_probes.terms import ProbeKind, TaskType
 
 # Beyond it float64 leaves whole numbers out.
 _LAST_WHOLE = 2**53

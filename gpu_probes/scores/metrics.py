@@ -2,7 +2,7 @@
 
 Classes are given as indices into the sorted classes, and predictions as decision values: of a regression the numbers
 themselves, of two classes the log odds of the second, of more one value per class. Ranking uses them as they are, or
-each class's log odds (`gpu_probes.solvers.deciding.ranked`), so that rows whose probabilities round to 1 are told
+each class's log odds (`gpu_probes.scores.decisions.ranked`), so that rows whose probabilities round to 1 are told
 apart.
 """
 
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from scipy import optimize, special, stats
+from scipy import stats
 from sklearn import metrics
 
-from gpu_probes.solvers.deciding import predictions_of, ranked
+from gpu_probes.scores.decisions import predictions_of, ranked
 
 N_BINS = 10
 FALSE_POSITIVE_RATE = 0.01
@@ -138,60 +138,6 @@ def calibration_error(right: Bool[np.ndarray, " sample"], confidence: Float64[np
     """Expected calibration error: mean distance of the reliability curve from the diagonal, weighted by counts."""
     gaps = np.bincount(_bin_of(confidence), confidence - right, N_BINS)
     return float(np.abs(gaps).sum() / len(right))
-
-
-@dataclass(frozen=True)
-class PlattScaling:
-    """Calibrated probability ``sigmoid(slope * decision + intercept)`` of the second of two classes (Platt 1999)."""
-
-    slope: float
-    intercept: float
-
-    @classmethod
-    def fit(cls, actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, " sample"]) -> PlattScaling:
-        """Fit on decision values of samples that the probe did not see, by Platt's smoothed targets."""
-        n_positive, n_negative = int((actual == 1).sum()), int((actual == 0).sum())
-        targets = np.where(actual == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-        # Decision values may be of any size: the search is for the slope of values with mean 0 and deviation 1.
-        centre, scale = decision.mean(), decision.std() or 1.0
-        columns = np.stack([(decision - centre) / scale, np.ones(len(decision))])
-
-        def loss(point: Float64[np.ndarray, " 2"]) -> tuple[float, Float64[np.ndarray, " 2"]]:
-            odds = point @ columns
-            value = (np.logaddexp(0.0, odds) - targets * odds).sum()
-            return float(value), columns @ (special.expit(odds) - targets)
-
-        def curvature(point: Float64[np.ndarray, " 2"]) -> Float64[np.ndarray, "2 2"]:
-            probability = special.expit(point @ columns)
-            return (columns * probability * (1 - probability)) @ columns.T
-
-        found = optimize.minimize(
-            loss, np.zeros(2), jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10}
-        )
-        slope = float(found.x[0] / scale)
-        return cls(slope, float(found.x[1] - slope * centre))
-
-    def log_odds(self, decision: Float64[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
-        """Calibrated log odds of the second class."""
-        return self.slope * decision + self.intercept
-
-    def apply(self, decision: Float64[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
-        """Calibrated probability of the second class."""
-        return special.expit(self.log_odds(decision))
-
-
-def fit_line(predicted: Float64[np.ndarray, " sample"], actual: Float64[np.ndarray, " sample"]) -> tuple[float, float]:
-    """Slope and intercept of the least-squares line from predictions to labels; infinite where no number holds them."""
-    # Squares of what a huge penalty leaves of predictions would be 0; powers of two change no digit.
-    unit, label_unit = _power_of_two(predicted), _power_of_two(actual)
-    line: Any = stats.linregress(predicted / unit, actual / label_unit)
-    with np.errstate(over="ignore"):
-        return float(line.slope / unit * label_unit), float(line.intercept * label_unit)
-
-
-def _power_of_two(values: Float64[np.ndarray, " sample"]) -> float:
-    """Of the size of the largest value."""
-    return float(np.ldexp(1.0, np.frexp(np.abs(values).max())[1] - 1))
 
 
 def _collect(undefined: str | None, **scores: Callable[[], Any]) -> Scores:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from gpu_probes.features.cells import Cell
 from gpu_probes.samples.folds import FoldPlan
+from gpu_probes.terms import Cell
 
 
 @dataclass(frozen=True)

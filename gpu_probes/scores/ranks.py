@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from gpu_probes.errors import LabelError
-from gpu_probes.solvers.objective import TaskType
+from gpu_probes.terms import TaskType
 
 
 def midranks(values: Float64[Tensor, "*batch sample"]) -> Float64[Tensor, "*batch sample"]:

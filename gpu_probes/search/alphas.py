@@ -11,9 +11,10 @@ from jaxtyping import Float64, Shaped
 from sklearn.preprocessing import StandardScaler
 
 from gpu_probes.errors import PenaltyError
-from gpu_probes.features.cells import Cell, CellSource, cells_of
+from gpu_probes.features.cells import CellSource, cells_of
 from gpu_probes.solvers.objective import penalties_of
 from gpu_probes.solvers.preprocessing import Preprocessing
+from gpu_probes.terms import Cell
 
 AUTO: Literal["auto"] = "auto"
 # Below the first, ridge is least squares but for the directions that carry nothing; above the second, all

@@ -11,16 +11,19 @@ from jaxtyping import Bool, Float64, Int8, Int64, Shaped
 from torch import Tensor
 
 from gpu_probes.errors import Status
-from gpu_probes.features.rows import Overview, Rows, TrainingSets, look_over
+from gpu_probes.features.rows import Overview, Rows, look_over
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import Shuffles
+from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.scores.ranks import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks
 from gpu_probes.solvers.closed_form import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
 from gpu_probes.solvers.logistic import decide_held_out_logistic, fit_logistic
-from gpu_probes.solvers.objective import HeldOut, ProbeFits, ProbeKind, SigmoidLoss, SoftmaxLoss
+from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
+from gpu_probes.solvers.objective import HeldOut, ProbeFits
 from gpu_probes.solvers.preprocessing import Preprocessing
 from gpu_probes.solvers.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.solvers.systems import Dual, Framed, Primal
+from gpu_probes.terms import ProbeKind
 
 
 @dataclass(frozen=True)

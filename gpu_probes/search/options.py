@@ -12,12 +12,12 @@ from jaxtyping import Float64
 
 from gpu_probes.arguments import check_flags, check_whole, is_finite_number
 from gpu_probes.errors import BudgetError, FoldError, PenaltyError
-from gpu_probes.features.cells import Cell
 from gpu_probes.samples.folds import check_split
 from gpu_probes.samples.labels import check_probe_name, check_task_type
 from gpu_probes.search.alphas import read_alphas
 from gpu_probes.search.devices import check_device_name
 from gpu_probes.solvers.preprocessing import Preprocessing
+from gpu_probes.terms import Cell
 
 Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
 

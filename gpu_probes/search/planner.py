@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 from gpu_probes.display.wording import sizes
 from gpu_probes.errors import BudgetError
-from gpu_probes.features.cells import Cell
-from gpu_probes.solvers.objective import ProbeKind
+from gpu_probes.features.rows import PIECE_ROWS
+from gpu_probes.terms import Cell, ProbeKind
 
 # Blocks of cells that are small are joined, up to this much: the cost of a call is spread over them.
 _SMALL_BLOCK_BYTES = 2**25
 _MIN_CHUNK_ROWS = 256
-# Rows of a cell of which a centred copy is made at a time: few enough for a cache, enough for a matrix product.
-PIECE_ROWS = 1024
 _BLOCKS_PER_WORKER = 4
 # Shuffled targets of a ridge, and columns of a logistic regression, that are wide enough for a matrix product.
 _MOST_SHUFFLES, _MOST_COLUMNS = 1024, 512
@@ -77,7 +75,7 @@ class Workload:
 
     @property
     def is_reduced(self) -> bool:
-        """Whether a logistic regression works in the span of its rows (see `gpu_probes.solvers.logistic.Design`)."""
+        """Whether a logistic regression works in the span of its rows: `gpu_probes.solvers.logistic_problem.Design`."""
         return self.is_logistic and self.n_train < self.n_features and not self.standardize
 
 

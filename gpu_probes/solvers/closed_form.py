@@ -14,9 +14,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.solvers.objective import HeldOut, ProbeFits, Solver
+from gpu_probes.solvers.objective import HeldOut, ProbeFits
 from gpu_probes.solvers.ridge import fit_ridge
 from gpu_probes.solvers.systems import Dual, Framed, Primal
+from gpu_probes.terms import Solver
 
 
 def fit_lda(space: Primal | Dual, penalties: Sequence[float]) -> ProbeFits:

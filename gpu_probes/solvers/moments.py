@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.features.rows import Chunk, Rows, TrainingSets
-from gpu_probes.search.planner import PIECE_ROWS
+from gpu_probes.features.rows import PIECE_ROWS, Chunk, Rows
+from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.solvers.preprocessing import Frame, Marginals, Preprocessing
 
 # Features of one strip of a Gram matrix: wide enough for the matrix product, narrow enough to skip what is above it.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from enum import IntEnum
-from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int8
@@ -23,21 +21,7 @@ from torch import Tensor
 
 from gpu_probes.arguments import is_finite_number
 from gpu_probes.errors import PenaltyError
-
-TaskType = Literal["regression", "classification"]
-ProbeKind = Literal["ridge", "logistic", "lda", "mass_mean"]
-
-
-class Solver(IntEnum):
-    """How a fit was found."""
-
-    NONE = 0
-    CHOLESKY = 1
-    CORRECTED = 2
-    QR = 3
-    NEWTON_CG = 4
-    NEWTON_CHOLESKY = 5
-    CLOSED_FORM = 6
+from gpu_probes.terms import TaskType
 
 
 @dataclass(frozen=True)
@@ -96,88 +80,3 @@ def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:
     if len(set(alphas)) < len(alphas):
         raise PenaltyError(f"alphas {list(alphas)} holds a value twice; give each once")
     return [float(alpha) for alpha in alphas]
-
-
-@runtime_checkable
-class Loss(Protocol):
-    """The loss of one row as a function of its decision values x'w, one for each output."""
-
-    curvature_bound: ClassVar[float]
-
-    def value(
-        self,
-        decision: Float64[Tensor, "cell row column output"],
-        targets: Float64[Tensor, "#cell row #column output"],
-    ) -> Float64[Tensor, "cell row column"]:
-        """Loss of each row."""
-        ...
-
-    def predictions(self, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
-        """What users see: probabilities; also the gradient of the loss plus the targets."""
-        ...
-
-    def curve(
-        self,
-        predictions: Float64[Tensor, "*batch row column output"],
-        direction: Float64[Tensor, "*batch row column output"],
-    ) -> Float64[Tensor, "*batch row column output"]:
-        """Second derivative of the loss times a direction in decision space."""
-        ...
-
-    def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
-        """Drop the part of a direction that the loss cannot see and the penalty only shrinks."""
-        ...
-
-
-class SigmoidLoss:
-    """Log loss of two classes; targets are 0 or 1, the prediction is the probability of 1."""
-
-    curvature_bound: ClassVar[float] = 0.25
-
-    def value(
-        self, decision: Float64[Tensor, "cell row column 1"], targets: Float64[Tensor, "#cell row #column 1"]
-    ) -> Float64[Tensor, "cell row column"]:
-        """Return log(1 + exp(z)) - y z, by logaddexp (torch's softplus turns linear at 20)."""
-        return (torch.logaddexp(decision, decision.new_zeros(())) - targets * decision).sum(-1)
-
-    def predictions(self, decision: Float64[Tensor, "*batch 1"]) -> Float64[Tensor, "*batch 1"]:
-        """Probability of the second class."""
-        return torch.sigmoid(decision)
-
-    def curve(
-        self, predictions: Float64[Tensor, "*batch row column 1"], direction: Float64[Tensor, "*batch row column 1"]
-    ) -> Float64[Tensor, "*batch row column 1"]:
-        """Return p (1 - p) v."""
-        return predictions * (1 - predictions) * direction
-
-    def project(self, coef: Float64[Tensor, "*batch 1 feature"]) -> Float64[Tensor, "*batch 1 feature"]:
-        """Nothing to drop."""
-        return coef
-
-
-class SoftmaxLoss:
-    """Log loss of several classes, one vector for each; targets are one-hot, predictions are probabilities."""
-
-    curvature_bound: ClassVar[float] = 0.5
-
-    def value(
-        self, decision: Float64[Tensor, "cell row column output"], targets: Float64[Tensor, "#cell row #column output"]
-    ) -> Float64[Tensor, "cell row column"]:
-        """Return log(sum exp z) - z_y."""
-        return torch.logsumexp(decision, -1) - (targets * decision).sum(-1)
-
-    def predictions(self, decision: Float64[Tensor, "*batch output"]) -> Float64[Tensor, "*batch output"]:
-        """Probability of each class."""
-        return torch.softmax(decision, -1)
-
-    def curve(
-        self,
-        predictions: Float64[Tensor, "*batch row column output"],
-        direction: Float64[Tensor, "*batch row column output"],
-    ) -> Float64[Tensor, "*batch row column output"]:
-        """Return (diag(p) - p p') v."""
-        return predictions * (direction - (predictions * direction).sum(-1, keepdim=True))
-
-    def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
-        """Centre over the classes: adding one vector to all of them changes no probability."""
-        return coef - coef.mean(-2, keepdim=True)

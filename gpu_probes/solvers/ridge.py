@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from gpu_probes.features.rows import TrainingSets
+from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.solvers.cholesky import Factor, factorise
-from gpu_probes.solvers.objective import HeldOut, ProbeFits, Solver
+from gpu_probes.solvers.objective import HeldOut, ProbeFits
 from gpu_probes.solvers.systems import Dual, Measured, Primal
+from gpu_probes.terms import Solver
 
 # Relative to half the sum of squared deviations of the targets: training predictions within 1e-7 deviations. Held-out
 # ones can be further off at small penalties, so corrections, which are cheap, aim at 1e-8.

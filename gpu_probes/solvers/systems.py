@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.features.rows import Rows, TrainingSets
+from gpu_probes.features.rows import Rows
+from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.solvers.cholesky import Factor
 from gpu_probes.solvers.moments import add_gram, lot_crosses, lot_marginals, lot_moments, mirrored
 from gpu_probes.solvers.objective import duality_gap

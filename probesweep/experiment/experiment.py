@@ -2,89 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
-from datetime import date, time
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
 from activation_store.extraction.arguments import check_disk, check_path
-from activation_store.files.durable import make_folder, rename, write_output
+from activation_store.files.durable import rename
 from activation_store.store.documents import is_store
 from gpu_probes import ProbeError
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
+from probesweep.experiment.file import TEMPLATE, checked_settings, find_line
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
-from probesweep.tracking.track import Kind, check_installed, track
+from probesweep.tracking.track import check_installed, track
 from probesweep.training import Training
 
-TEMPLATE = "experiment.toml"
 _STAGES = "stages.json"
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
-
-# Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
-_EXTRACT_KEYS = {
-    "model": ("model", "dtype", "device_map", "batch_size", "shard_samples", "prefix_cache", "trust_remote_code"),
-    "data": (
-        *("question_column", "label_column", "group_column", "use_chat_template", "chat_template_kwargs"),
-        *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
-    ),
-}
-_TRAIN_KEYS = {
-    "probe": (
-        *("task_type", "probe", "join", "alpha", "alphas", "fit_intercept", "standardize", "weight_column"),
-        "budget_gib",
-    ),
-    "statistics": (
-        *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap"),
-    ),
-}
-
-
-# Keys that name a file or a folder, and columns.
-_FILES = ("output_dir", "model", "train_dataset", "test_dataset")
-_COLUMNS = ("question_column", "label_column", "group_column", "weight_column", "groups")
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a key of the file may hold; `default` is `MISSING` where it must be there."""
-
-    type: Any
-    default: Any
-
-
-def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Key]]:
-    hints, known = get_type_hints(owner), {field.name: field for field in fields(owner)}
-    return {
-        section: {name: Key(hints[name], known[name].default) for name in names} for section, names in sections.items()
-    }
-
-
-def _schema() -> dict[str, dict[str, Key]]:
-    """Keys of every section; those of the section "" stand before the first one."""
-    extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
-    return {
-        "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
-        "model": extract["model"],
-        "data": {"train_dataset": Key(str, MISSING), "test_dataset": Key(str, MISSING), **extract["data"]},
-        **train,
-        "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},
-    }
 
 
 @dataclass(frozen=True)
@@ -119,7 +65,7 @@ class Experiment:
             raise RequestError(
                 f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
             ) from error
-        experiment = cls(path, text, _checked(path, text, document))
+        experiment = cls(path, text, checked_settings(path, text, document))
         experiment.check()
         return experiment
 
@@ -324,145 +270,10 @@ class Experiment:
                     yield path, line
 
 
-def write_template(path: Path) -> None:
-    """Write a commented experiment to begin with.
-
-    Raises
-    ------
-    RequestError
-        There is a file already.
-    """
-    if path.exists():
-        raise RequestError(f"{path} exists; give --init another name, or remove it")
-    make_folder(path.parent)
-    write_output(path, [files("probesweep.experiment").joinpath(TEMPLATE).read_bytes()])
-
-
-def find_line(text: str, section: str, *path: str | None) -> int | None:
-    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there.
-
-    Parameters
-    ----------
-    text : str
-    section : str
-        "" for the keys before the first section.
-    *path : str
-        The key; where it holds a table, perhaps a key of that, and so on.
-    """
-    keys = [key for key in (section, *path) if key]
-    # Not splitlines, which takes more characters for ends of lines than TOML does.
-    lines, before = re.split(r"\r?\n", text), 0
-    for number in range(1, len(lines) + 1):
-        # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
-        try:
-            document = tomllib.loads("\n".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
-            continue
-        if _is_there(document, keys):
-            return before + 1
-        before = number
-    return None
-
-
-def _is_there(document: Any, keys: Sequence[str]) -> bool:
-    for key in keys:
-        if not isinstance(document, Mapping) or key not in document:
-            return False
-        document = document[key]
-    return True
-
-
 def _is_about(message: str, key: str) -> bool:
     """Whether an error names a key: as a flag anywhere, or as what it begins with, perhaps one of several."""
     words = "sample_weight" if key == "weight_column" else key.replace("_", "[_ ]").removesuffix("s")
     return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
-
-
-def _checked(path: Path, text: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All settings, defaults filled in."""
-    schema = _schema()
-    _check_names(path, text, "", document, [*schema[""], *filter(None, schema)])
-    settings: dict[str, dict[str, Any]] = {}
-    for section, keys in schema.items():
-        table = document.get(section, {}) if section else document
-        if not isinstance(table, dict):
-            raise RequestError(
-                f"{path}, line {find_line(text, '', section)}: {section} = {table!r} should be a section; write "
-                f"[{section}] on a line of its own and the keys below it"
-            )
-        if section:
-            _check_names(path, text, section, table, list(keys))
-        settings[section] = {name: _value(path, text, section, name, key, table) for name, key in keys.items()}
-    return settings
-
-
-def _check_names(path: Path, text: str, section: str, table: dict[str, Any], known: list[str]) -> None:
-    for name in table:
-        if name in known:
-            continue
-        where = f"[{section}]" if section else "the top of the file"
-        near = difflib.get_close_matches(name, known, 1)
-        elsewhere = [f"[{other}]" for other, keys in _schema().items() if other and name in keys]
-        if elsewhere and not near:
-            hint = f"it belongs into {elsewhere[0]}"
-        else:
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        raise RequestError(f"{path}, line {find_line(text, section, name)}: {name} is unknown in {where}; {hint}")
-
-
-def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict[str, Any]) -> Any:
-    where = f"[{section}]" if section else "the top of the file"
-    if name not in table:
-        if key.default is MISSING:
-            line = find_line(text, section, None) if section else 1
-            place = f", line {line}" if line else ""
-            raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")
-        return key.default
-    try:
-        return TypeAdapter(key.type, config=ConfigDict(strict=True)).validate_python(table[name])
-    except ValidationError as error:
-        wanted = " or ".join(dict.fromkeys(_in_words(one["msg"]) for one in error.errors()))
-        raise RequestError(
-            f"{path}, line {find_line(text, section, name)}: {name} = {_in_toml(table[name])} in {where} should be "
-            f"{wanted}{_quoted_date(table[name])}"
-        ) from error
-
-
-def _in_toml(value: Any) -> str:
-    """A value as it is written in TOML."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_in_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_in_toml(each)}' for key, each in value.items())}}}"
-    return repr(value)
-
-
-def _quoted_date(value: Any) -> str:
-    """How to write the first date or time of a value as text."""
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, date | time):
-            return f'; as text put the {"date" if isinstance(each, date) else "time"} in quotes: "{each.isoformat()}"'
-    return ""
-
-
-def _in_words(message: str) -> str:
-    """What pydantic expected, in TOML's words."""
-    words = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("an instance of ")
-    return {
-        "string": 'a text in quotes such as "all"',
-        "integer": "a whole number",
-        "number": "a number",
-        "boolean": "true or false",
-        "dictionary": "a table such as {enable_thinking = false}",
-        "list": "a list such as [1, 10]",
-        "Sequence": "a list such as [1, 10]",
-        "None": "left out",
-        "Path": "a path in quotes",
-    }.get(words, words)
 
 
 def _identity(extraction: Extraction) -> dict[str, Any]:
@@ -505,3 +316,8 @@ def _set_aside(path: Path) -> Path:
     target = path.with_name(f"{path.stem}.{number}{path.suffix}")
     rename(path, target)
     return target
+
+
+# Keys that name a file or a folder, and columns.
+_FILES = ("output_dir", "model", "train_dataset", "test_dataset")
+_COLUMNS = ("question_column", "label_column", "group_column", "weight_column", "groups")

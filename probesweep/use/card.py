@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from activation_store import ActivationStore
-from activation_store.pt.convert import PtActivations
+from activation_store.pt.activations import PtActivations
 from gpu_probes import BestProbe, SweepResult
 from gpu_probes.features.combine import layers_behind
 from gpu_probes.forms import (
@@ -31,7 +31,7 @@ from gpu_probes.results.files import write_whole
 from gpu_probes.results.folder import read_document
 from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
-from gpu_probes.solvers.objective import TaskType
+from gpu_probes.terms import TaskType
 from probesweep.errors import RequestError
 
 CARD_VERSION = 1

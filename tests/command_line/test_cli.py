@@ -1,7 +1,5 @@
 """The command line as a user meets it: exit codes, one-line errors, files, numbers."""
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -18,28 +16,10 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
-import cli
 from activation_store import ActivationStore
-from tests.activation_store.store.test_store import tree
-from tests.conftest import QUESTIONS, save_model, train_tokenizer
-
-PROBESWEEP = str(Path(sys.executable).with_name("probesweep"))
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in this process: a new one takes seconds to import torch."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["probesweep", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main()
-    finally:
-        sys.argv = argv
-    return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def run_process(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PROBESWEEP, *map(str, arguments)], capture_output=True, text=True)
+from tests.helpers.commands import PROBESWEEP, run, run_process
+from tests.helpers.models import QUESTIONS, save_model, train_tokenizer
+from tests.helpers.stores import tree
 
 
 @pytest.fixture(scope="module")

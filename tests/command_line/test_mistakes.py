@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.command_line.test_cli import run
-from tests.conftest import CHATML, QUESTIONS, save_model, train_tokenizer
+from tests.helpers.commands import run
+from tests.helpers.models import CHATML, QUESTIONS, save_model, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from activation_store import ActivationStore
-from tests.command_line.test_cli import run
-from tests.conftest import QUESTIONS
+from tests.helpers.commands import run
+from tests.helpers.models import QUESTIONS
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import click
 import pytest
 
 import cli
-from tests.command_line.test_cli import PROBESWEEP, run, run_process
-from tests.conftest import QUESTIONS
+from tests.helpers.commands import PROBESWEEP, run, run_process
+from tests.helpers.models import QUESTIONS
 
 COMMANDS = cli.probesweep.commands
 

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from gpu_probes import ArrayCellSource, Cell
-from gpu_probes.features.rows import Rows, TrainingSets
+from gpu_probes.features.rows import Rows
 from gpu_probes.samples.folds import FoldPlan
+from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.solvers.objective import ProbeFits
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_store.format.spec import StoreSpec
-from activation_store.store.documents import COORDINATES
+from activation_store.format.spec import COORDINATES, StoreSpec
 from activation_store.store.writer import StoreWriter
 
 LAYERS = (0, 2, 5)
@@ -51,3 +50,22 @@ def write_store(path: Path, spec: StoreSpec, values: np.ndarray, order: np.ndarr
         rows = np.arange(spec.n_samples) if order is None else order
         for part in np.array_split(rows, 3):
             writer.add(part, values[part])
+
+
+DTYPES = ["float32", "float16", "bfloat16"]
+
+
+def tree(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def same_bits(found, expected):
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(expected).tobytes()
+
+
+def damage(path, offset, xor=1):
+    data = bytearray(path.read_bytes())
+    data[offset] ^= xor
+    path.write_bytes(data)

@@ -7,8 +7,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from tokenizers.processors import TemplateProcessing
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from activation_store.models.loading import ModelSource, load_tokenizer
-from tests.conftest import CHATML, QUESTIONS, train_tokenizer
+from activation_store.models.loading import load_tokenizer
+from activation_store.models.source import ModelSource
+from tests.helpers.models import CHATML, QUESTIONS, train_tokenizer
 
 CONTROL = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 # As Llama 2's and Mistral's: the template writes the BOS, and there is a space where the text begins.

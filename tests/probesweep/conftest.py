@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.command_line.test_cli import run
-from tests.conftest import QUESTIONS
+from tests.helpers.commands import run
+from tests.helpers.models import QUESTIONS
 
 
 @pytest.fixture(scope="session")

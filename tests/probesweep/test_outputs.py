@@ -21,7 +21,7 @@ from probesweep import Training, training
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file, check_room, writing
 from probesweep.reporting import report_on
-from tests.command_line.test_cli import run
+from tests.helpers.commands import run
 
 
 def save_pt(path: Path, seed: int = 0, n_samples: int = 40) -> Path:

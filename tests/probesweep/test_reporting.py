@@ -12,7 +12,7 @@ from gpu_probes import ProbeError
 from gpu_probes.report import SavedResults
 from gpu_probes.report.figures import Figure, predictions
 from probesweep.reporting import report_on
-from tests.command_line.test_cli import run
+from tests.helpers.commands import run
 
 
 @pytest.fixture

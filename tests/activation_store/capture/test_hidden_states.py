@@ -10,9 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from activation_store import ActivationStore, Extraction, InputError, ParityError
 from activation_store.capture.hidden_states import HiddenStates
-from activation_store.models.loading import LoadedDecoder, ModelSource, input_device, load_decoder, read_model_info
-from tests.conftest import N_BLOCKS, QUESTIONS
+from activation_store.models.info import read_model_info
+from activation_store.models.loading import LoadedDecoder, input_device, load_decoder
+from activation_store.models.source import ModelSource
 from tests.helpers.architectures import build, hidden_states, one_by_one, random_prompts, relative_errors, run
+from tests.helpers.models import N_BLOCKS, QUESTIONS
 
 
 def hidden_states_one_by_one(model, tokenizer, questions, positions):

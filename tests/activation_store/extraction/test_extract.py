@@ -28,8 +28,8 @@ from activation_store.extraction.arguments import parse_layers
 from activation_store.files.lock import WriterLock
 from activation_store.models import loading
 from tests.activation_store.capture.test_parity import leak_between_rows
-from tests.activation_store.store.test_store import tree
-from tests.conftest import CHATML, N_BLOCKS, QUESTIONS, save_model, train_tokenizer
+from tests.helpers.models import CHATML, N_BLOCKS, QUESTIONS, save_model, train_tokenizer
+from tests.helpers.stores import tree
 
 
 @pytest.mark.parametrize(

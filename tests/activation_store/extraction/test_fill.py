@@ -12,7 +12,7 @@ from activation_store import ActivationStore, NonFiniteError
 from activation_store.capture.batches import BatchPlan
 from activation_store.extraction.fill import fill
 from activation_store.files import durable
-from activation_store.prompts.encoding import ControlRows, Prompts
+from activation_store.prompts.prompts import ControlRows, Prompts
 from activation_store.store.writer import StoreWriter
 from tests.helpers.stores import make_beside, make_spec, make_values
 

@@ -10,8 +10,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from activation_store import Extraction, InputError
-from activation_store.models.loading import ModelSource, read_model_info
-from tests.conftest import train_tokenizer
+from activation_store.models.info import read_model_info
+from activation_store.models.source import ModelSource
+from tests.helpers.models import train_tokenizer
 
 _SIZES: dict[str, Any] = {
     **{"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -14,11 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from activation_store import ActivationStore, Extraction, InputError
-from activation_store.capture.session import LoadedModel, PromptFormat
-from activation_store.models.loading import ModelSource, load_model, read_model_info
+from activation_store.capture.session import LoadedModel
+from activation_store.models.info import read_model_info
+from activation_store.models.loading import load_model
+from activation_store.models.source import ModelSource
+from activation_store.prompts.prompts import PromptFormat
 from benchmarks.extract.subject import Subject
 from tests.activation_store.extraction.test_extract import run
-from tests.conftest import N_BLOCKS
+from tests.helpers.models import N_BLOCKS
 
 Weights = dict[str, torch.Tensor]
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activation_store.prompts.encoding import encode_prompts, find_tail
+from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.tail import find_tail
 from activation_store.prompts.template import SENTINEL, render
-from tests.conftest import CHATML, train_tokenizer
+from tests.helpers.models import CHATML, train_tokenizer
 from tests.helpers.tokenizer_kinds import CONTROL, KINDS
 
 SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"

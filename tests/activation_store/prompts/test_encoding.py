@@ -12,9 +12,10 @@ from tokenizers.processors import TemplateProcessing
 
 from activation_store import InputError
 from activation_store.prompts import encoding
-from activation_store.prompts.encoding import encode_prompts, find_tail
+from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.tail import find_tail
 from activation_store.prompts.template import render
-from tests.conftest import CHATML, QUESTIONS, train_tokenizer
+from tests.helpers.models import CHATML, QUESTIONS, train_tokenizer
 from tests.helpers.tokenizer_kinds import KINDS
 
 # As Qwen3's: thinking is switched off by what stands at the start of the answer.

@@ -6,16 +6,9 @@ from datetime import datetime
 import pytest
 
 from activation_store import InputError
-from activation_store.prompts.template import (
-    SENTINEL,
-    Pieces,
-    find_pieces,
-    question_text,
-    render,
-    render_all,
-    replace_last,
-)
-from tests.conftest import CHATML, QUESTIONS, train_tokenizer
+from activation_store.prompts.template import SENTINEL, Pieces, find_pieces, render, render_all
+from activation_store.questions.question import question_text, replace_last
+from tests.helpers.models import CHATML, QUESTIONS, train_tokenizer
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

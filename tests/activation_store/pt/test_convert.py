@@ -9,10 +9,21 @@ import pytest
 import torch
 
 from activation_store import ActivationStore, FingerprintMismatchError, InputError, MissingShardError
-from activation_store.pt.convert import PtActivations, export_pt, import_pt, open_activations
+from activation_store.opening import open_activations
+from activation_store.pt.activations import PtActivations
+from activation_store.pt.convert import export_pt, import_pt
 from activation_store.store.writer import StoreWriter
-from tests.activation_store.store.test_store import DTYPES, same_bits, tree
-from tests.helpers.stores import LAYERS, POSITIONS, make_beside, make_spec, make_values, write_store
+from tests.helpers.stores import (
+    DTYPES,
+    LAYERS,
+    POSITIONS,
+    make_beside,
+    make_spec,
+    make_values,
+    same_bits,
+    tree,
+    write_store,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

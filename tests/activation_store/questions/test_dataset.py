@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_store import InputError
-from activation_store.prompts.template import question_text
 from activation_store.questions.dataset import read_dataset
 from activation_store.questions.formats import Wanted, read_rows
+from activation_store.questions.question import question_text
 
 
 def write(tmp_path, **columns):

@@ -11,8 +11,8 @@ from activation_store import ActivationStore
 from activation_store.format.dtypes import numpy_dtype
 from activation_store.format.spec import StoreSpec
 from activation_store.store.writer import StoreWriter
-from tests.activation_store.store.test_store import DTYPES, same_bits, tree
 from tests.helpers.readers import check_other_readers
+from tests.helpers.stores import DTYPES, same_bits, tree
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SHAPE = (5, 3, 2, 4)

@@ -6,8 +6,7 @@ import pytest
 from activation_store import ActivationStore, CorruptStoreError, Extraction, FingerprintMismatchError, InputError
 from activation_store.errors import StoreError
 from activation_store.store.writer import StoreWriter
-from tests.activation_store.store.test_store import damage, same_bits, tree
-from tests.helpers.stores import make_beside, make_spec, make_values, write_store
+from tests.helpers.stores import damage, make_beside, make_spec, make_values, same_bits, tree, write_store
 
 
 def repair(path, spec, values):

@@ -23,19 +23,18 @@ from activation_store import (
 from activation_store.format.layout import Layout, balanced_shard_samples, with_checksum
 from activation_store.store import reader
 from activation_store.store.writer import StoreWriter
-from tests.helpers.stores import LAYERS, POSITIONS, make_beside, make_spec, make_values, write_store
-
-DTYPES = ["float32", "float16", "bfloat16"]
-
-
-def tree(path):
-    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
-def same_bits(found, expected):
-    assert found.shape == expected.shape
-    assert found.dtype == expected.dtype
-    assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(expected).tobytes()
+from tests.helpers.stores import (
+    DTYPES,
+    LAYERS,
+    POSITIONS,
+    damage,
+    make_beside,
+    make_spec,
+    make_values,
+    same_bits,
+    tree,
+    write_store,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -164,12 +163,6 @@ def test_second_writer_is_refused(tmp_path):
         holder.stdin.close()
     StoreWriter.resume(tmp_path / "s.zarr", dict(spec.fingerprint)).__exit__(None, None, None)
     assert lock.read_bytes() == b""  # although the holder left its pid there
-
-
-def damage(path, offset, xor=1):
-    data = bytearray(path.read_bytes())
-    data[offset] ^= xor
-    path.write_bytes(data)
 
 
 def test_no_flipped_byte_of_a_shard_is_read_as_whole(tmp_path):

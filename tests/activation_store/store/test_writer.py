@@ -11,8 +11,7 @@ import pytest
 from activation_store import ActivationStore, InputError, StoreError, StoreLockedError
 from activation_store.files.lock import WriterLock, check_unlocked
 from activation_store.store.writer import StoreWriter, check_can_create
-from tests.activation_store.store.test_store import same_bits
-from tests.helpers.stores import make_beside, make_spec, make_values
+from tests.helpers.stores import make_beside, make_spec, make_values, same_bits
 
 
 def fail_on(monkeypatch, name, number):

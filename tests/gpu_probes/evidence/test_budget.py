@@ -24,8 +24,8 @@ from gpu_probes.evidence.baselines import (
     tfidf_baseline,
 )
 from gpu_probes.evidence.learning_curve import learning_curve
-from gpu_probes.features.cells import Cell
 from gpu_probes.results.encoding import encode_json
+from gpu_probes.terms import Cell
 
 RNG = np.random.default_rng(0)
 N, D = 300, 24

@@ -10,13 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import optimize, special, stats
 from sklearn import metrics
 
-from gpu_probes.scores.metrics import (
-    PlattScaling,
-    calibration_error,
-    classification_scores,
-    regression_scores,
-    reliability_curve,
-)
+from gpu_probes.scores.calibration import PlattScaling
+from gpu_probes.scores.metrics import calibration_error, classification_scores, regression_scores, reliability_curve
 
 # Few distinct values make ties the rule.
 tied = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])

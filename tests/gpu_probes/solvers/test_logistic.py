@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.solvers import logistic
-from gpu_probes.solvers.objective import SigmoidLoss, SoftmaxLoss
+from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
 from gpu_probes.solvers.preprocessing import Preprocessing
 from tests.helpers.blocks import block_of, only_cell
 

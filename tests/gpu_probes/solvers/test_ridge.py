@@ -4,10 +4,10 @@ import torch
 from sklearn.linear_model import Ridge
 
 from gpu_probes.samples.folds import FoldPlan, plan_folds
-from gpu_probes.solvers.objective import Solver
 from gpu_probes.solvers.preprocessing import Preprocessing
 from gpu_probes.solvers.ridge import CERTIFICATE_LIMIT, fit_ridge
 from gpu_probes.solvers.systems import Dual, Primal
+from gpu_probes.terms import Solver
 from tests.helpers.blocks import block_of, only_cell
 
 ALPHAS = [1e-3, 1.0, 1e3]

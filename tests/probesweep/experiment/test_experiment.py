@@ -11,9 +11,9 @@ import pytest
 
 from activation_store import ActivationStore
 from probesweep import Experiment, RequestError
-from probesweep.experiment.experiment import _schema, find_line, write_template
-from tests.command_line.test_cli import run
-from tests.conftest import QUESTIONS
+from probesweep.experiment.file import _schema, find_line, write_template
+from tests.helpers.commands import run
+from tests.helpers.models import QUESTIONS
 
 SMALL = """\
 output_dir = "out"

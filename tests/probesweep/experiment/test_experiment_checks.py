@@ -10,7 +10,7 @@ import pytest
 
 from activation_store.extraction import arguments
 from probesweep import Experiment
-from tests.command_line.test_cli import run
+from tests.helpers.commands import run
 from tests.probesweep.experiment.test_experiment import change, experiment
 
 __all__ = ["experiment"]

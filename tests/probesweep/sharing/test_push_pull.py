@@ -17,11 +17,10 @@ from gpu_probes import ProbeError
 from probesweep import Probe, RequestError
 from probesweep.sharing.parcels import pack
 from probesweep.sharing.push_pull import pull, push
-from tests.activation_store.store.test_store import tree
-from tests.command_line.test_cli import run
-from tests.conftest import QUESTIONS
+from tests.helpers.commands import run
 from tests.helpers.hub import TOKEN, Hub, Repo
-from tests.helpers.stores import make_spec, make_values, write_store
+from tests.helpers.models import QUESTIONS
+from tests.helpers.stores import make_spec, make_values, tree, write_store
 
 STATES = ("dataset", "me/states")
 PROBES = ("model", "me/probes")

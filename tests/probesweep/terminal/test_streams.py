@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from probesweep.terminal.limits import limit_reached
-from tests.command_line.test_cli import PROBESWEEP
+from tests.helpers.commands import PROBESWEEP
 
 CLOSED = ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
 

@@ -12,8 +12,9 @@ from PIL import Image
 from gpu_probes import ProbeError
 from probesweep import RequestError
 from probesweep.tracking import track as tracking
-from probesweep.tracking.track import Record, check_installed, read_record, track
-from tests.command_line.test_cli import run
+from probesweep.tracking.record import Record, read_record
+from probesweep.tracking.track import check_installed, track
+from tests.helpers.commands import run
 from tests.helpers.wandb_file import read_records
 
 N_PIXELS = 40

