@@ -22,4 +22,4 @@ def __getattr__(name: str) -> Any:
     # The command line imports this package before it knows whether torch, which takes seconds, is needed.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"probesweep.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

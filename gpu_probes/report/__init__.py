@@ -1,6 +1,18 @@
-"""Results as figures and as one self-contained page."""
+"""A result folder as text, page and figures."""
 
-from gpu_probes.report.load import SavedResults
-from gpu_probes.report.write import write_report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from gpu_probes.report.plots import SavedResults
+    from gpu_probes.report.write import write_report
+
+_HOMES = {"SavedResults": "plots", "write_report": "write"}
 __all__ = ["SavedResults", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    # Altair takes a second to import, and the summary of a training needs no figure.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

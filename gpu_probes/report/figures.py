@@ -15,7 +15,7 @@ from gpu_probes.display import charts
 from gpu_probes.display.charts import Reference, Series, score_title
 from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text
 from gpu_probes.report import curves
-from gpu_probes.report.load import SavedResults, ends_of, strongest
+from gpu_probes.report.load import SavedFiles, ends_of, strongest
 from gpu_probes.report.predictions import (
     HELD_OUT_TITLE,
     MOST_CURVE_POINTS,
@@ -68,7 +68,7 @@ class Absent:
     expected: bool = True
 
 
-def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
+def heatmap(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     """Scores over layers and positions."""
     shown, note = (score, "") if score else _shown_score(results)
     cells, best = results.cells, results.best_cell
@@ -87,7 +87,7 @@ def heatmap(results: SavedResults, score: str | None = None) -> Figure | Absent:
     return Figure("heatmap", "Where it can be read", caption, chart, table, width)
 
 
-def layers(results: SavedResults) -> Figure | Absent:
+def layers(results: SavedFiles) -> Figure | Absent:
     """Scores along the layers beside the estimates that can be trusted and the strongest baseline."""
     name, title = "layers", "Along the layers"
     shown, note = _shown_score(results)
@@ -112,7 +112,7 @@ def layers(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption.strip(), chart, table)
 
 
-def predictions(results: SavedResults) -> Figure | Absent:
+def predictions(results: SavedFiles) -> Figure | Absent:
     """Predicted against actual numbers."""
     name, title = "predictions", "Predicted against actual"
     if classes_of(results):
@@ -137,7 +137,7 @@ def predictions(results: SavedResults) -> Figure | Absent:
     )
 
 
-def roc(results: SavedResults) -> Figure | Absent:
+def roc(results: SavedFiles) -> Figure | Absent:
     """True against false positive rate."""
     name, title = "roc", "ROC curve"
     if not classes_of(results):
@@ -163,7 +163,7 @@ def roc(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, curves.roc(table, series, tips), _only(table, tips))
 
 
-def reliability(results: SavedResults) -> Figure | Absent:
+def reliability(results: SavedFiles) -> Figure | Absent:
     """Predicted probability against how often it is so."""
     name, title = "reliability", "Reliability"
     if not classes_of(results):
@@ -197,7 +197,7 @@ def reliability(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, chart, _only(table, tips))
 
 
-def alphas(results: SavedResults) -> Figure | Absent:
+def alphas(results: SavedFiles) -> Figure | Absent:
     """Score of the best cell at each alpha."""
     name, title = "alphas", "The penalty"
     if results.best is None:
@@ -219,7 +219,7 @@ def alphas(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, chart, _only(table, ["penalty", "CV score"]))
 
 
-def comparison(results: SavedResults) -> Figure | Absent:
+def comparison(results: SavedFiles) -> Figure | Absent:
     """The best probe's optimistic and honest scores, and the baselines."""
     name, title = "comparison", "How far to trust it"
     if results.best is None:
@@ -240,7 +240,7 @@ def comparison(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, curves.comparison(table, used, metric, tips), _only(table, tips))
 
 
-def permutations(results: SavedResults) -> Figure | Absent:
+def permutations(results: SavedFiles) -> Figure | Absent:
     """Highest score of each shuffle of the labels, and the one observed."""
     name, title = "permutations", "Against shuffled labels"
     found = results.evidence.permutation
@@ -263,7 +263,7 @@ def permutations(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, chart, _only(bins, ["highest score", "shuffles"]))
 
 
-def learning_curve(results: SavedResults) -> Figure | Absent:
+def learning_curve(results: SavedFiles) -> Figure | Absent:
     """Score of the best cell by the number of training rows."""
     name, title = "learning_curve", "With more rows"
     points = results.evidence.learning_curve
@@ -293,7 +293,7 @@ def learning_curve(results: SavedResults) -> Figure | Absent:
     return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), _only(table, tips))
 
 
-FIGURES: tuple[Callable[[SavedResults], Figure | Absent], ...] = (
+FIGURES: tuple[Callable[[SavedFiles], Figure | Absent], ...] = (
     heatmap,
     layers,
     predictions,
@@ -310,7 +310,7 @@ def _only(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame({name: frame[name] for name in columns})
 
 
-def _shown_score(results: SavedResults) -> tuple[str, str]:
+def _shown_score(results: SavedFiles) -> tuple[str, str]:
     """The column to draw, and why it is not that of cross-validation."""
     for score in ("cv_score", "test_score", "train_score"):
         if not np.isnan(results.cells[score].to_numpy(np.float64)).all():
@@ -319,7 +319,7 @@ def _shown_score(results: SavedResults) -> tuple[str, str]:
     return "cv_score", ""
 
 
-def _references(results: SavedResults) -> list[Reference]:
+def _references(results: SavedFiles) -> list[Reference]:
     """Nested cross-validation, the strongest baseline, and the test score at the best layer."""
     references: list[Reference] = []
     intervals, nested = results.intervals, results.nested_score
@@ -370,7 +370,7 @@ def _bins(series: str, curve: Sequence[Bin]) -> pd.DataFrame:
     )
 
 
-def _compared(results: SavedResults) -> list[dict[str, Any]]:
+def _compared(results: SavedFiles) -> list[dict[str, Any]]:
     """A record for each score: of the best probe, and of every baseline."""
     assert results.best is not None
     intervals, baselines = results.intervals, results.evidence.baselines or {}
@@ -387,7 +387,7 @@ def _compared(results: SavedResults) -> list[dict[str, Any]]:
     return records
 
 
-def _unscored(results: SavedResults) -> list[BaselineScores]:
+def _unscored(results: SavedFiles) -> list[BaselineScores]:
     baselines = (results.evidence.baselines or {}).values()
     return [one for one in baselines if one.cv_score is None and one.test_score is None]
 

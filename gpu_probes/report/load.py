@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import pandas as pd
 
@@ -18,9 +18,6 @@ from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
 from gpu_probes.terms import Cell
 
-if TYPE_CHECKING:
-    from gpu_probes.report.plots import SavedPlots
-
 _NO_INTERVALS = Intervals(test_score=None, nested_cv_score=None, best_minus_cell=())
 
 
@@ -30,7 +27,7 @@ def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
 
 
 @dataclass(frozen=True, eq=False)
-class SavedResults:
+class SavedFiles:
     """What a finished training left in its folder.
 
     Attributes
@@ -42,7 +39,7 @@ class SavedResults:
     documents: Results
 
     @classmethod
-    def load(cls, folder: str | Path) -> SavedResults:
+    def load(cls, folder: str | Path) -> Self:
         """Read a folder.
 
         Raises
@@ -129,14 +126,6 @@ class SavedResults:
             return str(reason)
         return self.why_no_best if self.best is None else "it is not in inference.json"
 
-    @property
-    def plot(self) -> SavedPlots:
-        """Figures: ``results.plot.heatmap()``, ``results.plot.layers()`` and the others of the page."""
-        # The figures are made of these results, and Altair takes a second to import.
-        from gpu_probes.report.plots import SavedPlots
-
-        return SavedPlots(self)
-
     def __repr__(self) -> str:
         """A few lines for the terminal."""
         axes = f"{self.performance.n_layers} layers x {self.performance.n_positions} positions"
@@ -153,7 +142,7 @@ class SavedResults:
         return card(repr(self).splitlines(), self.cells)
 
 
-def strongest(results: SavedResults) -> BaselineScores | None:
+def strongest(results: SavedFiles) -> BaselineScores | None:
     """The baseline with the highest test score or, where there are none, the highest CV score."""
     baselines = list((results.evidence.baselines or {}).values())
     for name in ("test_score", "cv_score"):

@@ -13,12 +13,12 @@ import jinja2
 from gpu_probes.display.wording import one_line
 from gpu_probes.report import tables, vega
 from gpu_probes.report.figures import Absent, Figure
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedFiles
 from gpu_probes.report.sentences import headlines, three_sentences
 from gpu_probes.report.theme import page_spec
 
 
-def render(results: SavedResults, made: Sequence[Figure | Absent], prompts: Mapping[str, Sequence[str]] | None) -> str:
+def render(results: SavedFiles, made: Sequence[Figure | Absent], prompts: Mapping[str, Sequence[str]] | None) -> str:
     """HTML of a page; whatever comes from files or prompts is escaped.
 
     Parameters
@@ -51,7 +51,7 @@ def render(results: SavedResults, made: Sequence[Figure | Absent], prompts: Mapp
     return environment.from_string(_packaged("template.html")).render(content)
 
 
-def _absent(results: SavedResults, made: Sequence[Figure | Absent]) -> list[tuple[str, str]]:
+def _absent(results: SavedFiles, made: Sequence[Figure | Absent]) -> list[tuple[str, str]]:
     """What readers may look for in vain, and why."""
     missing = [(one.title, one.reason) for one in made if isinstance(one, Absent) and one.expected]
     if results.best is None:

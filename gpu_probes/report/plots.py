@@ -1,4 +1,4 @@
-"""The page's figures as Altair charts, for notebooks."""
+"""A result folder for notebooks: what a report takes, and the page's figures as Altair charts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import altair as alt
 from gpu_probes.errors import ProbeError
 from gpu_probes.report import figures
 from gpu_probes.report.figures import Absent, Figure
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedFiles
 
 
 @dataclass(frozen=True)
 class SavedPlots:
     """Figures of a result folder; one that it does not have is a `ProbeError` with the reason."""
 
-    results: SavedResults
+    results: SavedFiles
 
     def heatmap(self, score: str | None = None) -> alt.LayerChart:
         """Layer by position, the best cell marked; `score` is a column of `to_frame()`, by default the CV score."""
@@ -55,8 +55,17 @@ class SavedPlots:
         """Score of the best cell by the number of training rows."""
         return self._draw(figures.learning_curve)
 
-    def _draw(self, make: Callable[[SavedResults], Figure | Absent]) -> alt.LayerChart:
+    def _draw(self, make: Callable[[SavedFiles], Figure | Absent]) -> alt.LayerChart:
         return _chart(make(self.results))
+
+
+class SavedResults(SavedFiles):
+    """What a finished training left in its folder, and its figures."""
+
+    @property
+    def plot(self) -> SavedPlots:
+        """Figures: ``results.plot.heatmap()``, ``results.plot.layers()`` and the others of the page."""
+        return SavedPlots(self)
 
 
 def _chart(made: Figure | Absent) -> alt.LayerChart:

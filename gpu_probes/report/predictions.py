@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from sklearn import metrics
 
 from gpu_probes.display.wording import class_name, number
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedFiles
 
 MOST_POINTS = 2000
 MOST_CURVE_POINTS = 250
@@ -37,7 +37,7 @@ class Predicted:
     ranked: Shaped[np.ndarray, "sample ..."]
 
 
-def held_out(results: SavedResults) -> list[Predicted]:
+def held_out(results: SavedFiles) -> list[Predicted]:
     """The test rows, and the training rows as predicted in cross-validation; those that there are."""
     best = results.best
     if best is None:
@@ -73,12 +73,12 @@ def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
     return np.unique(np.linspace(0, n_rows - 1, min(n_rows, most)).round().astype(np.int64))
 
 
-def classes_of(results: SavedResults) -> list[float]:
+def classes_of(results: SavedFiles) -> list[float]:
     """The sorted classes; none for numbers."""
     return list(results.performance.classes or ())
 
 
-def wrongness(results: SavedResults, rows: Predicted) -> Float64[np.ndarray, " sample"]:
+def wrongness(results: SavedFiles, rows: Predicted) -> Float64[np.ndarray, " sample"]:
     """How far off each prediction is: the distance; for classes, the probability that the actual class did not get."""
     if rows.predictions.ndim == 1:
         second = classes_of(results)[1:2]
@@ -88,7 +88,7 @@ def wrongness(results: SavedResults, rows: Predicted) -> Float64[np.ndarray, " s
     return 1 - rows.predictions[np.arange(len(chosen)), chosen]
 
 
-def roc_table(results: SavedResults) -> pd.DataFrame:
+def roc_table(results: SavedFiles) -> pd.DataFrame:
     """False and true positive rates, a series for each split or, beyond two classes, each class of the first split.
 
     A split that lacks a class has no curve.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpu_probes.display.wording import METRICS, caution, interval, number, one_line, position_text
-from gpu_probes.report.load import SavedResults, ends_of, strongest
+from gpu_probes.report.load import SavedFiles, ends_of, strongest
 from gpu_probes.report.predictions import classes_of
 from gpu_probes.results.inference import BaselineScores
 from gpu_probes.scores.intervals import Interval
@@ -22,12 +22,12 @@ class Headline:
     detail: str
 
 
-def three_sentences(results: SavedResults) -> list[str]:
+def three_sentences(results: SavedFiles) -> list[str]:
     """What was asked; what was found and how sure it is; how it does on the test rows."""
     return [_asked(results), _found(results), _tested(results)]
 
 
-def headlines(results: SavedResults) -> list[Headline]:
+def headlines(results: SavedFiles) -> list[Headline]:
     """Nested CV, test, strongest baseline, p-value: those that there are."""
     if results.best is None:
         return []
@@ -46,7 +46,7 @@ def headlines(results: SavedResults) -> list[Headline]:
     return found
 
 
-def _asked(results: SavedResults) -> str:
+def _asked(results: SavedFiles) -> str:
     performance, run = results.performance, results.run
     cells = f"{_count(performance.n_layers, 'layer')} x {_count(performance.n_positions, 'position')}"
     probe = results.documents.probes.header.probe
@@ -59,7 +59,7 @@ def _asked(results: SavedResults) -> str:
     )
 
 
-def _found(results: SavedResults) -> str:
+def _found(results: SavedFiles) -> str:
     if results.best is None or results.best_cell is None:
         return f"{results.why_no_best[0].upper()}{results.why_no_best[1:]}."
     layer, position = results.best_cell
@@ -73,7 +73,7 @@ def _doubt(found: Interval | None) -> str:
     return caution(None if found is None else found.note)
 
 
-def _honest(results: SavedResults) -> str:
+def _honest(results: SavedFiles) -> str:
     nested = results.nested_score
     if nested is None:
         return f"there is no honest estimate of it ({results.why_missing('nested_cv')})"
@@ -81,7 +81,7 @@ def _honest(results: SavedResults) -> str:
     return f"choosing anew for each fold (nested cross-validation) gives {number(nested)} {found}".rstrip()
 
 
-def _p_value(results: SavedResults) -> str:
+def _p_value(results: SavedFiles) -> str:
     found = results.evidence.permutation
     if found is None or found.p_best is None:
         return f", and there is no p-value ({results.why_missing('permutation')})"
@@ -90,7 +90,7 @@ def _p_value(results: SavedResults) -> str:
     )
 
 
-def _tested(results: SavedResults) -> str:
+def _tested(results: SavedFiles) -> str:
     if results.best is None:
         return "What follows are the scores of all cells."
     score = results.best.test_score
@@ -113,7 +113,7 @@ def _lead(baseline: BaselineScores | None) -> str:
     return f"{text} (difference {difference.estimate:+.3f} {interval(ends_of(difference))})".replace(" )", ")")
 
 
-def _why_no_test(results: SavedResults) -> str:
+def _why_no_test(results: SavedFiles) -> str:
     cells = results.cells
     layer, position = results.best_cell or (None, None)
     reasons = cells.loc[(cells["layer"] == layer) & (cells["position"] == position), "reason"].dropna()

@@ -12,7 +12,7 @@ import numpy as np
 from gpu_probes.display.wording import class_name, number, one_line, visible
 from gpu_probes.errors import ProbeError
 from gpu_probes.forms import plain
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedFiles
 from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
 
 N_ERRORS = 12
@@ -42,7 +42,7 @@ class Table:
     note: str = ""
 
 
-def largest_errors(results: SavedResults, prompts: Mapping[str, Sequence[str]] | None) -> list[Table]:
+def largest_errors(results: SavedFiles, prompts: Mapping[str, Sequence[str]] | None) -> list[Table]:
     """The rows that the best probe gets most wrong, a table for each split, with their prompts where given.
 
     Parameters
@@ -58,7 +58,7 @@ def largest_errors(results: SavedResults, prompts: Mapping[str, Sequence[str]] |
     return [_errors_of(results, part, _texts(results, part, prompts)) for part in held_out(results)]
 
 
-def all_scores(results: SavedResults) -> Table | None:
+def all_scores(results: SavedFiles) -> Table | None:
     """Every score of the best probe, a column for each split."""
     scores: dict[str, dict[str, Any]] = {name: plain(one) for name, one in (results.evidence.scores or {}).items()}
     platt = results.evidence.platt
@@ -79,7 +79,7 @@ def all_scores(results: SavedResults) -> Table | None:
     return Table("", ["score", *(_SPLITS[split] for split in splits)], rows, note)
 
 
-def nested_folds(results: SavedResults) -> Table | None:
+def nested_folds(results: SavedFiles) -> Table | None:
     """What nested cross-validation chose for each fold."""
     nested = results.evidence.nested_cv
     if nested is None or nested.score is None:
@@ -99,7 +99,7 @@ def nested_folds(results: SavedResults) -> Table | None:
     return Table("What nested cross-validation chose", header, rows)
 
 
-def provenance(results: SavedResults) -> Table:
+def provenance(results: SavedFiles) -> Table:
     """What run.json says of the request, the stores and the versions."""
     run = asdict(results.run)
     request: dict[str, Any] = run.pop("request")
@@ -108,7 +108,7 @@ def provenance(results: SavedResults) -> Table:
     return Table("", ["what", "value"], rows)
 
 
-def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) -> Table:
+def _errors_of(results: SavedFiles, part: Predicted, texts: list[str] | None) -> Table:
     wrong = wrongness(results, part)
     places = np.argsort(-wrong, kind="stable")[:N_ERRORS]
     classes = classes_of(results)
@@ -126,7 +126,7 @@ def _errors_of(results: SavedResults, part: Predicted, texts: list[str] | None) 
     return Table(part.title[0].upper() + part.title[1:], header, rows)
 
 
-def _texts(results: SavedResults, part: Predicted, prompts: Mapping[str, Sequence[str]] | None) -> list[str] | None:
+def _texts(results: SavedFiles, part: Predicted, prompts: Mapping[str, Sequence[str]] | None) -> list[str] | None:
     if prompts is None or part.split not in prompts:
         return None
     given = list(prompts[part.split])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpu_probes.report.figures import FIGURES, Figure
-from gpu_probes.report.load import SavedResults
+from gpu_probes.report.load import SavedFiles
 from gpu_probes.report.page import render
 from gpu_probes.report.pictures import save_pictures
 from gpu_probes.results.files import write_whole
@@ -43,7 +43,7 @@ def write_report(
     ProbeError
         When the folder holds no finished training, or the prompts do not fit its rows.
     """
-    results = SavedResults.load(folder)
+    results = SavedFiles.load(folder)
     made = [make(results) for make in FIGURES]
     page = render(results, made, prompts)
     if figures is not None:
