@@ -13,6 +13,9 @@ from activation_store.errors import (
     UnsupportedFormatError,
 )
 from activation_store.extraction.extract import Extraction
+from activation_store.opening import open_activations
+from activation_store.pt.activations import PtActivations
+from activation_store.pt.convert import export_pt, import_pt
 from activation_store.store.reader import ActivationStore
 
 __all__ = [
@@ -25,7 +28,11 @@ __all__ = [
     "MissingShardError",
     "NonFiniteError",
     "ParityError",
+    "PtActivations",
     "StoreError",
     "StoreLockedError",
     "UnsupportedFormatError",
+    "export_pt",
+    "import_pt",
+    "open_activations",
 ]
