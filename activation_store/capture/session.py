@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Integer, Shaped
@@ -73,7 +74,7 @@ class LoadedModel:
         source = ModelSource.parse(model, trust_remote_code=trust_remote_code)
         placed, info = resolve_device(device), read_model_info(source)
         check_at_least_one(max_length=prompts.max_length)
-        info.most_tokens(prompts.max_length)
+        prompts = replace(prompts, max_length=info.most_tokens(prompts.max_length))
         tokenizer = load_tokenizer(source)
         found = {
             "weights": info.weights,
@@ -103,15 +104,10 @@ class LoadedModel:
         InputError
             As `activation_store.prompts.encoding.encode_prompts`.
         """
-        given = self._format
         return encode_prompts(
             self._tokenizer,
             questions,
-            use_chat_template=given.use_chat_template,
-            template_kwargs=given.template_kwargs,
-            eoi_tokens=given.eoi_tokens,
-            max_length=self._info.most_tokens(given.max_length),
-            truncate=given.truncate,
+            self._format,
             n_embeddings=self._info.n_embeddings,
             as_trained=True,
             numbers=numbers,

@@ -32,6 +32,7 @@ from activation_store.format.dtypes import numpy_dtype
 from activation_store.format.journal import LOCK
 from activation_store.format.spec import ARRAY
 from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.template import writes_the_day
 from activation_store.questions.dataset import Dataset, read_dataset
 from activation_store.store.documents import is_store
@@ -278,18 +279,15 @@ class Extraction:
         layers = parse_layers(self.layers, info.n_blocks)
         dtype = info.dtype if self.dtype == "auto" else self.dtype
         numpy_dtype(dtype)
-        max_length = info.most_tokens(self.max_length)
-        tokenizer = load_tokenizer(source)
-        prompts = encode_prompts(
-            tokenizer,
-            dataset.questions,
+        prompt_format = PromptFormat(
             use_chat_template=self.use_chat_template,
             template_kwargs=self.chat_template_kwargs or {},
             eoi_tokens=self.eoi_tokens,
-            max_length=max_length,
+            max_length=info.most_tokens(self.max_length),
             truncate=self.truncate,
-            n_embeddings=info.n_embeddings,
         )
+        tokenizer = load_tokenizer(source)
+        prompts = encode_prompts(tokenizer, dataset.questions, prompt_format, n_embeddings=info.n_embeddings)
         return Job(
             dataset=dataset,
             source=source,
@@ -300,9 +298,7 @@ class Extraction:
             dtype=dtype,
             device=device,
             device_map=self.device_map,
-            template_kwargs=self.chat_template_kwargs or {},
-            uses_template=self.use_chat_template,
-            cut_to=max_length if self.truncate else None,
+            prompt_format=prompt_format,
             template_day=date.today().isoformat() if self.use_chat_template and writes_the_day(tokenizer) else None,
         )
 

@@ -21,7 +21,7 @@ from activation_store.format.spec import COORDINATES, StoreSpec
 from activation_store.models.info import ModelInfo
 from activation_store.models.loading import empty_decoder
 from activation_store.models.source import ModelSource
-from activation_store.prompts.prompts import Prompts
+from activation_store.prompts.prompts import PromptFormat, Prompts
 from activation_store.prompts.tokenizer import Tokenizer, chat_template_hash, tokenizer_hash
 from activation_store.prompts.truncation import TRUNCATION_RULE
 from activation_store.questions.dataset import Dataset
@@ -51,12 +51,8 @@ class Job:
         Where it runs.
     device_map : str or None
         Spreads it over the devices there are.
-    template_kwargs : dict
-        Passed on to the chat template.
-    uses_template : bool
-        Whether questions go through it.
-    cut_to : int or None
-        Tokens that longer prompts were cut to.
+    prompt_format : PromptFormat
+        How questions became prompts.
     template_day : str or None
         Today (ISO 8601), where the template can write it into prompts.
     """
@@ -70,20 +66,19 @@ class Job:
     dtype: str
     device: torch.device
     device_map: str | None
-    template_kwargs: dict[str, Any]
-    uses_template: bool
-    cut_to: int | None
+    prompt_format: PromptFormat
     template_day: str | None
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """What decides which store an extraction may go on with."""
+        given = self.prompt_format
         return {
             "model": self.source.name,
             "weights": self.info.weights,
             "tokenizer": tokenizer_hash(self.tokenizer),
-            "chat_template": chat_template_hash(self.tokenizer) if self.uses_template else None,
-            "chat_template_kwargs": self.template_kwargs,
+            "chat_template": chat_template_hash(self.tokenizer) if given.use_chat_template else None,
+            "chat_template_kwargs": given.template_kwargs,
             "n_samples": len(self.dataset.questions),
             "dataset": self.dataset.content_hash,
             "question_column": self.dataset.question_column,
@@ -94,7 +89,7 @@ class Job:
             "layers": list(self.layers),
             "positions": list(self.prompts.positions),
             "dtype": self.dtype,
-            "truncation": None if self.cut_to is None else {"max_length": self.cut_to, "rule": TRUNCATION_RULE},
+            "truncation": None if given.cut_to is None else {"max_length": given.cut_to, "rule": TRUNCATION_RULE},
         }
 
     def useful_prefix(self) -> int:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from activation_store.errors import InputError
-from activation_store.models.source import ModelSource, load
+from activation_store.models.source import ModelSource, load_by_transformers
 from activation_store.models.weights import check_files
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -79,7 +79,7 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     """
     if not source.gguf_file:
         check_files(source.name, source.location)
-    config = load(source, "configuration", AutoConfig.from_pretrained)
+    config = load_by_transformers(source, "configuration", AutoConfig.from_pretrained)
     text = config.get_text_config(decoder=True)
     dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
     revision, weights = _identify_weights(source, config.to_json_string())

@@ -1,4 +1,4 @@
-"""Find a Hugging Face causal LM, say what is known of it, load its tokenizer and its weights."""
+"""A model's tokenizer and weights, loaded as the model that was named and no other."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from transformers import (
 
 from activation_store.errors import InputError
 from activation_store.models.info import ModelInfo
-from activation_store.models.source import ModelSource, load, read_gguf
+from activation_store.models.source import ModelSource, load_by_transformers, read_gguf
 from activation_store.models.weights import LoadingReport, RecordedNames, check_weights, reports_held
 from activation_store.prompts.tokenizer import Tokenizer
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
     """Load the model's tokenizer."""
-    return load(source, "tokenizer", AutoTokenizer.from_pretrained)
+    return load_by_transformers(source, "tokenizer", AutoTokenizer.from_pretrained)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -95,7 +95,7 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
     names: list[RecordedNames] = []
     with reports_held() as show_report, _gguf_names_recorded(names):
         # The configuration is handed on: reading it out of a GGUF file again takes seconds.
-        model, found = load(
+        model, found = load_by_transformers(
             *(source, "weights", load),
             **{"config": info.config, "dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True},
             **options,

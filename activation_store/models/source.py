@@ -86,7 +86,7 @@ def _embedded_file(package: str) -> Path:
     return files[0]
 
 
-def load(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
+def load_by_transformers(source: ModelSource, what: str, load: Callable[..., T], **kwargs: Any) -> T:
     """Turn what transformers raises for a wrong name or a missing file into one line."""
     try:
         with _gguf_read_once() if source.gguf_file else nullcontext():

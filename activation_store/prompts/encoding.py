@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from activation_store.errors import InputError, PromptError, check_at_least_one, show_rows
 from activation_store.prompts.control import ControlStrings
-from activation_store.prompts.prompts import ControlRows, Prompts
+from activation_store.prompts.prompts import ControlRows, PromptFormat, Prompts
 from activation_store.prompts.tail import Tail, check_tail_text, check_tail_tokens, find_tail
 from activation_store.prompts.template import Pieces, find_pieces, render, render_all
 from activation_store.prompts.tokenizer import Tokenizer
@@ -30,12 +29,8 @@ logger = logging.getLogger(__name__)
 def encode_prompts(
     tokenizer: Tokenizer,
     questions: Sequence[Question],
+    prompt_format: PromptFormat,
     *,
-    use_chat_template: bool,
-    template_kwargs: dict[str, Any],
-    eoi_tokens: int | None,
-    max_length: int | None,
-    truncate: bool = False,
     n_embeddings: int | None = None,
     as_trained: bool = False,
     numbers: Sequence[int] | None = None,
@@ -47,17 +42,9 @@ def encode_prompts(
     tokenizer : Tokenizer
         Of the model.
     questions : sequence of str or list of dict
-        Bare questions or conversations with `use_chat_template`, else prompts as the model is to read them.
-    use_chat_template : bool
-        Put each question through the chat template; control strings in a user's text are encoded as text.
-    template_kwargs : dict
-        Passed on to the template.
-    eoi_tokens : int or None
-        Number of last tokens to store; None: as many as the template's tail has.
-    max_length : int or None
-        Most tokens of a prompt.
-    truncate : bool
-        Cut the end of the user's text of a longer prompt, by `activation_store.prompts.truncation.TRUNCATION_RULE`.
+        Bare questions or conversations for the chat template, else prompts as the model is to read them.
+    prompt_format : PromptFormat
+        How one becomes the other. Its `max_length` is the limit; None: there is none.
     n_embeddings : int, optional
         Rows of the model's token embeddings: every token must have one.
     as_trained : bool
@@ -74,13 +61,13 @@ def encode_prompts(
         There is no template where one is needed, or it has no tail.
     """
     numbers = range(len(questions)) if numbers is None else numbers
-    _check_template(tokenizer, use_chat_template, eoi_tokens)
-    _check_truncation(use_chat_template, max_length, truncate)
+    _check_template(tokenizer, prompt_format)
+    _check_truncation(prompt_format)
+    eoi_tokens, max_length = prompt_format.eoi_tokens, prompt_format.max_length
     # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
-    tail = find_tail(tokenizer, template_kwargs) if eoi_tokens is None else None
-    if use_chat_template:
-        control = ControlStrings(tokenizer)
-        encode = _Chat(tokenizer, template_kwargs, tail, control, max_length if truncate else None, as_trained).encode
+    tail = find_tail(tokenizer, prompt_format.template_kwargs) if eoi_tokens is None else None
+    if prompt_format.use_chat_template:
+        encode = _Chat(tokenizer, prompt_format, tail, ControlStrings(tokenizer), as_trained).encode
     else:
         encode = _Plain(tokenizer, tail, as_trained).encode
         if tail is None and numbers:
@@ -90,7 +77,7 @@ def encode_prompts(
     n_tokens = np.concatenate([batch.n_tokens for batch in batches])
     n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
     _check_cut([row for batch in batches for row in batch.not_cut], max_length)
-    _check_lengths(n_tokens, max_length, use_chat_template)
+    _check_lengths(n_tokens, max_length, prompt_format.use_chat_template)
     _check_positions(n_tokens, n_positions, as_trained)
     prompts = Prompts(
         token_ids=np.concatenate([batch.token_ids for batch in batches]),
@@ -171,24 +158,17 @@ class _Plain:
 
 @dataclass(frozen=True)
 class _Chat:
-    """Encodes questions through the chat template: control strings in a user's text are text.
-
-    Parameters
-    ----------
-    max_length : int or None
-        Cut prompts to so many tokens; None: leave them as long as they are.
-    """
+    """Encodes questions through the chat template: control strings in a user's text are text."""
 
     tokenizer: Tokenizer
-    template_kwargs: dict[str, Any]
+    prompt_format: PromptFormat
     tail: Tail | None
     control: ControlStrings
-    max_length: int | None
     as_trained: bool
 
     def encode(self, questions: Sequence[Question], first_row: int) -> _Batch:
         """Encode some rows; `first_row` is the first one's number in the dataset."""
-        texts = render_all(self.tokenizer, questions, self.template_kwargs, first_row)
+        texts = render_all(self.tokenizer, questions, self.prompt_format.template_kwargs, first_row)
         if self.tail:
             way_out = "drop it" if self.as_trained else "give --eoi_tokens N"
             check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
@@ -198,10 +178,11 @@ class _Chat:
         beyond = [self.control.inside(other_texts(question)) for question in questions]
         changed = [self._keep_text(questions[row], texts[row]) if held[row] else None for row in range(len(rows))]
         rows = [ids or ordinary for ids, ordinary in zip(changed, rows, strict=True)]
+        cut_to = self.prompt_format.cut_to
         cuts = {
-            row: self._cut(questions[row], texts[row], as_text=changed[row] is not None)
+            row: self._cut(questions[row], texts[row], cut_to, as_text=changed[row] is not None)
             for row, ids in enumerate(rows)
-            if self.max_length is not None and len(ids) > self.max_length
+            if cut_to is not None and len(ids) > cut_to
         }
         for row, cut in cuts.items():
             if cut is not None:
@@ -217,13 +198,12 @@ class _Chat:
 
     def _keep_text(self, question: Question, text: str) -> list[int] | None:
         """Token ids with the control strings of the user's text as text; None where that cannot be done exactly."""
-        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        pieces = find_pieces(self.tokenizer, question, text, self.prompt_format.template_kwargs)
         return self.control.encode_as_text(pieces) if pieces else None
 
-    def _cut(self, question: Question, text: str, *, as_text: bool) -> tuple[str, list[int]] | None:
+    def _cut(self, question: Question, text: str, cut_to: int, *, as_text: bool) -> tuple[str, list[int]] | None:
         """Text and token ids of a prompt that was cut to fit; None where it cannot be."""
-        assert self.max_length is not None
-        pieces = find_pieces(self.tokenizer, question, text, self.template_kwargs)
+        pieces = find_pieces(self.tokenizer, question, text, self.prompt_format.template_kwargs)
         if pieces is None:
             return None
 
@@ -231,32 +211,33 @@ class _Chat:
             return self.control.encode_as_text(pieces) if as_text else _encode(self.tokenizer, [pieces.text], False)[0]
 
         tail_ids = list(self.tail.token_ids) if self.tail else []
-        cut = cut_to_fit(pieces, encode, self.max_length, tail_ids)
+        cut = cut_to_fit(pieces, encode, cut_to, tail_ids)
         if cut is None:
             return None
         shortened = replace_last(question, cut[0].user[-1])
         # A template that looks at the text may write something else around a shorter one.
-        return (cut[0].text, cut[1]) if render(self.tokenizer, shortened, self.template_kwargs) == cut[0].text else None
+        is_same = render(self.tokenizer, shortened, self.prompt_format.template_kwargs) == cut[0].text
+        return (cut[0].text, cut[1]) if is_same else None
 
 
-def _check_template(tokenizer: Tokenizer, use_chat_template: bool, eoi_tokens: int | None) -> None:
-    check_at_least_one(eoi_tokens=eoi_tokens)
-    if not tokenizer.chat_template and use_chat_template:
+def _check_template(tokenizer: Tokenizer, prompt_format: PromptFormat) -> None:
+    check_at_least_one(eoi_tokens=prompt_format.eoi_tokens)
+    if not tokenizer.chat_template and prompt_format.use_chat_template:
         raise InputError("this model has no chat template; leave out --use_chat_template and give --eoi_tokens N")
-    if not tokenizer.chat_template and eoi_tokens is None:
+    if not tokenizer.chat_template and prompt_format.eoi_tokens is None:
         raise InputError(
             "this model has no chat template, so the tokens after the instruction are not known; "
             "give --eoi_tokens N to store the last N tokens of each prompt"
         )
 
 
-def _check_truncation(use_chat_template: bool, max_length: int | None, truncate: bool) -> None:
-    if truncate and not use_chat_template:
+def _check_truncation(prompt_format: PromptFormat) -> None:
+    if prompt_format.truncate and not prompt_format.use_chat_template:
         raise InputError(
             "--truncate cuts the user's text, and without --use_chat_template (of extract) it is not known which part "
             "of a prompt that is; shorten the prompts in the dataset"
         )
-    if truncate and max_length is None:
+    if prompt_format.truncate and prompt_format.max_length is None:
         raise InputError("--truncate needs --max_length N: this model has no limit of its own")
 
 

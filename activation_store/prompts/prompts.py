@@ -77,7 +77,7 @@ class PromptFormat:
     Parameters
     ----------
     use_chat_template : bool
-        Put each question through the chat template.
+        Put each question through the chat template; control strings in a user's text are encoded as text.
     template_kwargs : dict
         Passed on to the template.
     eoi_tokens : int or None
@@ -85,7 +85,8 @@ class PromptFormat:
     max_length : int or None
         Most tokens of a prompt; None: the model's limit.
     truncate : bool
-        Cut longer prompts; else they are an error.
+        Cut the end of the user's text of a longer prompt, by `activation_store.prompts.truncation.TRUNCATION_RULE`;
+        else it is an error.
     """
 
     use_chat_template: bool = True
@@ -93,3 +94,8 @@ class PromptFormat:
     eoi_tokens: int | None = None
     max_length: int | None = None
     truncate: bool = False
+
+    @property
+    def cut_to(self) -> int | None:
+        """Tokens that longer prompts are cut to; None: none is cut."""
+        return self.max_length if self.truncate else None

@@ -16,7 +16,7 @@ from activation_store.models.info import read_model_info
 from activation_store.models.loading import LoadedDecoder, find_decoder, load_model, load_tokenizer, resolve_device
 from activation_store.models.source import ModelSource
 from activation_store.prompts.encoding import encode_prompts
-from activation_store.prompts.prompts import Prompts
+from activation_store.prompts.prompts import PromptFormat, Prompts
 from activation_store.prompts.tokenizer import Tokenizer
 
 
@@ -63,11 +63,4 @@ class Subject:
 
     def encode(self, questions: Sequence[str]) -> Prompts:
         """Put questions through the chat template, and that through the tokenizer."""
-        return encode_prompts(
-            self.tokenizer,
-            questions,
-            use_chat_template=True,
-            template_kwargs={},
-            eoi_tokens=None,
-            max_length=self.max_length,
-        )
+        return encode_prompts(self.tokenizer, questions, PromptFormat(max_length=self.max_length))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TypeVar
 
 import pandas as pd
 
@@ -18,6 +18,7 @@ from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
 from gpu_probes.terms import Cell
 
+Files = TypeVar("Files", bound="SavedFiles")
 _NO_INTERVALS = Intervals(test_score=None, nested_cv_score=None, best_minus_cell=())
 
 
@@ -39,7 +40,7 @@ class SavedFiles:
     documents: Results
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls: type[Files], folder: str | Path) -> Files:
         """Read a folder.
 
         Raises

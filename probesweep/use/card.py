@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from activation_store import ActivationStore
+from activation_store.prompts.prompts import PromptFormat
 from activation_store.pt.activations import PtActivations
 from gpu_probes import BestProbe, SweepResult
 from gpu_probes.features.combine import layers_behind
@@ -59,7 +60,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptOrigin:
     """How the training rows' prompts were made and read.
 
     Attributes
@@ -93,6 +94,16 @@ class Prompts:
     truncate_to: Count | None
     question_column: Text
 
+    def prompt_format(self, max_length: int | None = None, *, truncate: bool = False) -> PromptFormat:
+        """How new questions become prompts: as the training's, with another limit if one is given."""
+        return PromptFormat(
+            use_chat_template=self.use_chat_template,
+            template_kwargs=self.chat_template_kwargs,
+            eoi_tokens=self.eoi_tokens,
+            max_length=self.truncate_to if max_length is None else max_length,
+            truncate=truncate or self.truncate_to is not None,
+        )
+
 
 @dataclass(frozen=True)
 class Card:
@@ -114,7 +125,7 @@ class Card:
     alpha : float
     scores : Scores
     calibration : Calibration
-    prompts : Prompts or None
+    prompts : PromptOrigin or None
         None where the activations do not say how they were made.
     """
 
@@ -129,7 +140,7 @@ class Card:
     alpha: Penalty
     scores: Scores
     calibration: Calibration
-    prompts: Prompts | None
+    prompts: PromptOrigin | None
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -191,7 +202,7 @@ class Card:
             yield "prompts.model", self.prompts.model, results.run.model
             yield from self._prompts_compared(self.prompts, results)
 
-    def _prompts_compared(self, prompts: Prompts, results: Results) -> Iterator[tuple[str, object, object]]:
+    def _prompts_compared(self, prompts: PromptOrigin, results: Results) -> Iterator[tuple[str, object, object]]:
         """Layers and positions that are read, and how the template is used."""
         if self.join is None or self.join == "layers":
             yield "prompts.positions", prompts.positions, list(results.performance.positions)
@@ -262,12 +273,12 @@ def _calibration(task_type: str, evidence: Evidence) -> Calibration:
     return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
 
 
-def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str | None) -> Prompts | None:
+def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str | None) -> PromptOrigin | None:
     fingerprint = store.fingerprint
     if not isinstance(store, ActivationStore) or "tokenizer" not in fingerprint:
         return None
     provenance = store.attrs["provenance"]
-    return Prompts(
+    return PromptOrigin(
         model=fingerprint["model"],
         weights=fingerprint["weights"],
         tokenizer=fingerprint["tokenizer"],

@@ -13,8 +13,7 @@ from jaxtyping import Float64, Shaped
 
 from activation_store.capture.session import LoadedModel
 from activation_store.errors import NonFiniteError, PromptError, check_at_least_one, show_rows
-from activation_store.prompts.prompts import PromptFormat
-from activation_store.prompts.prompts import Prompts as EncodedPrompts
+from activation_store.prompts.prompts import Prompts
 from activation_store.questions.dataset import read_question
 from activation_store.questions.question import Question
 from gpu_probes import ArrayCellSource, Cell, SavedProbes
@@ -28,7 +27,7 @@ from gpu_probes.scores.calibration import PlattScaling
 from gpu_probes.scores.decisions import one_column, predictions_of
 from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
-from probesweep.use.card import Card, Prompts
+from probesweep.use.card import Card, PromptOrigin
 
 Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -224,7 +223,7 @@ class Probe:
         return decision, dict(sorted(reasons.items()))
 
     def _decide_encoded(
-        self, encoded: EncodedPrompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
+        self, encoded: Prompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
     ) -> Float64[np.ndarray, "prompt output"]:
         """Decision values; NaN and infinity in hidden states are an error where `stop` says so."""
         given, join = self._prompts, self.card.join
@@ -254,7 +253,7 @@ class Probe:
         return PlattScaling(found.slope, found.intercept).apply(decision)
 
     @property
-    def _prompts(self) -> Prompts:
+    def _prompts(self) -> PromptOrigin:
         assert self.card.prompts is not None, "Probe.load refuses such cards"
         return self.card.prompts
 
@@ -264,13 +263,7 @@ class Probe:
         return LoadedModel.load(
             self.model,
             given.layers,
-            PromptFormat(
-                use_chat_template=given.use_chat_template,
-                template_kwargs=given.chat_template_kwargs,
-                eoi_tokens=given.eoi_tokens,
-                max_length=given.truncate_to if self.max_length is None else self.max_length,
-                truncate=self.truncate or given.truncate_to is not None,
-            ),
+            given.prompt_format(self.max_length, truncate=self.truncate),
             dtype=given.dtype,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
@@ -306,7 +299,7 @@ def _read_results(folder: Path) -> Results:
     return Results.load(folder)
 
 
-def _read_card(results: Results) -> tuple[Card, Prompts]:
+def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
     folder = results.folder
     if results.best is None:
         raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")

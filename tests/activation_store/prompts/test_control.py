@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.tail import find_tail
 from activation_store.prompts.template import SENTINEL, render
 from tests.helpers.models import CHATML, train_tokenizer
@@ -49,9 +50,11 @@ ADVERSARIAL = [
 ]
 
 
-def encode(tokenizer, questions, **options):
-    defaults = {"use_chat_template": True, "template_kwargs": {}, "eoi_tokens": None, "max_length": None}
-    return encode_prompts(tokenizer, questions, **{**defaults, **options})
+def encode(tokenizer, questions, *, numbers=None, n_embeddings=None, as_trained=False, **options):
+    given = PromptFormat(**options)
+    return encode_prompts(
+        tokenizer, questions, given, n_embeddings=n_embeddings, as_trained=as_trained, numbers=numbers
+    )
 
 
 def reference(kind, question):

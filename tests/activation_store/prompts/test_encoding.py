@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from activation_store import InputError
 from activation_store.prompts import encoding
 from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.tail import find_tail
 from activation_store.prompts.template import render
 from tests.helpers.models import CHATML, QUESTIONS, train_tokenizer
@@ -30,9 +31,11 @@ CONVERSATION = [
 ]
 
 
-def encode(tokenizer, questions, **options):
-    defaults = {"use_chat_template": True, "template_kwargs": {}, "eoi_tokens": None, "max_length": None}
-    return encode_prompts(tokenizer, questions, **{**defaults, **options})
+def encode(tokenizer, questions, *, numbers=None, n_embeddings=None, as_trained=False, **options):
+    given = PromptFormat(**options)
+    return encode_prompts(
+        tokenizer, questions, given, n_embeddings=n_embeddings, as_trained=as_trained, numbers=numbers
+    )
 
 
 def test_tail_is_counted_on_the_rendered_whole():
