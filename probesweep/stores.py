@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Shaped
 
 from activation_store import ActivationStore
@@ -16,6 +15,9 @@ from activation_store.pt.activations import PtActivations
 from gpu_probes import shared_prompts
 from gpu_probes.results.folder import Run
 from probesweep.errors import RequestError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 Activations: TypeAlias = ActivationStore | PtActivations

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool
 from tqdm import tqdm
 
@@ -49,6 +48,9 @@ from probesweep.stores import (
     warn_of_another_day,
 )
 from probesweep.use.card import Card, describe_probe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20

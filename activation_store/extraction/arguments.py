@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from datetime import date, time
+from importlib.util import find_spec
 from pathlib import Path
 
 from activation_store.errors import InputError
@@ -153,6 +154,8 @@ def check_device_map(device: str, device_map: str | None) -> None:
         raise InputError(f"--device_map {device_map!r}: must be one of {', '.join(DEVICE_MAPS)}")
     if device_map is not None and device != "auto":
         raise InputError(f"--device_map {device_map} places the model on all devices; leave out --device {device}")
+    if device_map is not None and find_spec("accelerate") is None:
+        raise InputError(f"--device_map {device_map}: accelerate is not installed; pip install accelerate")
 
 
 def check_disk(path: Path, n_bytes: int) -> None:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from activation_store.capture.batches import BatchPlan
 from activation_store.format.spec import StoreSpec
@@ -65,6 +64,8 @@ def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weigh
 
 def _tokens(prompts: Prompts, tokenizer: Tokenizer) -> str:
     """Decoded tokens at every position of some prompts, spread over the dataset."""
+    import pandas as pd
+
     ids = prompts.tail_ids()
     rows = np.unique(np.linspace(0, len(ids) - 1, _EXAMPLES).astype(int)).tolist()
     table = pd.DataFrame(

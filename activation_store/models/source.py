@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import gguf
-
 from activation_store.errors import InputError
 
 # Models that come inside a Python package: name on the command line -> import name.
@@ -66,6 +64,7 @@ class ModelSource:
                     f"model file {path} is one of {int(part[1])} parts, and transformers reads a single file; merge "
                     "them with llama.cpp's llama-gguf-split --merge"
                 )
+            _check_readable(path)
             return cls(name, str(path.parent), path.name, trust_remote_code)
         return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
 
@@ -105,6 +104,8 @@ def _gguf_read_once() -> Generator[None]:
     It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
     and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
     """
+    import gguf
+
     originals = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader, gguf.get_tensor_name_map = read_gguf, _name_map  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -113,5 +114,24 @@ def _gguf_read_once() -> Generator[None]:
         gguf.GGUFReader, gguf.get_tensor_name_map = originals
 
 
-read_gguf = functools.lru_cache(maxsize=1)(gguf.GGUFReader)
-_name_map = functools.cache(gguf.get_tensor_name_map)
+@functools.lru_cache(maxsize=1)
+def read_gguf(*args: Any, **kwargs: Any) -> Any:
+    """``gguf.GGUFReader``, the last file kept."""
+    from gguf.gguf_reader import GGUFReader
+
+    return GGUFReader(*args, **kwargs)
+
+
+@functools.cache
+def _name_map(*args: Any, **kwargs: Any) -> Any:
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    return get_tensor_name_map(*args, **kwargs)
+
+
+def _check_readable(path: Path) -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"model file {path} is GGUF, and {missing[0]} is not installed; pip install 'probesweep[gguf]'"
+        )

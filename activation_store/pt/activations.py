@@ -7,16 +7,18 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from activation_store.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LABEL = "label"
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -100,6 +102,8 @@ class PtActivations:
     @property
     def labels(self) -> pd.DataFrame:
         """The one label column."""
+        import pandas as pd
+
         return pd.DataFrame({LABEL: self._labels})
 
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:

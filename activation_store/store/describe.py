@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from activation_store.format.spec import FORMAT_VERSION, LAYER_CONVENTION, POSITION_CONVENTION
 from activation_store.store.health import describe
@@ -84,6 +83,8 @@ def _lines(attributes: Mapping[str, Any]) -> Iterator[str]:
 
 def _norms(store: ActivationStore) -> str:
     """Mean Euclidean norm of the activations of every cell, over the first committed shard."""
+    import pandas as pd
+
     rows = store.first_committed_rows
     if rows is None:
         return "norms: nothing is committed yet"
@@ -99,6 +100,8 @@ def _norms(store: ActivationStore) -> str:
 
 def _tokens(store: ActivationStore) -> str:
     """Decoded tokens at every position of the first samples."""
+    import pandas as pd
+
     if "token" not in store.spec.coordinates:
         return "tokens: not known, the store was imported"
     tokens = store.coordinate("token")[:_SAMPLES]

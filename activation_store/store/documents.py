@@ -7,13 +7,9 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.buffer import cpu
-from zarr.storage import MemoryStore
 
 from activation_store.errors import MEND, RESTORE, CorruptStoreError, InputError, UnsupportedFormatError
 from activation_store.files.inside import path_inside
@@ -28,6 +24,9 @@ from activation_store.format.journal import (
 )
 from activation_store.format.layout import CHECKSUM_NBYTES
 from activation_store.format.spec import ARRAY, AXES, JSON, StoreSpec, check_version, parse_spec
+
+if TYPE_CHECKING:
+    from zarr.abc.buffer import Buffer
 
 _CHANGED = "is not what was written when the store was created"
 
@@ -135,6 +134,10 @@ def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalCont
     CorruptStoreError
         It is damaged, or not what this format writes.
     """
+    import zarr
+    from zarr.buffer import cpu
+    from zarr.storage import MemoryStore
+
     shapes = _coordinate_shapes(spec)
     if name not in shapes:
         raise InputError(f"{path} has no array {name!r}; it has {', '.join(sorted(shapes))}")

@@ -6,13 +6,12 @@ import html
 import math
 import resource
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
@@ -29,6 +28,10 @@ from activation_store.store.integrity import (
     open_shard,
 )
 from activation_store.store.shards import Shard
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
 
 _MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 # Each takes a descriptor, and two stores are read at a time.
@@ -139,6 +142,8 @@ class ActivationStore:
     @property
     def labels(self) -> pd.DataFrame:
         """Label columns, a row per sample."""
+        import pandas as pd
+
         return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
 
     def coordinate(self, name: str) -> np.ndarray:
@@ -264,6 +269,10 @@ class ActivationStore:
         MissingShardError, CorruptStoreError
             The store is unfinished, or a shard's file is not there or not as long as it was: Zarr would read NaN.
         """
+        import xarray
+
+        # It registers the data type.
+        import_module("activation_store.format.bfloat16")
         self.require_complete()
         strange = {entry.name for entry in self.path.iterdir() if entry.is_dir()} - {
             name.split("/")[0] for name in self._journal.files
@@ -279,6 +288,8 @@ class ActivationStore:
         return dataset.assign_coords({name: self._variable(name) for name in beside})
 
     def _variable(self, name: str) -> xarray.Variable:
+        import xarray
+
         values = self.coordinate(name)
         return xarray.Variable((name,) if name in AXES else ("sample", "position")[: values.ndim], values)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
-import zarr
-from zarr.abc.buffer import Buffer
-from zarr.buffer import cpu
-from zarr.codecs import BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from activation_store.format.spec import ARRAY, StoreSpec, encode_json
+
+if TYPE_CHECKING:
+    import zarr
+    from zarr.abc.buffer import Buffer
 
 
 def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, bytes]:
@@ -25,6 +26,12 @@ def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, byt
     beside : mapping of str to ndarray [sample] or [sample, position]
         Values of ``spec.coordinates`` and ``spec.label_columns``; text as objects of type str.
     """
+    import zarr
+    from zarr.buffer import cpu
+    from zarr.storage import MemoryStore
+
+    # It registers the data type.
+    import_module("activation_store.format.bfloat16")
     contents: dict[str, Buffer] = {}
     group = zarr.create_group(MemoryStore(contents), zarr_format=3, attributes=spec.attributes())
     _add_array(group, "sample", np.arange(spec.n_samples), ("sample",))
@@ -41,6 +48,8 @@ def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, byt
 
 
 def _add_array(group: zarr.Group, name: str, values: np.ndarray, axes: tuple[str, ...]) -> None:
+    from zarr.codecs import BytesCodec, Crc32cCodec
+
     text = values.dtype == object
     array = group.create_array(
         name,

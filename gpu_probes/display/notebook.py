@@ -5,14 +5,15 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from gpu_probes.display.wording import number, visible
+from gpu_probes.errors import extra
 
 if TYPE_CHECKING:
     import altair
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +34,17 @@ class CellPlots:
 
     def heatmap(self, score: str = "cv_score") -> altair.LayerChart:
         """Layer by position, the best cell marked; `score` is a column of `to_frame()`."""
-        # Altair takes a second to import: only those who plot wait for it.
-        from gpu_probes.display import charts
-
-        return charts.heatmap(self.cells, metric=self.metric, score=score, best=self.best)
+        return _charts().heatmap(self.cells, metric=self.metric, score=score, best=self.best)
 
     def layers(self, score: str = "cv_score") -> altair.LayerChart:
         """Score along the layers, a line for each position."""
-        from gpu_probes.display import charts
+        return _charts().layers(self.cells, metric=self.metric, score=score, best=self.best)
 
-        return charts.layers(self.cells, metric=self.metric, score=score, best=self.best)
+
+def _charts() -> Any:
+    # Altair takes a second to import, and may not be there: only those who plot wait for it.
+    with extra("report", "altair"):
+        return import_module("gpu_probes.display.charts")
 
 
 def card(lines: Sequence[str], cells: pd.DataFrame) -> str:

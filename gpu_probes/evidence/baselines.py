@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Real
-from scipy import sparse
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
 
 from gpu_probes.features.cells import ArrayCellSource, CellSource
 from gpu_probes.features.combine import JoinedCells
@@ -203,6 +200,10 @@ class _TextFit:
 
 def _fit_texts(comparison: Comparison, texts: np.ndarray, train: np.ndarray, others: np.ndarray) -> list[_TextFit]:
     """Decide on other texts at every alpha; words are counted on the training texts alone."""
+    from scipy import sparse
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     result, weights = comparison.result, comparison.options.sample_weight
     used = None if weights is None else np.asarray(weights, dtype=np.float64)[train]
     vectorizer = TfidfVectorizer(sublinear_tf=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-
 from gpu_probes.evidence.baselines import N_RANDOM
 from gpu_probes.search.planner import Work, Workload, check_budget, held_nbytes, least_nbytes, plan_later, result_nbytes
 from gpu_probes.search.storage import Memory
@@ -49,6 +47,8 @@ def _needed_nbytes(work: Work, memory: Memory) -> int:
 
 def _check_texts(workload: Workload, memory: Memory, train: Sequence[str], test: Sequence[str]) -> None:
     """Plan the baseline of words; they are only counted where there could be too many."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     # A word has two letters and something after it.
     most_words, most_counts = (sum(map(len, texts)) // 3 + 1 for texts in (train, [*train, *test]))
     if memory.held_nbytes + tfidf_nbytes(workload, most_words, most_counts) <= memory.budget_bytes:

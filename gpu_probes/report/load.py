@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import pandas as pd
+from typing import TYPE_CHECKING, TypeVar
 
 from gpu_probes.display.notebook import card
 from gpu_probes.display.wording import number, position_text
@@ -17,6 +15,9 @@ from gpu_probes.results.forms import Best, Performance
 from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
 from gpu_probes.terms import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Files = TypeVar("Files", bound="SavedFiles")
 _NO_INTERVALS = Intervals(test_score=None, nested_cv_score=None, best_minus_cell=())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from sklearn import metrics
 
 from gpu_probes.display.wording import class_name, number
 from gpu_probes.report.load import SavedFiles
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_POINTS = 2000
 MOST_CURVE_POINTS = 250
@@ -93,6 +94,8 @@ def roc_table(results: SavedFiles) -> pd.DataFrame:
 
     A split that lacks a class has no curve.
     """
+    import pandas as pd
+
     classes, parts = classes_of(results), held_out(results)
     if len(classes) == 2:
         curves = [(one.title, one.actual == classes[1], one.ranked, one.predictions) for one in parts]
@@ -113,6 +116,9 @@ def _roc(
     probabilities: Float64[np.ndarray, " sample"],
 ) -> pd.DataFrame:
     """Rates at every threshold, which is shown as a probability."""
+    import pandas as pd
+    from sklearn import metrics
+
     fpr, tpr, thresholds = metrics.roc_curve(right, ranked)
     kept = thinned(len(fpr), MOST_CURVE_POINTS)
     probability = dict(zip(ranked.tolist(), probabilities.tolist(), strict=True))

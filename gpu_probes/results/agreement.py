@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float64
-from scipy import special
 
 from gpu_probes.errors import CellError, Status
 from gpu_probes.features.combine import parse_join
@@ -354,6 +352,8 @@ class _Folder:
 
     def statuses(self) -> None:
         """What is said of cells without a score."""
+        import pandas as pd
+
         of, file, cells = self.of, self.performance, self.found.cells
         names = cells["status"].tolist()
         self.table.require(set(names) <= set(_STATUSES), "a status is unknown", "status")
@@ -382,6 +382,8 @@ class _Folder:
 
     def predictions(self, best: Best) -> None:
         """Predictions have the scores that they are said to have."""
+        from scipy import special
+
         p, i = self.at
         for name in ("test", "cv"):
             predictions, ranked = getattr(best, f"{name}_predictions"), getattr(best, f"{name}_ranked")
@@ -687,6 +689,8 @@ class _Statements:
                 self.file.same(held[name], value, "its predictions", *where, name)
 
     def _calibrations(self) -> None:
+        from scipy import special
+
         best, file, folder = self.best, self.file, self.folder
         if best is None:
             return

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from gpu_probes.forms import damaged, read_form
@@ -28,6 +27,9 @@ from gpu_probes.results.forms import (
     SavedCoefficients,
 )
 from gpu_probes.results.inference import INFERENCE, Evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Document = TypeVar("Document")
 _ALWAYS = (PERFORMANCE, CELLS, PROBES, ALL_PREDICTIONS)
@@ -140,6 +142,8 @@ def _check_expected(folder: Path, run: Run, performance: Performance) -> None:
 
 
 def _read_cells(path: Path, *, complete: bool) -> pd.DataFrame:
+    import pandas as pd
+
     check_file(path)
     try:
         cells = pd.read_parquet(path)

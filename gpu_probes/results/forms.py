@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from gpu_probes.forms import OMITTED, Columns, Count, Flag, Number, Penalty, Place, Score, Text, Whole
 from gpu_probes.results.folder import Run
 from gpu_probes.results.inference import Evidence
 from gpu_probes.terms import Cell, ProbeKind, TaskType
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PERFORMANCE, BEST, CARD = "performance.json", "best_probe_predictions.json", "probe.json"
 CELLS, PROBES, ALL_PREDICTIONS = "cells.parquet", "probes.safetensors", "all_predictions.json"

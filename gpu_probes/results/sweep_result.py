@@ -1,5 +1,7 @@
 """What a sweep found: frozen results, and the files they are saved as."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -9,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import safetensors.numpy
 from jaxtyping import Float64, Int8, Int64, Shaped
 
@@ -23,6 +24,7 @@ from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
 from gpu_probes.terms import Cell, ProbeKind, Solver, TaskType
 
 if TYPE_CHECKING:
+    import pandas as pd
     import xarray
 
 
@@ -155,6 +157,8 @@ class SweepResult:
 
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with a row per cell, in the order of the axes (position, then layer)."""
+        import pandas as pd
+
         return pd.DataFrame(
             [
                 {
@@ -173,7 +177,7 @@ class SweepResult:
             ]
         )
 
-    def to_xarray(self) -> "xarray.Dataset":
+    def to_xarray(self) -> xarray.Dataset:
         """Scores, probes and predictions with labelled axes; the reason of a cell is empty where there is none."""
         import xarray
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from gpu_probes.errors import ProbeError
 from gpu_probes.features.cells import CellSource
@@ -17,6 +16,9 @@ from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run, has_results
 from gpu_probes.results.saved_probes import SavedProbes
 from gpu_probes.terms import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Json = Any
 
@@ -72,6 +74,8 @@ def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[
 
 def tabulate(trainings: Sequence[Training], stores: Sequence[str], scores: Sequence[Sequence[dict[str, Json]]]) -> str:
     """The best probes' scores, a row for each training and a column for each store."""
+    import pandas as pd
+
     rows = []
     for training, row in zip(trainings, scores, strict=True):
         best, metric = training.probes.best, training.probes.metric

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from gpu_probes.arguments import check_whole
 from gpu_probes.errors import FoldError
@@ -91,6 +90,8 @@ def plan_folds(
         When there are fewer than two folds, more folds than samples, groups or than members of every class, no such
         seed, or scikit-learn leaves a fold empty.
     """
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     stratified = label_kind(labels) in ("binary", "multiclass") and not (numbers and _most_frequent(labels) < n_folds)
     check_split(n_folds, seed)
     _check_folds(labels, n_folds, stratified=stratified)

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Int64
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from gpu_probes.errors import LabelError
 
@@ -85,6 +82,8 @@ def shared_prompts(train: Sequence[str], test: Sequence[str]) -> Bool[np.ndarray
 
 def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sample"]:
     """Number distinct values in the order in which they come first."""
+    import pandas as pd
+
     column = values if isinstance(values, pd.Series) else pd.Series(np.asarray(values))
     if len(column) != n_samples:
         raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
@@ -96,6 +95,9 @@ def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sam
 
 def _joined(first: Int64[np.ndarray, " sample"], second: Int64[np.ndarray, " sample"]) -> Int64[np.ndarray, " sample"]:
     """Join groups of two groupings that share a sample, over any number of steps."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n_first = int(first.max()) + 1
     size = n_first + int(second.max()) + 1
     links = coo_array((np.ones(len(first)), (first, n_first + second)), shape=(size, size))

@@ -1,19 +1,22 @@
 """Labels: read, checked, and turned into a task and its targets."""
 
+from __future__ import annotations
+
 import math
 import warnings
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float64, Shaped
-from sklearn.utils.multiclass import type_of_target
 
 from gpu_probes.errors import LabelError
 from gpu_probes.terms import ProbeKind, TaskType
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Beyond it float64 leaves whole numbers out.
 _LAST_WHOLE = 2**53
@@ -59,6 +62,8 @@ class Task:
 
 def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
     """scikit-learn's `type_of_target`, without its remark on many classes."""
+    from sklearn.utils.multiclass import type_of_target
+
     # It casts to integers, which huge numbers do not become.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", UserWarning)
@@ -182,6 +187,8 @@ def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], n
 
 
 def _read_numbers(values: Any, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
+    import pandas as pd
+
     column = values if isinstance(values, pd.Series) else _as_series(values, name)
     if len(column) != n_samples:
         raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
@@ -205,6 +212,8 @@ def _nearest(value: Any) -> float:
 
 
 def _as_series(values: Any, name: str) -> pd.Series:
+    import pandas as pd
+
     array = np.asarray(values)
     if array.ndim != 1:
         raise LabelError(f"{name} has shape {array.shape}; give one number for each sample")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy import optimize, special, stats
 
 
 @dataclass(frozen=True)
@@ -20,6 +19,8 @@ class PlattScaling:
     @classmethod
     def fit(cls, actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, " sample"]) -> PlattScaling:
         """Fit on decision values of samples that the probe did not see, by Platt's smoothed targets."""
+        from scipy import optimize, special
+
         n_positive, n_negative = int((actual == 1).sum()), int((actual == 0).sum())
         targets = np.where(actual == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
         # Decision values may be of any size: the search is for the slope of values with mean 0 and deviation 1.
@@ -47,11 +48,15 @@ class PlattScaling:
 
     def apply(self, decision: Float64[np.ndarray, "*batch"]) -> Float64[np.ndarray, "*batch"]:
         """Calibrated probability of the second class."""
+        from scipy import special
+
         return special.expit(self.log_odds(decision))
 
 
 def fit_line(predicted: Float64[np.ndarray, " sample"], actual: Float64[np.ndarray, " sample"]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line from predictions to labels; infinite where no number holds them."""
+    from scipy import stats
+
     # Squares of what a huge penalty leaves of predictions would be 0; powers of two change no digit.
     unit, label_unit = _power_of_two(predicted), _power_of_two(actual)
     line: Any = stats.linregress(predicted / unit, actual / label_unit)

@@ -12,9 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float64, Int64, Shaped
-from scipy import stats
 
 from gpu_probes.errors import LabelError
 from gpu_probes.forms import Number, Text
@@ -249,6 +247,8 @@ def _places_of_classes(
 
 
 def _sorted(values: Shaped[np.ndarray, " _"], name: str) -> Shaped[np.ndarray, " _"]:
+    import pandas as pd
+
     if pd.isna(values).any():
         raise LabelError(f"{name} hold NaN or None; leave those rows out")
     try:
@@ -332,6 +332,8 @@ def _placements(
 
 
 def _z(level: float) -> float:
+    from scipy import stats
+
     return float(stats.norm.ppf(0.5 + level / 2))
 
 
@@ -409,6 +411,8 @@ def _bca(
     level: float,
 ) -> tuple[float, float]:
     """Quantiles of the resamples, moved by their bias and by how skewed the score is."""
+    from scipy import stats
+
     # Ties count half, as a score of few rows takes few values.
     share = ((resampled < estimate - _TIE).mean() + (resampled <= estimate + _TIE).mean()) / 2
     bias = stats.norm.ppf(np.clip(share, 0.5 / len(resampled), 1 - 0.5 / len(resampled)))

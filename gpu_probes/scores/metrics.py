@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from scipy import stats
-from sklearn import metrics
 
 from gpu_probes.scores.decisions import predictions_of, ranked
 
@@ -48,6 +46,8 @@ def regression_scores(
 
     `undefined` says why there is none of them.
     """
+    from scipy import stats
+
     both = (actual, predicted)
     return _collect(
         undefined,
@@ -72,6 +72,8 @@ def classification_scores(
 
     `undefined` says why there is none of them.
     """
+    from sklearn import metrics
+
     binary = n_classes == 2
     one_hot = np.eye(n_classes)[actual]
     probabilities, order = predictions_of(decision, "classification"), ranked(decision)
@@ -162,6 +164,8 @@ def _correlation(test: Any, both: tuple[Float64[np.ndarray, " sample"], Float64[
 
 
 def _r2(actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, " sample"]) -> float:
+    from sklearn import metrics
+
     if np.ptp(actual) == 0:
         raise _UndefinedError("all labels are equal")
     return float(metrics.r2_score(actual, predicted))
@@ -171,6 +175,8 @@ def _recall(
     actual: Int64[np.ndarray, " sample"], order: Float64[np.ndarray, "sample output"], *, binary: bool
 ) -> float:
     """Largest true-positive rate at a false-positive rate of at most 1 %."""
+    from sklearn import metrics
+
     if not binary:
         raise _UndefinedError("there are more than two classes")
     if actual.min() == actual.max():

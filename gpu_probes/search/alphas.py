@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Shaped
-from sklearn.preprocessing import StandardScaler
 
 from gpu_probes.errors import PenaltyError
 from gpu_probes.features.cells import CellSource, cells_of
@@ -90,6 +89,8 @@ def choose_alphas(
 
 def _mean_variance(source: CellSource, cell: Cell, preprocessing: Preprocessing) -> float:
     """Mean over the features of their mean square, as they are fitted; estimated from the first rows."""
+    from sklearn.preprocessing import StandardScaler
+
     blocks = [np.asarray(block, dtype=np.float64) for block in _first_blocks(source, cell)]
     rows = np.concatenate(blocks)[:_SAMPLE_ROWS]
     # Cells with numbers whose squares overflow get no probe, and a reason.

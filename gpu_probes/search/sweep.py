@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
-from gpu_probes.errors import NotConvergedWarning, Status
+from gpu_probes.errors import Status
 from gpu_probes.features.cells import CellSource, axis, cells_of
 from gpu_probes.features.rows import Rows
 from gpu_probes.results.sweep_result import SweepResult
@@ -396,4 +396,6 @@ def _warn(results: Mapping[str, SweepResult]) -> None:
     count = statuses.count(Status.NOT_CONVERGED)
     if count:
         message = f"{count} of {len(statuses)} cells: {Status.NOT_CONVERGED.value}"
+        from gpu_probes.search.not_converged import NotConvergedWarning
+
         warnings.warn(message, NotConvergedWarning, stacklevel=3)

@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from jaxtyping import Float64
 
 from activation_store.errors import PromptError
@@ -61,6 +57,8 @@ class Scored:
 
     def __str__(self) -> str:
         """As a table."""
+        import pandas as pd
+
         return pd.DataFrame(self.scores).to_string(index=False, na_rep="-")
 
 
@@ -177,6 +175,9 @@ def _column_names(probe: Probe, on_error: OnError) -> list[str]:
 
 
 def _parquet(rows: Rows, scores: Scores) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     sink = io.BytesIO()
     try:
         pq.write_table(_with_scores(rows.typed_table(), scores), sink)
@@ -188,12 +189,16 @@ def _parquet(rows: Rows, scores: Scores) -> bytes:
 
 
 def _csv(rows: Rows, scores: Scores) -> bytes:
+    import pyarrow.csv as pacsv
+
     sink = io.BytesIO()
     pacsv.write_csv(_with_scores(rows.text_table(), scores), sink)
     return sink.getvalue()
 
 
 def _with_scores(table: Table, scores: Scores) -> Table:
+    import pyarrow as pa
+
     for name, values in scores.items():
         table = table.append_column(name, pa.array(values, pa.string() if name == ERROR_COLUMN else pa.float64()))
     return table
