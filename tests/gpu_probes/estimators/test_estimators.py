@@ -35,7 +35,7 @@ from gpu_probes import (
     RidgeProbeCV,
     sweep,
 )
-from gpu_probes.solvers import logistic
+from gpu_probes.solvers import newton
 
 N, D = 60, 9
 RNG = np.random.default_rng(3)
@@ -486,7 +486,7 @@ def test_tensors_of_bfloat16_give_what_their_values_give(kind: type):
 
 
 def test_stopping_early_is_a_warning_of_both_kinds(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
+    monkeypatch.setattr(newton, "MAX_NEWTON_STEPS", 1)
     with pytest.warns(ConvergenceWarning, match="the solver stopped before reaching its accuracy") as caught:
         ours = LogisticProbe().fit(LONG, TWO)
     assert isinstance(caught[0].message, ProbeWarning)

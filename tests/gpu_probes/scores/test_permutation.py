@@ -165,7 +165,7 @@ def test_labels_in_their_own_order_score_as_themselves(
     array, labels = cells(n_features)
     labels = labels if probe == "ridge" else (labels > 0).astype(float)
     as_it_is = Shuffles(np.arange(N)[None], "none")
-    monkeypatch.setattr(sys.modules["gpu_probes.sweep"], "draw_shuffles", lambda *_, **__: as_it_is)
+    monkeypatch.setattr("gpu_probes.search.inputs.draw_shuffles", lambda *_, **__: as_it_is)
     alpha = {} if probe == "mass_mean" else {"alpha": 0.1}
     result = sweep(ArrayCellSource(scale * array), labels, probe=probe, k_fold=True, permutations=1, **alpha)
     np.testing.assert_allclose(result.null_score[:, :, 0], result.cv_score, atol=1e-9)
@@ -222,7 +222,7 @@ def test_orders_that_are_not_kept_give_the_same_null_scores(monkeypatch: pytest.
     array, labels = cells(8)
     options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES}
     kept = sweep(ArrayCellSource(array), labels, **options)
-    monkeypatch.setattr(sys.modules["gpu_probes.sweep"], "_KEPT_SHUFFLES", 2**62)
+    monkeypatch.setattr("gpu_probes.search.inputs._KEPT_SHUFFLES", 2**62)
     monkeypatch.setattr("gpu_probes.search.planner._MOST_SHUFFLES", 4)
     anew = sweep(ArrayCellSource(array), labels, **options)
     np.testing.assert_allclose(anew.null_score, kept.null_score, atol=1e-12)

@@ -160,7 +160,7 @@ def test_memory_is_a_few_times_the_predictions(
 ):
     # Fewer resamples than there are, for the test's sake.
     for name, few in (("intervals._FEWEST_RESAMPLES", 20), ("intervals.N_RESAMPLES", 20)):
-        monkeypatch.setattr(f"gpu_probes.{name}", few)
+        monkeypatch.setattr(f"gpu_probes.scores.{name}", few)
     monkeypatch.setattr("gpu_probes.scores.resampling._JACKKNIFE_BLOCKS", 8)
     rng = np.random.default_rng(0)
     actual = rng.standard_normal(n_rows) if n_classes == 0 else np.arange(n_rows) % n_classes

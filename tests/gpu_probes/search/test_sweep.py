@@ -25,7 +25,7 @@ from gpu_probes import (
     check_sweep,
     sweep,
 )
-from gpu_probes.solvers import logistic
+from gpu_probes.solvers import newton
 
 N, LAYERS, POSITIONS, D = 60, 3, 2, 8
 GRID = [0.1, 10.0, 1000.0]
@@ -283,7 +283,7 @@ def test_without_folds_nothing_is_chosen():
 
 
 def test_unconverged_fits_are_counted_in_one_warning_and_kept(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 1)
+    monkeypatch.setattr(newton, "MAX_NEWTON_STEPS", 1)
     with pytest.warns(ProbeWarning, match="6 of 6 cells: the solver stopped before reaching its accuracy"):
         result = run(labels=BINARY, test_labels=TEST_BINARY)
     assert set(result.status.ravel()) == {Status.NOT_CONVERGED}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from gpu_probes.samples.folds import FoldPlan, plan_folds
-from gpu_probes.solvers import logistic
+from gpu_probes.solvers import logistic, newton
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
 from gpu_probes.solvers.preprocessing import Preprocessing
 from tests.helpers.blocks import block_of, only_cell
@@ -85,7 +85,7 @@ def test_separable_data_at_large_c_converges():
 
 def test_running_out_of_steps_is_reported_for_the_columns_it_concerns(monkeypatch: pytest.MonkeyPatch):
     features, labels = classes_of(120, 20, 2, outliers=True)
-    monkeypatch.setattr(logistic, "MAX_NEWTON_STEPS", 3)
+    monkeypatch.setattr(newton, "MAX_NEWTON_STEPS", 3)
     fits = fit(features, labels, [1e-6, 1e9], FoldPlan.without_folds(120))
     assert fits.converged.tolist() == [[False, True]]
     assert fits.coef.isfinite().all()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gpu_probes import ProbeError
 from probesweep import RequestError
-from probesweep.tracking import track as tracking
+from probesweep.tracking import senders
 from probesweep.tracking.record import Record, read_record
 from probesweep.tracking.track import check_installed, track
 from tests.helpers.commands import run
@@ -34,7 +34,7 @@ def quick_pictures(monkeypatch):
         Image.fromarray(np.zeros((N_PIXELS, N_PIXELS, 3), dtype=np.uint8)).save(figures / "heatmap.png")
         return output
 
-    monkeypatch.setattr(tracking, "write_report", draw)
+    monkeypatch.setattr("probesweep.tracking.record.write_report", draw)
 
 
 def read(folder: Path, name: str) -> dict:
@@ -231,7 +231,7 @@ def sent(monkeypatch) -> list[Record]:
         records.append(record)
         return "in memory"
 
-    monkeypatch.setitem(tracking._TRACKERS, "tensorboard", remember)
+    monkeypatch.setitem(senders.TRACKERS, "tensorboard", remember)
     return records
 
 
