@@ -282,7 +282,7 @@ def test_command_lines_of_the_original_scripts_run_as_they_are(stores, tiny_mode
         "--seed", "42",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "not known, the training and test rows are of a .pt, which holds no prompts" in done.stdout
+    assert "unknown, the training and test rows are of a .pt, which holds no prompts" in done.stdout
     assert re.search(r"^position -1: layer \d", done.stdout, re.MULTILINE)
     groups = json.loads((tmp_path / "out/inference.json").read_text())["groups"]
     assert groups["n_repeated_prompts"] is groups["n_repeated_but_for_case_and_whitespace"] is None

@@ -70,9 +70,9 @@ def test_groups_stay_together_and_are_counted(grouped: Path, tmp_path: Path):
     }
     assert inference["permutation"]["shuffled"].startswith("within groups")
     assert "whole groups" in inference["intervals"]["test_score"]["method"]
-    assert "1 training prompts repeat an earlier one (0 to the letter): held out together" in done.stdout
-    assert "Shuffled labels do as well in some cell: p = " in done.stdout
-    assert "Nested CV, the honest estimate of the choice: " in done.stdout
+    assert "training prompts that repeat an earlier one: 1 (0 verbatim), held out together" in done.stdout
+    assert "Permutation test over all cells: p = " in done.stdout
+    assert "Nested CV, the score to publish: " in done.stdout
 
 
 def test_repeats_can_be_split(grouped: Path, tmp_path: Path):
@@ -86,9 +86,9 @@ def test_repeats_can_be_split(grouped: Path, tmp_path: Path):
 
 def test_shared_prompts_are_reported_and_scored_apart(grouped: Path, tmp_path: Path):
     with_them = train(grouped, tmp_path / "a", "--k_fold")
-    assert "4 test prompts are among the training prompts: scored with the others" in with_them.stdout
+    assert "test prompts that also occur in training: 4, scored as test rows" in with_them.stdout
     apart = train(grouped, tmp_path / "b", "--k_fold", "--drop_overlap")
-    assert "4 test prompts are among the training prompts: scored apart" in apart.stdout
+    assert "test prompts that also occur in training: 4, scored separately" in apart.stdout
     overlap, before = (read(tmp_path / name / "inference.json")["overlap"] for name in "ba")
     assert overlap["rows"] == [0, 1, 2, 3]
     assert overlap["scores_of_others"] == before["scores_of_others"]
