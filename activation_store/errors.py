@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 # What mends most damage: the inputs are still there, and the model computes the same values again.
-MEND = "restore it from a copy, or run the same extract again with --repair (imported: import it anew)"
+MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 

@@ -14,7 +14,7 @@ from gpu_probes.errors import ProbeError
 def check_whole(name: str, value: Any, error: type[ProbeError]) -> None:
     """Raise `error` unless a value is a whole number; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise error(f"{name} {value!r} is no whole number; write one such as 5")
+        raise error(f"{name} {value!r} is not a whole number; give one such as 5")
 
 
 def check_flags(**values: Any) -> None:

@@ -27,7 +27,7 @@ def _without_nan(value: Json) -> Json:
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _without_nan(one)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("NaN and infinity are no JSON")
+        raise ValueError("NaN and infinity are not JSON")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What was done already: small JSON files that hold, by the name of a thing, what it was done with."""
+"""What was already done: small JSON files that hold, by the name of a thing, what it was done with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recall(path: Path) -> Memory:
     try:
         return _ADAPTER.validate_python(json.loads(path.read_text())) if path.exists() else {}
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is damaged; remove it: what is done already is found, or done, anew") from error
+        raise RequestError(f"{path} is damaged; remove it: finished work will be found again, or redone") from error
 
 
 def remember(path: Path, done: Memory) -> None:

@@ -35,7 +35,7 @@ def check_folder(folder: Path, flag: str) -> None:
         raise RequestError(f"{each} is a store, which holds nothing else; give another {flag}")
     for each in above:
         if each.is_symlink() and not each.exists():
-            raise RequestError(f"{folder}: {each} is a link that leads nowhere; mend it or give another {flag}")
+            raise RequestError(f"{folder}: {each} is a broken link; fix it or give another {flag}")
     nearest = next(each for each in above if each.exists())
     try:
         # Rights are not all that a folder can lack.
@@ -60,17 +60,17 @@ def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
     if path.is_dir():
         raise RequestError(f"{path} is a folder; give the name of a file as {flag}")
     if path.is_symlink():
-        raise RequestError(f"{path} is a link, which is not written through; give the file that it leads to as {flag}")
+        raise RequestError(f"{path} is a symbolic link, which is not followed; give the file it points to as {flag}")
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} is a device or a pipe; give the name of a file as {flag}")
     target = path.resolve()
     for each in inputs:
         if target == each.resolve() or _is_same(path, each):
-            raise RequestError(f"{path} is read here, and would be lost; give another {flag}")
+            raise RequestError(f"{path} is an input, and would be overwritten; give another {flag}")
         if each.is_dir() and not has_results(each) and target.is_relative_to(each.resolve()):
             raise RequestError(f"{path} is in {each}, which is read here; give another {flag}")
     if path.name in _NAMES and (path.exists() or has_results(path.parent)):
-        raise RequestError(f"{path} is the name of a file of results; give another {flag}")
+        raise RequestError(f"{path} is the name of a result file; give another {flag}")
 
 
 def check_room(folder: Path, n_bytes: int, flag: str) -> None:
@@ -146,4 +146,6 @@ def _is_same(path: Path, other: Path) -> bool:
 def _check_names(names: Iterable[str], flag: str) -> None:
     for name in names:
         if len(os.fsencode(name)) > LONGEST_NAME:
-            raise RequestError(f"{name[:40]}... is longer than the {LONGEST_NAME} bytes of a name; give another {flag}")
+            raise RequestError(
+                f"{name[:40]}... is longer than the {LONGEST_NAME} bytes that a name can have; give another {flag}"
+            )

@@ -53,9 +53,9 @@ def _questions(used: UsedStore) -> list[str] | None:
     try:
         store = open_activations(used.path)
     except StoreError as error:
-        logger.warning("the report is without these prompts: %s", error)
+        logger.warning("the report does not show these prompts: %s", error)
         return None
     if store.journal_hash != used.content:
-        logger.warning("the report is without these prompts: %s holds other rows than were trained on", store.path)
+        logger.warning("the report does not show these prompts: %s has other rows than the training", store.path)
         return None
     return store.questions

@@ -50,7 +50,7 @@ def check_unchanged(store: Activations) -> None:
         Something else lies there.
     """
     if open_activations(store.path).journal_hash != store.journal_hash:
-        raise RequestError(f"{store.path} was replaced meanwhile; run the same command again")
+        raise RequestError(f"{store.path} was replaced in the meantime; run the same command again")
 
 
 def warn_of_another_day(train: Activations, test: Activations) -> None:
@@ -59,7 +59,7 @@ def warn_of_another_day(train: Activations, test: Activations) -> None:
     days = [origin.get("template_day") for origin in origins]
     if days[0] != days[1]:
         logger.warning(
-            "the chat template can write the day into prompts: %s in the training rows', %s in the test rows'", *days
+            "the chat template can insert the date into prompts: %s in the training rows', %s in the test rows'", *days
         )
 
 
@@ -121,7 +121,7 @@ def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool
     shared = shared_prompts(train.questions, test.questions)
     if dropped and shared.all():
         raise RequestError(
-            f"every prompt of {test.path} is among those of {train.path}: nothing is left to test on after "
+            f"every prompt of {test.path} also occurs in {train.path}: nothing is left to test on after "
             "--drop_overlap; give other --test_activations"
         )
     return shared

@@ -123,7 +123,7 @@ class Training:
         named = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         if self.weight_column in named:
             raise RequestError(
-                f"--weight_column {self.weight_column} is a --label_column as well; it can be one of them"
+                f"--weight_column {self.weight_column} is a --label_column as well; it can be only one of them"
             )
         check_flags(split_repeats=self.split_repeats, drop_overlap=self.drop_overlap)
         budget = self.budget_gib

@@ -69,13 +69,13 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
         return []
     items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else list(layers)
     if not items:
-        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
+        raise InputError("--layers is empty; write all, -1, 0,1,2 or 0-8")
     parts: list[tuple[int, int]] = []
     for item in items:
         found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})-([0-9]{1,9})", str(item), re.ASCII)
         low, high = (int(found[1] or found[2]), int(found[1] or found[3])) if found else (0, -1)
         if high < low:
-            raise InputError(f"--layers {layers!r}: {item!r} is no layer; write all, -1, 0,1,2 or 0-8")
+            raise InputError(f"--layers {layers!r}: {item!r} is not a layer; write all, -1, 0,1,2 or 0-8")
         parts.append((low, high))
     if not isinstance(layers, str) and len(set(parts)) < len(parts):
         raise InputError(f"--layers {layers!r} names a layer twice; give each once")
@@ -104,26 +104,26 @@ def _check_json(name: str, value: object) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{name} has the key {key!r}, which is no text; put it in quotes")
+                raise InputError(f"{name} has the key {key!r}, which is not a string; put it in quotes")
             _check_json(f"{name}.{key}", each)
     elif isinstance(value, list | tuple):
         for each in value:
             _check_json(name, each)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} is {value}, which is no number in JSON; give a finite one, or a text in quotes")
+        raise InputError(f"{name} is {value}, which JSON cannot represent; give a finite number, or a string in quotes")
     elif not isinstance(value, str | bool | int | float | None):
-        raise InputError(f"{name} is {value!r}, which JSON does not have; use text, numbers, true, false, lists")
+        raise InputError(f"{name} is {value!r}, which JSON cannot represent; use strings, numbers, true, false, lists")
 
 
 def check_path(name: str, path: str | Path) -> None:
-    """Refuse what no file or folder can be called."""
+    """Refuse names that no file or folder can have."""
     if not str(path) or "\0" in str(path):
-        raise InputError(f"--{name} {str(path)!r}: no file or folder is called that; name one")
+        raise InputError(f"--{name} {str(path)!r}: no file or folder can have this name; give another")
     longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
     if longest > _NAME_NBYTES or len(os.fsencode(path)) > _PATH_NBYTES:
         raise InputError(
-            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names of files and folders have {_NAME_NBYTES} bytes at "
-            f"most, whole paths {_PATH_NBYTES}, this one {longest} and {len(os.fsencode(path))}; give a shorter one"
+            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names can have {_NAME_NBYTES} bytes at most and paths "
+            f"{_PATH_NBYTES}, this one has {longest} and {len(os.fsencode(path))}; give a shorter one"
         )
 
 
@@ -142,7 +142,7 @@ def check_column_name(name: str) -> None:
         n_bytes = len(name.encode())
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a column cannot be called {name!r}, which holds bytes that are no text; give UTF-8"
+            f"a column cannot be called {name!r}, which contains bytes that are not valid text; give UTF-8"
         ) from error
     if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
         raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")

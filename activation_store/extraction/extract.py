@@ -137,7 +137,7 @@ class Extraction:
         check_output_path(Path(self.output_path))
         labels = _names(self.label_column)
         if not labels:
-            raise InputError("--label_column names no column; name one of numbers to predict")
+            raise InputError("--label_column is empty; name a column of numbers to predict")
         for name in (*labels, *_names(self.group_column)):
             check_column_name(name)
         read_layers(self.layers)
@@ -197,7 +197,7 @@ class Extraction:
             writer.finish(examine(ActivationStore.open(writer.path)))
         if writer.changed_shards:
             logger.warning(
-                "%s: shards %s now hold other values than were committed first: another machine or library version",
+                "%s: shards %s differ from what was first committed: another machine or library version",
                 writer.path,
                 writer.changed_shards,
             )
@@ -338,21 +338,21 @@ def _names(columns: str | Sequence[str]) -> list[str]:
 
 
 def _warn_of_another_day(path: Path, job: Job) -> None:
-    """Say why the prompts of a store that was begun on another day are others now."""
+    """Warn that the prompts of a store started on another day may have changed."""
     begun = ActivationStore.open(path).spec.provenance.get("template_day")
     if begun is not None and begun != job.template_day:
         logger.warning(
-            "%s was begun on %s, and this chat template can write the day into prompts; if they differ, fix the day "
-            "with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
+            "%s was started on %s, and this chat template can insert the date into prompts; if they differ, fix the "
+            "date with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
             path,
             begun,
         )
 
 
 def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPlan) -> None:
-    """Say so when the rows that are left go into other batches than one run would have put them into."""
+    """Warn when the remaining rows go into other batches than in a single run."""
     logger.warning(
-        "%s was begun with the batches of %s and goes on with %s: the last bits of the values that are left may differ",
+        "%s was started with the batches of %s and continues with %s: the last bits of the remaining values may differ",
         writer.path,
         stored.describe(),
         plan.describe(),
@@ -360,7 +360,7 @@ def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPla
 
 
 def _warn_of_other_versions(writer: StoreWriter) -> None:
-    """Say so when an extraction goes on with other libraries than it began with: last bits of values may differ."""
+    """Warn when an extraction is resumed with other library versions: last bits of values may differ."""
     stored, now = writer.spec.provenance.get("versions"), library_versions()
     if writer.pending_shards and isinstance(stored, dict) and stored != now:
         differing = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
@@ -375,5 +375,5 @@ def _repaired(path: Path, job: Job) -> StoreWriter:
     for problem in writer.damage:
         logger.warning("%s", problem)
     n_shards = writer.spec.layout.n_shards
-    logger.warning("%s: %d of %d shards are to be extracted", path, len(writer.pending_shards), n_shards)
+    logger.warning("%s: %d of %d shards will be extracted", path, len(writer.pending_shards), n_shards)
     return writer

@@ -80,7 +80,7 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
         overflow = "float16 ends at 65504: try --dtype bfloat16 or float32"
         way_out = overflow if spec.dtype == "float16" else "try --dtype float32, or drop these rows"
         raise NonFiniteError(
-            f"the model gives NaN or infinity for {show_rows(bad.rows)} of those run so far, first at layer "
+            f"the model returns NaN or infinity for {show_rows(bad.rows)} among those run so far, first at layer "
             f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}"
         ) from None
 
@@ -139,7 +139,7 @@ class _BackgroundWriter:
             if problem is not None and error is None:
                 raise problem
             if problem is not None and problem is not error:
-                logger.warning("while it ended, writing failed: %s", problem)
+                logger.warning("writing failed at the end, too: %s", problem)
 
 
 class _Meter:

@@ -116,7 +116,7 @@ class Job:
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use --device_map auto, "
-                "a --dtype of 16 bits, or --device cpu"
+                "a 16-bit --dtype, or --device cpu"
             ) from error
         return states
 

@@ -54,7 +54,7 @@ def draft_of(path: Path) -> Generator[Path]:
     Its name is unique, and it is locked for as long as its process lives: drafts of killed processes are removed.
     """
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, which is not written through; give the file that it leads to", str(path))
+        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; give the file it points to", str(path))
     _remove_dead_drafts(path.parent)
     with naming(path):
         draft, descriptor = _new_draft(path.parent)

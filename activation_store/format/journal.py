@@ -108,13 +108,13 @@ def parse_journal(data: bytes, where: str) -> JournalContents:
 def _checked_name(name: str) -> str:
     """Refuse a path that could lead out of the store."""
     if not re.fullmatch(r"[^/\0]+(/[^/\0]+)*", name) or {".", ".."} & set(name.split("/")):
-        raise ValueError(f"{name!r} is no path below the store")
+        raise ValueError(f"{name!r} is not a path inside the store")
     return name
 
 
 def _checked_shard(shard: Any) -> int:
     if type(shard) is not int or shard < 0:
-        raise ValueError(f"{shard!r} is no shard")
+        raise ValueError(f"{shard!r} is not a shard")
     return shard
 
 

@@ -120,7 +120,7 @@ def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
     if wrong:
         raise InputError(
             f"{path}: column {name!r} has {len(wrong)} values that are not text, the first in row {wrong[0]} "
-            f"({values[wrong[0]]!r}); drop or mend them"
+            f"({values[wrong[0]]!r}); drop or fix them"
         )
     questions: list[Question] = []
     for row, value in enumerate(values):
@@ -152,7 +152,7 @@ def _calls_tools(message: dict[str, Any]) -> bool:
 def _what_is_wrong(question: Any) -> str | None:
     """Why a value is no question, None if it is one."""
     if not isinstance(question, (str, list)):
-        return f"{question!r} is not text; drop or mend it"
+        return f"{question!r} is not text; drop or fix it"
     if isinstance(question, list):
         if not question:
             return "the list of chat messages is empty"
@@ -165,7 +165,7 @@ def _what_is_wrong(question: Any) -> str | None:
     try:
         question_text(question).encode()
     except UnicodeEncodeError as error:
-        return f"character {error.start} is half of a surrogate pair, which no text file can hold; drop or mend it"
+        return f"character {error.start} is half of a surrogate pair, which no text file can hold; drop or fix it"
     return None
 
 
@@ -176,7 +176,7 @@ def _what_is_wrong_with(message: Any) -> str | None:
     if not {"role", "content"} <= message.keys():
         return f"{form}it has the keys {', '.join(message)}"
     if message["content"] is None and not _calls_tools(message):
-        return f"{form}content is null, which it may be only beside the tool_calls of another than the user"
+        return f"{form}content is null, which needs tool_calls and a role other than user"
     if not isinstance(message["role"], str) or not isinstance(message["content"], (str, type(None))):
         return f": role and content must be text, not {message['role']!r} and other parts"
     return None
@@ -206,8 +206,8 @@ def _check_numbers(values: Sequence[Any], where: str) -> None:
     rounded = [row for row, value in enumerate(values) if abs(value) > _LAST_WHOLE and not _is_whole_float(value)]
     if rounded:
         raise InputError(
-            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which no float64 holds, so that probes could not "
-            "tell it from its neighbours; subtract an offset from all labels, or name classes by small numbers"
+            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which float64 cannot represent, so "
+            "probes cannot tell it from its neighbours; subtract an offset from all labels, or use small class numbers"
         )
 
 
@@ -236,15 +236,15 @@ def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
         raise InputError(
-            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; name a "
-            "group for each row"
+            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; give "
+            "every row a group"
         )
     texts = [str(value) for value in values]
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         if isinstance(value, (list, dict)) or not _is_unicode(text):
             raise InputError(
-                f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a text; "
-                "name each group by one"
+                f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a string; "
+                "use one of them for each group"
             )
     _check_distinct(values, texts, path, name)
     return np.array(texts, dtype=object)
@@ -261,7 +261,7 @@ def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) 
         if type(values[other]) is not type(value) or texts[other] != text:
             raise InputError(
                 f"{path}: group column {name!r} has {values[other]!r} in row {other} and {value!r} in row {row}: one "
-                "group or two? Write one group in one way"
+                "group or two? Write each group in one way"
             )
 
 

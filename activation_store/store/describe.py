@@ -103,7 +103,7 @@ def _tokens(store: ActivationStore) -> str:
     import pandas as pd
 
     if "token" not in store.spec.coordinates:
-        return "tokens: not known, the store was imported"
+        return "tokens: unknown, the store was imported"
     tokens = store.coordinate("token")[:_SAMPLES]
     table = pd.DataFrame(
         [[repr(token) for token in row] for row in tokens],

@@ -61,7 +61,9 @@ def require_store(path: Path) -> None:
     if (path / "zarr.json").is_file():
         check_version(_read_json(path, "zarr.json"), str(path))
         if not is_store(path):
-            raise CorruptStoreError(f"{path}/{ARRAY}/{JOURNAL} is missing, and with it what is committed; {RESTORE}")
+            raise CorruptStoreError(
+                f"{path}/{ARRAY}/{JOURNAL} is missing, so it is unknown what is committed; {RESTORE}"
+            )
     if not is_store(path):
         raise UnsupportedFormatError(f"{path} is not a probesweep store: {ARRAY}/{JOURNAL} is missing")
     # Written to before anything else is known about the store.
@@ -104,7 +106,7 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
     for shard, checksums in journal.shards.items():
         if shard >= layout.n_shards or len(checksums) != layout.n_cells * CHECKSUM_NBYTES:
-            raise CorruptStoreError(f"{path / journal_path}: shard {shard} is not one of this store; restore it")
+            raise CorruptStoreError(f"{path / journal_path}: shard {shard} does not belong to this store; restore it")
     return spec, journal
 
 
@@ -250,7 +252,7 @@ def _parse_json(data: bytes, where: str) -> JSON:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{where} is not JSON that can be read ({error}); {RESTORE}") from error
+        raise CorruptStoreError(f"{where} is not readable JSON ({error}); {RESTORE}") from error
     if not isinstance(document, dict):
         raise CorruptStoreError(f"{where} is not a JSON object; {RESTORE}")
     return document

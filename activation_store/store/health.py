@@ -46,7 +46,7 @@ def _is_constant(store: ActivationStore, layer: int, position: int) -> bool:
 
 
 def describe(health: Mapping[str, Any]) -> Iterator[str]:
-    """What of it users should know, a line each."""
+    """What users should know about it, one line each."""
     zero = health.get("zero_cells", [])
     constant = [cell for cell in health.get("constant_cells", []) if cell not in zero]
     if constant:
@@ -57,9 +57,9 @@ def describe(health: Mapping[str, Any]) -> Iterator[str]:
     if repeated:
         yield f"samples that repeat the prompt of an earlier one: {repeated}"
     if health and not (constant or zero or repeated):
-        yield "no cell is constant" if repeated is None else "no cell is constant, no prompt is there twice"
+        yield "no cell is constant" if repeated is None else "no cell is constant, no prompt is repeated"
     if health and repeated is None:
-        yield "prompts, and whether any is there twice: not known, the store was imported"
+        yield "prompts, and whether any is repeated: unknown, the store was imported"
 
 
 def _cells(cells: list[list[int]]) -> str:

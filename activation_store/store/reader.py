@@ -278,7 +278,9 @@ class ActivationStore:
             name.split("/")[0] for name in self._journal.files
         }
         if strange:
-            raise CorruptStoreError(f"{self.path} holds {sorted(strange)}, which is not of the store; remove it")
+            raise CorruptStoreError(
+                f"{self.path} holds {sorted(strange)}, which does not belong to the store; remove it"
+            )
         for shard in range(self.spec.layout.n_shards):
             # Zarr checks the values against the checksums beside them.
             self._shard(shard).check_checksums()

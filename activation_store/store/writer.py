@@ -226,7 +226,7 @@ class StoreWriter:
             The disk failed; names the file.
         """
         if self._failed:
-            raise StoreError(f"{self.path}: an earlier write failed, nothing more is written; run the command again")
+            raise StoreError(f"{self.path}: an earlier write failed, so nothing more is written; run the command again")
         if block.dtype != self.spec.numpy_dtype:
             raise InputError(f"{self.path} holds {self.spec.dtype}, the values are {block.dtype}; cast them first")
         if block.shape != (len(rows), *self.spec.shape[1:]):
@@ -324,7 +324,7 @@ def check_can_create(path: Path) -> Path:
     if (path / "zarr.json").is_file():
         require_store(path)
         check_unlocked(path / ARRAY / LOCK, path)
-        raise InputError(f"{path}: a store is there by now; run the same command again to go on with it")
+        raise InputError(f"{path}: another process has created a store here; run the same command again to resume it")
     if path == Path.cwd():
         raise InputError(f"{path} is the current folder; give the store a folder of its own")
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
@@ -335,7 +335,7 @@ def check_can_create(path: Path) -> Path:
     draft = hidden_beside(path, "creating")
     # What lies there is removed: not through a link that somebody put in its place.
     if draft.is_symlink():
-        raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
+        raise InputError(f"{draft} is a symbolic link where a new store is prepared; remove it")
     path_inside(draft, f"{ARRAY}/{LOCK}")
     check_unlocked(draft / ARRAY / LOCK, path)
     return draft
@@ -378,7 +378,7 @@ def _restore_files(
     """Write damaged files anew, but only with the content that the journal's header has."""
     for name, problem in damaged.items():
         if file_hash(files.get(name, b"")) != journal.files[name]:
-            raise CorruptStoreError(f"{problem} (these inputs and versions do not give it again as it was)")
+            raise CorruptStoreError(f"{problem} (these inputs and versions do not reproduce it)")
         path_inside(path, name)
         make_folder((path / name).parent)
         commit_file(path / name, [files[name]])
@@ -395,7 +395,7 @@ def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]
             f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
         )
         error = FingerprintMismatchError(
-            f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start anew"
+            f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start over"
         )
         error.differences = fields
         raise error

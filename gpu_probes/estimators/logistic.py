@@ -225,5 +225,5 @@ def _with_class_weight(
         if name not in classes.tolist():
             raise LabelError(f"class_weight names class {name!r}, and y has {classes.tolist()}; name these")
         if not is_finite_number(value) or value <= 0:
-            raise LabelError(f"class_weight {value!r} of class {name!r} is no weight; give a number above 0")
+            raise LabelError(f"class_weight {value!r} of class {name!r} is not a weight; give a number above 0")
     return each * np.array([class_weight.get(name, 1.0) for name in classes.tolist()])[numbers]

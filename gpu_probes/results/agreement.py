@@ -145,7 +145,7 @@ class _Folder:
         file.same(of.n_positions, len(of.positions), "the list of positions", "n_positions")
         for name, axis in (("layer_indices", of.layer_indices), ("positions", of.positions)):
             file.require(axis, "it is empty", name)
-            file.require(len(set(axis)) == len(axis), "a name comes twice", name)
+            file.require(len(set(axis)) == len(axis), "a name occurs twice", name)
         numbers = of.task_type == "regression"
         file.same(of.metric, "spearman" if numbers else "roc_auc", f"the score of {of.task_type}", "metric")
         file.same(of.classes is None, numbers, "the task", "classes")
@@ -185,7 +185,7 @@ class _Folder:
         )
         for p, i in self._cells():
             where, alpha = ("selected_alphas", of.key(p, i)), of.selected_alphas[of.key(p, i)]
-            file.require(alpha is None or alpha in of.alphas, "it is none of the alphas that were fitted", *where)
+            file.require(alpha is None or alpha in of.alphas, "it is not one of the fitted alphas", *where)
             scored = not np.isnan([self.train[p, i], self.test[p, i], self.cv[p, i]]).all()
             file.require(alpha is not None or not scored, "it is null and the cell has a score", *where)
         file.same(of.alpha_cv_scores is not None, len(of.alphas) > 1, "the grid of alphas", "alpha_cv_scores")
@@ -210,7 +210,7 @@ class _Folder:
         cells, of = self.found.cells, self.of
         named = [(layer, position) for position in of.positions for layer in of.layer_indices]
         for name, values in zip(("layer", "position"), zip(*named, strict=True), strict=True):
-            self.table.require(cells[name].tolist() == list(values), f"it is not as in {PERFORMANCE}", name)
+            self.table.require(cells[name].tolist() == list(values), f"it differs from {PERFORMANCE}", name)
         grids = {"train_score": self.train, "test_score": self.test, "cv_score": self.cv, "alpha": self.alpha}
         for name, grid in grids.items():
             self.table.same_grid(self._column(name), grid, PERFORMANCE, name)
@@ -290,7 +290,7 @@ class _Folder:
         file.require(held, "it is null and the cell has a test score", "test_predictions")
         for name in ("train_actual", "test_actual"):
             foreign = set(getattr(best, name) or ()) - set(of.classes or ())
-            file.require(of.classes is None or not foreign, f"{_short(foreign)} are no classes", name)
+            file.require(of.classes is None or not foreign, f"{_short(foreign)} are not classes", name)
 
     def _knows_dropped_rows(self) -> bool:
         evidence = self.found.evidence
@@ -301,16 +301,16 @@ class _Folder:
         if values is None:
             return
         self.chosen.require(
-            actual is not None and len(values) == len(actual), "it has not as many rows as labels", name
+            actual is not None and len(values) == len(actual), "it does not have as many rows as labels", name
         )
         wide = self.n_classes if self.n_classes is not None and self.n_classes > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in values)
-        self.chosen.require(fits, "it has not a number for each class", name)
+        self.chosen.require(fits, "it does not have a number for each class", name)
         if self.n_classes is not None and name.endswith("predictions"):
             table = np.asarray(values, dtype=np.float64)
             sums = table.sum(1) if wide else np.ones(len(table))
             fits = bool(((table >= 0) & (table <= 1)).all() and (np.abs(sums - 1) < 1e-6).all())
-            self.chosen.require(fits, "they are no probabilities", name)
+            self.chosen.require(fits, "they are not probabilities", name)
 
     def options(self) -> None:
         """What was asked for is what was done."""
@@ -362,7 +362,7 @@ class _Folder:
             self.table.same(None if pd.isna(reason) else reason, expected, "its status", "reason", row)
         grid = np.array(names, dtype=object).reshape(self.shape)
         self.saved.require(np.array_equal(grid, np.array(self.found.probes.header.status, dtype=object)),
-                           f"it is not as in {CELLS}", "status")  # fmt: skip
+                           f"it differs from {CELLS}", "status")  # fmt: skip
         file.same(
             of.status_counts, {name: names.count(name) for name in _STATUSES if name in names}, CELLS, "status_counts"
         )
@@ -481,7 +481,7 @@ class _Statements:
             where = ("nested_cv", "folds", k)
             file.require(fold.layer in of.layer_indices, f"{PERFORMANCE} has no such layer", *where, "layer")
             file.require(fold.position in of.positions, f"{PERFORMANCE} has no such position", *where, "position")
-            file.require(fold.alpha in of.alphas, "it is none of the alphas that were fitted", *where, "alpha")
+            file.require(fold.alpha in of.alphas, "it is not one of the fitted alphas", *where, "alpha")
         mean = float(np.mean([fold.score for fold in nested.folds]))
         file.same(nested.score, mean, "the mean of its folds", "nested_cv", "score")
         file.same(nested.optimism, nested.best_cv_score - nested.score, "the difference", "nested_cv", "optimism")
@@ -489,10 +489,10 @@ class _Statements:
         file.same(len(predictions), self.folder.n_train, RUN, "nested_cv", "predictions")
         wide = self.folder.n_classes if (self.folder.n_classes or 0) > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in predictions)
-        file.require(fits, "it has not a number for each class", "nested_cv", "predictions")
+        file.require(fits, "it does not have a number for each class", "nested_cv", "predictions")
         if self.folder.n_classes is not None:
             table = np.asarray(predictions, dtype=np.float64)
-            file.require(((table >= 0) & (table <= 1)).all(), "they are no probabilities", "nested_cv", "predictions")
+            file.require(((table >= 0) & (table <= 1)).all(), "they are not probabilities", "nested_cv", "predictions")
 
     def _permutation(self, found: Permutation) -> None:
         file, folder = self.file, self.folder
@@ -524,7 +524,7 @@ class _Statements:
         if not fits.all():
             raise damaged(
                 file.path,
-                "it is no p-value of this cell",
+                "it is not a p-value of this cell",
                 ["permutation", "p_uncorrected", *map(int, np.argwhere(~fits)[0])],
             )
         for name, grid in (("p", p), ("p_uncorrected", alone)):
@@ -533,7 +533,7 @@ class _Statements:
     def _column_of_cells(self, name: str) -> None:
         values = self._of_cells(name)
         fits = np.isnan(values) | (np.abs(values) <= 1 + _ROUNDING)
-        self.folder.table.require(fits.all(), "it is no score", name)
+        self.folder.table.require(fits.all(), "it is not a score", name)
 
     def _of_cells(self, name: str) -> Cells:
         return self.folder.found.cells[name].to_numpy(np.float64).reshape(self.folder.shape)
@@ -582,7 +582,7 @@ class _Statements:
         bounds = (-_WIDEST, _WIDEST) if is_difference else (lowest - _ROUNDING, 1 + _ROUNDING)
         for name, end in (("low", interval.low), ("high", interval.high)):
             file.require(bounds[0] <= end <= bounds[1], "it is out of range", *where, name)
-        file.require(interval.low <= interval.high, "its ends have changed places", *where)
+        file.require(interval.low <= interval.high, "its ends are swapped", *where)
 
     def _baseline(self, name: str, baseline: BaselineScores) -> None:
         file, where, of = self.file, ("baselines", name), self.folder.of
@@ -744,7 +744,7 @@ class _Statements:
             where = ("learning_curve", k)
             scored = point.cv_score is not None or point.test_score is not None
             file.require(
-                point.alpha in (None, *folder.of.alphas), "it is none of the alphas that were fitted", *where, "alpha"
+                point.alpha in (None, *folder.of.alphas), "it is not one of the fitted alphas", *where, "alpha"
             )
             file.require(not scored or point.alpha is not None, "it is null and there are scores", *where, "alpha")
         if points:

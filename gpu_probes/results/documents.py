@@ -100,7 +100,7 @@ def read_probes(folder: Path) -> SavedCoefficients:
     header = read_form(ProbesHeader, about, path)
     axes = (len(header.positions), len(header.layers))
     if coef.ndim != 4 or coef.shape[:2] != axes or intercept.shape != coef.shape[:3]:
-        raise damaged(path, f"shapes {coef.shape} and {intercept.shape} do not go with its axes {axes}")
+        raise damaged(path, f"shapes {coef.shape} and {intercept.shape} do not match its axes {axes}")
     if coef.dtype != np.float64 or intercept.dtype != np.float64:
         raise damaged(path, f"{coef.dtype} and {intercept.dtype} in place of float64")
     return SavedCoefficients(header, coef, intercept)

@@ -194,7 +194,7 @@ def _move_up(folder: Path) -> None:
             new.rmdir()
     except OSError as error:
         raise ProbeError(
-            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); mend that and "
+            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); fix that and "
             "run the same command again"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -211,8 +211,8 @@ def _wait_for(locked: IO[bytes], folder: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() > give_up:
                 raise ProbeError(
-                    f"{folder}: another process has begun to put new results there and does not go on; end it, and run "
-                    "the same command again"
+                    f"{folder}: another process started to put new results there and is stuck; end it, and run the "
+                    "same command again"
                 ) from error
             time.sleep(0.01)
 
@@ -264,8 +264,8 @@ def check_file(path: Path) -> None:
         raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
     if (path.parent / RUN).exists() and found != Run.load(path.parent).files.get(path.name):
         raise ProbeError(
-            f"{path} is not as {RUN} beside it says: it was changed or cut off, or is of another run; run probesweep "
-            "train again"
+            f"{path} does not match {RUN} next to it: it was changed or cut off, or belongs to another run; run "
+            "probesweep train again"
         )
 
 

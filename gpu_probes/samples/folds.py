@@ -148,7 +148,7 @@ def check_split(n_folds: Any, seed: Any) -> None:
     check_whole("seed", seed, FoldError)
     check_whole("n_folds", n_folds, FoldError)
     if not 0 <= seed < 2**32:
-        raise FoldError(f"seed {seed} is none that NumPy takes; use 0 to 4294967295")
+        raise FoldError(f"seed {seed} is not a valid NumPy seed; use 0 to 4294967295")
     if n_folds < 2:
         raise FoldError(f"n_folds {n_folds} is too few; use 2 or more")
 

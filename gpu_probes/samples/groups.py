@@ -89,7 +89,9 @@ def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sam
         raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
     missing = np.flatnonzero(column.isna())
     if missing.size:
-        raise LabelError(f"{name} has {missing.size} null values, the first in row {missing[0]}; name a group for each")
+        raise LabelError(
+            f"{name} has {missing.size} null values, the first in row {missing[0]}; give every row a group"
+        )
     return pd.factorize(column)[0].astype(np.int64)
 
 

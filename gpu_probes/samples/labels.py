@@ -118,7 +118,7 @@ def resolve_probe(probe: str, task: Task) -> ProbeKind:
     if probe == "lda" and task.classes is not None:
         return "lda"
     usable = "ridge, mass_mean" if task.classes is None else "logistic, lda, mass_mean"
-    raise LabelError(f"probe {probe!r} does not go with {task.task_type}; use auto, {usable}, or another --task_type")
+    raise LabelError(f"probe {probe!r} cannot be used for {task.task_type}; use auto, {usable}, or another --task_type")
 
 
 def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
@@ -181,8 +181,8 @@ def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], n
         # All floats of that size are whole.
         if int(value) != int(numbers[tuple(at)]):
             raise LabelError(
-                f"{name} has {value} in row {at[0]}, which no float64 holds, so that probes could not tell it from its "
-                "neighbours; subtract an offset from all labels, or name classes by small numbers"
+                f"{name} has {value} in row {at[0]}, which float64 cannot represent, so probes cannot tell it from "
+                "its neighbours; subtract an offset from all labels, or use small class numbers"
             )
 
 

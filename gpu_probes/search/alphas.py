@@ -47,12 +47,10 @@ def read_alphas(alpha: Any, alphas: Any, *, k_fold: bool) -> tuple[float, ...] |
         return (float(alpha),)
     given = parse_alphas(alphas)
     if not isinstance(given, Iterable):
-        raise PenaltyError(f"alphas {given!r} is no list; give several numbers, such as 1,10,100, or auto")
+        raise PenaltyError(f"alphas {given!r} is not a list; give several numbers, such as 1,10,100, or auto")
     grid = AUTO if isinstance(given, str) else tuple(penalties_of(list(given), "regression"))
     if not k_fold and (grid == AUTO or len(grid) > 1):
-        raise PenaltyError(
-            f"alphas {alphas!r}: several alphas are given but nothing to choose between them with; use --k_fold"
-        )
+        raise PenaltyError(f"alphas {alphas!r}: choosing among several alphas needs cross-validation; use --k_fold")
     return grid
 
 

@@ -42,7 +42,7 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     if name in ("auto", "cuda") and gpus:
         return tuple(map(torch.device, gpus))
     if name not in gpus:
-        raise DeviceError(f"device {name!r} is not there; use one that is: {', '.join(['cpu', *gpus])}")
+        raise DeviceError(f"device {name!r} is not available; use one that is: {', '.join(['cpu', *gpus])}")
     return (torch.device(name),)
 
 

@@ -36,7 +36,7 @@ def check_scores(label: Label, given: SweepOptions) -> None:
     if label.test is not None and not has_score(label.test):
         raise LabelError(f"{_named('test', label.name)}: {Status.TEST_CONSTANT_LABELS.value}; give other test rows")
     if given.permutations and isinstance(label.shuffles, str):
-        raise LabelError(f"{name}: --permutations cannot be: {label.shuffles}")
+        raise LabelError(f"{name}: --permutations cannot be used: {label.shuffles}")
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class SweepOptions:
         check_device_name(self.device)
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
-            raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")
+            raise FoldError(f"permutations {self.permutations} is negative; use 0 or more, such as 1000")
         if self.permutations > _MOST_PERMUTATIONS:
             raise FoldError(f"permutations {self.permutations} is too many; use {_MOST_PERMUTATIONS} at most")
         if self.folds is not None and not self.k_fold:
@@ -137,4 +137,4 @@ class SweepOptions:
         if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:
             raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
         if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
-            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is no number of bytes; leave it out, or give one")
+            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is not a number of bytes; leave it out, or give one")

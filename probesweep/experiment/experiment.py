@@ -63,7 +63,7 @@ class Experiment:
             raise RequestError(f"{path}: {reason}; write one with probesweep run --init {name}") from error
         except tomllib.TOMLDecodeError as error:
             raise RequestError(
-                f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
+                f"{path} is not TOML: {error}; put strings in quotes, and write true or false"
             ) from error
         experiment = cls(path, text, checked_settings(path, text, document))
         experiment.check()
@@ -114,10 +114,10 @@ class Experiment:
                 if split in pending:
                     self._extract(split, extraction, say)
                 else:
-                    say(f"extract {split}: done already")
+                    say(f"extract {split}: already done")
             training = self.training()
             training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
-            say(f"train: {'done already' if training.is_finished() else training.output_dir}")
+            say(f"train: {'already done' if training.is_finished() else training.output_dir}")
             folders = training.run()
             for folder in folders.values():
                 self._report(folder, say)
@@ -197,7 +197,7 @@ class Experiment:
             store = extraction.run()
         except FingerprintMismatchError as error:
             kept = _set_aside(target).name
-            say(f"{target} is of other inputs ({error.differences}): kept as {kept}, delete it if you do not need it")
+            say(f"{target} was made from other inputs ({error.differences}): kept as {kept}; delete it if not needed")
             store = extraction.run()
         self._remember(split, {"request": wanted, "content": store.journal_hash})
 
@@ -209,7 +209,7 @@ class Experiment:
         done = self._stages.get(stage, {})
         made = done.get("made", {})
         if made and done == {**wanted, "made": made} and made == _hashes_of(folder, made):
-            say("report: done already")
+            say("report: already done")
         else:
             page = report_on(folder, figures=pictures)
             say(f"report: {page}")

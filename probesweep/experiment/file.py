@@ -133,7 +133,7 @@ def _check_names(path: Path, text: str, section: str, table: dict[str, Any], kno
         near = difflib.get_close_matches(name, known, 1)
         elsewhere = [f"[{other}]" for other, keys in _schema().items() if other and name in keys]
         if elsewhere and not near:
-            hint = f"it belongs into {elsewhere[0]}"
+            hint = f"it belongs in {elsewhere[0]}"
         else:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         raise RequestError(f"{path}, line {find_line(text, section, name)}: {name} is unknown in {where}; {hint}")
@@ -145,7 +145,9 @@ def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict
         if key.default is MISSING:
             line = find_line(text, section, None) if section else 1
             place = f", line {line}" if line else ""
-            raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")
+            raise RequestError(
+                f"{path}{place}: {name} is missing in {where}; probesweep run --init writes a complete file"
+            )
         return key.default
     try:
         return TypeAdapter(key.type, config=ConfigDict(strict=True)).validate_python(table[name])
@@ -182,7 +184,7 @@ def _in_words(message: str) -> str:
     """What pydantic expected, in TOML's words."""
     words = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("an instance of ")
     return {
-        "string": 'a text in quotes such as "all"',
+        "string": 'a string in quotes such as "all"',
         "integer": "a whole number",
         "number": "a number",
         "boolean": "true or false",

@@ -33,9 +33,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise RequestError(f"{repo_id!r} is no repository's name; write it as NAME/REPOSITORY") from error
+        raise RequestError(f"{repo_id!r} is not a repository name; write it as NAME/REPOSITORY") from error
     except GatedRepoError as error:
-        raise RequestError(f"{repo_id} is gated: ask for access on its page, then `hf auth login`") from error
+        raise RequestError(f"{repo_id} is gated: request access on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise RequestError(_unknown(repo_id)) from error
     except RevisionNotFoundError as error:
@@ -49,7 +49,9 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
 def _answered(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status in (401, 403):
-        return f"the hub refuses this for {repo_id} ({status}); `hf auth login`, or set HF_TOKEN, with a token that may"
+        return (
+            f"the hub refused access to {repo_id} ({status}); give `hf auth login` or HF_TOKEN a token that has access"
+        )
     reason = error.server_message or error.response.reason_phrase
     return f"the hub answered {status} for {repo_id}: {reason}; try again later"
 
@@ -58,7 +60,7 @@ def _unreached(error: BaseException, repo_id: str) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE switches the hub off; unset it"
+            return "HF_HUB_OFFLINE is set, so the hub cannot be used; unset it"
         cause = cause.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = lines[0].strip() if lines else type(error).__name__
@@ -88,7 +90,7 @@ def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType
                 return repo_type, commit, files
     if not any(commits.values()):
         raise RequestError(_unknown(repo_id))
-    raise RequestError(f"{repo_id} holds neither a store nor probes; they come there by probesweep push")
+    raise RequestError(f"{repo_id} holds neither a store nor probes; upload them with probesweep push")
 
 
 def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:
@@ -103,6 +105,6 @@ def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None)
 
 def _unknown(repo_id: str) -> str:
     return (
-        f"the hub shows no dataset and no model {repo_id}; check its name, and `hf auth login` (or set HF_TOKEN) where "
-        "it is private"
+        f"the hub has no visible dataset or model {repo_id}; check its name, and if it is private run `hf auth login` "
+        "(or set HF_TOKEN)"
     )

@@ -65,10 +65,10 @@ def _found(training: Training) -> dict[str, str]:
     best, metric = found["best"], found["metric"]
     about = {"task": found["task_type"]}
     if best is None:
-        return {**about, "best probe": "none: without cross-validation nothing chooses one"}
+        return {**about, "best probe": "none: there is no cross-validation to choose one"}
     intervals = found["intervals"]
     scores = {
-        f"{metric}, CV (the highest of all cells, so optimistic)": _number(best["cv_score"]),
+        f"{metric}, CV (the highest of all cells, so biased upwards)": _number(best["cv_score"]),
         f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
         f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
         "p, shuffled labels": _number(found["p"]),

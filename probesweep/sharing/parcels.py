@@ -87,7 +87,7 @@ def _pack_store(folder: Path, progress: Progress) -> Parcel:
     store.require_complete()
     problems = store.verify(progress)
     if problems:
-        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all that is)")
+        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all damage)")
     spec, journal = read_spec(folder)
     shards = [f"{ARRAY}/{spec.layout.shard_key(shard)}" for shard in range(spec.layout.n_shards)]
     return Parcel(

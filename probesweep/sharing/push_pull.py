@@ -85,8 +85,8 @@ def push(
         private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
     if not (private or public):
         raise RequestError(
-            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if they may, or name "
-            "another repository"
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if that is "
+            "intended, or name another repository"
         )
     seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
     announce(f"{repo_id}: {seen}")
@@ -96,7 +96,7 @@ def push(
         sent = _commit(hub, parcel, repo_id, revision, message or f"probesweep push: {parcel.about}")
         left_out = sent - set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
     if left_out:
-        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Mend it, and push again")
+        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Fix it, and push again")
     return f"{parcel.about} -> {url} ({seen})"
 
 
@@ -134,7 +134,7 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
         try:
             found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
         except (ProbeError, RequestError):
-            logger.info("%s of %s is of another program", run, repo_id)
+            logger.info("%s of %s was written by another program", run, repo_id)
     return found & there
 
 
@@ -167,12 +167,12 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
     """
     path, hub = Path(path), HfApi()
     if os.path.lexists(path):
-        raise RequestError(f"{path} is there already; give another folder, or remove it")
+        raise RequestError(f"{path} already exists; give another folder, or remove it")
     repo_type, commit, listed = find_files(hub, repo_id, revision)
     make_folder(path.parent)
     partial = hidden_beside(path, "partial")
     if partial.is_symlink():
-        raise RequestError(f"{partial} is a link, and the download is prepared there; remove it")
+        raise RequestError(f"{partial} is a symbolic link where the download is prepared; remove it")
     with only_writer(hidden_beside(path, "pulling"), path):
         try:
             with hub_errors(repo_id, revision):
@@ -185,7 +185,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
                 )
         except RequestError as error:
             raise RequestError(
-                f"{error}; what came so far is in {partial}, and the same command takes it up"
+                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it"
             ) from error
         about = _check(partial, repo_id, listed, progress)
         for written in (*partial.rglob("*"), partial):
@@ -203,7 +203,7 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
     except (StoreError, ProbeError, RequestError) as error:
         shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
-        raise RequestError(f"{repo_id} was not taken: {reason}") from error
+        raise RequestError(f"{repo_id} was not downloaded: {reason}") from error
     return parcel.about
 
 
@@ -226,7 +226,7 @@ def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
     for name in parcel.files:
         file, expected = parcel.folder / name, listed.get(name)
         if file.is_symlink():
-            raise RequestError(f"{file} came as a link")
+            raise RequestError(f"{file} arrived as a link")
         if expected is None or not (SHARD_FILE.fullmatch(name) or _has_hash(file, expected)):
             raise RequestError(f"{file} is not what the hub lists; pull again")
 

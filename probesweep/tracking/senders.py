@@ -106,5 +106,5 @@ WAYS_OUT = {
         "set MLFLOW_TRACKING_URI to a server, or to a folder (file:FOLDER, with MLFLOW_ALLOW_FILE_STORE=true as MLflow "
         "wants it)"
     ),
-    "tensorboard": "mend that",
+    "tensorboard": "fix that",
 }

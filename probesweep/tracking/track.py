@@ -56,8 +56,8 @@ def _send(kind: Kind, folder: Path, results: str) -> str | None:
         except Exception as error:  # Each tracker raises types of its own for settings, networks and servers.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RequestError(
-                f"{kind} did not take the results, which are whole in {folder}: {reason}; {WAYS_OUT[kind]}, and run "
-                "the same command again"
+                f"{kind} did not accept the results, which are complete in {folder}: {reason}; {WAYS_OUT[kind]}, and "
+                "run the same command again"
             ) from error
     remember(folder / _TRACKED, {**tracked, kind: {"results": results, "where": where}})
     return where

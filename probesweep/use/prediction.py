@@ -176,7 +176,7 @@ class Probe:
         InputError
             A prompt cannot be used.
         NonFiniteError
-            The model gives NaN or infinity for some.
+            The model returns NaN or infinity for some.
         RequestError
             A single prompt is given, not a list.
         """
@@ -219,7 +219,7 @@ class Probe:
             decision[usable] = self._decide_encoded(encoded, progress, stop=False)
         for row in usable:
             if not np.isfinite(decision[row]).all():
-                reasons[row], decision[row] = "the model gives NaN or infinity", np.nan
+                reasons[row], decision[row] = "the model returns NaN or infinity", np.nan
         return decision, dict(sorted(reasons.items()))
 
     def _decide_encoded(
@@ -240,7 +240,7 @@ class Probe:
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
             if stop and not np.isfinite(decision[rows]).all():
                 bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()
-                raise NonFiniteError(f"the model gives NaN or infinity for {show_rows(bad)}; drop these prompts")
+                raise NonFiniteError(f"the model returns NaN or infinity for {show_rows(bad)}; drop these prompts")
         return decision
 
     def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
@@ -274,7 +274,7 @@ class Probe:
 def _read_questions(prompts: object) -> list[Question | PromptError]:
     """Each prompt as a question, or why it is none; whatever Python hands over."""
     if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
-        raise RequestError(f"{prompts!r} is no list of prompts; put a single one into brackets: probe.score([text])")
+        raise RequestError(f"{prompts!r} is not a list of prompts; put a single one in brackets: probe.score([text])")
     return [
         prompt if isinstance(prompt, PromptError) else read_question(prompt, f"prompt {row}")
         for row, prompt in enumerate(prompts)

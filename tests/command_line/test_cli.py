@@ -373,7 +373,7 @@ def test_other_values_under_the_same_name_train_again(stores, tmp_path):
 def test_verify(stores, tmp_path):
     shutil.copytree(stores / "train.zarr", tmp_path / "s.zarr")
     done = run("verify", tmp_path / "s.zarr")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.zarr'}: all 44 samples are whole\n")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.zarr'}: all 44 samples are complete and undamaged\n")
     (tmp_path / "s.zarr/activations/c/0/0/0/0").unlink()
     done = run("verify", tmp_path / "s.zarr")
     assert done.returncode == 1

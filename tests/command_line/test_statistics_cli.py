@@ -191,7 +191,7 @@ def test_transfer_of_what_is_not_there(grouped: Path, tmp_path: Path):
     (tmp_path / "out" / "probes.safetensors").write_bytes(b"not safetensors")
     done = run("transfer", tmp_path / "out", grouped / "test.zarr")
     assert done.returncode == 2
-    assert "probes.safetensors is not as run.json beside it says" in done.stderr
+    assert "probes.safetensors does not match run.json next to it" in done.stderr
 
 
 def test_null_group_is_refused(tiny_model, tmp_path: Path):

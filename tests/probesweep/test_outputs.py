@@ -53,7 +53,7 @@ def test_the_second_writer_of_a_folder_is_refused_by_name_until_the_first_dies(t
         for work in (replace(asked, alpha=5.0).run, lambda: report_on(tmp_path / "out")):
             with pytest.raises(RequestError, match=said):
                 work()
-        assert asked.run()  # done already: nothing is written
+        assert asked.run()  # already done: nothing is written
         holder.kill()
     report_on(tmp_path / "out")
     assert not (tmp_path / "out/.lock").exists()
@@ -117,8 +117,8 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         "dangling": "is a link",
         "loop": "is a link",
         "link": "is a link",
-        "dangling folder/x": "is a link that leads nowhere",
-        "loop/x": "is a link that leads nowhere",
+        "dangling folder/x": "is a broken link",
+        "loop/x": "is a broken link",
         "input": "is read here",
         "hard link": "is read here",
         "folder/../input": "is read here",
@@ -142,7 +142,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
 def test_no_output_takes_the_place_of_a_result(trained: Path, name: str):
     done = run("transfer", trained / "results", trained / "test.zarr", "--output_path", trained / "results" / name)
     assert done.returncode == 2
-    assert "is the name of a file of results" in done.stderr
+    assert "is the name of a result file" in done.stderr
 
 
 def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):

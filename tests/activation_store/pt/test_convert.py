@@ -156,7 +156,7 @@ OBJECTS = "cannot be read as a .pt of tensors: it holds objects that only code c
         ({"labels": [[1], [2, 3]]}, "one per sample, not a list of list"),
         ({"labels": {"a": 1}}, "one per sample, not a dict"),
         ({"layer_indices": [0, 1, 2**70]}, "holds numbers that no model has"),
-        ({"model_name": NUMBERS}, "model_name must be a text, not float32 of shape [4]"),
+        ({"model_name": NUMBERS}, "model_name must be a string, not float32 of shape [4]"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[-40:],
 )

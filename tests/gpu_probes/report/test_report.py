@@ -456,7 +456,7 @@ def test_missing_and_changed_files_are_named(copied: Path, name: str):
     whole = (copied / name).read_bytes()
     for changed in (whole[: len(whole) // 2], whole.replace(b"1", b"2"), b"{}"):
         (copied / name).write_bytes(changed)
-        with pytest.raises(ProbeError, match=rf"{re.escape(name)} is not as run\.json beside it says"):
+        with pytest.raises(ProbeError, match=rf"{re.escape(name)} does not match run\.json next to it"):
             SavedResults.load(copied)
     (copied / name).unlink()
     with pytest.raises(ProbeError, match=re.escape(name)):

@@ -366,7 +366,7 @@ class ShortCell(ArrayCellSource):
         (
             {"alphas": GRID, "k_fold": False},
             PenaltyError,
-            "several alphas are given but nothing to choose between them with; use",
+            "choosing among several alphas needs cross-validation; use",
         ),
         (
             {"alpha": 0.0, "labels": BINARY, "test_labels": BINARY},
