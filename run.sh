@@ -3,7 +3,7 @@
 # A second run skips what is done.
 set -euo pipefail
 cd "$(dirname "$0")"
-# Without bytecode each of the four commands compiles torch and transformers anew, for ten seconds.
+# Without bytecode each of the four commands would compile torch and transformers again, for ten seconds.
 unset PYTHONDONTWRITEBYTECODE
 
 MODEL="${MODEL:-smollm2}"                 # hub id, local folder, GGUF file, or smollm2 (bundled, no download from the hub)

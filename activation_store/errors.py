@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
-# What mends most damage: the inputs are still there, and the model computes the same values again.
+# What fixes most damage: the inputs still exist, and the model computes the same values again.
 MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
 class StoreError(Exception):
-    """Base of every error of this package; the message is one line: what, where, how to mend it."""
+    """Base of every error of this package; the message is one line: what, where, how to fix it."""
 
 
 class InputError(StoreError, ValueError):
@@ -71,7 +71,7 @@ def show_rows(rows: Sequence[int]) -> str:
 
 
 def check_at_least_one(**values: int | None) -> None:
-    """Refuse what is no whole number from one to the most that a file system can count."""
+    """Refuse anything but a whole number from one to the most that a file system can count."""
     for name, value in values.items():
         if value is None:
             continue

@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class ProbeError(ValueError):
-    """Bad input, in one line: what is wrong, where, and how to mend it."""
+    """Bad input, in one line: what is wrong, where, and how to fix it."""
 
 
 class LabelError(ProbeError):

@@ -1,4 +1,4 @@
-"""What was already done: small JSON files that hold, by the name of a thing, what it was done with."""
+"""What is already done: small JSON files with the inputs of each finished step."""
 
 from __future__ import annotations
 

@@ -2,4 +2,4 @@
 
 
 class RequestError(ValueError):
-    """Files or options that do not go together; the message says what, where, and how to mend it."""
+    """Files or options that do not fit together; the message says what, where, and how to fix it."""

@@ -42,12 +42,12 @@ def check_same_origin(train: Activations, test: Activations) -> None:
 
 
 def check_unchanged(store: Activations) -> None:
-    """Make sure that there still lies what was opened.
+    """Make sure that what was opened is still there.
 
     Raises
     ------
     RequestError
-        Something else lies there.
+        It was replaced.
     """
     if open_activations(store.path).journal_hash != store.journal_hash:
         raise RequestError(f"{store.path} was replaced in the meantime; run the same command again")

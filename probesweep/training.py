@@ -1,4 +1,4 @@
-"""From two stores to result folders: fit every cell, say how far the scores can be trusted, write it all."""
+"""From two stores to result folders: fit every cell, test how far the scores can be trusted, write everything."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ if TYPE_CHECKING:
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
-# What does not change the results, or says where they go.
+# Options that do not affect the results, or say where they go.
 _NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Fit a linear probe at every layer and position of a store, and write what was found.
+    """Fit a linear probe at every layer and position of a store, and write the results.
 
     Parameters
     ----------
     train_activations, test_activations : str or Path
         Stores, or ``.pt`` files of the original scripts.
     output_dir : str or Path
-        Folder for the results; several labels get a folder each in it.
+        Folder for the results; several labels get a folder each inside it.
     label_column : str or sequence of str
-        Labels to predict; all of the training store's by default.
+        Labels to predict; by default all in the training store.
     weight_column : str, optional
         Label of the training store that holds sample weights.
     groups : str, optional
         Column of the training store whose samples are held out together.
     split_repeats : bool
-        Let folds separate training prompts that are the same text.
+        Let folds separate repeated training prompts.
     drop_overlap : bool
-        Score test prompts that are among the training prompts apart.
+        Score test prompts that also occur in training separately, not as test rows.
     join : str, optional
         Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
     budget_gib : float, optional
@@ -110,12 +110,12 @@ class Training:
     budget_gib: float | None = None
 
     def check(self) -> None:
-        """Check what can be said of the arguments by themselves: nothing is read.
+        """Check the arguments by themselves: nothing is read.
 
         Raises
         ------
         RequestError, ProbeError
-            One of them cannot be, whatever the activations.
+            One of them is invalid for any activations.
         """
         for name in ("weight_column", "groups"):
             if getattr(self, name) == "":
@@ -134,7 +134,7 @@ class Training:
         self._options().check()
 
     def run(self) -> dict[str, Path]:
-        """Train, unless the folder holds the results of this very request.
+        """Train, unless the folder already has the results of this request.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class Training:
         Raises
         ------
         RequestError, StoreError, ProbeError
-            The request cannot be carried out; the message says what, where, and how to mend it.
+            The request cannot be carried out; the message says what, where, and how to fix it.
         """
         self.check()
         if not self.is_finished():
@@ -155,21 +155,21 @@ class Training:
         return self.folders
 
     def is_finished(self) -> bool:
-        """Whether the folders hold all files of this request, as they were written."""
+        """Whether the folders have all files of this request, unchanged."""
         return all(_holds(folder, self._request) for folder in self.folders.values())
 
     def check_rows(self, train: Activations, test: Activations) -> None:
-        """Check what is known of the rows without their activations: the stores need not be written yet.
+        """Check what is known about the rows without their activations: the stores need not exist yet.
 
         Parameters
         ----------
         train, test : ActivationStore or PtActivations
-            In place of those that the arguments name.
+            Instead of those that the arguments name.
 
         Raises
         ------
         RequestError, StoreError, ProbeError
-            As `run`; also where no cell can get a score.
+            As `run`; also if no cell can get a score.
         """
         self.check()
         check_same_origin(train, test)
@@ -183,12 +183,12 @@ class Training:
         self._check_room(memory)
 
     def check_contents(self, train: str, test: str) -> None:
-        """Make sure that the stores are those with these contents (`ActivationStore.journal_hash`).
+        """Make sure that the stores have these contents (`ActivationStore.journal_hash`).
 
         Raises
         ------
         RequestError
-            One was replaced.
+            A store was replaced.
         """
         for store, content in zip(self._stores, (train, test), strict=True):
             if store.journal_hash != content:

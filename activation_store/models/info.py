@@ -75,7 +75,7 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     Raises
     ------
     InputError
-        There is no such model, it cannot be reached, or its files are not one whole checkpoint.
+        There is no such model, it cannot be reached, or its files are not one complete checkpoint.
     """
     if not source.gguf_file:
         check_files(source.name, source.location)
@@ -104,7 +104,7 @@ def _longest_prompt(config: Any, text: Any) -> int | None:
     make: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
     with torch.device("meta"):
         model = make(config)
-    # RoBERTa and its kin number positions from the one behind that of padding: the rows before it are none's.
+    # RoBERTa-like models number positions from the one after padding's: the rows before it belong to no token.
     unused = [
         table.padding_idx + 1
         for name, table in model.named_modules()

@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from activation_store.errors import InputError
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-# Masks and tables that older versions of transformers stored beside the weights, and compute themselves now.
+# Masks and tables that older versions of transformers stored with the weights and now compute.
 _TABLES = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|causal_mask)$")
 # Some of them have the name of a bias; a bias has one dimension.
 _MASKS, _MASK_DIMENSIONS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.bias$"), (2, 3, 4)
@@ -71,7 +71,7 @@ def check_files(name: str, location: str) -> None:
     Raises
     ------
     InputError
-        There is an adapter beside the weights, or shards without their index, or two checkpoints in one folder.
+        There is an adapter next to the weights, or shards without their index, or two checkpoints in one folder.
     """
     folder = Path(location)
     adapters = [file for file in _ADAPTER_FILES if (folder / file).exists()]

@@ -1,4 +1,4 @@
-"""Questions through the chat template: the rendered prompt, and where in it the user's text lies."""
+"""Questions rendered with the chat template: the prompt, and where in it the user's text is."""
 
 from __future__ import annotations
 

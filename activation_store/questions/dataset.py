@@ -150,7 +150,7 @@ def _calls_tools(message: dict[str, Any]) -> bool:
 
 
 def _what_is_wrong(question: Any) -> str | None:
-    """Why a value is no question, None if it is one."""
+    """Why a value is not a question, None if it is one."""
     if not isinstance(question, (str, list)):
         return f"{question!r} is not text; drop or fix it"
     if isinstance(question, list):
@@ -190,7 +190,7 @@ def _labels(rows: Rows, path: Path, name: str) -> np.ndarray:
 
 
 def _check_numbers(values: Sequence[Any], where: str) -> None:
-    """Refuse what is no number, and whole numbers that another one would take the place of: probes are float64."""
+    """Refuse non-numbers, and whole numbers that float64, which probes use, would round."""
     wrong = [row for row, value in enumerate(values) if not _is_finite(value)]
     if wrong:
         raise InputError(

@@ -40,12 +40,12 @@ _FIXED_DTYPES = frozenset(
 
 
 def is_store(path: Path) -> bool:
-    """Whether a store, finished or not, lies at `path`."""
+    """Whether there is a store, finished or not, at `path`."""
     return (path / ARRAY / JOURNAL).is_file()
 
 
 def require_store(path: Path) -> None:
-    """Raise unless a store, finished or not, lies at `path`.
+    """Raise unless there is a store, finished or not, at `path`.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def check_length(path: Path, spec: StoreSpec) -> None:
 
 
 def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> np.ndarray:
-    """Read one of the arrays beside the activations; nothing but such an array as `skeleton` writes.
+    """Read one of the arrays next to the activations; nothing but such an array as `skeleton` writes.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def _coordinate_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _checked_dtype(document: JSON, shape: tuple[int, ...], where: str) -> np.dtype[Any] | None:
-    """Value type of an array beside the activations, None for text."""
+    """Value type of an array next to the activations, None for text."""
     name = document.get("data_type")
     text = name == "string"
     expected = {
@@ -204,7 +204,7 @@ def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: i
     Raises
     ------
     CorruptStoreError
-        The file is missing, changed, larger than `max_nbytes`, or lies outside the store.
+        The file is missing, changed, larger than `max_nbytes`, or outside the store.
     """
     data = _read(path, name, max_nbytes)
     if file_hash(data) != journal.files.get(name):

@@ -1,4 +1,4 @@
-"""What of a store is whole: its committed shards, each checked as it is mapped, and the files beside them."""
+"""What in a store is undamaged: its committed shards, each checked as it is mapped, and the files next to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int
     MissingShardError
         It was never committed, or its file is gone.
     CorruptStoreError
-        Its file is not as long as it was, its index is damaged, or it lies outside the store.
+        Its file is not as long as it was, its index is damaged, or it is outside the store.
     """
     rows, name = spec.layout.rows(shard), f"{ARRAY}/{spec.layout.shard_key(shard)}"
     if shard not in journal.shards:

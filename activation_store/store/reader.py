@@ -147,7 +147,7 @@ class ActivationStore:
         return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
 
     def coordinate(self, name: str) -> np.ndarray:
-        """Read one of the arrays beside the activations: n_tokens, token_id, prompt_hash, question, or a label column.
+        """Read one of the arrays next to the activations: n_tokens, token_id, prompt_hash, question, or a label column.
 
         Raises
         ------
@@ -249,7 +249,7 @@ class ActivationStore:
         return out
 
     def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
-        """Iterate over all cells in the order in which they lie on disk; one of them is in memory at a time.
+        """Iterate over all cells in their order on disk; one of them is in memory at a time.
 
         Yields
         ------
@@ -282,10 +282,10 @@ class ActivationStore:
                 f"{self.path} holds {sorted(strange)}, which does not belong to the store; remove it"
             )
         for shard in range(self.spec.layout.n_shards):
-            # Zarr checks the values against the checksums beside them.
+            # Zarr checks the values against the checksums next to them.
             self._shard(shard).check_checksums()
         beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
-        # Only the activations are left to Zarr: what the files beside them decode to is bounded by our checks.
+        # Only the activations are left to Zarr: the files next to them are decoded by us, with bounds checked.
         dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
         return dataset.assign_coords({name: self._variable(name) for name in beside})
 
@@ -411,7 +411,7 @@ class PlannedStore(ActivationStore):
         self._beside = beside
 
     def coordinate(self, name: str) -> np.ndarray:
-        """One of the arrays beside the activations."""
+        """One of the arrays next to the activations."""
         return self._beside[name]
 
     @property

@@ -171,7 +171,7 @@ class Shard:
         return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: self._n_rows]
 
     def check_checksums(self) -> None:
-        """Check the checksums beside the cells, which other readers of Zarr go by, against the journal's.
+        """Check the checksums next to the cells, which other Zarr readers use, against the journal's.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class Shard:
             raise CorruptStoreError(f"{self._where}: the checksums in the file are not those committed; {MEND}")
 
     def check_every_byte(self) -> None:
-        """Check all cells and the checksums beside them; raises as `cell` does."""
+        """Check all cells and the checksums next to them; raises as `cell` does."""
         for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
             self.cell(layer_idx, position_idx, verify=True)
         self.check_checksums()

@@ -141,9 +141,9 @@ class StoreWriter:
         beside: Mapping[str, np.ndarray],
         progress: Progress = iter,
     ) -> StoreWriter:
-        """Take up an existing store to mend it: its damaged shards are pending, as if they were not committed.
+        """Open an existing store for repair: its damaged shards are pending, as if they were not committed.
 
-        Damaged coordinates and labels are written anew from `beside`, and damaged journal lines dropped, so that what
+        Damaged coordinates and labels are rewritten from `beside`, and damaged journal lines dropped, so that what
         they committed is pending too.
 
         Parameters
@@ -221,7 +221,7 @@ class StoreWriter:
             Another data type or shape, a row that the store does not have or that was given before, or one of a shard
             that is committed.
         StoreError
-            An earlier write failed: what is on disk is not known until the store is taken up anew.
+            An earlier write failed: what is on disk is unknown until the store is opened again.
         OSError
             The disk failed; names the file.
         """
@@ -333,7 +333,7 @@ def check_can_create(path: Path) -> Path:
     if not nearest.is_dir():
         raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
     draft = hidden_beside(path, "creating")
-    # What lies there is removed: not through a link that somebody put in its place.
+    # What is there is removed: not through a link that somebody put in its place.
     if draft.is_symlink():
         raise InputError(f"{draft} is a symbolic link where a new store is prepared; remove it")
     path_inside(draft, f"{ARRAY}/{LOCK}")
@@ -355,7 +355,7 @@ def _take_up(
     spec, journal = read_spec(path, drop_damaged=drop_damaged)
     _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
     fsync_path(path.absolute().parent)
-    # Written anew: after an fsync that failed, another one of the same pages reports success for what is not on disk.
+    # Written again: after a failed fsync, another fsync of the same pages reports success for what is not on disk.
     data = (path / ARRAY / JOURNAL).read_bytes()
     if drop_damaged:
         data, _ = good_lines(data, str(path / ARRAY / JOURNAL))
@@ -364,7 +364,7 @@ def _take_up(
 
 
 def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
-    """Hold the number of samples against the inputs before anything of that length is made anew."""
+    """Check the number of samples against the inputs before anything of that length is rebuilt."""
     for name, values in beside.items():
         if len(values) != spec.n_samples:
             raise CorruptStoreError(
@@ -375,7 +375,7 @@ def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]
 def _restore_files(
     path: Path, damaged: Mapping[str, StoreError], journal: JournalContents, files: Mapping[str, bytes]
 ) -> None:
-    """Write damaged files anew, but only with the content that the journal's header has."""
+    """Rewrite damaged files, but only with the content that the journal's header lists."""
     for name, problem in damaged.items():
         if file_hash(files.get(name, b"")) != journal.files[name]:
             raise CorruptStoreError(f"{problem} (these inputs and versions do not reproduce it)")

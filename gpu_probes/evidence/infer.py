@@ -1,4 +1,4 @@
-"""Everything that is said about a finished sweep beside its scores: how far they can be trusted, and what they beat."""
+"""Everything about a finished sweep besides its scores: how far to trust them, and what they beat."""
 
 from __future__ import annotations
 

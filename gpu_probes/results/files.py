@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a new file beside the target, make it durable, and put it in the target's place.
+    """Write a new file next to the target, make it durable, and replace the target with it.
 
     Raises
     ------

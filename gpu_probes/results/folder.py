@@ -249,7 +249,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a file is as the ``run.json`` beside it says.
+    """Make sure that a file matches the ``run.json`` next to it.
 
     Without one, as `SweepResult.save` leaves a folder, there is nothing to hold it against.
 

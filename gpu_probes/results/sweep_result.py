@@ -137,7 +137,7 @@ class SweepResult:
 
     @cached_property
     def nested_cv(self) -> NestedCV | str:
-        """The honest estimate of the choice of cell and alpha, or the reason why there is none."""
+        """The nested CV score of the choice of cell and alpha, or the reason why there is none."""
         if self.fold_of_sample is None:
             return "there are no folds (k_fold)"
         by_fold = (self.inner_score, self.inner_alpha, self.outer_score)
@@ -145,7 +145,7 @@ class SweepResult:
 
     @cached_property
     def permutation(self) -> PermutationTest | str:
-        """How often shuffled labels do as well, or the reason why that is not known."""
+        """The permutation test, or the reason why there is none."""
         if not self.null_score.shape[-1]:
             return self.shuffle_scheme
         return compare_with_shuffles(self.cv_score, self.null_score, self.shuffle_scheme)

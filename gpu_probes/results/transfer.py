@@ -47,7 +47,7 @@ class Training:
 
 
 def find_trainings(folder: Path) -> list[Training]:
-    """Read a result folder, or all that lie in a folder.
+    """Read a result folder, or all result folders in a folder.
 
     Raises
     ------

@@ -77,7 +77,7 @@ def plan_folds(
     nested: bool = False,
     numbers: bool = False,
 ) -> FoldPlan:
-    """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or one of its kin.
+    """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or a related splitter.
 
     ``StratifiedKFold`` for binary and multiclass labels, whatever the task, but not for `numbers` of which none comes
     as often as there are folds (scikit-learn refuses these);

@@ -70,7 +70,7 @@ def draw_shuffles(
     n_shuffles : int
     seed : int
     kept_bytes : int, optional
-        Orders that take more are not kept, but drawn anew whenever they are asked for.
+        Orders that take more are not kept, but drawn again whenever they are needed.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def draw_shuffles(
     if kept_bytes is None or 4 * n_shuffles * len(labels) <= kept_bytes:
         kept = np.empty((n_shuffles, len(labels)), dtype=np.int32)
     rng, which, rounds = np.random.default_rng(seed), np.arange(n_shuffles), []
-    # Labels that leave a fold without a score are drawn anew: those observed have one in every fold.
+    # Labels that leave a fold without a score are drawn again: the observed labels have one in every fold.
     for _ in range(_MOST_REDRAWS):
         rounds.append(_Round.of(which, blocks, rng))
         which = _look_over(rounds[-1], rng, labels, folds, kept)

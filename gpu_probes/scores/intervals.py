@@ -204,7 +204,7 @@ def _read_sides(predicted: Sequence[Any], n_rows: int) -> Sequence[Side]:
 
 
 def _as_given(values: Any) -> Shaped[np.ndarray, "*batch"]:
-    """An array of what is given: beside a text in a list, NumPy would make texts of numbers and of NaN."""
+    """An array of the values: in a list with a string, NumPy would turn numbers and NaN into strings."""
     array = np.asarray(values)
     made_text = array.dtype.kind in "US" and isinstance(values, list | tuple)
     return np.asarray(values, dtype=object) if made_text else array

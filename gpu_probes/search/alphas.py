@@ -23,7 +23,7 @@ _SAMPLE_ROWS = 256
 
 
 def parse_alphas(alphas: Any) -> Any:
-    """Read a text of numbers with commas between; ``auto`` and what is no text are returned as they are.
+    """Read a comma-separated string of numbers; ``auto`` and non-strings are returned unchanged.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def choose_alphas(
     Raises
     ------
     PenaltyError
-        When there is something to choose between and no cross-validation to choose with, or `alpha` is no penalty.
+        When there is something to choose between and no cross-validation to choose with, or `alpha` is not a penalty.
     """
     grid = read_alphas(alpha, alphas, k_fold=k_fold)
     if grid != AUTO:

@@ -43,35 +43,35 @@ class SweepOptions:
         Penalty of every probe.
     alphas : sequence or array of float, or "auto", optional
         Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
-        powers of ten that suit the training features.
+        powers of ten, scaled to the training features.
     k_fold : bool
         Cross-validate; without it no best cell is chosen.
     n_folds, seed : int
         scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
     folds : one number from 0 per training sample, optional
-        With `k_fold`, the fold that each sample is held out in, in place of a split by `n_folds` and `seed`.
+        With `k_fold`, the fold that each sample is held out in, instead of a split by `n_folds` and `seed`.
     nested_cv : bool
         With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
-    groups : one number or text per training sample, optional
+    groups : one number or string per training sample, optional
         Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
-    prompts : one text per training sample, optional
-        Samples with the same prompt, but for case and whitespace, are held out together as well.
+    prompts : one string per training sample, optional
+        Samples with the same prompt, ignoring case and whitespace, are held out together, too.
     permutations : int
-        With `k_fold`, shuffles of the labels to compare the CV scores with; every one is fitted in every cell.
+        With `k_fold`, permutations of the labels to compare the CV scores with; each is refitted in every cell.
     fit_intercept : bool
-        Add an intercept, which is not penalised.
+        Add an unpenalized intercept.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1, on the training rows of each fit alone.
+        Scale every feature to mean 0 and deviation 1, fitted on the training rows of each fold.
     sample_weight : one number of 0 or more per training sample, optional
-        Weight of its loss. Scores are not weighted.
+        Weights of the losses. Scores are not weighted.
     device : str
         ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
     budget_bytes : int, optional
         Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
         four fifths on a GPU.
     spill_folder : Path, optional
-        Where predictions of all cells lie, in files without a name, if they are more than a quarter of the budget; by
-        default the system's folder for temporary files.
+        Folder for unnamed files with the predictions of all cells, if they are more than a quarter of the budget; by
+        default the system's temporary folder.
     progress : callable, optional
         Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
     """
@@ -102,12 +102,12 @@ class SweepOptions:
         return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
     def check(self) -> None:
-        """Check what can be said of the options by themselves, before any row is read.
+        """Check the options by themselves, before any row is read.
 
         Raises
         ------
         ProbeError
-            When one cannot be, whatever the features and labels, or two do not go together.
+            When one is invalid for any features and labels, or two exclude each other.
         """
         check_flags(
             k_fold=self.k_fold,

@@ -1,4 +1,4 @@
-"""Where results lie: in memory, or, where they are a large part of the budget, in files without a name."""
+"""Where results are kept: in memory or, if they are a large part of the budget, in unnamed files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Memory:
     result_nbytes : int
         What results take, mostly predictions of all cells.
     spill_folder : Path or None
-        Where results lie in files; None where they are in memory.
+        Folder of results kept in files; None if they are in memory.
     """
 
     budget_bytes: int
@@ -59,7 +59,7 @@ def plan_memory(
     other_nbytes: int,
     folder: Path | None,
 ) -> Memory:
-    """Decide where results lie.
+    """Decide where results are kept.
 
     Parameters
     ----------

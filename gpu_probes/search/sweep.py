@@ -58,7 +58,7 @@ def sweep(
     Raises
     ------
     ProbeError
-        When the input cannot be used; the message says what, where, and how to mend it.
+        When the input cannot be used; the message says what, where, and how to fix it.
     """
     held_out = None if test_labels is None else {"labels": test_labels}
     return sweep_labels(train, {"labels": train_labels}, test, held_out, **options)["labels"]
@@ -88,7 +88,7 @@ def sweep_labels(
     Raises
     ------
     ProbeError
-        When the input cannot be used; the message says what, where, and how to mend it.
+        When the input cannot be used; the message says what, where, and how to fix it.
     """
     return plan_sweep(train, train_labels, test, test_labels, **options).run()
 
@@ -317,7 +317,7 @@ class _Grid:
     train : whose cells they are
     folds : of all cells
     n_outputs : decision values of a row
-    spill_folder : where large arrays lie in files; None: in memory
+    spill_folder : folder for large arrays in files; None: in memory
     """
 
     def __init__(self, train: CellSource, folds: FoldPlan, n_outputs: int, spill_folder: Path | None) -> None:

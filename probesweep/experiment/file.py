@@ -96,7 +96,7 @@ def find_line(text: str, section: str, *path: str | None) -> int | None:
     # Not splitlines, which takes more characters for ends of lines than TOML does.
     lines, before = re.split(r"\r?\n", text), 0
     for number in range(1, len(lines) + 1):
-        # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
+        # Lines up to the middle of a value are not TOML; the key begins after the last lines that are, and lack it.
         try:
             document = tomllib.loads("\n".join(lines[:number]))
         except tomllib.TOMLDecodeError:

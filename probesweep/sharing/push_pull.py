@@ -108,7 +108,7 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
     if _README not in there:
         contents[_README] = parcel.card.encode()
     with warnings.catch_warnings():
-        # cells.parquet is no data set.
+        # cells.parquet is not a data set.
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
         hub.create_commit(
             repo_id,
@@ -141,8 +141,8 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
 def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progress: Progress = iter) -> str:
     """Take a store, or result folders, from a repository that `push` filled.
 
-    The files come into ``.NAME.partial`` beside the target. When they are all there and whole, it gets the target's
-    name. A download that broke off is taken up by the same call.
+    The files arrive in ``.NAME.partial`` next to the target. When they are complete and checked, it gets the target's
+    name. A download that broke off is resumed by the same call.
 
     Parameters
     ----------

@@ -34,9 +34,9 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     Raises
     ------
     RequestError
-        There is no such tracker, its package is not installed, or it did not take the results.
+        There is no such tracker, its package is not installed, or it did not accept the results.
     ProbeError
-        There is no finished training, or its files are not as they were written.
+        There is no finished training, or its files were changed.
     """
     check_installed(kind)
     folder = Path(folder)

@@ -86,17 +86,17 @@ class Probe:
         folder : str or Path
             An ``--output_dir`` of ``probesweep train``.
         model : str, optional
-            Where the same model lies now; by default where it was.
+            New location of the same model; by default the training's.
         device : str
             "auto", "cpu", "cuda", ...
         batch_size : int, optional
-            Most prompts of a batch; by default as many as free memory allows.
+            Most prompts in a batch; by default what fits into free memory.
         trust_remote_code : bool
-            Run code that the model's repository brings.
+            Run code from the model's repository.
         max_length : int, optional
-            Most tokens of a prompt; by default what the training's were cut to, else the model's limit.
+            Most tokens of a prompt; by default what training prompts were cut to, or else the model's limit.
         truncate : bool
-            Cut the end of the user's text of longer prompts, in place of an error.
+            Cut the end of the user's text of longer prompts instead of raising an error.
 
         Raises
         ------
@@ -116,17 +116,17 @@ class Probe:
 
     @property
     def layer(self) -> int | str:
-        """Index into ``hidden_states``; a name where layers are joined."""
+        """Index into ``hidden_states``; a name if layers are joined."""
         return self.card.layer
 
     @property
     def position(self) -> int | str:
-        """Negative token position; a name where positions are joined."""
+        """Negative token position; a name if positions are joined."""
         return self.card.position
 
     @property
     def classes(self) -> tuple[float, ...] | None:
-        """The labels' classes, ascending; None for numbers."""
+        """The classes in ascending order; None for regression."""
         return None if self.card.classes is None else tuple(self.card.classes)
 
     @property
@@ -136,7 +136,7 @@ class Probe:
 
     @property
     def direction(self) -> Float64[np.ndarray, "output feature"]:
-        """Coefficients at length 1, in raw features."""
+        """Coefficients scaled to length 1, in raw features."""
         return self.coef / np.linalg.norm(self.coef, axis=1, keepdims=True)
 
     def score(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
@@ -145,13 +145,14 @@ class Probe:
         Parameters
         ----------
         prompts : sequence of str or of chat messages
-            As in the training's dataset: bare questions where that was extracted with a chat template.
+            As in the training's dataset: bare questions if it was extracted with a chat template.
 
         Returns
         -------
         ndarray [prompt], or [prompt, class] for more than two classes
-            Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
-            the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
+            Regression: the prediction, calibrated by a line fitted to cross-validated predictions. Two classes: the
+            probability of the second one, by Platt scaling on cross-validated predictions. More: uncalibrated
+            probabilities.
         """
         return one_column(self.calibrate(self.decide(prompts)))
 
@@ -162,14 +163,14 @@ class Probe:
     def decide(
         self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
     ) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values: what is ranked, for several classes by way of `gpu_probes.scores.decisions.ranked`.
+        """Decision values: what ROC-AUC ranks, for several classes through `gpu_probes.scores.decisions.ranked`.
 
         Parameters
         ----------
         prompts : sequence of str or of chat messages
-            Which may be empty. The first error in place of a prompt is raised.
+            May be empty. The first error given instead of a prompt is raised.
         progress : callable, optional
-            Is given the blocks of rows and their number of prompts, and yields the blocks.
+            Called with the blocks of rows and the number of prompts; yields the blocks.
 
         Raises
         ------
@@ -188,7 +189,7 @@ class Probe:
     def decide_usable(
         self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
     ) -> tuple[Float64[np.ndarray, "prompt output"], dict[int, str]]:
-        """Decision values of the prompts that have some, NaN for the others, and why those have none.
+        """Decision values, NaN for prompts that cannot be used, and why those cannot.
 
         Parameters
         ----------

@@ -106,7 +106,7 @@ def score_dataset(
     Raises
     ------
     RequestError, StoreError
-        What is given cannot be used; the message says what, where, and how to mend it.
+        What is given cannot be used; the message says what, where, and how to fix it.
     """
     _check_on_error(on_error)
     write = _WRITERS.get(output_path.suffix.lower())
