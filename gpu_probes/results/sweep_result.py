@@ -45,9 +45,9 @@ class SweepResult:
     """Every cell of a sweep; undefined numbers are NaN here and null in the files.
 
     Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
-    regression and two classes, one per class beyond. Decision values are what scores rank. Predictions follow from
+    regression and two classes, otherwise one per class. Decision values are what scores rank. Predictions follow from
     them: numbers for regression, the probability of the second class for two classes, and one probability per class
-    (the last axis) beyond.
+    (the last axis) otherwise.
 
     `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
     its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
@@ -102,17 +102,17 @@ class SweepResult:
 
     @property
     def train_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"]:
-        """Of the training rows, by the probes fitted to them."""
+        """Predictions for the training rows, by the probes fitted to them."""
         return predictions_of(self.train_decision, self.task_type)
 
     @property
     def test_predictions(self) -> Float64[np.ndarray, "position layer test_sample output"] | None:
-        """Of the test rows; None without any."""
+        """Predictions for the test rows; None without any."""
         return None if self.test_decision is None else predictions_of(self.test_decision, self.task_type)
 
     @property
     def cv_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"] | None:
-        """Of the training rows, each by the probe that was fitted without its fold; None without folds."""
+        """Held-out predictions for the training rows, by the probe fitted without their fold; None without folds."""
         return None if self.cv_decision is None else predictions_of(self.cv_decision, self.task_type)
 
     @property
@@ -151,7 +151,7 @@ class SweepResult:
         return compare_with_shuffles(self.cv_score, self.null_score, self.shuffle_scheme)
 
     def reason(self, position_index: int, layer_index: int) -> str | None:
-        """Why a cell needs a second look, or None."""
+        """Why a cell has no score or needs a second look, or None."""
         status = self.status[position_index, layer_index]
         return None if status is Status.OK else status.value
 
@@ -236,7 +236,7 @@ class SweepResult:
         return list(contents)
 
     def __repr__(self) -> str:
-        """A few lines for the terminal."""
+        """A short summary for the terminal."""
         cells = f"{len(self.positions)} positions x {len(self.layers)} layers"
         validation = f"{self.n_folds}-fold CV" if self.k_fold else "no CV"
         lines = [f"SweepResult: {self.task_type}, {self.metric}, {cells}, {validation}"]

@@ -60,7 +60,7 @@ def results_card(trainings: list[Training]) -> str:
 
 
 def _found(training: Training) -> dict[str, str]:
-    """The best probe and its scores; what is undefined is left out."""
+    """The best probe and its defined scores."""
     found = describe_results(training.results)
     best, metric = found["best"], found["metric"]
     about = {"task": found["task_type"]}
@@ -71,7 +71,7 @@ def _found(training: Training) -> dict[str, str]:
         f"{metric}, CV (the highest of all cells, so biased upwards)": _number(best["cv_score"]),
         f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
         f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
-        "p, shuffled labels": _number(found["p"]),
+        "p, permutation test over all cells": _number(found["p"]),
     }
     scores |= {
         f"{metric}, test, baseline {name}": _number(one["test_score"]) for name, one in found["baselines"].items()
