@@ -16,7 +16,7 @@ _ADAPTER = TypeAdapter(Memory)
 
 
 def recall(path: Path) -> Memory:
-    """Read a file; empty where there is none.
+    """Read a file; empty if there is none.
 
     Raises
     ------
@@ -30,6 +30,6 @@ def recall(path: Path) -> Memory:
 
 
 def remember(path: Path, done: Memory) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file completely or not at all."""
     make_folder(path.parent)
     write_output(path, [json.dumps(done, indent=2, allow_nan=False).encode() + b"\n"])

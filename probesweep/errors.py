@@ -1,4 +1,4 @@
-"""What can be wrong with a request that concerns both packages."""
+"""Errors of requests that concern both packages."""
 
 
 class RequestError(ValueError):

@@ -247,7 +247,7 @@ class Training:
         check_statistics(planned.workloads, planned.memory, about.train_prompts, about.test_prompts)
         self._check_room(planned.memory)
         results = planned.run()
-        # The results are still there.
+        # The results are still in memory.
         given = replace(given, budget_bytes=planned.memory.free_nbytes)
         for name, folder in self.folders.items():
             found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
@@ -257,7 +257,7 @@ class Training:
             self._write(name, folder, results[name], replace(found, overlap=overlap))
 
     def _check_room(self, memory: Memory) -> None:
-        """Predictions take about 20 characters in the files, and 8 bytes before where they do not stay in memory."""
+        """Predictions take about 20 characters in the files, plus 8 bytes on disk if they do not stay in memory."""
         n_bytes = memory.result_nbytes * (2.5 if memory.spill_folder is None else 3.5)
         check_room(Path(self.output_dir), int(n_bytes), "--output_dir")
 
@@ -273,7 +273,7 @@ class Training:
         )
 
     def _options(self, train: Activations | None = None) -> SweepOptions:
-        """As the sweep takes them; without the training rows, those that say nothing of rows."""
+        """As the sweep takes them; without the training rows, only those that do not depend on rows."""
         weights = self.weight_column
         return SweepOptions(
             task_type=self.task_type,
@@ -305,7 +305,7 @@ class Training:
 
     def _write(self, name: str, folder: Path, result: SweepResult, evidence: Evidence) -> None:
         train = self._stores[0]
-        # What was drawn of the old results goes first: a page can be drawn again.
+        # The old results' page and figures go first: they can be drawn again.
         remove_drawn(folder)
         with replacing(folder) as draft:
             files = [*result.save(draft), INFERENCE]
@@ -347,7 +347,7 @@ class _Rows:
         return self.all_test_cells if self.kept.all() else SomeRows(self.all_test_cells, self.kept)
 
     def about(self, groups: str | None) -> About:
-        """What the stores know of their rows besides features and labels."""
+        """What the stores know about their rows besides features and labels."""
         lengths, test_lengths = self.train.n_tokens, self.test.n_tokens
         numbers = {}
         if lengths is not None and test_lengths is not None:
@@ -363,7 +363,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a sweep is given, and which of all test rows are among the training rows."""
+    """The inputs of a sweep, and which of all test rows also occur in training."""
 
     rows: _Rows
     shared: Bool[np.ndarray, " test_sample"]
@@ -373,7 +373,7 @@ class _Work:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """A folder on the disk that a path, which need not be there yet, will be on."""
+    """An existing folder on the disk of a path that need not exist yet."""
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
 
 
@@ -382,7 +382,7 @@ def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
 
 
 def _holds(folder: Path, request: Request) -> bool:
-    """Whether a folder holds all files of a request."""
+    """Whether a folder has all files of a request."""
     if not has_results(folder):
         return False
     run = Run.load(folder)
@@ -390,7 +390,7 @@ def _holds(folder: Path, request: Request) -> bool:
 
 
 def _can_be_read(folder: Path) -> bool:
-    """Whether its files, as they were written, say what a training says: they may come from anywhere."""
+    """Whether its unchanged files are valid results: they may come from anywhere."""
     try:
         results = Results.load(folder)
         if CARD in results.run.files:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's client: what it raises, said in one line, and which repository a name stands for."""
+"""The Hugging Face hub's client: its errors in one line, and the repository that a name refers to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from probesweep.errors import RequestError
 from probesweep.sharing.parcels import RepoType
 
-# What says that a repository holds one.
+# Files that identify each.
 _MARKERS: dict[RepoType, re.Pattern[str]] = {
     "dataset": re.compile(r"activations/journal"),
     "model": re.compile(r"([^/]+/)?run\.json"),
@@ -29,7 +29,7 @@ _MARKERS: dict[RepoType, re.Pattern[str]] = {
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
-    """Raise what the client raises as `RequestError`, with the way out."""
+    """Turn the client's exceptions into a `RequestError` that says how to fix it."""
     try:
         yield
     except HFValidationError as error:
@@ -42,7 +42,7 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
         raise RequestError(f"{repo_id} has no branch, tag or commit {revision!r}; check --revision") from error
     except HfHubHTTPError as error:
         raise RequestError(_answered(error, repo_id)) from error
-    except Exception as error:  # Networks, disks, Xet: the client lets through what the libraries below it raise.
+    except Exception as error:  # Networks, disks, Xet: the client does not catch what the libraries below it raise.
         raise RequestError(_unreached(error, repo_id)) from error
 
 
@@ -70,12 +70,12 @@ def _unreached(error: BaseException, repo_id: str) -> str:
 def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType, str, dict[str, RepoFile]]:
     """Find the repository that a store or probes were pushed to: its type, commit and files.
 
-    A dataset and a model may have the same name: the one that holds a store, or probes, is taken.
+    A dataset and a model may have the same name: the one that contains a store or probes is used.
 
     Raises
     ------
     RequestError
-        There is none, or the hub cannot be asked.
+        There is none, or the hub cannot be reached.
     """
     with hub_errors(repo_id, revision):
         commits: dict[RepoType, str | None] = {
@@ -94,7 +94,7 @@ def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType
 
 
 def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:
-    """The commit that a revision is now; None where there is no such repository, or none that may be seen."""
+    """The current commit of a revision; None if there is no such repository, or none visible."""
     try:
         return hub.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     except GatedRepoError:

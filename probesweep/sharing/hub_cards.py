@@ -1,4 +1,4 @@
-"""The README.md of what is pushed."""
+"""The README.md of a push."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _table(rows: Mapping[str, object]) -> str:
 
 
 def _code(text: object) -> str:
-    """As code, so that names and tokens stay what they are in a table."""
+    """As code, so that names and tokens appear verbatim in a table."""
     plain = str(text).replace("`", "'").replace("|", "\\|").replace("\n", " ")
     return f"`{plain}`"
 

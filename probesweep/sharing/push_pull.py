@@ -1,7 +1,7 @@
-"""Stores and probes on the Hugging Face hub: pushed whole, pulled whole, checked on both ways.
+"""Stores and probes on the Hugging Face hub: pushed and pulled completely, and checked both ways.
 
-A store becomes a dataset repository, result folders a model repository. One commit holds all of a push. What is pulled
-is checked under another name before it gets the one that was asked for.
+A store becomes a dataset repository, result folders a model repository. Each push is one commit. A pull is
+checked under another name before it gets the requested one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType,
 logger = logging.getLogger(__name__)
 
 _README = "README.md"
-# What the client may fetch; what of it is not named by the journal or by run.json is removed again.
+# What the client may fetch; files not listed in the journal or run.json are removed again.
 _PATTERNS: dict[RepoType, list[str]] = {
     "dataset": ["zarr.json", "*/zarr.json", "activations/journal", "activations/c/*", "*/c/0", "*/c/0/0"],
     "model": ["*.json", "*.parquet", "*.safetensors"],
@@ -47,9 +47,9 @@ def push(
     announce: Callable[[str], None] = logger.info,
     progress: Progress = iter,
 ) -> str:
-    """Send a finished store, or result folders, to a repository of the Hugging Face hub, which is made if need be.
+    """Upload a finished store, or result folders, to a repository on the Hugging Face hub, created if needed.
 
-    What an earlier push left there is replaced, other files and a README.md that is there stay.
+    Files of an earlier push are replaced; other files and an existing README.md stay.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def push(
     public : bool
         Make a new repository public, and write to one that is. Stores hold the prompts, so the default is private.
     revision : str, optional
-        Branch that takes the files; made from ``main`` if it is not there.
+        Branch to commit to; created from ``main`` if it does not exist.
     message : str, optional
-        Of the commit.
+        Commit message.
     announce : callable
-        Told, before anything is sent, who will see what.
+        Called, before anything is sent, with who will see what.
     progress : callable
         Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 
@@ -76,8 +76,7 @@ def push(
     Raises
     ------
     RequestError, StoreError, ProbeError
-        There is nothing to send, it is not whole, it would be seen by all without `public`, or the hub does not take
-        it.
+        There is nothing to send, it is incomplete, it would be public without `public`, or the hub rejects it.
     """
     parcel, hub = pack(Path(path), progress), HfApi()
     with hub_errors(repo_id, revision):
@@ -101,7 +100,7 @@ def push(
 
 
 def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str) -> set[str]:
-    """Put all files there in one commit, and take away what an earlier push left; returns the names that were put."""
+    """Upload all files in one commit, and delete those of an earlier push; returns the uploaded names."""
     there = set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
     stale = _pushed_before(hub, parcel.repo_type, repo_id, revision, there) - set(parcel.files)
     contents: dict[str, str | bytes] = {name: str(parcel.folder / name) for name in parcel.files}
@@ -124,7 +123,7 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
 
 
 def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
-    """What an earlier push put there: of other files, such as a model's own, nothing is known but that they stay."""
+    """Files of an earlier push; other files, such as a model's own, stay."""
     if repo_type == "dataset":
         return {name for name in there if "activations/journal" in there and STORE_FILE.fullmatch(name)}
     found: set[str] = set()
@@ -139,7 +138,7 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
 
 
 def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progress: Progress = iter) -> str:
-    """Take a store, or result folders, from a repository that `push` filled.
+    """Download a store, or result folders, from a repository that `push` wrote.
 
     The files arrive in ``.NAME.partial`` next to the target. When they are complete and checked, it gets the target's
     name. A download that broke off is resumed by the same call.
@@ -149,7 +148,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
     repo_id : str
         Such as ``name/repository``.
     path : str or Path
-        A folder that is not there yet.
+        A folder that does not exist yet.
     revision : str, optional
         Branch, tag or commit.
     progress : callable
@@ -158,12 +157,12 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
     Returns
     -------
     str
-        What was taken.
+        What was downloaded.
 
     Raises
     ------
     RequestError
-        `path` is there, the hub has no such repository or cannot be reached, or what came is not whole.
+        `path` exists, the hub has no such repository or cannot be reached, or the download is incomplete.
     """
     path, hub = Path(path), HfApi()
     if os.path.lexists(path):
@@ -195,7 +194,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
 
 
 def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress: Progress) -> str:
-    """Make sure that a folder holds a store or results as they were pushed, and nothing else; or remove it."""
+    """Make sure that a folder has a store or results as pushed, and nothing else; or remove it."""
     try:
         parcel = pack(folder, progress)
         _keep_only(folder, parcel.files)
@@ -208,7 +207,7 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
 
 
 def _keep_only(folder: Path, names: Iterable[str]) -> None:
-    """Remove other files, the client's notes on the download among them, and folders that are empty then."""
+    """Remove other files, including the client's download notes, and folders that become empty."""
     kept = {folder / name for name in names}
     for place, folders, files in os.walk(folder, topdown=False):
         for file in (Path(place, name) for name in files):
@@ -222,7 +221,7 @@ def _keep_only(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
-    """Hold files against the hub's hashes; shards were held against the journal's checksums already."""
+    """Check files against the hub's hashes; shards were already checked against the journal."""
     for name in parcel.files:
         file, expected = parcel.folder / name, listed.get(name)
         if file.is_symlink():

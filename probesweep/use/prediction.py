@@ -43,18 +43,18 @@ class Probe:
     card : Card
         What ``probe.json`` says.
     coef : ndarray [output, feature]
-        In raw features; one output for numbers and two classes, one per class beyond.
+        In raw features; one output for regression and two classes, otherwise one per class.
     intercept : ndarray [output]
     model : str
         Where the model is loaded from.
     device : str
     batch_size : int or None
-        Most prompts of a batch.
+        Most prompts in a batch.
     trust_remote_code : bool
     max_length : int or None
-        Most tokens of a prompt; None: what the training's were cut to, else the model's limit.
+        Most tokens of a prompt; None: what training prompts were cut to, or else the model's limit.
     truncate : bool
-        Cut the end of the user's text of longer prompts; prompts of a training that did so are cut in any case.
+        Cut the end of the user's text of longer prompts; always done if the training's prompts were cut.
     """
 
     card: Card
@@ -101,7 +101,7 @@ class Probe:
         Raises
         ------
         RequestError, ProbeError
-            There is no probe, or it was trained on activations that do not say how their prompts were made.
+            There is no probe, or it was trained on activations that do not record how their prompts were made.
         """
         check_at_least_one(batch_size=batch_size, max_length=max_length)
         folder = Path(folder)
@@ -193,7 +193,7 @@ class Probe:
 
         Parameters
         ----------
-        prompts : sequence of str, of chat messages, or of the error that says why there is no prompt
+        prompts : sequence of str, of chat messages, or of the error that explains why there is no prompt
         progress : callable, optional
             As in `decide`.
 
@@ -226,7 +226,7 @@ class Probe:
     def _decide_encoded(
         self, encoded: Prompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
     ) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values; NaN and infinity in hidden states are an error where `stop` says so."""
+        """Decision values; NaN and infinity in hidden states are an error if `stop`."""
         given, join = self._prompts, self.card.join
         if list(encoded.positions) != given.positions:
             raise RequestError(
@@ -245,7 +245,7 @@ class Probe:
         return decision
 
     def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
-        """Put decision values on the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
+        """Map decision values to the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
         found = self.card.calibration
         if found.slope is None or found.intercept is None:
             return predictions_of(decision, self.card.task_type)
@@ -273,7 +273,7 @@ class Probe:
 
 
 def _read_questions(prompts: object) -> list[Question | PromptError]:
-    """Each prompt as a question, or why it is none; whatever Python hands over."""
+    """Each prompt as a question, or why it is not one; for any Python value."""
     if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
         raise RequestError(f"{prompts!r} is not a list of prompts; put a single one in brackets: probe.score([text])")
     return [
@@ -283,7 +283,7 @@ def _read_questions(prompts: object) -> list[Question | PromptError]:
 
 
 def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
-    """The questions, or the error that stands in place of one."""
+    """The questions; raises an error given instead of one."""
     usable: list[Question] = []
     for question in questions:
         if isinstance(question, PromptError):
@@ -316,7 +316,7 @@ def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
 
 
 def _warn_uncalibrated(card: Card, folder: Path) -> None:
-    """Say where scores are the bare predictions though the task has a calibration."""
+    """Warn if scores are uncalibrated although the task has a calibration."""
     more_classes = card.classes is not None and len(card.classes) > 2
     if card.calibration.slope is None and not more_classes:
         message = f"{folder}: scores are not calibrated: {card.calibration.reason}"
