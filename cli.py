@@ -242,7 +242,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
 def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
-    """Fit a linear probe at every layer and position, and report which one predicts best.
+    """Fit a linear probe at every layer and position.
 
     Ridge for regression (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. A finished
     training is not repeated.
@@ -273,9 +273,9 @@ def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
 @click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from.")
 @click.pass_obj
 def run(terminal: Terminal, experiment: Path, init: bool) -> None:
-    """Run the complete experiment in the TOML file EXPERIMENT: extract, train, report.
+    """Run a complete experiment from one file: extract, train, report.
 
-    Finished stages are skipped. Only stages affected by an edit of the file are rerun.
+    EXPERIMENT is a TOML file. Finished stages are skipped. After an edit, only stages affected by it are rerun.
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
@@ -297,7 +297,9 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
 @click.option("--figures", is_flag=True, help="Also write every figure as PNG and SVG into the folder figures.")
 @click.pass_obj
 def report(terminal: Terminal, results: Path, figures: bool) -> None:
-    """Write report.html into the result folder RESULTS, or into each one inside it. The page needs no network.
+    """Write the HTML report of a result folder.
+
+    Writes report.html into RESULTS, or into each result folder inside it. The page needs no network.
 
     Example: probesweep report results --figures
     """
@@ -424,7 +426,7 @@ def _without_score(unusable: Mapping[int, str]) -> str:
 def transfer(
     terminal: Terminal, probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None
 ) -> None:
-    """Score the probes of a training, or of several in one folder, on other stores.
+    """Score trained probes on other stores.
 
     Prints a row per result folder in PROBES and a column per STORE: the score of the best probe on all rows.
 
@@ -462,7 +464,9 @@ def transfer(
 @click.argument("store", type=_PATH)
 @click.pass_obj
 def verify(terminal: Terminal, store: Path) -> None:
-    """Check every byte of STORE, list what is damaged or missing, and exit with 1 if there is anything to list.
+    """Check every byte of a STORE.
+
+    Lists what is damaged or missing, and exits with 1 if there is anything to list.
 
     Example: probesweep verify train.zarr
     """
@@ -482,7 +486,9 @@ def verify(terminal: Terminal, store: Path) -> None:
 @click.argument("store", type=_PATH)
 @click.pass_obj
 def inspect(terminal: Terminal, store: Path) -> None:
-    """Describe STORE: axes, origin, committed rows, norms by layer, tokens at every position.
+    """Describe a STORE.
+
+    Shows its axes, origin, committed rows, norms by layer, and the tokens at every position of a few samples.
 
     Example: probesweep inspect train.zarr
     """
@@ -545,7 +551,9 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 @click.option("--message", help="Commit message.  [default: written for you]")
 @click.pass_obj
 def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> None:
-    """Upload a store or result folders, PATH, to a REPOSITORY on the Hugging Face hub; private unless --public.
+    """Upload a store or results to the Hugging Face hub.
+
+    PATH is a finished store, or a folder of results. A new REPOSITORY is private unless --public is given.
 
     Example: probesweep push results name/success-probes
     """
@@ -561,7 +569,9 @@ def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> Non
 @click.option("--revision", help="Branch, tag or commit to download.  [default: the main branch]")
 @click.pass_obj
 def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) -> None:
-    """Download a store or result folders from a REPOSITORY on the Hugging Face hub into a new folder, PATH.
+    """Download a store or results from the Hugging Face hub.
+
+    Everything in REPOSITORY that push sent goes into a new folder, PATH, and is checked.
 
     Example: probesweep pull name/success-probes results
     """
@@ -574,7 +584,9 @@ def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) 
 @probesweep.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the code that makes SHELL complete commands and flags.
+    """Print code for shell completion.
+
+    Makes SHELL complete commands and flags.
 
     Example: probesweep completion bash >> ~/.bashrc
     """
