@@ -1,4 +1,4 @@
-"""The form of documents: strict values, and one sentence for what is wrong with one."""
+"""The form of documents: strict values, and one sentence about what is wrong with one."""
 
 from __future__ import annotations
 

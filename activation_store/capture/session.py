@@ -151,7 +151,7 @@ class LoadedModel:
         Raises
         ------
         ParityError
-            The model gives other values for prompts in a batch than one by one.
+            The model returns different values for prompts in a batch than one at a time.
         """
         plan = self._plan(prompts, positions, max_rows)
         runner = SplittingRunner(self._states.start)

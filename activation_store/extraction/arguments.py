@@ -1,4 +1,4 @@
-"""What can be said of arguments by themselves, before anything is read."""
+"""Checks of arguments by themselves, before anything is read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
     Raises
     ------
     InputError
-        Not such a specification, or a layer that the model does not have.
+        Not a layer specification, or a layer that the model does not have.
     """
     if layers == "all":
         return tuple(range(n_blocks + 1))
@@ -50,7 +50,7 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
                 f"--layers {layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}"
             )
         wanted += [low % (n_blocks + 1)] if low < 0 else range(low, high + 1)
-    # Ranges in a text may overlap; a list says each layer by itself.
+    # Ranges in a string may overlap; a list names each layer separately.
     twice = [] if isinstance(layers, str) else [layer for layer in wanted if wanted.count(layer) > 1]
     if twice:
         raise InputError(f"--layers {layers!r} names layer {twice[0]} twice; give each once")
@@ -63,7 +63,7 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
     Raises
     ------
     InputError
-        Not such a specification.
+        Not a layer specification.
     """
     if layers == "all":
         return []
@@ -83,7 +83,7 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
-    """Refuse arguments that are not the template's but of how it is called, and values that JSON does not have."""
+    """Refuse arguments of the call rather than of the template, and values that JSON does not have."""
     for name, value in template_kwargs.items():
         _check_json(f"--chat_template_kwargs: {name}", value)
     reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
@@ -149,7 +149,7 @@ def check_column_name(name: str) -> None:
 
 
 def check_device_map(device: str, device_map: str | None) -> None:
-    """Refuse a placement that accelerate does not know, and two placements."""
+    """Refuse a placement that accelerate does not know, and two placements at once."""
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise InputError(f"--device_map {device_map!r}: must be one of {', '.join(DEVICE_MAPS)}")
     if device_map is not None and device != "auto":
@@ -159,7 +159,7 @@ def check_device_map(device: str, device_map: str | None) -> None:
 
 
 def check_disk(path: Path, n_bytes: int) -> None:
-    """Refuse a store that its disk has no room for."""
+    """Refuse a store that does not fit on its disk."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

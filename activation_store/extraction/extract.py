@@ -154,7 +154,7 @@ class Extraction:
             numpy_dtype(self.dtype)
 
     def run(self) -> ActivationStore:
-        """Write the store; takes up an interrupted extraction, and returns at once when it is done.
+        """Write the store; resumes an interrupted extraction, and returns at once if it is finished.
 
         Returns
         -------
@@ -164,13 +164,13 @@ class Extraction:
         Raises
         ------
         InputError
-            Dataset, model or an argument cannot be used as given; nearly always raised before the weights are loaded.
+            Dataset, model or an argument cannot be used; almost always raised before the weights are loaded.
         FingerprintMismatchError
-            `output_path` holds a store of other inputs.
+            `output_path` is a store made from other inputs.
         NonFiniteError
             The model produced NaN or infinity.
         ParityError
-            The model gives other values for prompts in a batch than one by one.
+            The model returns different values for prompts in a batch than one at a time.
         DeviceMemoryError
             A single prompt does not fit in the device's memory.
         """
@@ -182,7 +182,7 @@ class Extraction:
             path = Path(self.output_path)
             if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
                 raise
-            # There is nothing to write: read-only media do no harm.
+            # There is nothing to write, so read-only media are fine.
             return ActivationStore.open(path)
         with writer:
             _warn_of_other_versions(writer)
@@ -204,7 +204,7 @@ class Extraction:
         return ActivationStore.open(writer.path)
 
     def plan(self) -> PlannedStore:
-        """Check all that `run` checks before it loads the weights, but for the room on the disk; nothing is written.
+        """Check everything that `run` checks before it loads the weights, except disk space; nothing is written.
 
         Returns
         -------
@@ -220,19 +220,19 @@ class Extraction:
         return PlannedStore(Path(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
 
     def missing_nbytes(self) -> int:
-        """Bytes of the shards that `run` has yet to write."""
+        """Bytes of the shards that `run` still has to write."""
         path, job = Path(self.output_path), self._job
         if not is_store(path):
             return job.spec(self.shard_samples).layout.store_nbytes
         store = ActivationStore.open(path)
         layout = store.spec.layout
-        # A store of other inputs makes room for a new one under another name.
+        # A store made from other inputs is renamed to make room for the new one.
         if dict(store.fingerprint) != job.fingerprint:
             return job.spec(self.shard_samples).layout.store_nbytes
         return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
 
     def preview(self) -> str:
-        """Say what `run` would do, without loading the weights: sizes, and the tokens that it would store.
+        """Describe what `run` would do, without loading the weights: sizes, and the tokens that it would store.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class Extraction:
         return preview(Path(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
 
     def _check_place(self) -> None:
-        """Check the arguments, and that a store can be where it is to be."""
+        """Check the arguments, and that a store can be written to the output path."""
         self.check()
         path = Path(self.output_path)
         if is_store(path):
@@ -267,7 +267,7 @@ class Extraction:
     def _job(self) -> Job:
         """Read everything but the weights, and check it, the cheapest first."""
         dataset = self.dataset
-        # transformers takes seconds to import: not before the cheap checks have passed.
+        # transformers takes seconds to import, so the cheap checks come first.
         from activation_store.extraction.job import Job
         from activation_store.models.info import read_model_info
         from activation_store.models.loading import load_tokenizer, resolve_device
@@ -303,7 +303,7 @@ class Extraction:
         )
 
     def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
-        """Take up the store that is there or create it; the model where that had to be loaded."""
+        """Open the existing store or create it; also returns the model if it had to be loaded."""
         path, job = Path(self.output_path), self._job
         if not self.repair:
             check_disk(path, self.missing_nbytes())
@@ -326,14 +326,14 @@ class Extraction:
         return self._job.useful_prefix() if self.prefix_cache else 0
 
     def _as_asked(self, plan: BatchPlan) -> BatchPlan:
-        """The plan that a store was begun with, but for what is asked otherwise now."""
+        """The plan that a store was started with, except for options that changed."""
         return BatchPlan(
             plan.max_tokens, self.batch_size or plan.max_rows, plan.prefix_tokens if self.prefix_cache else 0
         )
 
 
 def _names(columns: str | Sequence[str]) -> list[str]:
-    """Names of columns, each once."""
+    """Names of columns, without repeats."""
     return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
 
 

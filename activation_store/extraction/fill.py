@@ -1,4 +1,4 @@
-"""Run the model over every shard that is to be written, while another thread writes."""
+"""Run the model over every pending shard, while another thread writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
 
 @runtime_checkable
 class PromptRunner(Protocol):
-    """What the loop needs of a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
+    """What the loop needs from a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
 
     def start(self, prompts: Sequence[TokenIds], positions: Sequence[int]) -> Callable[[], Block]:
         """Begin to run some prompts; what it returns waits for their hidden states at their last tokens."""
@@ -86,7 +86,7 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
 
 
 class _BackgroundWriter:
-    """Takes rows and returns at once; a thread of its own waits for their values and writes them, in order.
+    """Takes rows and returns at once; a separate thread waits for their values and writes them, in order.
 
     The thread's time goes to the device, the disk and memory copies, for which Python lets the others run.
     """

@@ -1,4 +1,4 @@
-"""What an extraction would do, for people: sizes, and the tokens that it would store."""
+"""What an extraction would do, for readers: sizes, and the tokens that it would store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded."""
+"""What is known about a model before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ModelInfo:
     n_blocks, n_features : int
         Transformer blocks; hidden size.
     n_embeddings : int or None
-        Rows of the token embeddings, where the configuration says.
+        Rows of the token embeddings, if the configuration says.
     max_length : int or None
-        Most tokens of a prompt, where the model has such a limit.
+        Most tokens of a prompt, if the model has such a limit.
     dtype : str
-        Data type of its weights, float32 where the checkpoint does not say.
+        Data type of its weights, float32 if the checkpoint does not say.
     revision : str or None
         Commit of the hub repository.
     weights : str

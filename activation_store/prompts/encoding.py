@@ -308,7 +308,7 @@ def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | No
 
 
 def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
-    """Say so where the tokenizer ends prompts in a token of its own, such as an end-of-sequence token."""
+    """Warn if the tokenizer appends a token of its own, such as an end-of-sequence token."""
     text = next((q for q in questions if isinstance(q, str) and q and not _starts_with_bos(tokenizer, q)), None)
     if text is None:
         return

@@ -1,4 +1,4 @@
-"""Read questions and labels, and refuse what a probe could not be trained on."""
+"""Read questions and labels, and refuse data that probes cannot be trained on."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from activation_store.questions.formats import Wanted, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows
 
-# Beyond it float64 leaves whole numbers out.
+# Beyond it float64 cannot represent every whole number.
 _LAST_WHOLE = 2**53
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The columns that are used, in dataset order.
+    """The columns used, in dataset order.
 
     Parameters
     ----------
     question_column : str
         Where the questions come from.
     questions : list of str or list of dict
-        Texts, or conversations that end in a user's message.
+        Strings, or conversations that end with a user message.
     labels : dict of ndarray [sample]
         Numeric or boolean, finite.
     groups : dict of ndarray [sample]
-        Texts that say which samples belong together.
+        Strings that say which samples belong together.
     content_hash : str
         SHA-256 over questions, labels and groups in order.
     """
@@ -56,15 +56,14 @@ def read_dataset(
 ) -> Dataset:
     """Read questions and labels from a parquet, CSV or JSON file, or a folder written by ``save_to_disk``.
 
-    A question is a text, or a list of messages ``{"role": ..., "content": ...}`` that ends in a user's. Text is never
-    taken for anything else: neither a number in a CSV file nor JSON within a text.
+    A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is never
+    interpreted: neither a number in a CSV file nor JSON within a string.
 
     Raises
     ------
     InputError
         Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
-        non-finite labels, whole numbers among them that no float64 holds, groups that are null, lists, or not certain
-        to be one or two.
+        non-finite labels, whole numbers that float64 would round, groups that are null, lists, or ambiguous.
     """
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
     rows = _read(path, Wanted(names, max_rows=max_samples))
@@ -79,7 +78,7 @@ def read_all_columns(
 ) -> tuple[list[Question | PromptError], Rows]:
     """Read the questions, and the rows as they are, from the same kinds of files as `read_dataset`.
 
-    In place of a question that is neither text nor a conversation stands the error that says so.
+    A question that is neither text nor a conversation is replaced by the error that says so.
 
     Raises
     ------
@@ -94,7 +93,7 @@ def read_all_columns(
 
 
 def read_question(value: Any, where: str) -> Question | PromptError:
-    """A value as a question, or why it is none.
+    """A value as a question, or why it is not one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Files of rows: read as they are written, and handed on without a change."""
+"""Files of rows, read and passed on without changes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Wanted:
     Parameters
     ----------
     names : sequence of str
-        Columns that must be there, once each.
+        Columns that must exist, once each.
     others : bool
         Read the other columns, too.
     max_rows : int or None
-        Read the first rows only.
+        Read only the first N rows.
     """
 
     names: Sequence[str]
@@ -53,7 +53,7 @@ def read_rows(path: Path, wanted: Wanted) -> Rows:
     Raises
     ------
     InputError
-        Missing file or column, a column that is there twice, a file that is not what its name says.
+        Missing file or column, a repeated column, a file that does not match its name.
     """
     return _reader(path)(path, wanted)
 

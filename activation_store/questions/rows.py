@@ -1,4 +1,4 @@
-"""Rows of a file as they were written, typed where that loses nothing."""
+"""Rows of a file as they were written, typed if that loses nothing."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class JsonRows:
         Raises
         ------
         InputError
-            There is no such type; the message does not say what to do.
+            There is no such type; the message does not say how to fix it.
         """
         values = self.values(name)
         try:
@@ -370,7 +370,7 @@ SHOWN_CHARACTERS = 40
 
 
 def check_columns(path: Path, names: Sequence[str], present: Sequence[str]) -> None:
-    """Raise `InputError` where a column is missing or there twice."""
+    """Raise `InputError` if a column is missing or repeated."""
     missing = [name for name in names if name not in present]
     if missing:
         hint = ""

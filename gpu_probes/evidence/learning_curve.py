@@ -1,4 +1,4 @@
-"""How the score of one cell grows with the rows that it is trained on."""
+"""How the score of one cell grows with the number of training rows."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Results(Documents):
         Raises
         ------
         ProbeError
-            When one is missing, is not as it was written, has another form, or says other than the others.
+            When one is missing, changed, of another form, or disagrees with the others.
         """
         folder = Path(folder)
         run = Run.load(folder)
@@ -82,7 +82,7 @@ def read_best(folder: Path) -> Best:
     Raises
     ------
     ProbeError
-        When it is missing, not as it was written, or something else.
+        When it is missing, changed, or something else.
     """
     return _read(Best, folder / BEST, complete=False)
 

@@ -207,10 +207,10 @@ class SweepResult:
         return CellPlots(self.to_frame(), self.metric, None if best is None else (best.cell.layer, best.cell.position))
 
     def save(self, output_dir: str | os.PathLike[str]) -> list[str]:
-        """Write the result files into a folder, each whole or not at all.
+        """Write the result files into a folder, each completely or not at all.
 
         performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json
-        if there is a best cell; one that an earlier run left there is removed if there is none.
+        if there is a best cell; otherwise one left by an earlier run is removed.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The options of a sweep: what they mean, and what can be said of them before any row is read."""
+"""The options of a sweep: their meaning, and their checks before any row is read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SweepOptions:
         ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
         training labels binary or multiclass.
     probe : str
-        ``auto``: ridge for numbers, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
+        ``auto``: ridge for regression, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
         added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
         covariance with a number), without a penalty. The last two always have an intercept.
     alpha : float
@@ -98,7 +98,7 @@ class SweepOptions:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to the features before a fit."""
+        """How features are prepared before a fit."""
         return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
     def check(self) -> None:
@@ -131,7 +131,7 @@ class SweepOptions:
             raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
         if self.probe == "mass_mean" and self.alphas is not None:
             raise PenaltyError("alphas: mass_mean has no alpha to choose; leave out alphas")
-        # The default cannot be told from an alpha of 1, which older scripts always give.
+        # The default cannot be distinguished from an explicit alpha of 1, which older scripts always give.
         if self.probe == "mass_mean" and self.alpha != _DEFAULT_ALPHA:
             raise PenaltyError(f"alpha {self.alpha}: mass_mean has no penalty; leave out alpha")
         if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:

@@ -1,4 +1,4 @@
-"""How many cells at once, how many rows at a time, in how many threads. Pure: numbers in, a plan out."""
+"""How many cells and rows at a time, in how many threads. Pure: numbers in, a plan out."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Which cells are worked on together, and how."""
+    """Which cells are processed together, and how."""
 
     blocks: tuple[tuple[Cell, ...], ...]
     chunk_rows: int
@@ -148,7 +148,7 @@ def plan_blocks(
 
 
 def check_budget(needed_nbytes: int, budget_bytes: int, what: str) -> None:
-    """Raise `BudgetError` where something needs more than is allowed."""
+    """Raise `BudgetError` if something needs more than the budget."""
     if needed_nbytes > budget_bytes:
         needed, allowed = sizes(needed_nbytes, budget_bytes)
         raise BudgetError(

@@ -31,11 +31,11 @@ class Memory:
     Attributes
     ----------
     budget_bytes : int
-        Of memory, on each device.
+        Memory on each device.
     held_nbytes : int
-        What is held of that all the time.
+        Part of it that is held all the time.
     result_nbytes : int
-        What results take, mostly predictions of all cells.
+        Size of the results, mostly predictions of all cells.
     spill_folder : Path or None
         Folder of results kept in files; None if they are in memory.
     """
@@ -47,7 +47,7 @@ class Memory:
 
     @property
     def free_nbytes(self) -> int:
-        """What is left for the fits."""
+        """Memory left for the fits."""
         return self.budget_bytes - self.held_nbytes
 
 
