@@ -56,8 +56,8 @@ def read_dataset(
 ) -> Dataset:
     """Read questions and labels from a parquet, CSV or JSON file, or a folder written by ``save_to_disk``.
 
-    A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is never
-    interpreted: neither a number in a CSV file nor JSON within a string.
+    A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is
+    never interpreted: neither a number in a CSV file nor JSON within a string.
 
     Raises
     ------
