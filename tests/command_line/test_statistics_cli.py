@@ -155,7 +155,7 @@ def test_transfer_is_the_best_probe_on_other_rows(grouped: Path, tmp_path: Path)
             "has no column 'author' to group by (--groups); it holds success_rate, right, topic",
         ),
         (("--permutations", "10"), "there is no cross-validation; use --k_fold"),
-        (("--k_fold", "--permutations", "-1"), "permutations -1 is less than none"),
+        (("--k_fold", "--permutations", "-1"), "permutations -1 is negative"),
         (("--k_fold", "--join", "rows"), "--join 'rows' is unknown; use layers, mean, or LAYER@POSITION"),
         (("--k_fold", "--join", "9@-1"), "there is no cell 9@-1; layers: 0+1+3"),
         (("--probe", "lda"), "probe 'lda' does not go with regression"),

@@ -114,9 +114,9 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         (tmp_path / name).symlink_to(target)
     for name, said in {
         "folder": "is a folder",
-        "dangling": "is a link",
-        "loop": "is a link",
-        "link": "is a link",
+        "dangling": "is a symbolic link",
+        "loop": "is a symbolic link",
+        "link": "is a symbolic link",
         "dangling folder/x": "is a broken link",
         "loop/x": "is a broken link",
         "input": "is read here",
@@ -185,7 +185,7 @@ def test_activations_that_are_replaced_during_the_training_are_an_error(
         return real(*args, **options)
 
     monkeypatch.setattr(training, "infer", replaced_meanwhile)
-    with pytest.raises(RequestError, match=r"test\.pt was replaced meanwhile"):
+    with pytest.raises(RequestError, match=r"test\.pt was replaced in the meantime"):
         asked.run()
     assert not (tmp_path / "out").exists()
 

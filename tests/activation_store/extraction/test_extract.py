@@ -434,7 +434,7 @@ def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
         ({"layers": [N_BLOCKS, -1]}, f"names layer {N_BLOCKS} twice"),
         ({"label_column": []}, "--label_column is empty"),
         ({"chat_template_kwargs": {"day": date(2024, 7, 26)}}, 'put the date in quotes: "2024-07-26"'),
-        ({"chat_template_kwargs": {"a": {"b": {1, 2}}}}, "a.b is .1, 2., which JSON does not have"),
+        ({"chat_template_kwargs": {"a": {"b": {1, 2}}}}, "a.b is .1, 2., which JSON cannot represent"),
         ({"chat_template_kwargs": {"a": {1: 2}}}, "a has the key 1, which is not a string"),
     ],
 )

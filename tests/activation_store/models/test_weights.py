@@ -87,11 +87,11 @@ BROKEN = {
     ),
     "a bias that the configuration leaves out": (
         lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
-        r"1 weight \(model\.layers\.0\.self_attn\.q_proj\.bias\) of the decoder which",
+        r"1 weight \(model\.layers\.0\.self_attn\.q_proj\.bias\) of the decoder that",
     ),
     "a bias with the name of a mask": (
         lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.attention.bias": torch.ones(32)}),
-        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\) of the decoder which",
+        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\) of the decoder that",
     ),
     "an adapter among the weights": (
         lambda model: rewrite(

@@ -84,7 +84,7 @@ def test_finished_stages_are_skipped_and_changed_ones_redone(experiment):
     change(experiment, "[0, 1]", '"0-2"')
     done = run("run", experiment)
     assert "layers" in done.stderr
-    assert ": kept as train.1.zarr, delete it if you do not need it" in done.stderr
+    assert ": kept as train.1.zarr; delete it if not needed" in done.stderr
     assert ActivationStore.open(out / "train.zarr").layers == (0, 1, 2)
     assert ActivationStore.open(out / "train.1.zarr").layers == (0, 1)
     table = pd.read_parquet(experiment.parent / "test.parquet")

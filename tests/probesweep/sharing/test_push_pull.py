@@ -227,7 +227,7 @@ def test_what_is_not_whole_is_not_sent(trained, store, results, tmp_path, hub):
     (results / "run.json").write_bytes(run_json)
     predictions = (results / "all_predictions.json").read_bytes()
     (results / "all_predictions.json").write_bytes(predictions.replace(b"1", b"2"))
-    with pytest.raises(ProbeError, match=r"all_predictions.json is not as run.json"):
+    with pytest.raises(ProbeError, match=r"all_predictions.json does not match run.json"):
         push(results, "me/probes")
     (results / "all_predictions.json").unlink()
     with pytest.raises(ProbeError, match=r"all_predictions.json: it is missing, and run.json names it"):
@@ -252,7 +252,7 @@ def test_a_store_that_is_not_whole_is_not_taken(store, tmp_path, hub):
     for name in ("activations/c/1/0/0/0", "question/c/0", "activations/journal", "zarr.json"):
         for content in harmed(whole[name]).values():
             hold(hub.repos[STATES], {**whole, name: content})
-            with pytest.raises(RequestError, match=r"me/states (was not taken|holds neither)"):
+            with pytest.raises(RequestError, match=r"me/states (was not downloaded|holds neither)"):
                 pull("me/states", tmp_path / "s.zarr")
             assert not [path for path in tmp_path.iterdir() if path.name in ("s.zarr", ".s.zarr.partial")]
 
@@ -293,7 +293,7 @@ def test_probes_that_are_not_whole_are_not_taken(results, tmp_path, hub):
         signed(whole, {"evil.pkl": b"\x80pickled"}),
     ):
         hold(hub.repos[PROBES], contents)
-        with pytest.raises(RequestError, match="me/probes was not taken"):
+        with pytest.raises(RequestError, match="me/probes was not downloaded"):
             pull("me/probes", tmp_path / "taken/probes")
         assert list((tmp_path / "taken").iterdir()) == []
 
@@ -374,11 +374,11 @@ def fails_in_one_line(match: str, *command: object) -> None:
 
 def test_errors_of_the_hub_are_one_line(results, tmp_path, hub, monkeypatch):
     target = tmp_path / "x"
-    fails_in_one_line("the hub shows no dataset and no model me/none", "pull", "me/none", target)
+    fails_in_one_line("the hub has no visible dataset or model me/none", "pull", "me/none", target)
     for command in (("push", results, "a/b/c"), ("pull", "a/b/c", target)):
         fails_in_one_line("'a/b/c' is not a repository name; write it as NAME/REPOSITORY", *command)
     hub.fail = {"POST /api/models/me/probes/commit": (403, {})}
-    fails_in_one_line("the hub refuses this for me/probes (403)", "push", results, "me/probes")
+    fails_in_one_line("the hub refused access to me/probes (403)", "push", results, "me/probes")
     hub.fail = {}
     push(results, "me/probes")
     hub.fail = {"GET /api/": (418, {})}

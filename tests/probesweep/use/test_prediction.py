@@ -376,9 +376,7 @@ def test_numbers_of_json_go_out_as_they_are_written(probe, tmp_path, kind):
     score_dataset(probe, given, tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="") as file:
         assert [row["x"] for row in csv.DictReader(file)] == NUMBERS
-    with pytest.raises(
-        InputError, match=r"row 0 has 1e400, which is beyond the numbers that parquet holds; write \.jsonl"
-    ):
+    with pytest.raises(InputError, match=r"row 0 has 1e400, which is beyond the range of parquet; write \.jsonl"):
         score_dataset(probe, given, tmp_path / "s.parquet")
 
 
@@ -621,7 +619,7 @@ def test_bad_rows_stop_unless_asked_and_say_how_to_go_on(train, odd, tmp_path, c
     done = run(*given, "--on_error", "null", "--truncate", "--max_length", "100")
     assert done.returncode == 0, done.stderr
     assert "3 of them without a score, see probe_error; row 2: None is not text" in done.stdout
-    assert "1 prompts were longer than 100 tokens and lost the end of their user's text: row 1" in caplog.text
+    assert "1 prompts were longer than 100 tokens and the end of their user's text was cut: row 1" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [row["probe_score"] is None for row in rows] == [False, False, True, False, True, True]
     assert rows[5]["probe_error"].startswith("the last message must be the user's")
