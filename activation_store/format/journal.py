@@ -2,8 +2,8 @@
 
 A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
 their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the finished store is
-like. Lines are only added; where a shard has two, the later one counts. What lies behind the last good line is a line
-that was being written when the machine stopped: it counts as never written.
+like. Lines are only added; where a shard has two, the later one counts. Anything after the last good line was
+being written when the machine stopped, and counts as never written.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CHANGED = "is not what was written when the store was created"
 
-# Nothing larger is read before it is known what it should hold.
+# Nothing larger is read before its expected content is known.
 MAX_JSON_NBYTES = 64 * 2**20
 _MAX_TEXT_NBYTES = 16 * 2**20
 _MAX_FILE_NBYTES = 4 * 2**30
@@ -52,7 +52,7 @@ def require_store(path: Path) -> None:
     InputError
         Nothing is there.
     UnsupportedFormatError
-        Something else is, or a store of another format version.
+        There is something else, or a store of another format version.
     CorruptStoreError
         Its ``zarr.json`` cannot be read.
     """
@@ -79,7 +79,7 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
     path : Path
         Of the store.
     drop_damaged : bool
-        Pass over damaged lines of the journal, as if what they committed never was.
+        Skip damaged lines of the journal, as if what they committed never existed.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
 
 
 def check_length(path: Path, spec: StoreSpec) -> None:
-    """Hold the number of samples, which all else is counted by, against the length of a file.
+    """Check the number of samples, on which everything else depends, against the length of a file.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalCont
 
 
 def _coordinate_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
-    """Arrays beside the activations: name -> shape."""
+    """Arrays next to the activations: name -> shape."""
     shapes: dict[str, tuple[int, ...]] = {axis: (spec.shape[AXES.index(axis)],) for axis in AXES[:3]}
     for name in (*spec.coordinates, *spec.label_columns):
         shapes[name] = (spec.n_samples,)
@@ -227,7 +227,7 @@ def _read(store: Path, name: str, max_nbytes: int) -> bytes:
 
 
 def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
-    """Path of a file that can be read: a pipe in its place would be waited on for ever."""
+    """Path of a file that can be read: reading a pipe in its place would block forever."""
     file = path_inside(store, name)
     if not file.is_file():
         raise CorruptStoreError(f"{store / name} is missing; {_mend(name)}")
@@ -240,7 +240,7 @@ def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
 
 
 def _mend(name: str) -> str:
-    """What to do about a damaged file: a repair starts from the two documents that say what the store is."""
+    """What to do about a damaged file: a repair starts from the two documents that define the store."""
     return RESTORE if name in ("zarr.json", f"{ARRAY}/zarr.json") else MEND
 
 

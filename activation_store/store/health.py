@@ -1,4 +1,4 @@
-"""What a finished store is like: cells from which nothing can be learned, prompts that are there twice."""
+"""Findings about a finished store: cells from which nothing can be learned, repeated prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def examine(store: ActivationStore) -> dict[str, Any]:
     dict
         ``constant_cells``: [layer, position] of cells in which all samples have the same values;
         ``zero_cells``: those of them in which all values are 0;
-        ``repeated_prompts``: samples whose prompt a sample before them has; null where prompts are not known.
+        ``repeated_prompts``: samples whose prompt repeats an earlier one; null if prompts are unknown.
     """
     cells = [(layer, position) for layer in store.layers for position in store.positions]
     constant = [cell for cell in cells if store.n_samples > 1 and _is_constant(store, *cell)]
@@ -35,7 +35,7 @@ def examine(store: ActivationStore) -> dict[str, Any]:
 
 
 def _is_constant(store: ActivationStore, layer: int, position: int) -> bool:
-    """Whether all samples are equal; most cells are done with after the first two."""
+    """Whether all samples are equal; for most cells the first two decide."""
     first = None
     for _, block in store.cell_blocks(layer, position):
         values = as_bits(block)
