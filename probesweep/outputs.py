@@ -68,7 +68,7 @@ def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
         if target == each.resolve() or _is_same(path, each):
             raise RequestError(f"{path} is an input, and would be overwritten; give another {flag}")
         if each.is_dir() and not has_results(each) and target.is_relative_to(each.resolve()):
-            raise RequestError(f"{path} is in {each}, which is read here; give another {flag}")
+            raise RequestError(f"{path} is in {each}, which is an input; give another {flag}")
     if path.name in _NAMES and (path.exists() or has_results(path.parent)):
         raise RequestError(f"{path} is the name of a result file; give another {flag}")
 

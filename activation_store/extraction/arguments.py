@@ -90,7 +90,7 @@ def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
     if reserved:
         raise InputError(
             f"--chat_template_kwargs: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
-            'what the template writes; give it the template\'s own variables, such as {"enable_thinking": false}'
+            'what the template writes; pass only the template\'s own variables, such as {"enable_thinking": false}'
         )
 
 

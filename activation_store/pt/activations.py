@@ -224,7 +224,7 @@ def _n_distinct(path: Path, content: dict[str, Any], name: str) -> int:
     if any(abs(value) >= 2**31 for value in values):
         raise InputError(f"{path}: {name} {list(values)} holds numbers that no model has; use indices such as 0 or -1")
     if len(set(values)) < len(values):
-        raise InputError(f"{path}: {name} {list(values)} names one twice: it is unclear which is meant")
+        raise InputError(f"{path}: {name} {list(values)} has a value twice: it is unclear which is meant")
     return len(values)
 
 

@@ -102,7 +102,7 @@ def read_probes(folder: Path) -> SavedCoefficients:
     if coef.ndim != 4 or coef.shape[:2] != axes or intercept.shape != coef.shape[:3]:
         raise damaged(path, f"shapes {coef.shape} and {intercept.shape} do not match its axes {axes}")
     if coef.dtype != np.float64 or intercept.dtype != np.float64:
-        raise damaged(path, f"{coef.dtype} and {intercept.dtype} in place of float64")
+        raise damaged(path, f"{coef.dtype} and {intercept.dtype} instead of float64")
     return SavedCoefficients(header, coef, intercept)
 
 
@@ -159,5 +159,5 @@ def _read_cells(path: Path, *, complete: bool) -> pd.DataFrame:
             raise damaged(path, "it does not hold finite numbers", [name])
     for name in texts:
         if not all(isinstance(value, str) or pd.isna(value) for value in cells[name].tolist()):
-            raise damaged(path, "it does not hold texts", [name])
+            raise damaged(path, "it does not hold strings", [name])
     return cells

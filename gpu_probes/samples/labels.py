@@ -153,7 +153,9 @@ def read_weights(values: Any, n_samples: int) -> Float64[np.ndarray, " sample"] 
         return None
     weights = _read_numbers(values, "sample_weight", n_samples)
     if (weights < 0).any() or not weights.any():
-        raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero")
+        raise LabelError(
+            f"sample_weight ranges from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero"
+        )
     return weights
 
 

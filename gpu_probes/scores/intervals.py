@@ -255,7 +255,7 @@ def _sorted(values: Shaped[np.ndarray, " _"], name: str) -> Shaped[np.ndarray, "
         return np.unique(values)
     except TypeError as error:
         raise LabelError(
-            f"{name} mix kinds that cannot be sorted ({error}); name them all by numbers or by texts"
+            f"{name} mix kinds that cannot be sorted ({error}); use only numbers or only strings"
         ) from error
 
 

@@ -158,7 +158,7 @@ def test_transfer_is_the_best_probe_on_other_rows(grouped: Path, tmp_path: Path)
         (("--k_fold", "--permutations", "-1"), "permutations -1 is negative"),
         (("--k_fold", "--join", "rows"), "--join 'rows' is unknown; use layers, mean, or LAYER@POSITION"),
         (("--k_fold", "--join", "9@-1"), "there is no cell 9@-1; layers: 0+1+3"),
-        (("--probe", "lda"), "probe 'lda' does not go with regression"),
+        (("--probe", "lda"), "probe 'lda' cannot be used for regression"),
         (("--k_fold", "--probe", "mass_mean", "--alphas", "1,2"), "mass_mean has no alpha to choose"),
         (("--k_fold", "--n_folds", "10", "--groups", "topic"), "n_folds 10 is more than the 8 groups"),
     ],

@@ -81,7 +81,7 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be \[sample, layer, .* shape \[4, 3\]"),
         ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "bfloat16, not int64 of shape"),
         ("rows", good | {"labels": torch.zeros(5)}, r"shape \[4, 3, 2, 5\], but there are 5 labels"),
-        ("twice", good | {"layer_indices": [0, 1, 1]}, "names one twice"),
+        ("twice", good | {"layer_indices": [0, 1, 1]}, "has a value twice"),
         ("kinds", good | {"positions": ["a", "b"]}, "positions must be a list of integers"),
         ("words", good | {"labels": ["a"] * 4}, "labels must be numbers"),
         ("table", good | {"labels": torch.zeros(4, 2)}, r"one per sample, not float32 of shape \[4, 2\]"),
