@@ -119,9 +119,9 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         "link": "is a symbolic link",
         "dangling folder/x": "is a broken link",
         "loop/x": "is a broken link",
-        "input": "is read here",
-        "hard link": "is read here",
-        "folder/../input": "is read here",
+        "input": "is an input",
+        "hard link": "is an input",
+        "folder/../input": "is an input",
         "input/x": "Not a directory",
         "x" * 256: "longer than the 255 bytes",
         "y" * 256 + "/x": "longer than the 255 bytes",
@@ -150,7 +150,7 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):
     before = (tmp_path / "test.pt").read_bytes()
     for path in ("test.pt", "out/../test.pt"):
         done = run("transfer", tmp_path / "out", tmp_path / "test.pt", "--output_path", tmp_path / path)
-        assert (done.returncode, "is read here" in done.stderr) == (2, True)
+        assert (done.returncode, "is an input" in done.stderr) == (2, True)
     assert (tmp_path / "test.pt").read_bytes() == before
 
 
