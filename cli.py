@@ -1,7 +1,7 @@
-"""The command line: parse, wire the two packages together, print, exit codes. No numerics.
+"""The command line: parse, connect the two packages, print, exit codes. No numerics.
 
-Exit codes: 0 done, 1 failure, 2 wrong use, bad input or a limit (ulimit), 130 and 143 interrupted, 141 nobody reads the
-output. Heavy imports happen inside the commands, so that ``--help`` answers at once.
+Exit codes: 0 done, 1 failure, 2 wrong usage, bad input or a resource limit (ulimit), 130 and 143 interrupted, 141 the
+output pipe was closed. Heavy imports happen inside the commands, so that ``--help`` is instant.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ def _with_underscores(name: str) -> str:
 
 
 SETTINGS: dict[str, Any] = {
-    # Flags take underscores, as the original scripts had them, or hyphens.
+    # Flags take underscores, as in the original scripts, or hyphens.
     "token_normalize_func": _with_underscores,
     "help_option_names": ["-h", "--help"],
     "max_content_width": 110,
 }
-# As a shell says of a command that SIGPIPE ended.
+# What a shell reports for a command killed by SIGPIPE.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 class _TextPath(click.Path):
-    """A path that is text, as safetensors, Arrow and torch need it. `-` may be standard input, `./-` is a file."""
+    """A path that is valid text, as safetensors, Arrow and torch need. `-` may be standard input, `./-` is a file."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Take what was typed for a path."""
+        """Convert the argument to a path."""
         try:
             str(value).encode()
         except UnicodeEncodeError:
-            self.fail(f"{str(value)!r} holds bytes that are no text; rename it", param, ctx)
+            self.fail(f"{str(value)!r} contains bytes that are not valid text; rename it", param, ctx)
         path = Path(value)
         return path.absolute() if str(path) == "-" and str(value) != "-" else path
 
@@ -68,70 +68,74 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
     is_eager=True,
     expose_value=False,
     callback=show_versions,
-    help="Show versions and device.",
+    help="Show versions and device, and exit.",
 )
 def probesweep() -> None:
     """Measure what a language model knows before it answers.
 
-    Run the model over a dataset once (extract), then fit a linear probe at every layer and position (train): or both
-    from one file (run). Flags take _ or -.
+    Run the model over a dataset once (extract), then fit a linear probe at every layer and position (train), or do
+    both from one file (run). Flags may be written with _ or -.
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
 
 
 @probesweep.command()
-@click.option("--model", required=True, help='Hub id, local folder, GGUF file, or "smollm2" (embedded).')
+@click.option("--model", required=True, help='Hub id, local folder, GGUF file, or "smollm2" (bundled).')
 @click.option(
     "--dataset_path",
     required=True,
     type=_PATH,
-    help="Parquet, CSV or JSON Lines file, or folder of datasets' save_to_disk.",
+    help="Parquet, CSV or JSON Lines file, or a save_to_disk folder of datasets.",
 )
 @click.option(
     "--output_path",
     required=True,
     type=_PATH,
-    help="Zarr store to write; a name that ends in .pt gets that file as well.",
+    help="Zarr store to write; x.pt writes x.zarr and x.pt.",
 )
 @click.option(
     "--label_column",
     multiple=True,
     default=("success_rate",),
     show_default=True,
-    help="Column of numbers to predict; give it again for more.",
+    help="Column of numbers to predict; repeat the flag for several.",
 )
 @click.option(
-    "--group_column", multiple=True, help="Column of numbers or texts to keep for train --groups; again for more."
+    "--group_column", multiple=True, help="Column of numbers or strings to keep for train --groups; repeat for several."
 )
-@click.option("--question_column", default="question", show_default=True, help="Column of texts or chat messages.")
+@click.option("--question_column", default="question", show_default=True, help="Column of strings or chat messages.")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
 @click.option("--eoi_tokens", type=int, help="Store the last N tokens.  [default: the chat template's tail]")
-@click.option("--use_chat_template", is_flag=True, help="Questions are bare: put each through the chat template.")
+@click.option("--use_chat_template", is_flag=True, help="Questions are bare text: render each with the chat template.")
 @click.option("--chat_template_kwargs", help="""JSON for the template, such as '{"enable_thinking": false}'.""")
-@click.option("--max_length", type=int, help="Most tokens of a prompt; longer is an error.  [default: the model's]")
-@click.option("--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the tail stays.")
-@click.option("--batch_size", type=int, help="Most prompts of a batch.  [default: what fits in free memory]")
-@click.option("--max_samples", type=int, help="Use the first N rows only.")
+@click.option(
+    "--max_length", type=int, help="Most tokens of a prompt; longer ones are an error.  [default: the model's limit]"
+)
+@click.option(
+    "--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the template's tail is kept."
+)
+@click.option("--batch_size", type=int, help="Most prompts in a batch.  [default: what fits into free memory]")
+@click.option("--max_samples", type=int, help="Use only the first N rows.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--device_map", help="Spread the model over all devices: auto, balanced, ... (accelerate)")
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
-@click.option("--shard_samples", type=int, help="Samples of one shard file.  [default: shards of up to 256 MiB]")
+@click.option("--shard_samples", type=int, help="Samples per shard file.  [default: shards of up to 256 MiB]")
 @click.option(
     "--no_prefix_cache",
     "prefix_cache",
     flag_value=False,
     default=True,
-    help="Run the tokens that all prompts begin with anew in every batch.",
+    help="Recompute the tokens shared by all prompts in every batch.",
 )
-@click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
-@click.option("--repair", is_flag=True, help="Check the store that is there; extract damaged shards anew.")
-@click.option("--dry_run", is_flag=True, help="Say what would be done, with the tokens of ten prompts; do nothing.")
+@click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
+@click.option("--repair", is_flag=True, help="Check every byte of an existing store; extract damaged shards again.")
+@click.option("--dry_run", is_flag=True, help="Print sizes and the stored tokens of ten prompts; run nothing.")
 @click.pass_obj
 def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     """Store the hidden states of the tokens after each instruction.
 
-    The same command again takes up an interrupted extraction, and does nothing when it is done.
+    To resume an interrupted extraction, run the same command again. A finished one is not repeated.
 
     Example: probesweep extract --model smollm2 --dataset_path data/success_smollm2_train.parquet
     --output_path train.zarr --use_chat_template
@@ -164,77 +168,84 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
 
 
 @probesweep.command()
-@click.option("--train_activations", required=True, type=_PATH, help="Store (or .pt) of training rows.")
-@click.option("--test_activations", required=True, type=_PATH, help="Store (or .pt) of test rows.")
+@click.option("--train_activations", required=True, type=_PATH, help="Store (or .pt) of the training rows.")
+@click.option("--test_activations", required=True, type=_PATH, help="Store (or .pt) of the test rows.")
 @click.option("--output_dir", required=True, type=_PATH, help="Folder for the results.")
 @click.option(
     "--task_type",
     type=click.Choice(["auto", "regression", "classification"]),
     default="auto",
     show_default=True,
-    help="auto: by scikit-learn's type_of_target of the training labels.",
+    help="auto: scikit-learn's type_of_target of the training labels.",
 )
 @click.option(
     "--probe",
     type=click.Choice(["auto", "ridge", "logistic", "lda", "mass_mean"]),
     default="auto",
     show_default=True,
-    help="auto: ridge for numbers, logistic for classes.",
+    help="auto: ridge for regression, logistic for classes.",
 )
-@click.option("--join", help="Probe on joined cells: layers (all of a position), mean (of positions), or 20@-4,18@-1.")
 @click.option(
-    "--label_column", multiple=True, help="Label to predict; give it again for more.  [default: all in the store]"
+    "--join", help="Probe on joined cells: layers (all of a position), mean (over positions), or 20@-4,18@-1."
+)
+@click.option(
+    "--label_column", multiple=True, help="Label to predict; repeat for several.  [default: all in the store]"
 )
 @click.option(
     "--alpha",
     default=1.0,
     show_default=True,
-    help="Penalty, as scikit-learn's Ridge; C = 1/alpha. --alphas takes its place.",
+    help="Penalty, as in scikit-learn's Ridge; C = 1/alpha. --alphas replaces it.",
 )
 @click.option(
     "--alphas",
     "--alpha_grid",
-    help="Comma-separated grid, or auto (powers of ten that suit the features); each cell takes its best by CV "
+    help="Comma-separated grid, or auto (powers of ten, scaled to the features); each cell takes its best by CV "
     "(needs --k_fold).",
 )
-@click.option("--fit_intercept", is_flag=True, help="Add an intercept, without a penalty.")
-@click.option("--standardize", is_flag=True, help="Features to mean 0, deviation 1, on each fit's training rows alone.")
-@click.option("--weight_column", help="Label column of the training store that holds sample weights, not a label.")
+@click.option("--fit_intercept", is_flag=True, help="Add an unpenalized intercept.")
+@click.option(
+    "--standardize", is_flag=True, help="Scale features to mean 0, deviation 1, fitted on each fold's training rows."
+)
+@click.option("--weight_column", help="Label column of the training store that holds sample weights.")
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
-@click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything drawn at random.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything else drawn at random.")
 @click.option("--groups", help="Column of the training store whose samples are held out together (--group_column).")
 @click.option(
     "--split_repeats",
     is_flag=True,
-    help="Let folds separate training prompts that are the same text; by default they are held out together.",
+    help="Let folds separate repeated training prompts; by default they are held out together.",
 )
 @click.option(
-    "--drop_overlap", is_flag=True, help="Score test prompts that are among the training prompts apart, not as test."
+    "--drop_overlap", is_flag=True, help="Score test prompts that also occur in training separately, not as test rows."
 )
 @click.option(
-    "--permutations", default=0, show_default=True, help="Shuffles of the labels for p-values, such as 1000 (--k_fold)."
+    "--permutations",
+    default=0,
+    show_default=True,
+    help="Permutations of the labels for p-values, such as 1000 (--k_fold).",
 )
 @click.option(
     "--no_nested_cv",
     "nested_cv",
     flag_value=False,
     default=True,
-    help="Leave out the honest estimate of the best cell's score.",
+    help="Skip nested cross-validation.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
 @click.option(
     "--budget_gib",
     type=float,
-    help="Memory of fits, statistics and results.  [default: half of what is free; 4/5 on a GPU]",
+    help="Memory for fits, statistics and results.  [default: half of what is free; 4/5 on a GPU]",
 )
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
 def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
-    """Fit a linear probe at every layer and position, and say which predicts best.
+    """Fit a linear probe at every layer and position.
 
-    Ridge for numbers (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. The same command
-    again does nothing when it is done.
+    Ridge for regression (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. A finished
+    training is not repeated.
 
     Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
     --k_fold --alphas 1,100,10000
@@ -259,12 +270,12 @@ def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
 
 @probesweep.command()
 @click.argument("experiment", type=_PATH)
-@click.option("--init", is_flag=True, help="Write EXPERIMENT, commented, to begin with.")
+@click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from.")
 @click.pass_obj
 def run(terminal: Terminal, experiment: Path, init: bool) -> None:
-    """Do all that the TOML file EXPERIMENT says: extract, train, report.
+    """Run a complete experiment from one file: extract, train, report.
 
-    What is done already is skipped; what a change of the file touches is done anew.
+    EXPERIMENT is a TOML file. Finished stages are skipped. After an edit, only stages affected by it are rerun.
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
@@ -274,7 +285,8 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     if init:
         write_template(experiment)
         terminal.summarize(
-            lambda: f"{experiment}: edit it, then probesweep run {experiment}", lambda: {"experiment": str(experiment)}
+            lambda: f"wrote {experiment}; edit it, then run: probesweep run {experiment}",
+            lambda: {"experiment": str(experiment)},
         )
         return
     _show_trainings(terminal, Experiment.load(experiment).run(terminal.note))
@@ -285,7 +297,9 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
 @click.option("--figures", is_flag=True, help="Also write every figure as PNG and SVG into the folder figures.")
 @click.pass_obj
 def report(terminal: Terminal, results: Path, figures: bool) -> None:
-    """Write report.html, a page that needs no network, into the result folder RESULTS, or into all in it.
+    """Write the HTML report of a result folder.
+
+    Writes report.html into RESULTS, or into each result folder inside it. The page needs no network.
 
     Example: probesweep report results --figures
     """
@@ -309,18 +323,24 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
     type=_PATH,
     help="Parquet, CSV or JSON Lines file of new prompts; -: JSON Lines from standard input.",
 )
-@click.option("--output_path", "--output", type=_PATH, help="Where to write it with scores: .parquet, .csv or .jsonl.")
 @click.option(
-    "--text", multiple=True, help="A prompt to score here; again for more; -: a prompt a line from standard input."
+    "--output_path", "--output", type=_PATH, help="Where to write the rows with scores: .parquet, .csv or .jsonl."
+)
+@click.option(
+    "--text",
+    multiple=True,
+    help="A prompt to score in the terminal; repeat for several; -: one per line from standard input.",
 )
 @click.option("--question_column", help="Column of the prompts.  [default: the training's]")
-@click.option("--max_samples", type=int, help="Use the first N rows only.")
+@click.option("--max_samples", type=int, help="Use only the first N rows.")
 @click.option(
     "--max_length",
     type=click.IntRange(1),
-    help="Most tokens of a prompt.  [default: what the training's were cut to, else the model's limit]",
+    help="Most tokens of a prompt.  [default: what training prompts were cut to, or else the model's limit]",
 )
-@click.option("--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the tail stays.")
+@click.option(
+    "--truncate", is_flag=True, help="Cut the end of the user's text of longer prompts; the template's tail is kept."
+)
 @click.option(
     "--on_error",
     type=click.Choice(["stop", "null"]),
@@ -328,10 +348,12 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
     show_default=True,
     help="null: a row whose prompt cannot be used gets null scores and a probe_error.",
 )
-@click.option("--model", help="Where the same model lies now.  [default: where it was]")
-@click.option("--batch_size", type=click.IntRange(1), help="Most prompts of a batch.  [default: what fits in memory]")
+@click.option("--model", help="New location of the same model.  [default: the training's]")
+@click.option(
+    "--batch_size", type=click.IntRange(1), help="Most prompts in a batch.  [default: what fits into free memory]"
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--trust_remote_code", is_flag=True, help="Run code that the model's repository brings.")
+@click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
 @click.pass_obj
 def predict(
     terminal: Terminal,
@@ -344,7 +366,7 @@ def predict(
     on_error: Literal["stop", "null"],
     **options: Any,
 ) -> None:
-    """Score new prompts with the best probe of a training; the model runs only up to the probe's layer.
+    """Score new prompts with the best probe of a training. The model runs only up to the probe's layer.
 
     Example: probesweep predict --probe results --dataset_path new.parquet --output_path scores.parquet
 
@@ -388,25 +410,25 @@ def predict(
 
 
 def _without_score(unusable: Mapping[int, str]) -> str:
-    """How many rows have no score, and why the first has none."""
+    """How many rows have no score, and why the first one has none."""
     if not unusable:
         return ""
     row, reason = next(iter(unusable.items()))
-    return f"\n{len(unusable)} of them without a score, as probe_error says; row {row}: {reason}"
+    return f"\n{len(unusable)} of them without a score, see probe_error; row {row}: {reason}"
 
 
 @probesweep.command()
 @click.argument("probes", type=_PATH)
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_PATH)
-@click.option("--label_column", help="Label of the stores to score against.  [default: the one of the training]")
+@click.option("--label_column", help="Label of the stores to score against.  [default: the training's]")
 @click.option("--output_path", type=_PATH, help="JSON file for the scores of every cell.")
 @click.pass_obj
 def transfer(
     terminal: Terminal, probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None
 ) -> None:
-    """Score the probes of a training, or of several in one folder, on other stores.
+    """Score trained probes on other stores.
 
-    A row for each result folder in PROBES, a column for each STORE: the score of the best probe on all its rows.
+    Prints a row per result folder in PROBES and a column per STORE: the score of the best probe on all rows.
 
     Example: probesweep transfer results train.zarr test.zarr other.zarr
     """
@@ -442,7 +464,9 @@ def transfer(
 @click.argument("store", type=_PATH)
 @click.pass_obj
 def verify(terminal: Terminal, store: Path) -> None:
-    """Check every byte of STORE; list what is damaged or missing and exit 1 if anything is.
+    """Check every byte of a STORE.
+
+    Lists what is damaged or missing, and exits with 1 if there is anything to list.
 
     Example: probesweep verify train.zarr
     """
@@ -451,7 +475,7 @@ def verify(terminal: Terminal, store: Path) -> None:
     opened = ActivationStore.open(store)
     problems = list(map(str, opened.verify(_shard_bar("verify"))))
     terminal.answer(
-        lambda: "\n".join(problems) or f"{store}: all {len(opened)} samples are whole",
+        lambda: "\n".join(problems) or f"{store}: all {len(opened)} samples are complete and undamaged",
         lambda: {"store": str(store), "n_samples": len(opened), "problems": problems},
     )
     if problems:
@@ -462,7 +486,9 @@ def verify(terminal: Terminal, store: Path) -> None:
 @click.argument("store", type=_PATH)
 @click.pass_obj
 def inspect(terminal: Terminal, store: Path) -> None:
-    """Say what STORE holds: axes, origin, norms by layer, tokens at every position.
+    """Describe a STORE.
+
+    Shows its axes, origin, committed rows, norms by layer, and the tokens at every position of a few samples.
 
     Example: probesweep inspect train.zarr
     """
@@ -480,7 +506,7 @@ def inspect(terminal: Terminal, store: Path) -> None:
 @click.option("--label_column", help="The label to write.  [default: the first]")
 @click.pass_obj
 def export(terminal: Terminal, store: Path, output_path: Path, label_column: str | None) -> None:
-    """Write a finished STORE as a .pt of the original scripts.
+    """Write a finished STORE as a .pt file of the original scripts.
 
     Example: probesweep export train.zarr train.pt
     """
@@ -506,7 +532,7 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
 @click.argument("output_path", type=_PATH)
 @click.pass_obj
 def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
-    """Write a store from SOURCE, a .pt of the original scripts.
+    """Write a store from SOURCE, a .pt file of the original scripts.
 
     Example: probesweep import train.pt train.zarr
     """
@@ -520,12 +546,14 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 @probesweep.command()
 @click.argument("path", type=_PATH)
 @click.argument("repository")
-@click.option("--public", is_flag=True, help="Make a new repository public, and allow one that is public already.")
-@click.option("--revision", help="Branch that takes the files.")
-@click.option("--message", help="Message of the commit.")
+@click.option("--public", is_flag=True, help="Make a new repository public, and allow one that is already public.")
+@click.option("--revision", help="Branch to commit to.  [default: the main branch]")
+@click.option("--message", help="Commit message.  [default: written for you]")
 @click.pass_obj
 def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> None:
-    """Send a store or a result folder, PATH, to a REPOSITORY of the Hugging Face hub; private unless --public.
+    """Upload a store or results to the Hugging Face hub.
+
+    PATH is a finished store, or a folder of results. A new REPOSITORY is private unless --public is given.
 
     Example: probesweep push results name/success-probes
     """
@@ -538,10 +566,12 @@ def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> Non
 @probesweep.command()
 @click.argument("repository")
 @click.argument("path", type=_PATH)
-@click.option("--revision", help="Branch, tag or commit.")
+@click.option("--revision", help="Branch, tag or commit to download.  [default: the main branch]")
 @click.pass_obj
 def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) -> None:
-    """Take a store or result folders from a REPOSITORY of the Hugging Face hub into a new folder, PATH, and check them.
+    """Download a store or results from the Hugging Face hub.
+
+    Everything in REPOSITORY that push sent goes into a new folder, PATH, and is checked.
 
     Example: probesweep pull name/success-probes results
     """
@@ -554,7 +584,9 @@ def pull(terminal: Terminal, repository: str, path: Path, revision: str | None) 
 @probesweep.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands and flags.
+    """Print code for shell completion.
+
+    Makes SHELL complete commands and flags.
 
     Example: probesweep completion bash >> ~/.bashrc
     """
@@ -600,7 +632,7 @@ def _json_object(text: str | None, flag: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Entry point: run a command and turn what it raises into one line and an exit code."""
+    """Entry point: run a command and turn exceptions into one line and an exit code."""
     open_streams()
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
@@ -615,10 +647,10 @@ def main() -> None:
 
 
 def _set_up_libraries() -> None:
-    """Before they are imported: no progress bars without a terminal, no busy waiting."""
+    """Before libraries are imported: no progress bars without a terminal, no busy waiting."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # OpenMP threads that spin while they wait slow torch down several times over when another process wants a core.
+    # OpenMP threads that spin while waiting slow torch down several times when another process needs a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -638,9 +670,9 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; run the same command again to go on", 130)
+        return _fail("interrupted; run the same command again to resume", 130)
     except SystemExit as ended:
-        # click makes 1 of a pipe that nobody reads, which would say that a store is damaged.
+        # click exits with 1 for a closed pipe, which would mean that a store is damaged.
         if ended.code == 1 and nobody_reads():
             return _BROKEN_PIPE
         raise
@@ -652,22 +684,22 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
 
 
 def _leave_at_once(message: str) -> NoReturn:
-    """End without taking anything down: libraries that ran out of memory can hang while they are."""
+    """Exit without cleanup: libraries that ran out of memory can hang in it."""
     _fail(message, 2)
     close_streams()
     os._exit(2)
 
 
 def _explain(error: Exception) -> int:
-    """One line for what is expected to go wrong; anything else is a fault of ours."""
+    """One line for expected errors; anything else is a bug."""
     limit = limit_reached(error)
     if limit is not None:
         _leave_at_once(limit)
     if isinstance(error, OSError):
-        # No file can be called that: wrong use, whatever the disk.
+        # No file can have that name: wrong usage, whatever the disk.
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
-    # The packages' input errors are ValueErrors of their own trees; telling them apart needs their imports.
+    # The packages' input errors are ValueErrors of their own hierarchies; telling them apart needs their imports.
     try:
         from activation_store.errors import InputError, StoreError
         from gpu_probes.errors import ProbeError
@@ -680,11 +712,11 @@ def _explain(error: Exception) -> int:
     if isinstance(error, StoreError):
         return _fail(str(error), 1)
     kind = type(error).__name__
-    return _fail(f"{kind}: {error}; this is a fault of probesweep: please report it with what --debug prints", 1)
+    return _fail(f"{kind}: {error}; this is a bug in probesweep: please report it with the output of --debug", 1)
 
 
 def _fail(message: str, code: int) -> int:
-    # Where nobody reads stderr the exit code is all there is to say.
+    # If nobody reads stderr, the exit code is all there is.
     with suppress(OSError):
         click.echo(f"error: {' '.join(message.split())}", err=True)
     return code

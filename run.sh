@@ -3,21 +3,21 @@
 # A second run skips what is done.
 set -euo pipefail
 cd "$(dirname "$0")"
-# Without bytecode each of the four commands compiles torch and transformers anew, for ten seconds.
+# Without bytecode each of the four commands would compile torch and transformers again, for ten seconds.
 unset PYTHONDONTWRITEBYTECODE
 
-MODEL="${MODEL:-smollm2}"                 # hub id, local folder, GGUF file, or smollm2 (embedded, no download from a hub)
+MODEL="${MODEL:-smollm2}"                 # hub id, local folder, GGUF file, or smollm2 (bundled, no download from the hub)
 TRAIN_DATASET="${TRAIN_DATASET:-data/success_smollm2_train.parquet}"
 TEST_DATASET="${TEST_DATASET:-data/success_smollm2_test.parquet}"
 QUESTION_COL="${QUESTION_COL:-question}"
 LABEL_COL="${LABEL_COL:-success_rate}"
 LAYERS="${LAYERS:-all}"                   # all, -1, 0,1,2 or 0-8: hidden_states indices
-BATCH_SIZE="${BATCH_SIZE:-}"               # most prompts of a batch; empty: what fits in free memory
+BATCH_SIZE="${BATCH_SIZE:-}"               # most prompts in a batch; empty: what fits into free memory
 DEVICE="${DEVICE:-auto}"                  # auto, cpu, cuda, cuda:1
 OUTPUT_DIR="${OUTPUT_DIR:-results/smollm2}"
-ALPHAS="${ALPHAS:-1,10,100,1000,10000,100000}"  # each cell takes its best by cross-validation
-PERMUTATIONS="${PERMUTATIONS:-1000}"       # shuffles of the labels for the p-value; 0: none
-CHAT_TEMPLATE="${CHAT_TEMPLATE:---use_chat_template}"  # empty where the questions are templated already
+ALPHAS="${ALPHAS:-1,10,100,1000,10000,100000}"  # each cell takes the best one by cross-validation
+PERMUTATIONS="${PERMUTATIONS:-1000}"       # permutations of the labels for p-values; 0: none
+CHAT_TEMPLATE="${CHAT_TEMPLATE:---use_chat_template}"  # empty if the questions are already templated
 
 if [ ! -e .venv/installed ] || [ constraints.txt -nt .venv/installed ] || [ pyproject.toml -nt .venv/installed ]; then
   echo "installing into .venv ..." >&2

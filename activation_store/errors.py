@@ -1,17 +1,17 @@
-"""What can go wrong with a dataset, a model or a store: one tree, so that a caller can catch all of it or a part."""
+"""Errors of datasets, models and stores in one hierarchy, so that a caller can catch all of them or a part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
 
-# What mends most damage: the inputs are still there, and the model computes the same values again.
-MEND = "restore it from a copy, or run the same extract again with --repair (imported: import it anew)"
+# What fixes most damage: the inputs still exist, and the model computes the same values again.
+MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
 class StoreError(Exception):
-    """Base of every error of this package; the message is one line: what, where, how to mend it."""
+    """Base of every error of this package; the message is one line: what, where, how to fix it."""
 
 
 class InputError(StoreError, ValueError):
@@ -19,16 +19,16 @@ class InputError(StoreError, ValueError):
 
 
 class PromptError(InputError):
-    """The question of a row cannot be used, and those of other rows can; `reason` says why, without the row."""
+    """The question of one row cannot be used; `reason` says why, without the row."""
 
-    # As every error of the tree it can be made of its message alone, as whoever adds to the message does.
+    # Like every error here it can be created from its message alone, as code that extends the message does.
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason or message
 
 
 class FingerprintMismatchError(InputError):
-    """The store was started from other inputs than the ones given now; `differences` names them."""
+    """The store was started from inputs other than the current ones; `differences` names them."""
 
     differences: str = ""
 
@@ -38,7 +38,7 @@ class StoreLockedError(StoreError):
 
 
 class UnsupportedFormatError(InputError):
-    """Not a probesweep store, or one of a format that this version does not read."""
+    """Not a probesweep store, or one in a format that this version cannot read."""
 
 
 class CorruptStoreError(StoreError):
@@ -46,7 +46,7 @@ class CorruptStoreError(StoreError):
 
 
 class MissingShardError(InputError):
-    """Rows were asked for that are not there: never committed, or their file is gone."""
+    """Requested rows are missing: never committed, or their file is gone."""
 
 
 class NonFiniteError(StoreError):
@@ -54,7 +54,7 @@ class NonFiniteError(StoreError):
 
 
 class ParityError(StoreError):
-    """The model gives other values for prompts in a batch than one by one."""
+    """The model returns different values for prompts in a batch than one at a time."""
 
 
 class DeviceMemoryError(StoreError):
@@ -65,13 +65,13 @@ _SHOWN_ROWS = 10
 
 
 def show_rows(rows: Sequence[int]) -> str:
-    """The first rows of a list, in words."""
+    """The first rows of a list, as text."""
     more = f" and {len(rows) - _SHOWN_ROWS} more" if len(rows) > _SHOWN_ROWS else ""
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:_SHOWN_ROWS]))}{more}"
 
 
 def check_at_least_one(**values: int | None) -> None:
-    """Refuse what is no whole number from one to the most that a file system can count."""
+    """Refuse anything but a whole number from one to the most that a file system can count."""
     for name, value in values.items():
         if value is None:
             continue

@@ -16,9 +16,15 @@ COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
     "extract": ("benchmarks.extract.command", "Speed and memory of an extraction against the scripts it replaces."),
     "solver": ("benchmarks.solver.command", "Speed and exactness of the fits against scikit-learn and the scripts."),
-    "inference": ("benchmarks.statistics.command", "What honest statistics cost, and whether they keep their promise."),
-    "job": ("benchmarks.job.command", "All probes of a large store on a GPU beside a scikit-learn loop on all cores."),
-    "faults": ("benchmarks.faults.command", "Kills, failing calls, power loss, damaged bytes: what is lost or wrong."),
+    "inference": ("benchmarks.statistics.command", "Cost and calibration of nested CV, permutations and intervals."),
+    "job": (
+        "benchmarks.job.command",
+        "All probes of a large store on a GPU, against a scikit-learn loop on all cores.",
+    ),
+    "faults": (
+        "benchmarks.faults.command",
+        "Kills, failing calls, power loss, damaged bytes: data lost or read wrong.",
+    ),
 }
 
 
@@ -37,7 +43,7 @@ class LazyGroup(click.Group):
 
 
 def _installed(command: click.Command) -> click.Command:
-    """The command, with one line in place of a traceback where a peer to measure against is not installed."""
+    """The command, with one line instead of a traceback if a package to compare with is not installed."""
     run = command.callback
     assert run is not None
 
@@ -60,8 +66,8 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 @click.group(cls=LazyGroup)
 def main() -> None:
-    """Measure this package against its peers, on the same data in the same run."""
-    # Ended from outside, a run still removes its files: they are gigabytes.
+    """Compare this package with its peers, on the same data in the same run."""
+    # A run that is terminated still removes its files, which take gigabytes.
     signal.signal(signal.SIGTERM, _stop)
 
 

@@ -6,11 +6,11 @@ from enum import Enum
 
 
 class ProbeError(ValueError):
-    """Bad input, in one line: what is wrong, where, and how to mend it."""
+    """Bad input, in one line: what is wrong, where, and how to fix it."""
 
 
 class LabelError(ProbeError):
-    """Labels that are missing, not numeric, of the wrong number, or unfit for the task."""
+    """Labels that are missing, not numeric, too many or few, or unsuitable for the task."""
 
 
 class CellError(ProbeError):
@@ -26,7 +26,7 @@ class PenaltyError(ProbeError):
 
 
 class DeviceError(ProbeError):
-    """A device that is not there, or that cannot compute in float64."""
+    """A device that is not available, or cannot compute in float64."""
 
 
 class BudgetError(ProbeError):
@@ -39,7 +39,7 @@ class MissingExtraError(ProbeError):
 
 @contextmanager
 def extra(name: str, *modules: str) -> Generator[None]:
-    """Say in one line which extra of the package is missing, where one of its modules is not found."""
+    """Say in one line which extra of the package is missing if one of its modules is not found."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -53,7 +53,7 @@ class ProbeWarning(UserWarning):
 
 
 class Status(Enum):
-    """How a cell fared; the value is the text that users read."""
+    """Outcome of a cell; the value is the text that users read."""
 
     OK = "fitted and scored"
     CONSTANT_CELL = "every training row is identical here, so there is nothing to learn from"

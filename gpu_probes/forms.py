@@ -1,4 +1,4 @@
-"""The form of documents: strict values, and one sentence for what is wrong with one."""
+"""The form of documents: strict values, and one sentence about what is wrong with one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _without_nan(value: Json) -> Json:
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _without_nan(one)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("NaN and infinity are no JSON")
+        raise ValueError("NaN and infinity are not JSON")
     return value
 
 

@@ -1,4 +1,4 @@
-"""The words of the house: what is fitted, for which task, in which cell, and how it was found."""
+"""Shared terms: what is fitted, for which task, in which cell, and how it was found."""
 
 from __future__ import annotations
 

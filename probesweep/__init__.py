@@ -1,4 +1,4 @@
-"""The two packages wired together: trainings over stores, experiments, probes in use, sharing, trackers."""
+"""The two packages combined: trainings on stores, experiments, prediction, sharing, trackers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What was done already: small JSON files that hold, by the name of a thing, what it was done with."""
+"""What is already done: small JSON files with the inputs of each finished step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ADAPTER = TypeAdapter(Memory)
 
 
 def recall(path: Path) -> Memory:
-    """Read a file; empty where there is none.
+    """Read a file; empty if there is none.
 
     Raises
     ------
@@ -26,10 +26,10 @@ def recall(path: Path) -> Memory:
     try:
         return _ADAPTER.validate_python(json.loads(path.read_text())) if path.exists() else {}
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is damaged; remove it: what is done already is found, or done, anew") from error
+        raise RequestError(f"{path} is damaged; remove it: finished work will be found again, or redone") from error
 
 
 def remember(path: Path, done: Memory) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file completely or not at all."""
     make_folder(path.parent)
     write_output(path, [json.dumps(done, indent=2, allow_nan=False).encode() + b"\n"])

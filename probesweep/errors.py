@@ -1,5 +1,5 @@
-"""What can be wrong with a request that concerns both packages."""
+"""Errors of requests that concern both packages."""
 
 
 class RequestError(ValueError):
-    """Files or options that do not go together; the message says what, where, and how to mend it."""
+    """Files or options that do not fit together; the message says what, where, and how to fix it."""

@@ -1,4 +1,4 @@
-"""Where results go: what cannot take them is refused before the work, and one process at a time writes to a folder."""
+"""Where results go: unusable places are refused before the work, and one process at a time writes to a folder."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json")
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Make sure that files can be written to a folder, which need not be there yet.
+    """Make sure that files can be written to a folder, which need not exist yet.
 
     Raises
     ------
     RequestError
-        They cannot, or it is a store or in one.
+        They cannot, or the folder is a store or inside one.
     """
     above = (folder.absolute(), *folder.absolute().parents)
     _check_names(folder.absolute().parts, flag)
@@ -35,10 +35,10 @@ def check_folder(folder: Path, flag: str) -> None:
         raise RequestError(f"{each} is a store, which holds nothing else; give another {flag}")
     for each in above:
         if each.is_symlink() and not each.exists():
-            raise RequestError(f"{folder}: {each} is a link that leads nowhere; mend it or give another {flag}")
+            raise RequestError(f"{folder}: {each} is a broken link; fix it or give another {flag}")
     nearest = next(each for each in above if each.exists())
     try:
-        # Rights are not all that a folder can lack.
+        # Permissions are not the only thing that can fail.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
@@ -53,28 +53,28 @@ def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
     path : Path
     flag : str
     inputs : iterable of Path
-        Files and folders that the same command reads: what is written must not take their place.
+        Files and folders that the same command reads, which the output must not replace.
     """
     _check_names([path.name], flag)
     check_folder(path.parent, flag)
     if path.is_dir():
         raise RequestError(f"{path} is a folder; give the name of a file as {flag}")
     if path.is_symlink():
-        raise RequestError(f"{path} is a link, which is not written through; give the file that it leads to as {flag}")
+        raise RequestError(f"{path} is a symbolic link, which is not followed; give the file it points to as {flag}")
     if path.exists() and not path.is_file():
         raise RequestError(f"{path} is a device or a pipe; give the name of a file as {flag}")
     target = path.resolve()
     for each in inputs:
         if target == each.resolve() or _is_same(path, each):
-            raise RequestError(f"{path} is read here, and would be lost; give another {flag}")
+            raise RequestError(f"{path} is an input, and would be overwritten; give another {flag}")
         if each.is_dir() and not has_results(each) and target.is_relative_to(each.resolve()):
-            raise RequestError(f"{path} is in {each}, which is read here; give another {flag}")
+            raise RequestError(f"{path} is in {each}, which is an input; give another {flag}")
     if path.name in _NAMES and (path.exists() or has_results(path.parent)):
-        raise RequestError(f"{path} is the name of a file of results; give another {flag}")
+        raise RequestError(f"{path} is the name of a result file; give another {flag}")
 
 
 def check_room(folder: Path, n_bytes: int, flag: str) -> None:
-    """Refuse what its disk has no room for.
+    """Refuse output that does not fit on its disk.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def check_room(folder: Path, n_bytes: int, flag: str) -> None:
 
 @contextmanager
 def writing(*folders: Path) -> Generator[None]:
-    """Be the only process that writes results to some folders, which are made; the lock dies with its process.
+    """Be the only process that writes results to some folders, creating them; the lock dies with its process.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def writing(*folders: Path) -> Generator[None]:
 
 @contextmanager
 def only_writer(lock_file: Path, what: Path) -> Generator[None]:
-    """Be the only process that writes `what`; the lock file goes in the end.
+    """Be the only process that writes `what`; the lock file is removed at the end.
 
     Raises
     ------
@@ -132,18 +132,20 @@ def _locked(folder: Path) -> Generator[None]:
         with only_writer(folder / _LOCK, folder):
             yield
     finally:
-        # Nothing is left of what came to nothing.
+        # A failed attempt leaves nothing behind.
         with suppress(OSError):
             for each in made:
                 each.rmdir()
 
 
 def _is_same(path: Path, other: Path) -> bool:
-    """Whether two names are of one file, as hard links are."""
+    """Whether two names are the same file, as hard links are."""
     return path.exists() and other.exists() and path.samefile(other)
 
 
 def _check_names(names: Iterable[str], flag: str) -> None:
     for name in names:
         if len(os.fsencode(name)) > LONGEST_NAME:
-            raise RequestError(f"{name[:40]}... is longer than the {LONGEST_NAME} bytes of a name; give another {flag}")
+            raise RequestError(
+                f"{name[:40]}... is longer than the {LONGEST_NAME} bytes that a name can have; give another {flag}"
+            )

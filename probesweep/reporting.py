@@ -27,7 +27,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
     Returns
     -------
     Path
-        Of the page.
+        Path of the page.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
 
 
 def _prompts(folder: Path) -> dict[str, list[str]]:
-    """Texts of all training and test rows, without those of stores that are gone, changed or hold none."""
+    """Prompts of all training and test rows, except for stores that are gone, changed or have none."""
     request = Run.load(folder).request
     found = {"train": _questions(request.train), "test": _questions(request.test)}
     return {split: texts for split, texts in found.items() if texts is not None}
@@ -53,9 +53,9 @@ def _questions(used: UsedStore) -> list[str] | None:
     try:
         store = open_activations(used.path)
     except StoreError as error:
-        logger.warning("the report is without these prompts: %s", error)
+        logger.warning("the report does not show these prompts: %s", error)
         return None
     if store.journal_hash != used.content:
-        logger.warning("the report is without these prompts: %s holds other rows than were trained on", store.path)
+        logger.warning("the report does not show these prompts: %s has other rows than the training", store.path)
         return None
     return store.questions

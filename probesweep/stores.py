@@ -1,4 +1,4 @@
-"""What a training asks of its stores: that they belong together, and their columns by name."""
+"""What a training needs from its stores: that they belong together, and their columns by name."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ def check_same_origin(train: Activations, test: Activations) -> None:
 
 
 def check_unchanged(store: Activations) -> None:
-    """Make sure that there still lies what was opened.
+    """Make sure that what was opened is still there.
 
     Raises
     ------
     RequestError
-        Something else lies there.
+        It was replaced.
     """
     if open_activations(store.path).journal_hash != store.journal_hash:
-        raise RequestError(f"{store.path} was replaced meanwhile; run the same command again")
+        raise RequestError(f"{store.path} was replaced in the meantime; run the same command again")
 
 
 def warn_of_another_day(train: Activations, test: Activations) -> None:
-    """Say so where the template writes the day into prompts, and the stores are of two days."""
+    """Warn if the template inserts the date into prompts and the stores have different dates."""
     origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train, test)]
     days = [origin.get("template_day") for origin in origins]
     if days[0] != days[1]:
         logger.warning(
-            "the chat template can write the day into prompts: %s in the training rows', %s in the test rows'", *days
+            "the chat template can insert the date into prompts: %s in the training rows', %s in the test rows'", *days
         )
 
 
 def choose_labels(
     wanted: Sequence[str], *, weights: str | None, groups: str | None, train: Activations, test: Activations
 ) -> list[str]:
-    """The labels to predict: all of the training store's but weights and groups, unless some are named."""
+    """The labels to predict: all in the training store except weights and groups, unless some are named."""
     held = [name for name in train.labels if name not in (weights, groups)]
     if not _names_labels(train) and (weights or len(set(wanted)) > 1):
         raise RequestError(f"{train.path} has one label without a name; --label_column can be given once")
@@ -86,7 +86,7 @@ def choose_labels(
 
 
 def label(store: Activations, name: str) -> pd.Series:
-    """Values of a label; a ``.pt`` file's goes with any name."""
+    """Values of a label; that of a ``.pt`` file has any name."""
     labels = store.labels
     if _names_labels(store) and name not in labels:
         raise RequestError(f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (--label_column)")
@@ -111,7 +111,7 @@ def group_column(store: Activations, name: str) -> Shaped[np.ndarray, " sample"]
 
 
 def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool[np.ndarray, " test_sample"]:
-    """Which test prompts are among the training prompts; none where a ``.pt`` does not hold them."""
+    """Which test prompts also occur in training; none if a ``.pt`` does not contain them."""
     if train.questions is None or test.questions is None:
         if dropped:
             raise RequestError(
@@ -121,7 +121,7 @@ def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool
     shared = shared_prompts(train.questions, test.questions)
     if dropped and shared.all():
         raise RequestError(
-            f"every prompt of {test.path} is among those of {train.path}: nothing is left to test on after "
+            f"every prompt of {test.path} also occurs in {train.path}: nothing is left to test on after "
             "--drop_overlap; give other --test_activations"
         )
     return shared

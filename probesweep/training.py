@@ -1,4 +1,4 @@
-"""From two stores to result folders: fit every cell, say how far the scores can be trusted, write it all."""
+"""From two stores to result folders: fit every cell, test how far the scores can be trusted, write everything."""
 
 from __future__ import annotations
 
@@ -54,30 +54,30 @@ if TYPE_CHECKING:
 
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
-# What does not change the results, or says where they go.
+# Options that do not affect the results, or say where they go.
 _NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Fit a linear probe at every layer and position of a store, and write what was found.
+    """Fit a linear probe at every layer and position of a store, and write the results.
 
     Parameters
     ----------
     train_activations, test_activations : str or Path
         Stores, or ``.pt`` files of the original scripts.
     output_dir : str or Path
-        Folder for the results; several labels get a folder each in it.
+        Folder for the results; several labels get a folder each inside it.
     label_column : str or sequence of str
-        Labels to predict; all of the training store's by default.
+        Labels to predict; by default all in the training store.
     weight_column : str, optional
         Label of the training store that holds sample weights.
     groups : str, optional
         Column of the training store whose samples are held out together.
     split_repeats : bool
-        Let folds separate training prompts that are the same text.
+        Let folds separate repeated training prompts.
     drop_overlap : bool
-        Score test prompts that are among the training prompts apart.
+        Score test prompts that also occur in training separately, not as test rows.
     join : str, optional
         Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
     budget_gib : float, optional
@@ -110,12 +110,12 @@ class Training:
     budget_gib: float | None = None
 
     def check(self) -> None:
-        """Check what can be said of the arguments by themselves: nothing is read.
+        """Check the arguments by themselves: nothing is read.
 
         Raises
         ------
         RequestError, ProbeError
-            One of them cannot be, whatever the activations.
+            One of them is invalid for any activations.
         """
         for name in ("weight_column", "groups"):
             if getattr(self, name) == "":
@@ -123,7 +123,7 @@ class Training:
         named = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         if self.weight_column in named:
             raise RequestError(
-                f"--weight_column {self.weight_column} is a --label_column as well; it can be one of them"
+                f"--weight_column {self.weight_column} is a --label_column as well; it can be only one of them"
             )
         check_flags(split_repeats=self.split_repeats, drop_overlap=self.drop_overlap)
         budget = self.budget_gib
@@ -134,7 +134,7 @@ class Training:
         self._options().check()
 
     def run(self) -> dict[str, Path]:
-        """Train, unless the folder holds the results of this very request.
+        """Train, unless the folder already has the results of this request.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class Training:
         Raises
         ------
         RequestError, StoreError, ProbeError
-            The request cannot be carried out; the message says what, where, and how to mend it.
+            The request cannot be carried out; the message says what, where, and how to fix it.
         """
         self.check()
         if not self.is_finished():
@@ -155,21 +155,21 @@ class Training:
         return self.folders
 
     def is_finished(self) -> bool:
-        """Whether the folders hold all files of this request, as they were written."""
+        """Whether the folders have all files of this request, unchanged."""
         return all(_holds(folder, self._request) for folder in self.folders.values())
 
     def check_rows(self, train: Activations, test: Activations) -> None:
-        """Check what is known of the rows without their activations: the stores need not be written yet.
+        """Check what is known about the rows without their activations: the stores need not exist yet.
 
         Parameters
         ----------
         train, test : ActivationStore or PtActivations
-            In place of those that the arguments name.
+            Instead of those that the arguments name.
 
         Raises
         ------
         RequestError, StoreError, ProbeError
-            As `run`; also where no cell can get a score.
+            As `run`; also if no cell can get a score.
         """
         self.check()
         check_same_origin(train, test)
@@ -183,12 +183,12 @@ class Training:
         self._check_room(memory)
 
     def check_contents(self, train: str, test: str) -> None:
-        """Make sure that the stores are those with these contents (`ActivationStore.journal_hash`).
+        """Make sure that the stores have these contents (`ActivationStore.journal_hash`).
 
         Raises
         ------
         RequestError
-            One was replaced.
+            A store was replaced.
         """
         for store, content in zip(self._stores, (train, test), strict=True):
             if store.journal_hash != content:
@@ -247,7 +247,7 @@ class Training:
         check_statistics(planned.workloads, planned.memory, about.train_prompts, about.test_prompts)
         self._check_room(planned.memory)
         results = planned.run()
-        # The results are still there.
+        # The results are still in memory.
         given = replace(given, budget_bytes=planned.memory.free_nbytes)
         for name, folder in self.folders.items():
             found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
@@ -257,7 +257,7 @@ class Training:
             self._write(name, folder, results[name], replace(found, overlap=overlap))
 
     def _check_room(self, memory: Memory) -> None:
-        """Predictions take about 20 characters in the files, and 8 bytes before where they do not stay in memory."""
+        """Predictions take about 20 characters in the files, plus 8 bytes on disk if they do not stay in memory."""
         n_bytes = memory.result_nbytes * (2.5 if memory.spill_folder is None else 3.5)
         check_room(Path(self.output_dir), int(n_bytes), "--output_dir")
 
@@ -273,7 +273,7 @@ class Training:
         )
 
     def _options(self, train: Activations | None = None) -> SweepOptions:
-        """As the sweep takes them; without the training rows, those that say nothing of rows."""
+        """As the sweep takes them; without the training rows, only those that do not depend on rows."""
         weights = self.weight_column
         return SweepOptions(
             task_type=self.task_type,
@@ -305,7 +305,7 @@ class Training:
 
     def _write(self, name: str, folder: Path, result: SweepResult, evidence: Evidence) -> None:
         train = self._stores[0]
-        # What was drawn of the old results goes first: a page can be drawn again.
+        # The old results' page and figures go first: they can be drawn again.
         remove_drawn(folder)
         with replacing(folder) as draft:
             files = [*result.save(draft), INFERENCE]
@@ -347,7 +347,7 @@ class _Rows:
         return self.all_test_cells if self.kept.all() else SomeRows(self.all_test_cells, self.kept)
 
     def about(self, groups: str | None) -> About:
-        """What the stores know of their rows besides features and labels."""
+        """What the stores know about their rows besides features and labels."""
         lengths, test_lengths = self.train.n_tokens, self.test.n_tokens
         numbers = {}
         if lengths is not None and test_lengths is not None:
@@ -363,7 +363,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a sweep is given, and which of all test rows are among the training rows."""
+    """The inputs of a sweep, and which of all test rows also occur in training."""
 
     rows: _Rows
     shared: Bool[np.ndarray, " test_sample"]
@@ -373,7 +373,7 @@ class _Work:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """A folder on the disk that a path, which need not be there yet, will be on."""
+    """An existing folder on the disk of a path that need not exist yet."""
     return next(each for each in (path.absolute(), *path.absolute().parents) if each.is_dir())
 
 
@@ -382,7 +382,7 @@ def _kept(texts: Iterable[str], kept: Bool[np.ndarray, " row"]) -> list[str]:
 
 
 def _holds(folder: Path, request: Request) -> bool:
-    """Whether a folder holds all files of a request."""
+    """Whether a folder has all files of a request."""
     if not has_results(folder):
         return False
     run = Run.load(folder)
@@ -390,7 +390,7 @@ def _holds(folder: Path, request: Request) -> bool:
 
 
 def _can_be_read(folder: Path) -> bool:
-    """Whether its files, as they were written, say what a training says: they may come from anywhere."""
+    """Whether its unchanged files are valid results: they may come from anywhere."""
     try:
         results = Results.load(folder)
         if CARD in results.run.files:

@@ -102,7 +102,7 @@ class HiddenStates:
         if structure.shift:
             logger.warning(
                 "this model's hidden_states begin with the output of block 0: "
-                "layer 0 is the embeddings all the same, and layer i the output of block i - 1"
+                "layer 0 is the embeddings nevertheless, and layer i the output of block i - 1"
             )
         return structure
 
@@ -179,7 +179,7 @@ class HiddenStates:
                 if not way.hooked:
                     raise
                 what = "reusing the prompts' common prefix" if way.prefix else "reading layers with hooks"
-                given_up.append(f"{what} fails ({error}): doing without")
+                given_up.append(f"{what} fails ({error}): continuing without it")
                 continue
             errors = layer_errors(np.concatenate(found), expected)
             if (errors > allowed).any():
@@ -215,7 +215,7 @@ class HiddenStates:
         if errors[worst] > usual:
             logger.warning(
                 "layer %d of a prompt in a batch differs by %.2g of its size from the same prompt alone; copies of one "
-                "prompt differ as much, so this is taken for rounding",
+                "prompt differ as much, so this counts as rounding",
                 self._layers[worst],
                 errors[worst],
             )
@@ -367,13 +367,13 @@ class HiddenStates:
 
 
 def _wrong(way: _Way, size: str) -> str:
-    """Say that a way to run batches gives wrong values, and what follows."""
+    """Say that a way to run batches returns wrong values, and what follows."""
     if way.prefix:
-        return f"reusing the prompts' common prefix changes the values {size}: it is not reused"
+        return f"reusing the prompts' common prefix changes the values {size}: the prefix is not reused"
     if way.hooked:
         return f"hooks change the values {size}: using output_hidden_states, which is slower"
     return (
-        f"prompts in a batch give other values than one by one, {size}, which is more than rounding; "
+        f"prompts in a batch give different values than one at a time, {size}, more than rounding; "
         "try --batch_size 1 or --dtype float32"
     )
 

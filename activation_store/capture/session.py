@@ -85,7 +85,7 @@ class LoadedModel:
             if value != found[name]:
                 raise InputError(
                     f"model {model!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was trained "
-                    f"on ({value}); name the same model with --model"
+                    f"on ({value}); give the same model with --model"
                 )
         dtype = info.dtype if dtype == "auto" else dtype
         return cls(HiddenStates.load(source, info, layers, dtype=dtype, device=placed), tokenizer, info, prompts)
@@ -151,7 +151,7 @@ class LoadedModel:
         Raises
         ------
         ParityError
-            The model gives other values for prompts in a batch than one by one.
+            The model returns different values for prompts in a batch than one at a time.
         """
         plan = self._plan(prompts, positions, max_rows)
         runner = SplittingRunner(self._states.start)

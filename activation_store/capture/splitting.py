@@ -89,7 +89,7 @@ class SplittingRunner(Generic[T]):
             ) from error
         if self._too_many_tokens is None:
             logger.warning(
-                "the device has not memory enough for %d prompts with %d tokens: batches as large are run in halves",
+                "the device has too little memory for %d prompts of %d tokens: such batches are split in half",
                 len(prompts),
                 n_tokens,
             )

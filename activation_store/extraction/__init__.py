@@ -1,1 +1,1 @@
-"""One run: everything checked, then shard by shard."""
+"""One extraction: check everything, then run shard by shard."""

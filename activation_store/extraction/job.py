@@ -116,12 +116,12 @@ class Job:
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use --device_map auto, "
-                "a --dtype of 16 bits, or --device cpu"
+                "a 16-bit --dtype, or --device cpu"
             ) from error
         return states
 
     def plan(self, states: HiddenStates, max_rows: int | None) -> BatchPlan:
-        """Plan batches for the memory that is free beside the loaded model."""
+        """Plan batches for the memory left free by the loaded model."""
         longest = int(self.prompts.n_tokens.max())
         n_tokens = token_budget(enough_tokens(states.device), free_nbytes(states.device), states.token_nbytes(longest))
         return BatchPlan(n_tokens, max_rows, states.n_prefix)
@@ -183,7 +183,7 @@ class Job:
         )
 
     def beside(self) -> dict[str, np.ndarray]:
-        """Values of the arrays beside the activations."""
+        """Values of the arrays next to the activations."""
         token_ids = self.prompts.tail_ids()
         distinct, place = np.unique(token_ids, return_inverse=True)
         decoded = np.array([self.tokenizer.decode([token]) for token in distinct.tolist()], dtype=object)

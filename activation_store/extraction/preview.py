@@ -1,4 +1,4 @@
-"""What an extraction would do, for people: sizes, and the tokens that it would store."""
+"""What an extraction would do, for readers: sizes, and the tokens that it would store."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weigh
     padded = sum(plan.padded_tokens(n_tokens, rows) for rows in shards)
     total = int(n_tokens.sum())
     run = total - len(n_tokens) * plan.prefix_tokens
-    lengths = f"{n_tokens.min()} to {n_tokens.max()} a row, median {np.median(n_tokens):.0f}"
-    prefix = f"; the first {plan.prefix_tokens} of every row are run once" if plan.prefix_tokens else ""
+    lengths = f"{n_tokens.min()} to {n_tokens.max()} per row, median {np.median(n_tokens):.0f}"
+    prefix = f"; the first {plan.prefix_tokens} are shared by all rows and run once" if plan.prefix_tokens else ""
     free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
     n_shards = f"{layout.n_shards} shard{'s' * (layout.n_shards > 1)} of up to {layout.shard_samples} rows"
     peak = weights_nbytes + 2 * layout.shard_nbytes
@@ -54,10 +54,10 @@ def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weigh
         [
             f"rows         {spec.n_samples}",
             f"tokens       {total}: {lengths}{prefix}",
-            f"batches      {n_batches}; {100 * (padded - run) / padded:.1f} % of the tokens in them are padding",
+            f"batches      {n_batches}; {100 * (padded - run) / padded:.1f} % of their tokens are padding",
             f"store        {path}: {list(spec.shape)} {spec.dtype}, {_size(layout.store_nbytes)} in {n_shards}",
             f"disk         {_size(free)} free",
-            f"peak memory  about {_size(peak)}: weights {_size(weights_nbytes)}, two shards; and what a batch takes",
+            f"peak memory  about {_size(peak)}: weights {_size(weights_nbytes)}, two shards; plus what a batch takes",
         ]
     )
 

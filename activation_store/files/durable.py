@@ -35,7 +35,7 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
 
 
 def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
-    """Write a whole file or none in a locked folder: temporary file beside it, fsync, rename, fsync of the folder."""
+    """Write a file completely or not at all: temporary file next to it, fsync, rename, fsync of the locked folder."""
     temporary = path.with_name(f".{path.name}.partial")
     write_file(temporary, pieces)
     rename(temporary, path)
@@ -49,12 +49,12 @@ def write_output(path: Path, pieces: Iterable[Piece]) -> None:
 
 @contextmanager
 def draft_of(path: Path) -> Generator[Path]:
-    """Hand out a new file beside `path`, which takes its place when all is written, or goes.
+    """Open a new file next to `path` that replaces it once everything is written, and is removed otherwise.
 
     Its name is unique, and it is locked for as long as its process lives: drafts of killed processes are removed.
     """
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, which is not written through; give the file that it leads to", str(path))
+        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; give the file it points to", str(path))
     _remove_dead_drafts(path.parent)
     with naming(path):
         draft, descriptor = _new_draft(path.parent)
@@ -98,7 +98,7 @@ def _remove_dead_drafts(folder: Path) -> None:
 
 
 def hidden_beside(path: Path, suffix: str) -> Path:
-    """A hidden name beside `path`, the same for every call; of a digest where the name would be too long."""
+    """A hidden name next to `path`, the same for every call; a digest if the name would be too long."""
     name = f".{path.name}.{suffix}"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.{suffix}"

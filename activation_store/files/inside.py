@@ -19,9 +19,7 @@ def path_inside(store: Path, name: str) -> Path:
         resolved = (store / name).resolve()
     except (OSError, RuntimeError, ValueError) as error:
         # A ring of links, and names that no file can have.
-        raise CorruptStoreError(f"{store}/{name!r} is no path that can be followed ({error}); {MEND}") from error
+        raise CorruptStoreError(f"{store}/{name!r} cannot be resolved ({error}); {MEND}") from error
     if not resolved.is_relative_to(store.resolve()):
-        raise CorruptStoreError(
-            f"{store / name} leads out of {store}, to {resolved}; replace the link by what it leads to"
-        )
+        raise CorruptStoreError(f"{store / name} leads out of {store}, to {resolved}; replace the link by its target")
     return resolved

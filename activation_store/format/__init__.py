@@ -1,1 +1,1 @@
-"""What every byte of a store means; pure, no I/O."""
+"""The meaning of every byte of a store; pure, no I/O."""

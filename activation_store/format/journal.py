@@ -1,9 +1,9 @@
-"""The journal: which shards are committed. A shard that is not in it does not exist, whatever files lie there.
+"""The journal: which shards are committed. A shard that is not in it does not exist, whatever files there are.
 
 A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
 their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the finished store is
-like. Lines are only added; where a shard has two, the later one counts. What lies behind the last good line is a line
-that was being written when the machine stopped: it counts as never written.
+like. Lines are only added; where a shard has two, the later one counts. Anything after the last good line was
+being written when the machine stopped, and counts as never written.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def parse_journal(data: bytes, where: str) -> JournalContents:
     Raises
     ------
     CorruptStoreError
-        A line with good ones behind it is damaged, there is no header, or a record is not of this format.
+        A line before good ones is damaged, there is no header, or a record does not have this format.
     """
     lines = data.splitlines(keepends=True)
     records = [_decode(line) for line in lines]
@@ -108,13 +108,13 @@ def parse_journal(data: bytes, where: str) -> JournalContents:
 def _checked_name(name: str) -> str:
     """Refuse a path that could lead out of the store."""
     if not re.fullmatch(r"[^/\0]+(/[^/\0]+)*", name) or {".", ".."} & set(name.split("/")):
-        raise ValueError(f"{name!r} is no path below the store")
+        raise ValueError(f"{name!r} is not a path inside the store")
     return name
 
 
 def _checked_shard(shard: Any) -> int:
     if type(shard) is not int or shard < 0:
-        raise ValueError(f"{shard!r} is no shard")
+        raise ValueError(f"{shard!r} is not a shard")
     return shard
 
 

@@ -1,4 +1,4 @@
-"""Where every byte of the activations lies. Pure arithmetic, no I/O.
+"""Where every byte of the activations is. Pure arithmetic, no I/O.
 
 One shard file holds ``shard_samples`` samples of every cell. Inside it, one cell (layer, position) is one inner chunk:
 raw little-endian values ``[sample, feature]`` followed by their crc32c. After the chunks comes the index that Zarr's
@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def chunk_nbytes(self) -> int:
-        """Bytes of one inner chunk as it lies in the file."""
+        """Bytes of one inner chunk in the file."""
         return self.values_nbytes + CHECKSUM_NBYTES
 
     def chunk_offset(self, layer_idx: int, position_idx: int) -> int:

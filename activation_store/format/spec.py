@@ -43,13 +43,13 @@ class StoreSpec:
     shard_samples : int
         Samples of one shard.
     coordinates : tuple of str
-        Names of the arrays beside the activations that describe samples, labels left out.
+        Names of the arrays next to the activations that describe samples, labels left out.
     label_columns : tuple of str
         Names of the label arrays.
     fingerprint : mapping
         What determines the values: a resumed extraction must bring the same.
     provenance : mapping
-        What is recorded beside it: library versions, batch plan, names.
+        What is recorded with it: library versions, batch plan, names.
     """
 
     n_samples: int
@@ -217,7 +217,7 @@ def _text(value: Any) -> str:
     return value
 
 
-# What an extraction writes beside the activations, a row per sample; imported activations lack it.
+# What an extraction writes next to the activations, a row per sample; imported activations lack it.
 #   n_tokens [sample]              tokens of each prompt
 #   token_id, token [sample, position]  token at each stored position, and the same decoded
 #   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it

@@ -1,1 +1,1 @@
-"""Find, name, load and understand a decoder."""
+"""Find, identify, load and inspect a decoder."""

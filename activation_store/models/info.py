@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded."""
+"""What is known about a model before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ModelInfo:
     n_blocks, n_features : int
         Transformer blocks; hidden size.
     n_embeddings : int or None
-        Rows of the token embeddings, where the configuration says.
+        Rows of the token embeddings, if the configuration says.
     max_length : int or None
-        Most tokens of a prompt, where the model has such a limit.
+        Most tokens of a prompt, if the model has such a limit.
     dtype : str
-        Data type of its weights, float32 where the checkpoint does not say.
+        Data type of its weights, float32 if the checkpoint does not say.
     revision : str or None
         Commit of the hub repository.
     weights : str
@@ -75,7 +75,7 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     Raises
     ------
     InputError
-        There is no such model, it cannot be reached, or its files are not one whole checkpoint.
+        There is no such model, it cannot be reached, or its files are not one complete checkpoint.
     """
     if not source.gguf_file:
         check_files(source.name, source.location)
@@ -104,7 +104,7 @@ def _longest_prompt(config: Any, text: Any) -> int | None:
     make: Callable[..., nn.Module] = AutoModelForCausalLM.from_config
     with torch.device("meta"):
         model = make(config)
-    # RoBERTa and its kin number positions from the one behind that of padding: the rows before it are none's.
+    # RoBERTa-like models number positions from the one after padding's: the rows before it belong to no token.
     unused = [
         table.padding_idx + 1
         for name, table in model.named_modules()

@@ -1,4 +1,4 @@
-"""A model's tokenizer and weights, loaded as the model that was named and no other."""
+"""A model's tokenizer and weights, verified to be those of the named model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into cuda where there is one, else cpu; check that the device exists.
+    """Turn "auto" into cuda if there is one, otherwise cpu; check that the device exists.
 
     Raises
     ------
     InputError
-        torch does not know or does not have it.
+        torch does not know it, or it is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,7 +87,7 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
     Raises
     ------
     InputError
-        The weights cannot be loaded, or those of the decoder are not all the checkpoint's.
+        The weights cannot be loaded, or some of the decoder's are not from the checkpoint.
     """
     if source.gguf_file:
         options["quantization_config"] = GgufConfig(dequantize=True)

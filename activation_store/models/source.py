@@ -101,7 +101,7 @@ def load_by_transformers(source: ModelSource, what: str, load: Callable[..., T],
 def _gguf_read_once() -> Generator[None]:
     """Keep what transformers reads out of a GGUF file between calls.
 
-    It parses the file anew for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
+    It parses the file again for the configuration, the tokenizer and the weights, seconds each with a large vocabulary,
     and builds the table of tensor names for every module of the model. Both follow from their arguments alone.
     """
     import gguf

@@ -19,7 +19,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from activation_store.errors import InputError
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-# Masks and tables that older versions of transformers stored beside the weights, and compute themselves now.
+# Masks and tables that older versions of transformers stored with the weights and now compute.
 _TABLES = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|causal_mask)$")
 # Some of them have the name of a bias; a bias has one dimension.
 _MASKS, _MASK_DIMENSIONS = re.compile(r"(^|\.)(attn|attention)(\.attention)?\.bias$"), (2, 3, 4)
@@ -71,13 +71,13 @@ def check_files(name: str, location: str) -> None:
     Raises
     ------
     InputError
-        There is an adapter beside the weights, or shards without their index, or two checkpoints in one folder.
+        There is an adapter next to the weights, or shards without their index, or two checkpoints in one folder.
     """
     folder = Path(location)
     adapters = [file for file in _ADAPTER_FILES if (folder / file).exists()]
     if adapters or (not folder.is_dir() and _has_adapter(location)):
         raise InputError(
-            f"model {name!r} has an adapter beside its weights ({', '.join(adapters) or _ADAPTER_FILES[0]}), which is "
+            f"model {name!r} has an adapter next to its weights ({', '.join(adapters) or _ADAPTER_FILES[0]}), which is "
             "not applied: merge it into the weights (peft: merge_and_unload, save_pretrained) and give the merged "
             "model, or give the base model"
         )
@@ -87,8 +87,8 @@ def check_files(name: str, location: str) -> None:
         index = [file.name for file in folder.glob(f"*.{kind}.index.json")]
         if shards and not index and not whole:
             raise InputError(
-                f"model {name!r} has shards ({_shown(shards)}) without their index (*.{kind}.index.json), so it is not "
-                "known whether they are all: download the index and all shards"
+                f"model {name!r} has shards ({_shown(shards)}) without their index (*.{kind}.index.json), so they "
+                "may be incomplete: download the index and all shards"
             )
         if index and whole:
             raise InputError(
@@ -155,7 +155,7 @@ def _refuse_missing(name: str, missing: Sequence[str], unused: Collection[str]) 
     way_out = (
         f"its keys begin with {front!r}: save it without"
         if front
-        else "it is a part of the model, or of another one: download it again, or convert it anew"
+        else "it is a part of the model, or of another one: download or convert it again"
     )
     raise InputError(f"the checkpoint of model {name!r} lacks {_counted(sorted(missing))}; {way_out}")
 
@@ -182,7 +182,7 @@ def _refuse_copies(name: str, unused: Sequence[str]) -> None:
     if unused:
         raise InputError(
             f"the checkpoint of model {name!r} has weights of the decoder twice, the second time as "
-            f"{_counted(sorted(unused))}; it is not known which are meant: keep one set"
+            f"{_counted(sorted(unused))}; it is unclear which to use: keep one set"
         )
 
 
@@ -224,9 +224,9 @@ def _pickle_shapes(file: str) -> dict[str, Sequence[int]]:
 def _refuse_unused(name: str, unused: Sequence[str]) -> None:
     if unused:
         raise InputError(
-            f"the checkpoint of model {name!r} has {_counted(sorted(unused))} of the decoder which transformers does "
-            "not use with its configuration, so that the hidden states would be another model's; give weights and "
-            "configuration of one model, or another format of it"
+            f"the checkpoint of model {name!r} has {_counted(sorted(unused))} of the decoder that transformers does "
+            "not use with this configuration, so the hidden states would be another model's; give weights and "
+            "configuration of one model, or the model in another format"
         )
 
 

@@ -132,7 +132,7 @@ class _Plain:
         if self.tail:
             way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
             if self.as_trained:
-                way_out = "put questions through the chat template first, as those of the training were"
+                way_out = "render the questions with the chat template first, as in training"
             check_tail_text(texts, self.tail, first_row, way_out)
         # A prompt that comes with its template or its BOS must not get special tokens a second time.
         bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
@@ -151,8 +151,8 @@ class _Plain:
             return question
         way_out = "add --use_chat_template" if self.tokenizer.chat_template else "this model has none, give text"
         if self.as_trained:
-            way_out = "give texts, as in the training"
-        reason = f"a list of chat messages, which only a chat template makes a prompt of; {way_out}"
+            way_out = "give strings, as in training"
+        reason = f"a list of chat messages, which needs a chat template; {way_out}"
         raise PromptError(f"row {row} is {reason}", reason)
 
 
@@ -226,7 +226,7 @@ def _check_template(tokenizer: Tokenizer, prompt_format: PromptFormat) -> None:
         raise InputError("this model has no chat template; leave out --use_chat_template and give --eoi_tokens N")
     if not tokenizer.chat_template and prompt_format.eoi_tokens is None:
         raise InputError(
-            "this model has no chat template, so the tokens after the instruction are not known; "
+            "this model has no chat template, so the tokens after the instruction are unknown; "
             "give --eoi_tokens N to store the last N tokens of each prompt"
         )
 
@@ -234,7 +234,7 @@ def _check_template(tokenizer: Tokenizer, prompt_format: PromptFormat) -> None:
 def _check_truncation(prompt_format: PromptFormat) -> None:
     if prompt_format.truncate and not prompt_format.use_chat_template:
         raise InputError(
-            "--truncate cuts the user's text, and without --use_chat_template (of extract) it is not known which part "
+            "--truncate cuts the user's text, and without --use_chat_template (of extract) it is unknown which part "
             "of a prompt that is; shorten the prompts in the dataset"
         )
     if prompt_format.truncate and prompt_format.max_length is None:
@@ -259,9 +259,9 @@ def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) ->
 def _check_cut(rows: list[int], max_length: int | None) -> None:
     if rows:
         raise PromptError(
-            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: without any of the "
-            "user's text they are longer still, or the template rewrites it; drop them, or raise --max_length if the "
-            "model can",
+            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: they are too long "
+            "even without the user's text, or the template rewrites it; drop them, or raise --max_length if the "
+            "model allows",
             f"cannot be cut to --max_length {max_length}",
         )
 
@@ -274,7 +274,7 @@ def _check_lengths(n_tokens: Int64[np.ndarray, " sample"], max_length: int | Non
         raise PromptError(
             f"{len(too_long)} prompts are longer than --max_length {max_length}, {show_rows(too_long)}; the longest is "
             f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if the model "
-            "can",
+            "allows",
             f"{n_tokens[worst]} tokens, more than --max_length {max_length}",
         )
 
@@ -301,14 +301,14 @@ def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | No
     row, token = int(np.searchsorted(prompts.starts, place, side="right")) - 1, int(prompts.token_ids[place])
     reason = f"token {token} {tokenizer.decode([token])!r} is beyond the model's {n_embeddings} embeddings"
     raise PromptError(
-        f"row {row}: {reason}; tokenizer and model do not go together: give a model that was resized for this "
+        f"row {row}: {reason}; tokenizer and model do not match: use a model resized for this "
         "tokenizer, or its own tokenizer",
         reason,
     )
 
 
 def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> None:
-    """Say so where the tokenizer ends prompts in a token of its own, such as an end-of-sequence token."""
+    """Warn if the tokenizer appends a token of its own, such as an end-of-sequence token."""
     text = next((q for q in questions if isinstance(q, str) and q and not _starts_with_bos(tokenizer, q)), None)
     if text is None:
         return
@@ -317,7 +317,7 @@ def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> Non
     appended = whole[ends[0] :] if bare and ends else []
     if appended:
         logger.warning(
-            "the tokenizer puts %r behind every prompt, so position -1 is that token and %d the prompt's own last one",
+            "the tokenizer appends %r to every prompt, so position -1 is that token and %d the prompt's own last one",
             tokenizer.decode(appended),
             -1 - len(appended),
         )
@@ -326,15 +326,15 @@ def _report_appended(tokenizer: Tokenizer, questions: Sequence[Question]) -> Non
 def _report(prompts: Prompts, max_length: int | None, numbers: Sequence[int]) -> None:
     if prompts.truncated_rows:
         logger.warning(
-            "%d prompts were longer than %s tokens and lost the end of their user's text: %s",
+            "%d prompts were longer than %s tokens and the end of their user's text was cut: %s",
             len(prompts.truncated_rows),
             max_length,
             show_rows([numbers[row] for row in prompts.truncated_rows]),
         )
     if prompts.control_rows.as_tokens:
         logger.warning(
-            "%d prompts hold control strings of the template in the user's text which this tokenizer cannot encode as "
-            "text, so that they act as control tokens: %s",
+            "%d prompts contain control strings of the template in the user's text, which this tokenizer cannot encode "
+            "as text, so they act as control tokens: %s",
             len(prompts.control_rows.as_tokens),
             show_rows([numbers[row] for row in prompts.control_rows.as_tokens]),
         )

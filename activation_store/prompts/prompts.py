@@ -77,16 +77,16 @@ class PromptFormat:
     Parameters
     ----------
     use_chat_template : bool
-        Put each question through the chat template; control strings in a user's text are encoded as text.
+        Render each question with the chat template; control strings in the user's text are encoded as text.
     template_kwargs : dict
-        Passed on to the template.
+        Passed to the template.
     eoi_tokens : int or None
         Number of last tokens that have a position; None: as many as the template's tail has.
     max_length : int or None
         Most tokens of a prompt; None: the model's limit.
     truncate : bool
         Cut the end of the user's text of a longer prompt, by `activation_store.prompts.truncation.TRUNCATION_RULE`;
-        else it is an error.
+        otherwise it is an error.
     """
 
     use_chat_template: bool = True
@@ -97,5 +97,5 @@ class PromptFormat:
 
     @property
     def cut_to(self) -> int | None:
-        """Tokens that longer prompts are cut to; None: none is cut."""
+        """Tokens that longer prompts are cut to; None: nothing is cut."""
         return self.max_length if self.truncate else None

@@ -1,4 +1,4 @@
-"""Questions through the chat template: the rendered prompt, and where in it the user's text lies."""
+"""Questions rendered with the chat template: the prompt, and where in it the user's text is."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ class Pieces:
 
 
 def writes_the_day(tokenizer: Tokenizer) -> bool:
-    """Whether a template can write today's date into prompts (Llama 3, SmolLM3)."""
+    """Whether a template can insert today's date into prompts (Llama 3, SmolLM3)."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
 def render(tokenizer: Tokenizer, question: Question, template_kwargs: dict[str, Any]) -> str:
-    """A question through the chat template, generation prompt on."""
+    """Render a question with the chat template and the generation prompt."""
     return render_all(tokenizer, [question], template_kwargs)[0]
 
 
 def render_all(
     tokenizer: Tokenizer, questions: Sequence[Question], template_kwargs: dict[str, Any], first_row: int = 0
 ) -> list[str]:
-    """Questions through the chat template, generation prompt on; in one call, which is several times faster.
+    """Render questions with the chat template and the generation prompt, in one call, which is several times faster.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def render_all(
     conversations = [as_messages(question) for question in questions]
     try:
         return _apply(tokenizer, conversations, template_kwargs)
-    except Exception:  # Templates are programs: what they raise is theirs to choose.
+    except Exception:  # Templates are programs: they can raise anything.
         for row, conversation in enumerate(conversations, first_row):
             _render_or_say_why(tokenizer, conversation, template_kwargs, row)
         raise

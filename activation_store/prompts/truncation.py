@@ -1,4 +1,4 @@
-"""Prompts that are too long: the end of the user's text is cut, and nothing else."""
+"""Prompts that are too long: only the end of the user's text is cut."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from activation_store.prompts.template import Pieces
 TRUNCATION_RULE = (
     "the end of the last user message is cut, between characters, so that the prompt fits and no character more would"
 )
-# What a reader takes for one character: an emoji with its modifiers, a letter with its accents.
+# What readers see as one character: an emoji with its modifiers, a letter with its accents.
 _CHARACTER = regex.compile(r"\X")
 _STEPS_BACK = 100
 
@@ -47,7 +47,7 @@ def cut_to_fit(
     if is_too_long(0):
         return None
     longest = bisect_left(range(1, len(ends)), True, key=is_too_long)
-    # Some ends of a text merge with what stands behind it.
+    # Some ends of a text merge with what follows it.
     for index in range(longest, max(-1, longest - _STEPS_BACK), -1):
         ids = encode(pieces.cut(ends[index]))
         if ids is not None and len(ids) <= max_length and ids[len(ids) - len(tail_ids) :] == tail_ids:

@@ -148,14 +148,14 @@ def _check_content(path: Path, content: Any) -> None:
             f"{expected[1]} layers and {expected[2]} positions"
         )
     if not isinstance(content.get("model_name"), (str, type(None))):
-        raise InputError(f"{path}: model_name must be a text, not {_kind(content['model_name'])}")
+        raise InputError(f"{path}: model_name must be a string, not {_kind(content['model_name'])}")
 
 
 def _why_unreadable(path: Path) -> str:
-    """Why torch does not load a file without running code in it; the way out where there is one."""
+    """Why torch cannot load a file without running code in it, and the remedy if there is one."""
     if not zipfile.is_zipfile(path):
         return (
-            "it is cut short, older than the format of torch 1.6, or none of torch.save; save it again with torch.save"
+            "it is truncated, older than the format of torch 1.6, or not from torch.save; save it again with torch.save"
         )
     try:
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -165,8 +165,8 @@ def _why_unreadable(path: Path) -> str:
     if not objects:
         return "it is damaged, or was not written by torch.save"
     return (
-        f"it holds objects that only code could restore ({', '.join(sorted(objects)[:3])}); save tensors, numbers, "
-        "texts and lists alone, NumPy's arrays by way of torch.from_numpy"
+        f"it holds objects that only code could restore ({', '.join(sorted(objects)[:3])}); save only tensors, "
+        "numbers, strings and lists; convert NumPy arrays with torch.from_numpy"
     )
 
 
@@ -222,9 +222,9 @@ def _n_distinct(path: Path, content: dict[str, Any], name: str) -> int:
     if not isinstance(values, (list, tuple)) or any(type(value) is not int for value in values):
         raise InputError(f"{path}: {name} must be a list of integers")
     if any(abs(value) >= 2**31 for value in values):
-        raise InputError(f"{path}: {name} {list(values)} holds numbers that no model has; use places such as 0 or -1")
+        raise InputError(f"{path}: {name} {list(values)} holds numbers that no model has; use indices such as 0 or -1")
     if len(set(values)) < len(values):
-        raise InputError(f"{path}: {name} {list(values)} names one twice: which of the two is meant cannot be known")
+        raise InputError(f"{path}: {name} {list(values)} has a value twice: it is unclear which is meant")
     return len(values)
 
 

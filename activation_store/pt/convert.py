@@ -149,7 +149,7 @@ def is_exported(
 
 
 def _about(store: ActivationStore) -> dict[str, Any]:
-    """What the original schema holds beside the tensors."""
+    """What the original schema contains besides the tensors."""
     return {
         "layer_indices": list(store.layers),
         "positions": list(store.positions),

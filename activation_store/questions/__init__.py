@@ -1,1 +1,1 @@
-"""Datasets become questions, labels and groups."""
+"""From datasets to questions, labels and groups."""

@@ -1,4 +1,4 @@
-"""Read questions and labels, and refuse what a probe could not be trained on."""
+"""Read questions and labels, and refuse data that probes cannot be trained on."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from activation_store.questions.formats import Wanted, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows
 
-# Beyond it float64 leaves whole numbers out.
+# Beyond it float64 cannot represent every whole number.
 _LAST_WHOLE = 2**53
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The columns that are used, in dataset order.
+    """The columns used, in dataset order.
 
     Parameters
     ----------
     question_column : str
         Where the questions come from.
     questions : list of str or list of dict
-        Texts, or conversations that end in a user's message.
+        Strings, or conversations that end with a user message.
     labels : dict of ndarray [sample]
         Numeric or boolean, finite.
     groups : dict of ndarray [sample]
-        Texts that say which samples belong together.
+        Strings that say which samples belong together.
     content_hash : str
         SHA-256 over questions, labels and groups in order.
     """
@@ -56,15 +56,14 @@ def read_dataset(
 ) -> Dataset:
     """Read questions and labels from a parquet, CSV or JSON file, or a folder written by ``save_to_disk``.
 
-    A question is a text, or a list of messages ``{"role": ..., "content": ...}`` that ends in a user's. Text is never
-    taken for anything else: neither a number in a CSV file nor JSON within a text.
+    A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is
+    never interpreted: neither a number in a CSV file nor JSON within a string.
 
     Raises
     ------
     InputError
         Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
-        non-finite labels, whole numbers among them that no float64 holds, groups that are null, lists, or not certain
-        to be one or two.
+        non-finite labels, whole numbers that float64 would round, groups that are null, lists, or ambiguous.
     """
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
     rows = _read(path, Wanted(names, max_rows=max_samples))
@@ -79,7 +78,7 @@ def read_all_columns(
 ) -> tuple[list[Question | PromptError], Rows]:
     """Read the questions, and the rows as they are, from the same kinds of files as `read_dataset`.
 
-    In place of a question that is neither text nor a conversation stands the error that says so.
+    A question that is neither text nor a conversation is replaced by the error that says so.
 
     Raises
     ------
@@ -94,7 +93,7 @@ def read_all_columns(
 
 
 def read_question(value: Any, where: str) -> Question | PromptError:
-    """A value as a question, or why it is none.
+    """A value as a question, or why it is not one.
 
     Parameters
     ----------
@@ -120,7 +119,7 @@ def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
     if wrong:
         raise InputError(
             f"{path}: column {name!r} has {len(wrong)} values that are not text, the first in row {wrong[0]} "
-            f"({values[wrong[0]]!r}); drop or mend them"
+            f"({values[wrong[0]]!r}); drop or fix them"
         )
     questions: list[Question] = []
     for row, value in enumerate(values):
@@ -150,9 +149,9 @@ def _calls_tools(message: dict[str, Any]) -> bool:
 
 
 def _what_is_wrong(question: Any) -> str | None:
-    """Why a value is no question, None if it is one."""
+    """Why a value is not a question, None if it is one."""
     if not isinstance(question, (str, list)):
-        return f"{question!r} is not text; drop or mend it"
+        return f"{question!r} is not text; drop or fix it"
     if isinstance(question, list):
         if not question:
             return "the list of chat messages is empty"
@@ -165,7 +164,7 @@ def _what_is_wrong(question: Any) -> str | None:
     try:
         question_text(question).encode()
     except UnicodeEncodeError as error:
-        return f"character {error.start} is half of a surrogate pair, which no text file can hold; drop or mend it"
+        return f"character {error.start} is half of a surrogate pair, which no text file can hold; drop or fix it"
     return None
 
 
@@ -176,7 +175,7 @@ def _what_is_wrong_with(message: Any) -> str | None:
     if not {"role", "content"} <= message.keys():
         return f"{form}it has the keys {', '.join(message)}"
     if message["content"] is None and not _calls_tools(message):
-        return f"{form}content is null, which it may be only beside the tool_calls of another than the user"
+        return f"{form}content is null, which needs tool_calls and a role other than user"
     if not isinstance(message["role"], str) or not isinstance(message["content"], (str, type(None))):
         return f": role and content must be text, not {message['role']!r} and other parts"
     return None
@@ -190,7 +189,7 @@ def _labels(rows: Rows, path: Path, name: str) -> np.ndarray:
 
 
 def _check_numbers(values: Sequence[Any], where: str) -> None:
-    """Refuse what is no number, and whole numbers that another one would take the place of: probes are float64."""
+    """Refuse non-numbers, and whole numbers that float64, which probes use, would round."""
     wrong = [row for row, value in enumerate(values) if not _is_finite(value)]
     if wrong:
         raise InputError(
@@ -206,8 +205,8 @@ def _check_numbers(values: Sequence[Any], where: str) -> None:
     rounded = [row for row, value in enumerate(values) if abs(value) > _LAST_WHOLE and not _is_whole_float(value)]
     if rounded:
         raise InputError(
-            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which no float64 holds, so that probes could not "
-            "tell it from its neighbours; subtract an offset from all labels, or name classes by small numbers"
+            f"{where} has {values[rounded[0]]} in row {rounded[0]}, which float64 cannot represent, so "
+            "probes cannot tell it from its neighbours; subtract an offset from all labels, or use small class numbers"
         )
 
 
@@ -236,15 +235,15 @@ def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
         raise InputError(
-            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; name a "
-            "group for each row"
+            f"{path}: group column {name!r} has {len(missing)} null values, the first in row {missing[0]}; give "
+            "every row a group"
         )
     texts = [str(value) for value in values]
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         if isinstance(value, (list, dict)) or not _is_unicode(text):
             raise InputError(
-                f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a text; "
-                "name each group by one"
+                f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a string; "
+                "use one of them for each group"
             )
     _check_distinct(values, texts, path, name)
     return np.array(texts, dtype=object)
@@ -261,7 +260,7 @@ def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) 
         if type(values[other]) is not type(value) or texts[other] != text:
             raise InputError(
                 f"{path}: group column {name!r} has {values[other]!r} in row {other} and {value!r} in row {row}: one "
-                "group or two? Write one group in one way"
+                "group or two? Write each group in one way"
             )
 
 

@@ -1,4 +1,4 @@
-"""Files of rows: read as they are written, and handed on without a change."""
+"""Files of rows, read and passed on without changes."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Wanted:
     Parameters
     ----------
     names : sequence of str
-        Columns that must be there, once each.
+        Columns that must exist, once each.
     others : bool
         Read the other columns, too.
     max_rows : int or None
-        Read the first rows only.
+        Read only the first N rows.
     """
 
     names: Sequence[str]
@@ -53,7 +53,7 @@ def read_rows(path: Path, wanted: Wanted) -> Rows:
     Raises
     ------
     InputError
-        Missing file or column, a column that is there twice, a file that is not what its name says.
+        Missing file or column, a repeated column, a file that does not match its name.
     """
     return _reader(path)(path, wanted)
 
@@ -102,7 +102,7 @@ def _read_folder(path: Path, wanted: Wanted) -> ArrowRows:
     if not state.get("_data_files"):
         raise InputError(f"{path} is a folder, but not one that datasets' save_to_disk writes: it has no state.json")
     if state.get("_indices_data_files"):
-        raise InputError(f"{path} was saved with a selection of rows by an old version of datasets; save it anew")
+        raise InputError(f"{path} was saved with a selection of rows by an old version of datasets; save it again")
     files = [path / Path(file["filename"]).name for file in state["_data_files"]]
     try:
         # The parts of rows that are not used are not even read: the files are mapped.
@@ -138,7 +138,7 @@ def _read_csv(path: Path, wanted: Wanted) -> TextRows:
     except (pa.ArrowException, KeyError, OSError) as error:
         ways_out = {
             "UTF8": "; save it as UTF-8",
-            "Expected": "; a field with a separator or a line break in it stands in quotes",
+            "Expected": "; put fields with a separator or a line break in quotes",
         }
         way_out = "".join(hint for word, hint in ways_out.items() if word in str(error))
         raise _unreadable(path, "CSV", error, way_out) from error
@@ -171,8 +171,8 @@ def _check_quotes(path: Path, content: bytes, delimiter: bytes) -> int:
     if closed is None:
         raise InputError(f"{path}, line {line}: the quote that opens {shown} is never closed")
     raise InputError(
-        f"{path}, line {line}: {shown} goes on behind its closing quote; within quotes a quote is written twice, "
-        '"", not behind a backslash'
+        f"{path}, line {line}: {shown} continues after its closing quote; within quotes a quote is written twice, "
+        '"", not escaped by a backslash'
     )
 
 
@@ -199,7 +199,7 @@ def _json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         file.seek(0)
         if is_array:
             text = file.read()
-            items = _parsed(text, f"{path} starts like a JSON array, but", "write one object a line")
+            items = _parsed(text, f"{path} starts like a JSON array, but", "write one object per line")
             for number, (item, source) in enumerate(zip(items, _sources(text), strict=True)):
                 yield source, _object(item, source, f"{path}, item {number} of the array")
             return
@@ -207,7 +207,7 @@ def _json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             source = line.strip()
             if source:
                 try:
-                    row = _parsed(source, f"{path}, line {number}", "a JSON Lines file has one object a line")
+                    row = _parsed(source, f"{path}, line {number}", "a JSON Lines file has one object per line")
                 except InputError as error:
                     if isinstance(error.__cause__, json.JSONDecodeError) and _is_json(path):
                         raise InputError(
@@ -257,13 +257,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"has an object with several keys {twice!r}, of which readers take one; keep one")
+        raise InputError(f"has an object with more than one key {twice!r}, of which readers take one; keep one")
     return dict(pairs)
 
 
 def _object(value: Any, source: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where} is not a JSON object but {source[:SHOWN_CHARACTERS]}; write one object a line")
+        raise InputError(f"{where} is not a JSON object but {source[:SHOWN_CHARACTERS]}; write one object per line")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a model: a text, or the messages of a conversation."""
+"""A question to a model: a string, or the messages of a conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a file as they were written, typed where that loses nothing."""
+"""Rows of a file as they were written, typed if that loses nothing."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class JsonRows:
         Raises
         ------
         InputError
-            There is no such type; the message does not say what to do.
+            There is no such type; the message does not say how to fix it.
         """
         values = self.values(name)
         try:
@@ -220,7 +220,7 @@ class JsonRows:
                 json.loads(source, parse_float=_finite)
             except OverflowError as error:
                 raise InputError(
-                    f"{self.path}: row {row} has {error}, which is beyond the numbers that parquet holds; write .jsonl"
+                    f"{self.path}: row {row} has {error}, which is beyond the range of parquet; write .jsonl"
                 ) from error
         try:
             return pa.table({name: self.typed(name) for name in self.names})
@@ -316,11 +316,11 @@ def _of_one_type(values: list[Any]) -> Any:
 def _what_has_no_type(error: Exception) -> str:
     """Why values have no type in common."""
     if isinstance(error, OverflowError):
-        return "has whole numbers beyond those of int64"
+        return "has whole numbers beyond int64"
     if isinstance(error, UnicodeEncodeError):
         return "has half of a surrogate pair"
     if "exactly representable" in str(error) or "too large" in str(error):
-        return "has fractions beside whole numbers beyond 2 ** 53"
+        return "has fractions next to whole numbers beyond 2 ** 53"
     return "mixes types"
 
 
@@ -370,12 +370,12 @@ SHOWN_CHARACTERS = 40
 
 
 def check_columns(path: Path, names: Sequence[str], present: Sequence[str]) -> None:
-    """Raise `InputError` where a column is missing or there twice."""
+    """Raise `InputError` if a column is missing or repeated."""
     missing = [name for name in names if name not in present]
     if missing:
         hint = ""
         if path.suffix.lower() == ".csv" and len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
-            hint = " in one; columns are separated by commas: write it that way, or as parquet"
+            hint = " as one column; columns are separated by commas: write it that way, or as parquet"
         raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(present)}{hint}")
     twice = [name for name in names if list(present).count(name) > 1]
     if twice:

@@ -1,4 +1,4 @@
-"""What is in a store, for people: text of a terminal's width."""
+"""Description of a store as text for a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def inspect(store: ActivationStore) -> str:
     Raises
     ------
     StoreError
-        What is read of it is damaged.
+        The parts that are read are damaged.
     """
     health = "\n".join(f"  {line}" for line in describe(store.health))
     origin = "\n".join(["origin", *_lines(store.attrs)])
@@ -34,7 +34,7 @@ def inspect(store: ActivationStore) -> str:
 
 
 def describe_store(store: ActivationStore) -> dict[str, Any]:
-    """What `inspect` says of axes and origin, ready for JSON."""
+    """What `inspect` says about axes and origin, ready for JSON."""
     return {
         "path": str(store.path),
         "format_version": FORMAT_VERSION,
@@ -72,7 +72,7 @@ def _axes(store: ActivationStore) -> str:
 
 
 def _lines(attributes: Mapping[str, Any]) -> Iterator[str]:
-    """Fingerprint and provenance, a line per entry."""
+    """Fingerprint and provenance, one line per entry."""
     entries = {**attributes["fingerprint"], **attributes["provenance"]}
     for name, value in entries.items():
         if name in ("layers", "positions", "dtype"):  # stand above
@@ -103,7 +103,7 @@ def _tokens(store: ActivationStore) -> str:
     import pandas as pd
 
     if "token" not in store.spec.coordinates:
-        return "tokens: not known, the store was imported"
+        return "tokens: unknown, the store was imported"
     tokens = store.coordinate("token")[:_SAMPLES]
     table = pd.DataFrame(
         [[repr(token) for token in row] for row in tokens],

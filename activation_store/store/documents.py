@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _CHANGED = "is not what was written when the store was created"
 
-# Nothing larger is read before it is known what it should hold.
+# Nothing larger is read before its expected content is known.
 MAX_JSON_NBYTES = 64 * 2**20
 _MAX_TEXT_NBYTES = 16 * 2**20
 _MAX_FILE_NBYTES = 4 * 2**30
@@ -40,19 +40,19 @@ _FIXED_DTYPES = frozenset(
 
 
 def is_store(path: Path) -> bool:
-    """Whether a store, finished or not, lies at `path`."""
+    """Whether there is a store, finished or not, at `path`."""
     return (path / ARRAY / JOURNAL).is_file()
 
 
 def require_store(path: Path) -> None:
-    """Raise unless a store, finished or not, lies at `path`.
+    """Raise unless there is a store, finished or not, at `path`.
 
     Raises
     ------
     InputError
         Nothing is there.
     UnsupportedFormatError
-        Something else is, or a store of another format version.
+        There is something else, or a store of another format version.
     CorruptStoreError
         Its ``zarr.json`` cannot be read.
     """
@@ -61,7 +61,9 @@ def require_store(path: Path) -> None:
     if (path / "zarr.json").is_file():
         check_version(_read_json(path, "zarr.json"), str(path))
         if not is_store(path):
-            raise CorruptStoreError(f"{path}/{ARRAY}/{JOURNAL} is missing, and with it what is committed; {RESTORE}")
+            raise CorruptStoreError(
+                f"{path}/{ARRAY}/{JOURNAL} is missing, so it is unknown what is committed; {RESTORE}"
+            )
     if not is_store(path):
         raise UnsupportedFormatError(f"{path} is not a probesweep store: {ARRAY}/{JOURNAL} is missing")
     # Written to before anything else is known about the store.
@@ -77,7 +79,7 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
     path : Path
         Of the store.
     drop_damaged : bool
-        Pass over damaged lines of the journal, as if what they committed never was.
+        Skip damaged lines of the journal, as if what they committed never existed.
 
     Raises
     ------
@@ -104,12 +106,12 @@ def read_spec(path: Path, *, drop_damaged: bool = False) -> tuple[StoreSpec, Jou
         checked_bytes(path, name, journal, MAX_JSON_NBYTES)
     for shard, checksums in journal.shards.items():
         if shard >= layout.n_shards or len(checksums) != layout.n_cells * CHECKSUM_NBYTES:
-            raise CorruptStoreError(f"{path / journal_path}: shard {shard} is not one of this store; restore it")
+            raise CorruptStoreError(f"{path / journal_path}: shard {shard} does not belong to this store; restore it")
     return spec, journal
 
 
 def check_length(path: Path, spec: StoreSpec) -> None:
-    """Hold the number of samples, which all else is counted by, against the length of a file.
+    """Check the number of samples, on which everything else depends, against the length of a file.
 
     Raises
     ------
@@ -125,7 +127,7 @@ def check_length(path: Path, spec: StoreSpec) -> None:
 
 
 def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> np.ndarray:
-    """Read one of the arrays beside the activations; nothing but such an array as `skeleton` writes.
+    """Read one of the arrays next to the activations; nothing but such an array as `skeleton` writes.
 
     Raises
     ------
@@ -160,7 +162,7 @@ def read_coordinate(path: Path, name: str, spec: StoreSpec, journal: JournalCont
 
 
 def _coordinate_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
-    """Arrays beside the activations: name -> shape."""
+    """Arrays next to the activations: name -> shape."""
     shapes: dict[str, tuple[int, ...]] = {axis: (spec.shape[AXES.index(axis)],) for axis in AXES[:3]}
     for name in (*spec.coordinates, *spec.label_columns):
         shapes[name] = (spec.n_samples,)
@@ -170,7 +172,7 @@ def _coordinate_shapes(spec: StoreSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _checked_dtype(document: JSON, shape: tuple[int, ...], where: str) -> np.dtype[Any] | None:
-    """Value type of an array beside the activations, None for text."""
+    """Value type of an array next to the activations, None for text."""
     name = document.get("data_type")
     text = name == "string"
     expected = {
@@ -202,7 +204,7 @@ def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: i
     Raises
     ------
     CorruptStoreError
-        The file is missing, changed, larger than `max_nbytes`, or lies outside the store.
+        The file is missing, changed, larger than `max_nbytes`, or outside the store.
     """
     data = _read(path, name, max_nbytes)
     if file_hash(data) != journal.files.get(name):
@@ -225,7 +227,7 @@ def _read(store: Path, name: str, max_nbytes: int) -> bytes:
 
 
 def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
-    """Path of a file that can be read: a pipe in its place would be waited on for ever."""
+    """Path of a file that can be read: reading a pipe in its place would block forever."""
     file = path_inside(store, name)
     if not file.is_file():
         raise CorruptStoreError(f"{store / name} is missing; {_mend(name)}")
@@ -238,7 +240,7 @@ def _regular_file(store: Path, name: str, max_nbytes: int) -> Path:
 
 
 def _mend(name: str) -> str:
-    """What to do about a damaged file: a repair starts from the two documents that say what the store is."""
+    """What to do about a damaged file: a repair starts from the two documents that define the store."""
     return RESTORE if name in ("zarr.json", f"{ARRAY}/zarr.json") else MEND
 
 
@@ -250,7 +252,7 @@ def _parse_json(data: bytes, where: str) -> JSON:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptStoreError(f"{where} is not JSON that can be read ({error}); {RESTORE}") from error
+        raise CorruptStoreError(f"{where} is not readable JSON ({error}); {RESTORE}") from error
     if not isinstance(document, dict):
         raise CorruptStoreError(f"{where} is not a JSON object; {RESTORE}")
     return document

@@ -1,4 +1,4 @@
-"""What a finished store is like: cells from which nothing can be learned, prompts that are there twice."""
+"""Findings about a finished store: cells from which nothing can be learned, repeated prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def examine(store: ActivationStore) -> dict[str, Any]:
     dict
         ``constant_cells``: [layer, position] of cells in which all samples have the same values;
         ``zero_cells``: those of them in which all values are 0;
-        ``repeated_prompts``: samples whose prompt a sample before them has; null where prompts are not known.
+        ``repeated_prompts``: samples whose prompt repeats an earlier one; null if prompts are unknown.
     """
     cells = [(layer, position) for layer in store.layers for position in store.positions]
     constant = [cell for cell in cells if store.n_samples > 1 and _is_constant(store, *cell)]
@@ -35,7 +35,7 @@ def examine(store: ActivationStore) -> dict[str, Any]:
 
 
 def _is_constant(store: ActivationStore, layer: int, position: int) -> bool:
-    """Whether all samples are equal; most cells are done with after the first two."""
+    """Whether all samples are equal; for most cells the first two decide."""
     first = None
     for _, block in store.cell_blocks(layer, position):
         values = as_bits(block)
@@ -46,7 +46,7 @@ def _is_constant(store: ActivationStore, layer: int, position: int) -> bool:
 
 
 def describe(health: Mapping[str, Any]) -> Iterator[str]:
-    """What of it users should know, a line each."""
+    """What users should know about it, one line each."""
     zero = health.get("zero_cells", [])
     constant = [cell for cell in health.get("constant_cells", []) if cell not in zero]
     if constant:
@@ -57,9 +57,9 @@ def describe(health: Mapping[str, Any]) -> Iterator[str]:
     if repeated:
         yield f"samples that repeat the prompt of an earlier one: {repeated}"
     if health and not (constant or zero or repeated):
-        yield "no cell is constant" if repeated is None else "no cell is constant, no prompt is there twice"
+        yield "no cell is constant" if repeated is None else "no cell is constant, no prompt is repeated"
     if health and repeated is None:
-        yield "prompts, and whether any is there twice: not known, the store was imported"
+        yield "prompts, and whether any is repeated: unknown, the store was imported"
 
 
 def _cells(cells: list[list[int]]) -> str:

@@ -1,4 +1,4 @@
-"""What of a store is whole: its committed shards, each checked as it is mapped, and the files beside them."""
+"""What in a store is undamaged: its committed shards, each checked as it is mapped, and the files next to them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int
     MissingShardError
         It was never committed, or its file is gone.
     CorruptStoreError
-        Its file is not as long as it was, its index is damaged, or it lies outside the store.
+        Its file has another length, its index is damaged, or it is outside the store.
     """
     rows, name = spec.layout.rows(shard), f"{ARRAY}/{spec.layout.shard_key(shard)}"
     if shard not in journal.shards:
@@ -37,7 +37,7 @@ def open_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int
 
 
 def look_at_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: int) -> None:
-    """Raise where a shard was never committed or its file is not as long as it was; the file is not opened."""
+    """Raise if a shard was never committed or its file has another length; the file is not opened."""
     rows, file = spec.layout.rows(shard), f"{path}/{ARRAY}/{spec.layout.shard_key(shard)}"
     if shard not in journal.shards:
         raise never_committed(Path(file), rows)
@@ -45,14 +45,14 @@ def look_at_shard(path: Path, spec: StoreSpec, journal: JournalContents, shard: 
 
 
 def never_committed(file: Path, rows: range) -> MissingShardError:
-    """What to say of a shard that is not in the journal."""
+    """The error for a shard that is not in the journal."""
     return MissingShardError(
         f"{file} (rows {rows.start}-{rows.stop - 1}) was never committed; run the same extract again to resume"
     )
 
 
 def damaged_files(path: Path, spec: StoreSpec, journal: JournalContents) -> dict[str, StoreError]:
-    """Files written when the store was created that are not as they were: name -> what is wrong."""
+    """Files written when the store was created that have changed: name -> what is wrong."""
     problems: dict[str, StoreError] = {}
     for name in journal.files:
         try:
@@ -65,7 +65,7 @@ def damaged_files(path: Path, spec: StoreSpec, journal: JournalContents) -> dict
 def damaged_shards(
     path: Path, spec: StoreSpec, journal: JournalContents, progress: Progress = iter
 ) -> dict[int, StoreError]:
-    """Committed shards that are not as they were: shard -> what is wrong. Reads every byte.
+    """Committed shards that have changed: shard -> what is wrong. Reads every byte.
 
     Parameters
     ----------

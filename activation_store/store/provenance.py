@@ -1,4 +1,4 @@
-"""Which versions of which libraries made a store."""
+"""Versions of the libraries that made a store."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def library_versions() -> dict[str, str | None]:
-    """Versions of what shapes the values, for a store's provenance."""
+    """Versions of libraries that affect the values, for a store's provenance."""
     return {name: _version(name) for name in ("probesweep", "torch", "transformers", "tokenizers", "zarr")}
 
 

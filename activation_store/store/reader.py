@@ -41,7 +41,7 @@ MAX_MAPPED_SHARDS = max(1, min(128, _MOST_FILES // 8)) if _MOST_FILES != resourc
 class ActivationStore:
     """Activations ``[sample, layer, position, feature]`` on disk, with their labels and provenance.
 
-    Open with `ActivationStore.open`. Nothing is read but what is asked for; memory grows with what is returned only.
+    Open with `ActivationStore.open`. Only what is requested is read, and memory grows only with what is returned.
     """
 
     def __init__(self, path: Path, spec: StoreSpec, journal: JournalContents, *, verify: bool) -> None:
@@ -106,7 +106,7 @@ class ActivationStore:
 
     @property
     def n_committed(self) -> int:
-        """Samples that are on disk; fewer than `n_samples` while an extraction is unfinished."""
+        """Samples on disk; fewer than `n_samples` while an extraction is unfinished."""
         return sum(len(self.spec.layout.rows(shard)) for shard in self._journal.shards)
 
     @property
@@ -132,7 +132,7 @@ class ActivationStore:
 
     @property
     def health(self) -> Mapping[str, Any]:
-        """What was found when the store was finished (see `activation_store.store.health`); empty before."""
+        """Findings when the store was finished (see `activation_store.store.health`); empty before."""
         return self._journal.health
 
     @property
@@ -147,7 +147,7 @@ class ActivationStore:
         return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
 
     def coordinate(self, name: str) -> np.ndarray:
-        """Read one of the arrays beside the activations: n_tokens, token_id, prompt_hash, question, or a label column.
+        """Read one of the arrays next to the activations: n_tokens, token_id, prompt_hash, question, or a label column.
 
         Raises
         ------
@@ -201,7 +201,7 @@ class ActivationStore:
         )
 
     def _repr_html_(self) -> str:
-        """What notebooks show: the axes with their names, and where the values come from."""
+        """For notebooks: the axes with their names, and where the values come from."""
         lengths = " x ".join(f"{length} {axis}s" for axis, length in zip(self.dims, self.shape, strict=True))
         rows = {
             "axes": f"{lengths}, {self.spec.dtype}, {self.spec.layout.store_nbytes / 2**20:.1f} MiB",
@@ -249,7 +249,7 @@ class ActivationStore:
         return out
 
     def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
-        """Iterate over all cells in the order in which they lie on disk; one of them is in memory at a time.
+        """Iterate over all cells in their order on disk; one of them is in memory at a time.
 
         Yields
         ------
@@ -262,12 +262,12 @@ class ActivationStore:
                 yield (layer, position), self.cell(layer, position)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Labelled, lazily read view of the whole store; zarr-python then checks the values that are read.
+        """Labelled, lazy view of the complete store; zarr-python checks the values when they are read.
 
         Raises
         ------
         MissingShardError, CorruptStoreError
-            The store is unfinished, or a shard's file is not there or not as long as it was: Zarr would read NaN.
+            The store is unfinished, or a shard's file is missing or truncated: Zarr would read NaN.
         """
         import xarray
 
@@ -278,12 +278,14 @@ class ActivationStore:
             name.split("/")[0] for name in self._journal.files
         }
         if strange:
-            raise CorruptStoreError(f"{self.path} holds {sorted(strange)}, which is not of the store; remove it")
+            raise CorruptStoreError(
+                f"{self.path} holds {sorted(strange)}, which does not belong to the store; remove it"
+            )
         for shard in range(self.spec.layout.n_shards):
-            # Zarr checks the values against the checksums beside them.
+            # Zarr checks the values against the checksums next to them.
             self._shard(shard).check_checksums()
         beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
-        # Only the activations are left to Zarr: what the files beside them decode to is bounded by our checks.
+        # Only the activations are left to Zarr: the files next to them are decoded by us, with bounds checked.
         dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
         return dataset.assign_coords({name: self._variable(name) for name in beside})
 
@@ -349,14 +351,14 @@ class ActivationStore:
         Returns
         -------
         list of StoreError
-            What is damaged or missing, each with file and rows; empty if nothing is. They are not raised.
+            What is damaged or missing, each with file and rows; empty if nothing is. The errors are not raised.
         """
         problems = list(damaged_files(self.path, self.spec, self._journal).values())
         problems += damaged_shards(self.path, self.spec, self._journal, progress).values()
         return problems + self._uncommitted()
 
     def _uncommitted(self) -> list[StoreError]:
-        """One error for each run of shards between committed ones: a store may lack more than can be listed."""
+        """One error per gap between committed shards: a store may lack more than can be listed."""
         layout = self.spec.layout
         edges = [-1, *sorted(self._journal.shards), layout.n_shards]
         gaps = [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
@@ -369,12 +371,12 @@ class ActivationStore:
         ]
 
     def _check_shards(self, shards: range) -> None:
-        """Look at all shards before memory is taken for what they are said to hold."""
+        """Check all shards before memory is allocated for them."""
         for shard in shards:
             look_at_shard(self.path, self.spec, self._journal, shard)
 
     def _shard(self, shard: int) -> Shard:
-        """Mapped shard; those used last are kept, because each holds a file descriptor."""
+        """Mapped shard; only the most recent ones are kept, because each holds a file descriptor."""
         opened = self._shards.pop(shard, None)
         if opened is None:
             opened = open_shard(self.path, self.spec, self._journal, shard)
@@ -393,12 +395,12 @@ def _index(values: tuple[int, ...], value: int, axis: str) -> int:
 
 
 class PlannedStore(ActivationStore):
-    """A store before it is written: what it will hold besides activations.
+    """A store before it is written: its contents besides activations.
 
     Parameters
     ----------
     path : Path
-        Where it will be.
+        Where it will be written.
     spec : StoreSpec
     beside : mapping of str to ndarray
         Its coordinates and label columns.
@@ -409,7 +411,7 @@ class PlannedStore(ActivationStore):
         self._beside = beside
 
     def coordinate(self, name: str) -> np.ndarray:
-        """One of the arrays beside the activations."""
+        """One of the arrays next to the activations."""
         return self._beside[name]
 
     @property

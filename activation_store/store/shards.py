@@ -1,4 +1,4 @@
-"""One shard file: encode and commit it whole; map it and check its cells."""
+"""One shard file: encode and commit it completely; map it and check its cells."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row lay
     Parameters
     ----------
     path : Path
-        Target; appears under this name only when whole and on disk.
+        Target; appears under this name only when complete and on disk.
     layout : Layout
         Of the store.
     values : ndarray [row, layer, position, feature]
@@ -55,12 +55,12 @@ def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row lay
 
 
 def check_shard_length(path: str, layout: Layout, rows: range, descriptor: int | None = None) -> None:
-    """Look at a shard's file, opened or not.
+    """Check the length of a shard's file, open or not.
 
     Raises
     ------
     MissingShardError, CorruptStoreError
-        It is not there; it is shorter or longer than its index says.
+        It is missing; it is shorter or longer than its index says.
     """
     where = _where(path, rows)
     try:
@@ -84,7 +84,7 @@ def _gone(where: str) -> MissingShardError:
 def _map(path: str, layout: Layout, rows: range) -> np.ndarray:
     """Bytes of a shard's file; NumPy's own `memmap` takes several times as long."""
     try:
-        # A pipe in its place would be waited on for ever.
+        # Reading a pipe in its place would block forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise _gone(_where(path, rows)) from error
@@ -101,7 +101,7 @@ class Shard:
     Attributes
     ----------
     verified : ndarray [layer, position]
-        Cells that were.
+        Cells that were checked.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Shard:
         Raises
         ------
         MissingShardError
-            The file is not there.
+            The file is missing.
         CorruptStoreError
             The file is shorter or longer than its index says, or the index is damaged.
         """
@@ -171,7 +171,7 @@ class Shard:
         return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: self._n_rows]
 
     def check_checksums(self) -> None:
-        """Check the checksums beside the cells, which other readers of Zarr go by, against the journal's.
+        """Check the checksums next to the cells, which other Zarr readers use, against the journal's.
 
         Raises
         ------
@@ -183,7 +183,7 @@ class Shard:
             raise CorruptStoreError(f"{self._where}: the checksums in the file are not those committed; {MEND}")
 
     def check_every_byte(self) -> None:
-        """Check all cells and the checksums beside them; raises as `cell` does."""
+        """Check all cells and the checksums next to them; raises as `cell` does."""
         for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
             self.cell(layer_idx, position_idx, verify=True)
         self.check_checksums()

@@ -1,4 +1,4 @@
-"""The files of a new store, all but its shards."""
+"""The files of a new store except its shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, bytes]:
-    """Every file of a new store but its shards: path below the store -> content.
+    """Every file of a new store except its shards: path inside the store -> content.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Write a store: create it or take it up again, collect rows into shards, commit each shard when it is whole."""
+"""Write a store: create or resume it, collect rows into shards, commit each shard when it is complete."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class StoreWriter:
     """The one writer of a store. Use as a context manager: leaving it releases the lock.
 
     Rows may come in any order; a shard is committed when its last row is in. Memory: one shard buffer for each shard
-    that has some but not all of its rows, and one more.
+    that is partly filled, and one more.
 
     Attributes
     ----------
     damage : tuple of StoreError
         What `repair` found wrong.
     changed_shards : list of int
-        Shards that `repair` found damaged and that were written with other values than were committed first.
+        Damaged shards whose rewritten values differ from those first committed.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class StoreWriter:
         Parameters
         ----------
         path : Path
-            Where nothing, or an empty folder, is.
+            Where there is nothing, or an empty folder.
         spec : StoreSpec
             What the store holds.
         beside : mapping of str to ndarray [sample] or [sample, position]
@@ -115,7 +115,7 @@ class StoreWriter:
 
     @classmethod
     def resume(cls, path: Path, fingerprint: Mapping[str, Any]) -> StoreWriter:
-        """Take up an existing store where its journal ends.
+        """Resume an existing store where its journal ends.
 
         Raises
         ------
@@ -141,17 +141,17 @@ class StoreWriter:
         beside: Mapping[str, np.ndarray],
         progress: Progress = iter,
     ) -> StoreWriter:
-        """Take up an existing store to mend it: its damaged shards are pending, as if they were not committed.
+        """Open an existing store for repair: its damaged shards are pending, as if they were not committed.
 
-        Damaged coordinates and labels are written anew from `beside`, and damaged journal lines dropped, so that what
-        they committed is pending too.
+        Damaged coordinates and labels are rewritten from `beside`, and damaged journal lines dropped, so that what
+        they committed is pending, too.
 
         Parameters
         ----------
         path : Path
             Of the store.
         fingerprint : mapping
-            Of the inputs that are given now.
+            Of the current inputs.
         beside : mapping of str to ndarray [sample] or [sample, position]
             As for `create`.
         progress : callable
@@ -168,7 +168,7 @@ class StoreWriter:
         lock = WriterLock.acquire(path / ARRAY / LOCK, path)
         with _released_on_error(lock):
             spec, journal = _take_up(path, fingerprint, drop_damaged=True)
-            # What a killed repair has put in place is found whole and not written again.
+            # What a killed repair already restored is found undamaged and not rewritten.
             fsync_folders(path)
             _check_lengths(path, spec, beside)
             damage = damaged_files(path, spec, journal)
@@ -187,7 +187,7 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A disk that failed before may fail here again: the first failure is the one to be told.
+        # A disk that failed before may fail here again: the first failure is the one to report.
         with suppress(OSError) if error is not None else nullcontext():
             self._lock.release()
 
@@ -202,7 +202,7 @@ class StoreWriter:
 
     @property
     def n_committed_shards(self) -> int:
-        """Shards that are on disk and whole."""
+        """Shards that are complete and on disk."""
         return len(self._journal.shards) - len(self._redo)
 
     def add(self, rows: Integer[np.ndarray, " row"], block: Shaped[np.ndarray, "row layer position feature"]) -> None:
@@ -218,15 +218,15 @@ class StoreWriter:
         Raises
         ------
         InputError
-            Another data type or shape, a row that the store does not have or that was given before, or one of a shard
-            that is committed.
+            Another data type or shape, a row that the store does not have, was given before, or belongs to a committed
+            shard.
         StoreError
-            An earlier write failed: what is on disk is not known until the store is taken up anew.
+            An earlier write failed: what is on disk is unknown until the store is opened again.
         OSError
             The disk failed; names the file.
         """
         if self._failed:
-            raise StoreError(f"{self.path}: an earlier write failed, nothing more is written; run the command again")
+            raise StoreError(f"{self.path}: an earlier write failed, so nothing more is written; run the command again")
         if block.dtype != self.spec.numpy_dtype:
             raise InputError(f"{self.path} holds {self.spec.dtype}, the values are {block.dtype}; cast them first")
         if block.shape != (len(rows), *self.spec.shape[1:]):
@@ -285,7 +285,7 @@ class StoreWriter:
         self._failed = False
 
     def finish(self, health: dict[str, Any]) -> None:
-        """Record what the whole store is like; nothing is written where that is recorded already.
+        """Record findings about the complete store, unless they are already recorded.
 
         Raises
         ------
@@ -316,7 +316,7 @@ def check_can_create(path: Path) -> Path:
     Raises
     ------
     InputError
-        Something else is at `path`, or no store can be made there.
+        Something else is at `path`, or no store can be created there.
     StoreLockedError
         Another process is creating it.
     """
@@ -324,7 +324,7 @@ def check_can_create(path: Path) -> Path:
     if (path / "zarr.json").is_file():
         require_store(path)
         check_unlocked(path / ARRAY / LOCK, path)
-        raise InputError(f"{path}: a store is there by now; run the same command again to go on with it")
+        raise InputError(f"{path}: another process has created a store here; run the same command again to resume it")
     if path == Path.cwd():
         raise InputError(f"{path} is the current folder; give the store a folder of its own")
     if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
@@ -333,16 +333,16 @@ def check_can_create(path: Path) -> Path:
     if not nearest.is_dir():
         raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
     draft = hidden_beside(path, "creating")
-    # What lies there is removed: not through a link that somebody put in its place.
+    # What is there is removed: not through a link that somebody put in its place.
     if draft.is_symlink():
-        raise InputError(f"{draft} is a link, and a new store is prepared there; remove it")
+        raise InputError(f"{draft} is a symbolic link where a new store is prepared; remove it")
     path_inside(draft, f"{ARRAY}/{LOCK}")
     check_unlocked(draft / ARRAY / LOCK, path)
     return draft
 
 
 def is_finished(path: Path, fingerprint: Mapping[str, Any]) -> bool:
-    """Whether nothing is left to write of a store; only reads it, and raises as `StoreWriter.resume`."""
+    """Whether a store is complete; only reads it, and raises as `StoreWriter.resume`."""
     spec, journal = read_spec(path)
     _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
     return bool(journal.health) and len(journal.shards) == spec.layout.n_shards
@@ -351,11 +351,11 @@ def is_finished(path: Path, fingerprint: Mapping[str, Any]) -> bool:
 def _take_up(
     path: Path, fingerprint: Mapping[str, Any], *, drop_damaged: bool = False
 ) -> tuple[StoreSpec, JournalContents]:
-    """Read a store that is locked, and make durable what a killed process may have left in memory only."""
+    """Read a locked store, and make durable what a killed process may have left only in memory."""
     spec, journal = read_spec(path, drop_damaged=drop_damaged)
     _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
     fsync_path(path.absolute().parent)
-    # Written anew: after an fsync that failed, another one of the same pages reports success for what is not on disk.
+    # Written again: after a failed fsync, another fsync of the same pages reports success for what is not on disk.
     data = (path / ARRAY / JOURNAL).read_bytes()
     if drop_damaged:
         data, _ = good_lines(data, str(path / ARRAY / JOURNAL))
@@ -364,7 +364,7 @@ def _take_up(
 
 
 def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
-    """Hold the number of samples against the inputs before anything of that length is made anew."""
+    """Check the number of samples against the inputs before anything of that length is rebuilt."""
     for name, values in beside.items():
         if len(values) != spec.n_samples:
             raise CorruptStoreError(
@@ -375,10 +375,10 @@ def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]
 def _restore_files(
     path: Path, damaged: Mapping[str, StoreError], journal: JournalContents, files: Mapping[str, bytes]
 ) -> None:
-    """Write damaged files anew, but only with the content that the journal's header has."""
+    """Rewrite damaged files, but only with the content that the journal's header lists."""
     for name, problem in damaged.items():
         if file_hash(files.get(name, b"")) != journal.files[name]:
-            raise CorruptStoreError(f"{problem} (these inputs and versions do not give it again as it was)")
+            raise CorruptStoreError(f"{problem} (these inputs and versions do not reproduce it)")
         path_inside(path, name)
         make_folder((path / name).parent)
         commit_file(path / name, [files[name]])
@@ -387,7 +387,7 @@ def _restore_files(
 def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
     # Through JSON, because the stored one came from there: tuples are lists.
     given = json.loads(json.dumps(given))
-    # The model's name is how it was spelt; its weights say what it is.
+    # The model's name is only a spelling; its weights identify it.
     keys = [key for key in {**stored, **given} if key != "model"]
     differing = [key for key in keys if stored.get(key) != given.get(key)]
     if differing:
@@ -395,13 +395,13 @@ def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]
             f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
         )
         error = FingerprintMismatchError(
-            f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start anew"
+            f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start over"
         )
         error.differences = fields
         raise error
 
 
 def _brief(value: Any) -> str:
-    """A value for a message; of a hash its beginning tells it from another."""
+    """A value for a message; hashes are shortened."""
     text = repr(value)
     return f"{text[:13]}...'" if re.fullmatch(r"'[0-9a-f]{40,}'", text) else text

@@ -10,19 +10,19 @@ import click
 
 @click.command("extract")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file."
 )
-@click.option("--quick", is_flag=True, help="Few prompts, once: whether it runs, not how fast it is.")
+@click.option("--quick", is_flag=True, help="Few prompts, one round: a smoke test, not a measurement.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the stores are written, in a folder that is removed afterwards; the current one by default.",
+    help="Parent of the temporary folder for the stores; by default the current folder.",
 )
 @click.option("--model", default="smollm2", show_default=True, help="Hub id, local folder, GGUF file, or smollm2.")
-@click.option("--device", default="cpu", show_default=True, help="Where the model runs, always in float32.")
+@click.option("--device", default="cpu", show_default=True, help="Device of the model, always in float32.")
 def main(json_path: Path | None, quick: bool, folder: Path, model: str, device: str) -> None:
-    """Extract the same activations with this package and as the original scripts did; run the bare model beside it."""
+    """Extract the same activations with this package and as the original scripts did; time the bare model, too."""
     # Before torch is imported, and as the command line has it: no progress bars, no busy waiting.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -21,11 +21,11 @@ from benchmarks.shared.measure import hardware
 
 
 @click.command("faults")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the counts to this file as well.")
-@click.option("--quick", is_flag=True, help="A sample of everything: about a minute.")
-@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
-@click.option("--part", "chosen", multiple=True, help="Only parts whose name has this in it; may be repeated.")
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Processes.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the counts to this file.")
+@click.option("--quick", is_flag=True, help="A sample of everything, about a minute.")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything drawn at random.")
+@click.option("--part", "chosen", multiple=True, help="Only parts whose name contains this; repeat for several.")
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Number of processes.")
 def main(json_path: Path | None, quick: bool, seed: int, chosen: tuple[str, ...], jobs: int) -> None:
     """Kill, fail, cut the power and damage bytes; count what is lost or wrong (nothing may be)."""
     tasks = {

@@ -1,6 +1,6 @@
 """Bytes that changed on the disk: every byte flipped, every file truncated to every length, or gone.
 
-zarr-python reads the same damaged stores beside us.
+zarr-python reads the same damaged stores for comparison.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _reads(job: Job, store: ActivationStore) -> Iterator[tuple[Callable[[], np.n
 
 
 def coordinates(job: Job) -> dict[str, np.ndarray]:
-    """Every array beside the activations."""
+    """Every array next to the activations."""
     axes = {
         "sample": np.arange(job.spec.n_samples),
         "layer": np.array(job.spec.layers, dtype=np.int64),
@@ -267,5 +267,5 @@ def _mended_once(job: Job, expected: Tree, damage: Damage) -> Counts:
 
 
 def must_mend(path: str) -> bool:
-    """Whether damage to this file can always be mended: not if it says what the store is."""
+    """Whether damage to this file can always be repaired: not if it defines the store."""
     return path not in (f"{STORE}/zarr.json", f"{STORE}/{ARRAY}/zarr.json", JOURNAL_PATH)

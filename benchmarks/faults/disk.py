@@ -159,7 +159,7 @@ class Disk:
             getattr(self, f"_{call.kind}")(call)
 
     def new_process(self) -> None:
-        """Forget what was open: handles are counted anew."""
+        """Forget what was open: handles are counted from scratch."""
         self._handles, self._offsets = {}, {}
 
     def tree(self, fates: Fates | None = None) -> Tree:

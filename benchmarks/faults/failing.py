@@ -117,7 +117,7 @@ def _limited_once(job: Job, root: Path, limit: int) -> Counts:
     return counts
 
 
-# What a limited child tells beside the shards that it acknowledges.
+# What a limited child reports besides the shards that it acknowledges.
 REFUSED, NAMED = 254, 255
 
 

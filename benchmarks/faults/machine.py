@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None and self.exists)
     @rule(fault=st.none() | st.integers(1, 40))
     def repair(self, fault: int | None) -> None:
-        """Take the store up to mend it; a call may fail on the way."""
+        """Open the store for repair; a call may fail on the way."""
         self._take_up(replace(self.job, repairing=True), fault)
 
     def _take_up(self, job: Job, fault: int | None) -> None:

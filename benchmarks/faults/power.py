@@ -124,7 +124,7 @@ def lost_power(job: Job, history: History, moments: Collection[int], n_random: i
     moments : collection of int
         After how many calls.
     n_random, seed : int
-        Disks drawn at each moment, beside the extremes.
+        Disks drawn at each moment, besides the extremes.
     """
     counts, seen = Counts(), set[str]()
     for n, disk, acknowledged in history.moments():

@@ -163,7 +163,7 @@ def _power_after_fsync(jobs: dict[str, Job], size: Size, seed: int, *, killed: b
 
 def _flips(size: Size) -> Iterator[Task]:
     for job, path in _damaged_files():
-        # The files beside the activations are hashed as a whole, whatever is in them.
+        # The files next to the activations are hashed as a whole, whatever is in them.
         every_mask = job.spec.dtype == "float32" and not path.startswith(COORDINATES)
         for mask in size.masks if every_mask else size.masks[:1]:
             yield partial(_flipped, job, path, mask, size.every, mask == size.masks[0])

@@ -1,1 +1,1 @@
-"""The whole of ``train`` on one machine: from a store of bfloat16 to the JSON files, beside a scikit-learn loop."""
+"""All of ``train`` on one machine: from a bfloat16 store to the JSON files, against a scikit-learn loop."""

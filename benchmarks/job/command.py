@@ -9,15 +9,15 @@ import click
 
 @click.command("job")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file."
 )
-@click.option("--quick", is_flag=True, help="A few small cells: whether it runs, not how fast it is.")
-@click.option("--device", default="cuda", show_default=True, help="Where ours is fitted: cpu, cuda, cuda:1.")
+@click.option("--quick", is_flag=True, help="A few small cells: a smoke test, not a measurement.")
+@click.option("--device", default="cuda", show_default=True, help="Where this package fits: cpu, cuda, cuda:1.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the stores are written and removed again.",
+    help="Parent of the temporary folder for the stores.",
 )
 def main(json_path: Path | None, quick: bool, device: str, folder: Path) -> None:
     """Fit all probes of a model of 1,536 features on a GPU, and a few of them by scikit-learn on all cores."""

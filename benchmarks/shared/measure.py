@@ -155,7 +155,7 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A ratio that is wanted."""
+    """A ratio to reach."""
 
     what: str
     at_least: float
@@ -166,12 +166,12 @@ class Target:
         return self.reached.median >= self.at_least
 
     def __str__(self) -> str:
-        return f"{_verdict(self.is_met)}  {self.what}: wanted >= {self.at_least:g}, is {self.reached}"
+        return f"{_verdict(self.is_met)}  {self.what}: target >= {self.at_least:g}, measured {self.reached}"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A ratio that must not be exceeded."""
+    """A ratio not to exceed."""
 
     what: str
     at_most: float
@@ -182,7 +182,7 @@ class Limit:
         return self.reached.median <= self.at_most
 
     def __str__(self) -> str:
-        return f"{_verdict(self.is_met)}  {self.what}: wanted <= {self.at_most:g}, is {self.reached}"
+        return f"{_verdict(self.is_met)}  {self.what}: target <= {self.at_most:g}, measured {self.reached}"
 
 
 def _verdict(is_met: bool) -> str:
@@ -191,7 +191,7 @@ def _verdict(is_met: bool) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a benchmark found."""
+    """Everything that a benchmark measured."""
 
     benchmark: str
     hardware: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Memory of a sweep: what the planner says beforehand, beside what the process takes."""
+"""Memory of a sweep: the planner's prediction against what the process takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of whole trainings, from the sweep to the result files, beside the budget that they were given."""
+"""Memory of complete trainings, from the sweep to the result files, against their budget."""
 
 from __future__ import annotations
 

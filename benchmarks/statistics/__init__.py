@@ -1,1 +1,1 @@
-"""What honest statistics cost, and whether they keep what they promise."""
+"""Cost and calibration of nested CV, permutations and intervals."""

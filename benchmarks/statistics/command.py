@@ -10,19 +10,19 @@ import click
 
 @click.command("inference")
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file."
 )
-@click.option("--quick", is_flag=True, help="Few and small simulations: whether it runs, not what it finds.")
+@click.option("--quick", is_flag=True, help="Few and small simulations: a smoke test, not a result.")
 @click.option(
     "--part",
     "parts",
     multiple=True,
     type=click.Choice(["cost", "null", "repeats", "coverage"]),
-    help="Only this; can be given several times.",
+    help="Run only this; repeat for several.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where ours is fitted: cpu, cuda, cuda:1.")
+@click.option("--device", default="cpu", show_default=True, help="Where this package fits: cpu, cuda, cuda:1.")
 def main(json_path: Path | None, quick: bool, parts: tuple[str, ...], device: str) -> None:
-    """Time nested cross-validation and permutations beside the plain sweep; simulate where the truth is known."""
+    """Time nested cross-validation and permutations against the plain sweep; simulate data with a known truth."""
     # Before torch is imported, and as the command line has it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from benchmarks.statistics import suite

@@ -1,4 +1,4 @@
-"""Nested cross-validation and permutations beside the plain sweep, in turn."""
+"""Nested cross-validation and permutations against the plain sweep, in turn."""
 
 from __future__ import annotations
 

@@ -25,14 +25,14 @@ LIBRARIES = ("numpy", "zarr", "tensorstore", "google-crc32c")
 
 @click.command()
 @click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures here too."
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the figures to this file."
 )
-@click.option("--quick", is_flag=True, help="Small files: whether it runs, not how fast it is.")
+@click.option("--quick", is_flag=True, help="Small files: a smoke test, not a measurement.")
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(),
-    help="Where the files are written, in a folder that is removed afterwards; the current one by default.",
+    help="Parent of the temporary folder for the files; by default the current folder.",
 )
 def main(json_path: Path | None, quick: bool, folder: Path) -> None:
     """Write and read the same activations with this package, zarr-python, TensorStore and plain files."""

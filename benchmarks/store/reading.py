@@ -120,7 +120,7 @@ def _exhaust(arrays: Iterable[np.ndarray]) -> None:
 
 
 def measure_cells(files: Files, size: Size) -> Timings:
-    """Time all cells, in an order that is drawn anew for every round."""
+    """Time all cells, in an order drawn again for every round."""
     verified = ActivationStore.open(files.store)
     mapped = files.map_cell_major()
     openers = {

@@ -1,6 +1,6 @@
-"""Scores of all cells as figures: a heatmap over layers and positions, and lines along the layers.
+"""Scores of all cells as figures: a heatmap over layers and positions, and lines by layer.
 
-Charts hold no configuration of their own, so that they can be layered and joined further.
+Charts carry no configuration of their own, so that they can be layered and concatenated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 from gpu_probes.display.wording import METRICS, number, one_line, position_text
 
 WIDTH = 640
-# Okabe and Ito's colours, told apart by all; each stands for one meaning on every figure.
+# Okabe and Ito's colours, safe for colour-blind readers; each has one meaning in every figure.
 PALETTE = {
     "accent": "#0072b2",
     "others": "#868e96",
@@ -34,7 +34,7 @@ _TIPS = ["layer", "position", *SCORES.values(), "alpha", "note"]
 
 @dataclass(frozen=True)
 class Series:
-    """A name in a legend, and which colour of the palette it has."""
+    """A name in a legend and its colour in the palette."""
 
     name: str
     colour: str
@@ -102,14 +102,14 @@ def layers(
     tokens: Mapping[Any, str | None] | None = None,
     references: Sequence[Reference] = (),
 ) -> alt.LayerChart:
-    """Score along the layers, a line for each position, that of the best cell in front.
+    """Score by layer, one line per position, that of the best cell in front.
 
     Parameters
     ----------
     cells, metric, score, best, tokens
         As for `heatmap`.
     references : sequence of Reference
-        Other scores to draw into it.
+        Other scores to draw.
     """
     frame, values = readable(cells, tokens), cells[score].to_numpy(np.float64)
     frame["score"], frame["place"], frame["row"] = values, cells["layer"], frame["position"]
@@ -135,7 +135,7 @@ def layers(
 
 
 def readable(cells: pd.DataFrame, tokens: Mapping[Any, str | None] | None = None) -> pd.DataFrame:
-    """The table of cells as texts, a row per cell, for tooltips and readers."""
+    """The table of cells as strings, a row per cell, for tooltips and readers."""
     known = tokens or {}
     texts: dict[str, list[str]] = {
         "layer": [one_line(layer) for layer in cells["layer"]],
@@ -153,7 +153,7 @@ def score_title(score: str, metric: str) -> str:
 
 
 def legend_of(series: Sequence[Series]) -> alt.Color:
-    """Colours of a field `series`, one under the other above the chart so that they fit on a phone."""
+    """Colours of a field `series`, stacked above the chart so that they fit on a phone."""
     unique = {each.name: PALETTE[each.colour] for each in series}
     scale = alt.Scale(domain=list(unique), range=list(unique.values()))
     legend = alt.Legend(title=None, orient="top", columns=1, symbolType="circle", symbolOpacity=1, labelLimit=300)
@@ -161,7 +161,7 @@ def legend_of(series: Sequence[Series]) -> alt.Color:
 
 
 def chart_of(frame: pd.DataFrame) -> alt.Chart:
-    """A chart of a table, whose values it holds: Altair refuses data frames of more than 5,000 rows."""
+    """A chart with a table's values inline: Altair refuses data frames of more than 5,000 rows."""
     values: Any = alt.to_values(frame)["values"]
     return alt.Chart(alt.InlineData(values=values))
 
@@ -178,7 +178,7 @@ def _has_rows(chart: alt.Chart) -> bool:
 def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> alt.LayerChart:
     """A dashed line across all layers with its interval as a band, or a point with a bar at one layer."""
     known = reference.low is not None and reference.high is not None
-    text = f"[{number(reference.low)}, {number(reference.high)}]" if known else "not known"
+    text = f"[{number(reference.low)}, {number(reference.high)}]" if known else "unknown"
     row = {"series": reference.series.name, "row": reference.series.name, "score": reference.value}
     row |= {"value": number(reference.value), "95 % interval": text, "low": reference.low, "high": reference.high}
     tips = [alt.Tooltip("series:N", title="what"), "value:N", "95 % interval:N"]
@@ -195,12 +195,12 @@ def _reference(reference: Reference, x: alt.X, y: alt.Y, colour: alt.Color) -> a
 
 
 def _cells(frame: pd.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
-    """Marks that say in a tooltip all that is known of their cell."""
+    """Marks whose tooltips show everything about their cell."""
     return chart_of(frame).encode(x, y, tooltip=[f"{name}:N" for name in _TIPS])
 
 
 def _layer_axis(cells: pd.DataFrame, names: pd.DataFrame) -> alt.X:
-    """Numbers to scale, so that layers left out leave a gap; names one by one."""
+    """Numeric layers to scale, so that missing ones leave a gap; names one by one."""
     if pd.api.types.is_numeric_dtype(cells["layer"]):
         scale = alt.Scale(zero=False, nice=False, padding=8)
         return alt.X("place:Q", title="layer", scale=scale, axis=alt.Axis(tickMinStep=1, format="d"))
@@ -208,7 +208,7 @@ def _layer_axis(cells: pd.DataFrame, names: pd.DataFrame) -> alt.X:
 
 
 def _axis(frame: pd.DataFrame, column: str) -> alt.Scale:
-    """The values in the order in which they come."""
+    """The values in their order of appearance."""
     return alt.Scale(domain=list(dict.fromkeys(frame[column])))
 
 

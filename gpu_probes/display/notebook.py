@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: a short card, and figures on demand."""
+"""Results in a notebook: a short card, and figures on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CellPlots:
         return _charts().heatmap(self.cells, metric=self.metric, score=score, best=self.best)
 
     def layers(self, score: str = "cv_score") -> altair.LayerChart:
-        """Score along the layers, a line for each position."""
+        """Score by layer, one line per position."""
         return _charts().layers(self.cells, metric=self.metric, score=score, best=self.best)
 
 
@@ -48,7 +48,7 @@ def _charts() -> Any:
 
 
 def card(lines: Sequence[str], cells: pd.DataFrame) -> str:
-    """HTML of a few lines and a table with the best cell of every position; all texts are escaped."""
+    """HTML of a few lines and a table with the best cell of every position; all text is escaped."""
     first, *others = (html.escape(visible(line)) for line in lines)
     text = "".join(f"<br>{line}" for line in others)
     return f"<p><strong>{first}</strong>{text}</p>{_by_position(cells)}"

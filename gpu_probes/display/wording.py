@@ -1,4 +1,4 @@
-"""How numbers, texts of strangers and intervals are written for readers."""
+"""How numbers, untrusted text and intervals are written for readers."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def number(value: float | int | None, spec: str = ".3f") -> str:
-    """Three decimals unless told; a dash where there is no number."""
+    """Three decimals by default; a dash where there is no number."""
     return NOTHING if value is None or np.isnan(value) else format(value, spec)
 
 
 def class_name(value: float) -> str:
-    """All digits of a class's label, so that no two classes have one name."""
+    """All digits of a class's label, so that no two classes share a name."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def interval(ends: tuple[float | None, float | None]) -> str:
-    """``[low, high]`` on one line, or nothing where it is not known."""
+    """``[low, high]`` on one line, or nothing where it is unknown."""
     low, high = ends
     return "" if low is None or high is None else f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
 
 
 def caution(note: str | None) -> str:
-    """What is known against an interval, in a sentence after others."""
-    return f" Of its interval: {one_line(note)}." if note else ""
+    """A warning about an interval, as a sentence to append."""
+    return f" Caution about this interval: {one_line(note)}." if note else ""
 
 
 def visible(text: object) -> str:
-    r"""Text with its control characters, lone surrogates and direction marks spelled out (``\x00``), but for newlines.
+    r"""Text with control characters, lone surrogates and direction marks escaped (``\x00``); newlines stay.
 
-    SVG and UTF-8 cannot hold some of them, and others would turn the text around them.
+    SVG and UTF-8 cannot hold some of them, and others would reverse the text around them.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 def one_line(text: object) -> str:
-    """The same with newlines spelled out, for labels."""
+    """The same with newlines escaped, too, for labels."""
     return visible(text).replace("\n", "\\n")
 
 
@@ -52,9 +52,9 @@ def position_text(position: object, token: str | None) -> str:
 
 
 def sizes(needed: int, allowed: int) -> tuple[str, str]:
-    """Two numbers of bytes, of which the first is more, with as many digits as tell them apart.
+    """Two numbers of bytes, the first the larger, with enough digits to tell them apart.
 
-    The first is rounded up: who allows what is written allows enough.
+    The first is rounded up, so that allowing the printed amount is enough.
     """
     for digits in range(1, 16):
         texts = _size(needed, digits, math.ceil), _size(allowed, digits, math.floor)

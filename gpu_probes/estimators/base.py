@@ -265,8 +265,8 @@ class ChosenAlpha(_Probe):
             folds = plan.fold_of_sample
             if all(labels_rank(self._task_type, targets[folds == fold]) for fold in range(n_folds)):
                 if n_folds < self.n_folds:
-                    why = f"of {self.n_folds} folds some would lack a class, or hold one value of y only"
-                    warnings.warn(f"{why}; {n_folds} are used", ProbeWarning, stacklevel=4)
+                    why = f"some of {self.n_folds} folds would lack a class or hold a single value of y"
+                    warnings.warn(f"{why}; using {n_folds}", ProbeWarning, stacklevel=4)
                 return folds
         raise FoldError("y cannot be split into two folds that each hold every class, or two values; give more samples")
 
@@ -304,7 +304,7 @@ def _fold_of_sample(
         both = np.sort(np.concatenate([every[train], every[held_out]]))
         if not np.array_equal(both, every) or (folds[held_out] >= 0).any():
             raise FoldError(
-                f"cv split {fold} leaves samples out or holds some out again; give a cv such as KFold or GroupKFold"
+                f"cv split {fold} leaves samples out or holds some out twice; give a cv such as KFold or GroupKFold"
             )
         folds[held_out] = fold
     if (folds < 0).any():

@@ -19,28 +19,28 @@ class LogisticProbe(OneAlpha, Classifier):
     """Linear probe of classes: scikit-learn's ``LogisticRegression(C=1/alpha)``, solved in float64.
 
     Minimises ``sum_i s_i logloss(y_i, x_i'w + b) + alpha/2 |w|^2`` with sample weights s: one sigmoid for two classes,
-    a softmax with a vector for each beyond.
+    a softmax with one vector per class for more.
 
     Parameters
     ----------
     alpha : float
         Penalty above 0, 1/C of scikit-learn.
     class_weight : dict of class to number above 0, or "balanced", optional
-        What the weights of a class's samples are multiplied by, 1 for classes that are not named; "balanced": what
-        makes the classes weigh the same, all samples together as much as before.
+        Factor for the weights of each class's samples, 1 for classes not named; "balanced" gives all classes the
+        same total weight and leaves the overall total unchanged.
     fit_intercept : bool
-        Add the intercept b, which is not penalised; without, b is 0.
+        Add an unpenalized intercept b; otherwise b is 0.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted) before the fit, as ``StandardScaler``.
+        Scale every feature to mean 0 and deviation 1 (weighted) before the fit, like ``StandardScaler``.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
 
     Attributes
     ----------
     coef_ : ndarray [1, feature] or, for more than two classes, [class, feature]
-        Coefficients of the features as they come, before any scaling.
+        Coefficients for the raw features, before any scaling.
     intercept_ : ndarray [1] or [class]
-        What is added to ``X coef_'``; not 0 with `standardize`, which shifts.
+        Added to ``X coef_'``; not 0 with `standardize`, which shifts the features.
     direction_ : ndarray [feature]
         `coef_` scaled to length 1, towards the second of two classes.
     classes_ : ndarray [class]
@@ -80,7 +80,7 @@ class LogisticProbe(OneAlpha, Classifier):
         Raises
         ------
         ProbeError
-            When there is one class only, all rows are equal, or a parameter or weight cannot be used.
+            When there is only one class, all rows are equal, or a parameter or weight cannot be used.
 
         Warns
         -----
@@ -96,40 +96,40 @@ class LogisticProbe(OneAlpha, Classifier):
 
 
 class LogisticProbeCV(ChosenAlpha, Classifier):
-    """`LogisticProbe` whose alpha has the highest cross-validated ROC-AUC (mean of one-vs-rest beyond two classes).
+    """`LogisticProbe` whose alpha has the highest cross-validated ROC-AUC (mean of one-vs-rest for more than two).
 
-    The score of an alpha is the mean of its scores on the folds, each by a fit on the others; the first of equals
+    The score of an alpha is the mean of its scores on the folds, each from a fit on the others; on ties the first
     wins, and is fitted on all samples. Scores are those of `sweep` with the same folds. They are not weighted: a sample
-    of weight 2 counts once in them, one that is there twice counts twice.
+    of weight 2 counts once, a repeated sample counts twice.
 
     Parameters
     ----------
     alphas : sequence of float, or "auto"
         Grid to choose from. ``auto``: the powers of ten from 1e-4 to 100 times the mean eigenvalue of X'X.
     n_folds, seed : int
-        scikit-learn's shuffled ``StratifiedKFold``; fewer folds, with a warning, where some would lack a class.
+        scikit-learn's shuffled ``StratifiedKFold``; fewer folds, with a warning, if some would lack a class.
     cv : int, splitter or iterable of (train, test), optional
-        Split that replaces `n_folds` and `seed`; it holds out every sample once, and trains on all others.
+        Split that replaces `n_folds` and `seed`; it must hold out every sample once and train on all others.
     class_weight : dict of class to number above 0, or "balanced", optional
-        As for `LogisticProbe`; "balanced" counts the classes in all samples, also for the fits without a fold.
+        As for `LogisticProbe`; "balanced" counts the classes in all samples, also for fits on part of the folds.
     fit_intercept : bool
-        Add an intercept, which is not penalised.
+        Add an unpenalized intercept.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted), on the training rows of each fit alone.
+        Scale every feature to mean 0 and deviation 1 (weighted), fitted on the training rows of each fold.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
 
     Attributes
     ----------
     coef_ : ndarray [1, feature] or, for more than two classes, [class, feature]
-        Coefficients of the features as they come, of the fit on all samples.
+        Coefficients for the raw features, of the fit on all samples.
     intercept_ : ndarray [1] or [class]
     direction_ : ndarray [feature]
         `coef_` scaled to length 1, towards the second of two classes.
     classes_ : ndarray [class]
         Sorted.
     alpha_, cv_score_ : float
-        The chosen alpha and its score. It is the highest of several, so a little optimistic.
+        The chosen alpha and its score, which is the highest of several and so biased slightly upwards.
     alphas_, alpha_cv_scores_ : ndarray [alpha]
         The grid and the score of each alpha, NaN where it is undefined.
     n_folds_, n_features_in_ : int
@@ -171,12 +171,12 @@ class LogisticProbeCV(ChosenAlpha, Classifier):
         sample_weight : array-like [sample], optional
             Weight of each sample's loss, 0 or more.
         groups : array-like [sample], optional
-            Samples of a group are held out together (``StratifiedGroupKFold``, or what `cv` makes of them).
+            Samples of a group are held out together (``StratifiedGroupKFold``, or as `cv` treats them).
 
         Raises
         ------
         ProbeError
-            When there is one class only, no alpha has a score, or a parameter or weight cannot be used.
+            When there is only one class, no alpha has a score, or a parameter or weight cannot be used.
 
         Warns
         -----
@@ -225,5 +225,5 @@ def _with_class_weight(
         if name not in classes.tolist():
             raise LabelError(f"class_weight names class {name!r}, and y has {classes.tolist()}; name these")
         if not is_finite_number(value) or value <= 0:
-            raise LabelError(f"class_weight {value!r} of class {name!r} is no weight; give a number above 0")
+            raise LabelError(f"class_weight {value!r} of class {name!r} is not a weight; give a number above 0")
     return each * np.array([class_weight.get(name, 1.0) for name in classes.tolist()])[numbers]

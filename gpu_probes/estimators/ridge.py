@@ -21,18 +21,18 @@ class RidgeProbe(OneAlpha, Regressor):
     alpha : float
         Penalty, 0 or more.
     fit_intercept : bool
-        Add the intercept b, which is not penalised; without, b is 0.
+        Add an unpenalized intercept b; otherwise b is 0.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted) before the fit, as ``StandardScaler``.
+        Scale every feature to mean 0 and deviation 1 (weighted) before the fit, like ``StandardScaler``.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
 
     Attributes
     ----------
     coef_ : ndarray [feature] or [output, feature]
-        Coefficients of the features as they come, before any scaling.
+        Coefficients for the raw features, before any scaling.
     intercept_ : float or ndarray [output]
-        What is added to ``X coef_'``; not 0 with `standardize`, which shifts.
+        Added to ``X coef_'``; not 0 with `standardize`, which shifts the features.
     direction_ : ndarray [feature]
         `coef_` of the only output, scaled to length 1.
     n_features_in_ : int
@@ -64,7 +64,7 @@ class RidgeProbe(OneAlpha, Regressor):
         Warns
         -----
         NotConvergedWarning
-            When the solution is less exact than the solvers promise.
+            When the solution misses the solvers' accuracy.
         """
         features, numbers, weights = self._read(X, y, sample_weight, y_numeric=True, multi_output=True)
         columns = {"y": numbers}
@@ -84,35 +84,35 @@ class RidgeProbe(OneAlpha, Regressor):
 class RidgeProbeCV(ChosenAlpha, Regressor):
     """`RidgeProbe` whose alpha has the highest cross-validated Spearman correlation.
 
-    The score of an alpha is the mean of its scores on the folds, each by a fit on the others; the first of equals
+    The score of an alpha is the mean of its scores on the folds, each from a fit on the others; on ties the first
     wins, and is fitted on all samples. Scores are those of `sweep` with the same folds. They are not weighted: a sample
-    of weight 2 counts once in them, one that is there twice counts twice.
+    of weight 2 counts once, a repeated sample counts twice.
 
     Parameters
     ----------
     alphas : sequence of float, or "auto"
         Grid to choose from. ``auto``: the powers of ten from 1e-4 to 100 times the mean eigenvalue of X'X.
     n_folds, seed : int
-        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` where `y` has few enough different integers;
-        fewer folds, with a warning, where some would hold one value only.
+        scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` if `y` has few enough different integers;
+        fewer folds, with a warning, if some would contain a single value.
     cv : int, splitter or iterable of (train, test), optional
-        Split that replaces `n_folds` and `seed`; it holds out every sample once, and trains on all others.
+        Split that replaces `n_folds` and `seed`; it must hold out every sample once and train on all others.
     fit_intercept : bool
-        Add an intercept, which is not penalised.
+        Add an unpenalized intercept.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1 (weighted), on the training rows of each fit alone.
+        Scale every feature to mean 0 and deviation 1 (weighted), fitted on the training rows of each fold.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; a GPU if there is one.
 
     Attributes
     ----------
     coef_ : ndarray [feature]
-        Coefficients of the features as they come, of the fit on all samples.
+        Coefficients for the raw features, of the fit on all samples.
     intercept_ : float
     direction_ : ndarray [feature]
         `coef_` scaled to length 1.
     alpha_, cv_score_ : float
-        The chosen alpha and its score. It is the highest of several, so a little optimistic.
+        The chosen alpha and its score, which is the highest of several and so biased slightly upwards.
     alphas_, alpha_cv_scores_ : ndarray [alpha]
         The grid and the score of each alpha, NaN where it is undefined.
     n_folds_, n_features_in_ : int
@@ -131,7 +131,7 @@ class RidgeProbeCV(ChosenAlpha, Regressor):
         sample_weight : array-like [sample], optional
             Weight of each sample's loss, 0 or more.
         groups : array-like [sample], optional
-            Samples of a group are held out together (``GroupKFold``, or what `cv` makes of them).
+            Samples of a group are held out together (``GroupKFold``, or as `cv` treats them).
 
         Raises
         ------
@@ -141,7 +141,7 @@ class RidgeProbeCV(ChosenAlpha, Regressor):
         Warns
         -----
         NotConvergedWarning
-            When a solution is less exact than the solvers promise.
+            When a solution misses the solvers' accuracy.
         """
         features, numbers, weights = self._read(X, y, sample_weight, y_numeric=True)
         coef, intercept = coefficients(self._choose(features, numbers, weights, groups))

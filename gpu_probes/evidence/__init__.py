@@ -1,1 +1,1 @@
-"""How far a sweep can be trusted, and what it beats."""
+"""How far a sweep can be trusted, and which baselines it beats."""

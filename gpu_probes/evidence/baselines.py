@@ -1,4 +1,4 @@
-"""What a probe has to beat: other predictors of the same labels, by the same folds, in the same units."""
+"""What a probe has to beat: other predictors of the same labels, with the same folds and resampling units."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Comparison:
         train_values: Float64[np.ndarray, "train_sample column"],
         test_values: Float64[np.ndarray, "test_sample column"],
     ) -> SweepResult:
-        """Fit each column by itself, with an intercept and a scale, and hardly any penalty."""
+        """Fit each column alone, with an intercept and a scale, and almost no penalty."""
         sources = (ArrayCellSource(values[:, :, None, None]) for values in (train_values, test_values))
         return self.sweep_on(*sources, probe="auto", alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
 
@@ -112,7 +112,7 @@ def layer_zero_baseline(comparison: Comparison) -> Baseline:
 
 
 def random_direction_baseline(comparison: Comparison, cell: Cell, seed: int) -> Baseline:
-    """Projections of the best cell on random directions, each given its sign and scale by a fit."""
+    """Projections of the best cell onto random directions, with sign and scale fitted."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((comparison.train.n_features, N_RANDOM))
     values = (_project(source, cell, directions) for source in (comparison.train, comparison.test))
@@ -128,7 +128,7 @@ def random_direction_baseline(comparison: Comparison, cell: Cell, seed: int) -> 
 
 
 def random_labels_baseline(comparison: Comparison, cell: Cell, seed: int) -> Baseline:
-    """The best cell fitted to shuffled labels and scored against them (Hewitt & Liang 2019: selectivity)."""
+    """The best cell fitted to permuted labels and scored against them (Hewitt & Liang 2019: selectivity)."""
     result, options = comparison.result, comparison.options
     names, rng = ("random_labels", "random labels"), np.random.default_rng(seed)
     grouping = group_samples(len(result.train_labels), options.groups, options.prompts)
@@ -174,7 +174,7 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
 def _project(
     source: CellSource, cell: Cell, directions: Float64[np.ndarray, "feature direction"]
 ) -> Float64[np.ndarray, "sample direction"]:
-    # Rows that are not finite get a status, not a warning.
+    # Non-finite rows get a status, not a warning.
     with np.errstate(invalid="ignore", over="ignore"):
         return np.concatenate([block.astype(np.float64) @ directions for _, block in source.cell_blocks(*cell)])
 

@@ -1,4 +1,4 @@
-"""What the statistics of a sweep take: planned before the sweep, so that no work of hours ends for want of memory."""
+"""Memory of a sweep's statistics, planned before the sweep, so that hours of work do not end out of memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_statistics(
     train_prompts: Sequence[str] | None = None,
     test_prompts: Sequence[str] | None = None,
 ) -> None:
-    """Check that everything that `infer` fits stays within what a sweep's plan leaves it.
+    """Check that everything that `infer` fits stays within the memory that a sweep's plan leaves.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def check_statistics(
     Raises
     ------
     BudgetError
-        When something does not: both numbers, and whose they are.
+        When something does not; names it and both numbers.
     """
     for workload in workloads:
         for work in plan_later(workload, n_directions=N_RANDOM, n_draws=N_RANDOM):

@@ -1,4 +1,4 @@
-"""Everything that is said about a finished sweep beside its scores: how far they can be trusted, and what they beat."""
+"""Everything about a finished sweep besides its scores: how far to trust them, and what they beat."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ from gpu_probes.solvers.deciding import decide, row_norms
 
 @dataclass(frozen=True)
 class About:
-    """What is known of the rows besides their features and labels.
+    """What is known about the rows besides their features and labels.
 
     Attributes
     ----------
     train_prompts, test_prompts : list of str, optional
-        Their texts.
+        Prompts of the rows.
     test_groups : array-like, optional
-        The group of each test row; intervals resample whole groups.
+        The group of each test row; intervals resample complete groups.
     numbers : mapping of str to a pair of arrays [train_sample], [test_sample]
         Baselines of one number, by name.
     """
@@ -83,7 +83,7 @@ def infer(
     *,
     progress: Callable[[Sequence[str]], Iterable[str]] = iter,
 ) -> Evidence:
-    """Honest estimates, intervals, p-values, baselines and scores of a sweep.
+    """Nested CV, intervals, p-values, baselines and scores of a sweep.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ def infer(
     options : SweepOptions
     about : About
     progress : callable
-        Wraps the names of the parts while they are worked out, such as `tqdm`.
+        Wraps the names of the parts while they are computed, such as `tqdm`.
 
     Returns
     -------
     Evidence
-        All but the overlap: see `compare_overlap`.
+        Everything except the overlap: see `compare_overlap`.
     """
     comparison = Comparison(result, train, test, options)
     clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
@@ -122,7 +122,7 @@ def infer(
 def compare_overlap(
     result: SweepResult, test: CellSource, test_labels: Any, shared: Bool[np.ndarray, " test_sample"], *, dropped: bool
 ) -> Overlap:
-    """Score the best probe on test rows that are among the training rows, and on the others.
+    """Score the best probe on test rows that also occur in training, and on the others.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def compare_overlap(
         All test rows.
     test_labels : one number per test row
     shared : ndarray [test_sample]
-        Which of them are among the training rows.
+        Which of them also occur in training.
     dropped : bool
         Whether the test scores of `result` are without them.
     """
@@ -143,7 +143,7 @@ def compare_overlap(
     coef, norms = result.coef[at], row_norms(test, best.cell)
     decision = decide(test, best.cell, coef, result.intercept[at])
     labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
-    # Rows that were left out of the test may hold what training never saw.
+    # Dropped rows may have labels that training never saw.
     known = np.isfinite(decision).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
     scores: list[RegressionScores | ClassScores | None] = []
     for rows in (shared & known, ~shared & known):
@@ -279,7 +279,7 @@ def _best_of_each_position(result: SweepResult) -> list[tuple[int, int]]:
 
 
 def _baseline(baseline: Baseline, tested: ScoredSides | None) -> BaselineScores:
-    """Scores, the test score's interval, and how much better the best probe is."""
+    """Scores, the interval of the test score, and the best probe's lead."""
     names = () if tested is None else tested.names
     interval = difference = None
     if tested is not None and baseline.name in names:
@@ -346,7 +346,7 @@ def _platt(result: SweepResult, best: BestProbe) -> Platt:
     return Platt(slope=scaling.slope, intercept=scaling.intercept, reason=None, test_scores=calibrated)
 
 
-# A slope that is not positive would turn the ranking round, or end it.
+# A slope that is not positive would reverse the ranking, or end it.
 _NOT_RISING = "labels do not rise with the held-out predictions"
 
 

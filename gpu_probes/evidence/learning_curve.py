@@ -1,4 +1,4 @@
-"""How the score of one cell grows with the rows that it is trained on."""
+"""How the score of one cell grows with the number of training rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class CurvePoint:
 
 
 def learning_curve(comparison: Comparison, cell: Cell, seed: int) -> list[CurvePoint]:
-    """Fit a cell on growing parts of its training rows: rows outside the part weigh nothing.
+    """Fit a cell on growing subsets of its training rows: rows outside the subset get weight 0.
 
-    Parts are nested, drawn at random within each fold (and class), and take groups whole. The alpha is chosen anew for
-    each.
+    Subsets are nested, drawn at random within each fold (and class), and keep groups complete. The alpha is chosen
+    again for each.
     """
     train, test = (JoinedCells(source, [cell]) for source in (comparison.train, comparison.test))
     weights = comparison.options.sample_weight

@@ -1,4 +1,4 @@
-"""Cells made of other cells: several as one, all layers at a position, the mean over positions."""
+"""Cells made from other cells: several joined, all layers at a position, the mean over positions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class JoinedCells:
         self.n_samples, self.n_features = source.n_samples, source.n_features * len(self._cells)
 
     def cell_blocks(self, layer: int | str, position: int | str) -> Iterator[Block]:
-        """Yield rows of all cells side by side."""
+        """Yield rows of all cells, concatenated."""
         del layer, position
         for rows, blocks in _aligned(self._source, self._cells):
             yield rows, np.concatenate(blocks, 1)
@@ -52,7 +52,7 @@ class JoinedLayers:
         self.n_samples, self.n_features = source.n_samples, source.n_features * len(source.layers)
 
     def cell_blocks(self, layer: int | str, position: int | str) -> Iterator[Block]:
-        """Yield rows of all layers side by side."""
+        """Yield rows of all layers, concatenated."""
         del layer
         for rows, blocks in _aligned(self._source, [Cell(each, position) for each in self._source.layers]):
             yield rows, np.concatenate(blocks, 1)

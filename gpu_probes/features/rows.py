@@ -30,7 +30,7 @@ class Chunk:
 class Rows:
     """The rows of some cells, widened to float64 on the device, chunk by chunk.
 
-    A chunk that holds all rows is read once and kept; smaller ones are read anew in every pass.
+    A chunk that holds all rows is read once and kept; smaller ones are read again in every pass.
 
     Parameters
     ----------

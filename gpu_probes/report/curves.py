@@ -1,6 +1,6 @@
 """Figures of the best probe, each from a tidy table whose columns its docstring names.
 
-A column `row` says which marks the arrow keys walk along; tooltips show texts, so that nothing undefined turns into 0.
+A column `row` groups the marks that the arrow keys move along. Tooltips show strings, so that NaN does not become 0.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pandas as pd
 
 from gpu_probes.display.charts import PALETTE, Series, chart_of, legend_of, rows_where, stack
 
-# As many labels as stand side by side on a phone.
+# As many labels as fit next to each other on a phone.
 _FEW = alt.Axis(tickCount=6)
 
 
@@ -29,7 +29,7 @@ def diagonal_scatter(frame: pd.DataFrame, series: Sequence[Series], tips: Sequen
             tooltip=_tips(tips),
         )
     )
-    # Where labels and predictions have no value in common, the line would only push the points together.
+    # If the ranges of labels and predictions do not overlap, the line would only squeeze the points together.
     lines = [_diagonal(shared[0], shared[1], "actual", "predicted")] if shared[0] < shared[1] else []
     return stack([*lines, points], 380)
 
@@ -48,7 +48,7 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     """Columns mean_predicted, fraction_positive, count, series, row and the tips."""
     unit = alt.Scale(domain=[0, 1])
     x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit, axis=_FEW)
-    y = alt.Y("fraction_positive:Q", title="share that is so", scale=unit)
+    y = alt.Y("fraction_positive:Q", title="observed frequency", scale=unit)
     base, colour = chart_of(frame).encode(x, y), legend_of(series)
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
@@ -78,7 +78,7 @@ def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.Laye
 def comparison(frame: pd.DataFrame, series: Sequence[Series], title: str, tips: Sequence[str]) -> alt.LayerChart:
     """Columns name, score, low, high, series, row and the tips; a line of names, a point for each series."""
     names = list(dict.fromkeys(frame["name"]))
-    # Names stand inside, above their marks: beside them they would take half of a phone.
+    # Names are inside, above their marks: next to them they would take half of a phone's width.
     axis = alt.Axis(labelAlign="left", labelPadding=0, labelOffset=-17, labelLimit=300, grid=False)
     y = alt.Y("name:N", title=None, sort=None, scale=alt.Scale(domain=names), axis=axis)
     places = alt.Scale(domain=[one.name for one in series], range=[22, 48])
@@ -98,7 +98,9 @@ def null_histogram(bins: pd.DataFrame, observed: pd.DataFrame, title: str, tips:
     """Columns low, high, count, row and the tips; `observed`: score, row, and the tips."""
     x = alt.X("low:Q", title=title, scale=alt.Scale(zero=False), axis=_FEW)
     bars = chart_of(bins.assign(none=0)).mark_rect(fill=PALETTE["others"], stroke=PALETTE["paper"], strokeWidth=0.5)
-    bars = bars.encode(x, alt.X2("high:Q"), alt.Y("count:Q", title="shuffles"), alt.Y2("none:Q"), tooltip=_tips(tips))
+    bars = bars.encode(
+        x, alt.X2("high:Q"), alt.Y("count:Q", title="permutations"), alt.Y2("none:Q"), tooltip=_tips(tips)
+    )
     rule = chart_of(observed).encode(alt.X("score:Q", title=title), tooltip=_tips(tips))
     line = rule.mark_rule(stroke=PALETTE["accent"], strokeWidth=2.5)
     text = rule.mark_text(align="right", dx=-6, y=8, fill=PALETTE["accent"], fontWeight="bold", fontSize=12)

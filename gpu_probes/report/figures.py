@@ -1,4 +1,4 @@
-"""The figures of a page, made of a result folder: each with a title, a caption and its data as a table of texts."""
+"""The figures of a page, from a result folder: each with a title, a caption and its data as a table of strings."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, what it says, and its data.
+    """A chart, its caption, and its data.
 
     Attributes
     ----------
     name : str
-        Of its files and its place on the page.
+        Used for its files and as its anchor on the page.
     table : DataFrame
         The data as readers see them.
     min_width : int
-        Below so many pixels the figure scrolls in a box of its own.
+        On screens narrower than this many pixels the figure scrolls in its own box.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Absent:
-    """A figure that these results do not have, and why; `expected` if readers may look for it."""
+    """A figure that these results do not have, and why; `expected` if readers might look for it."""
 
     name: str
     title: str
@@ -77,19 +77,19 @@ def heatmap(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     caption = f"The {charts.SCORES[shown]} of each cell. {note}"
     if best is not None:
         layer, position = best
-        caption += f"The dot marks the best by cross-validation: layer {one_line(layer)}, position "
+        caption += f"The dot marks the best cell by cross-validation: layer {one_line(layer)}, position "
         caption += f"{position_text(position, results.tokens.get(position))}. "
     if undefined:
         caption += f"{undefined} {'cell has' if undefined == 1 else 'cells have'} no score (grey, crossed out). "
     caption += "Layers are indices into hidden_states (0 = embeddings); position -1 is the last token."
     table = charts.readable(cells, results.tokens)
     width = 110 + 7 * results.performance.n_layers
-    return Figure("heatmap", "Where it can be read", caption, chart, table, width)
+    return Figure("heatmap", "Score by layer and position", caption, chart, table, width)
 
 
 def layers(results: SavedFiles) -> Figure | Absent:
-    """Scores along the layers beside the estimates that can be trusted and the strongest baseline."""
-    name, title = "layers", "Along the layers"
+    """Scores by layer, with the unbiased estimates and the strongest baseline."""
+    name, title = "layers", "Score by layer"
     shown, note = _shown_score(results)
     if np.isnan(results.cells[shown].to_numpy(np.float64)).all():
         return Absent(name, title, "no cell has a score")
@@ -101,11 +101,11 @@ def layers(results: SavedFiles) -> Figure | Absent:
         tokens=results.tokens,
         references=_references(results) if shown == "cv_score" else (),
     )
-    caption = f"The {charts.SCORES[shown]} along the layers, a line for each position. {note}"
+    caption = f"The {charts.SCORES[shown]} by layer, one line per position. {note}"
     if results.best is not None:
         caption += (
-            "The best of many cells is too high by construction: nested cross-validation (band: its interval) and the "
-            "test score (diamond) say what to expect."
+            "The best of many cells is biased upwards. Nested cross-validation (dashed; band: its interval) and the "
+            "test score (diamond) show what to expect."
         )
     columns = ["position", "layer", *charts.SCORES.values(), "alpha"]
     table = _only(charts.readable(results.cells, results.tokens), columns)
@@ -126,12 +126,10 @@ def predictions(results: SavedFiles) -> Figure | Absent:
     chart = curves.diagonal_scatter(
         pd.DataFrame(table[::-1]), series, ["series", "row number", "actual value", "predicted value"]
     )
-    caption = "The best probe on rows that it did not see; on the dashed line predictions are right."
+    caption = "The best probe on rows that it was not fitted to. On the dashed line, predictions are exact."
     most = max(len(part.actual) for part in parts)
     if most > MOST_POINTS:
-        caption += (
-            f" Of more than {MOST_POINTS:,} rows an even selection in their order is drawn, {MOST_POINTS:,} each."
-        )
+        caption += f" Where there are more than {MOST_POINTS:,} rows, {MOST_POINTS:,} evenly spaced ones are drawn."
     return Figure(
         name, title, caption, chart, _only(table, ["series", "row number", "actual value", "predicted value"])
     )
@@ -154,8 +152,8 @@ def roc(results: SavedFiles) -> Figure | Absent:
     )
     series = [Series(one, colour) for one, colour in zip(names, colours, strict=False)]
     tips = ["series", "threshold", "false positives", "true positives"]
-    caption = "Share of the positive rows found against share of the others taken for them, as the threshold falls."
-    caption += f" At most {MOST_CURVE_POINTS} evenly chosen points of each curve are drawn."
+    caption = "True positive rate against false positive rate as the threshold falls."
+    caption += f" At most {MOST_CURVE_POINTS} evenly spaced points are drawn per curve."
     if several:
         caption += f" Each class against all others, {held_out(results)[0].title}"
         left_out = len(classes_of(results)) - len(names)
@@ -164,7 +162,7 @@ def roc(results: SavedFiles) -> Figure | Absent:
 
 
 def reliability(results: SavedFiles) -> Figure | Absent:
-    """Predicted probability against how often it is so."""
+    """Predicted probability against observed frequency."""
     name, title = "reliability", "Reliability"
     if not classes_of(results):
         return Absent(name, title, "the labels are numbers", expected=False)
@@ -181,17 +179,17 @@ def reliability(results: SavedFiles) -> Figure | Absent:
     ]
     found = [(one, colour, content) for one, colour, content in held if isinstance(content, ClassScores)]
     if not found:
-        return Absent(name, title, "its bins are not in inference.json")
+        return Absent(name, title, "inference.json has no bins for it")
     bins = [_bins(one, content.reliability or ()) for one, _, content in found]
     table = pd.concat(bins, ignore_index=True)
     if not len(table):
-        return Absent(name, title, "its bins are not in inference.json")
-    tips = ["series", "predicted", "share that is so", "rows"]
+        return Absent(name, title, "inference.json has no bins for it")
+    tips = ["series", "predicted", "observed frequency", "rows"]
     chart = curves.reliability(table, [Series(one, colour) for one, colour, _ in found], tips)
     errors = "; ".join(f"{one} {number(content.ece)}" for one, _, content in found)
-    what = "the second class" if len(classes_of(results)) == 2 else "the class chosen"
+    what = "the second class" if len(classes_of(results)) == 2 else "the predicted class"
     caption = (
-        f"In ten bins of the predicted probability of {what}: how often it is so. Larger points hold more rows. "
+        f"How often {what} is the actual class, in ten bins of its predicted probability. Larger points: more rows. "
         f"Expected calibration error: {errors}."
     )
     return Figure(name, title, caption, chart, _only(table, tips))
@@ -199,7 +197,7 @@ def reliability(results: SavedFiles) -> Figure | Absent:
 
 def alphas(results: SavedFiles) -> Figure | Absent:
     """Score of the best cell at each alpha."""
-    name, title = "alphas", "The penalty"
+    name, title = "alphas", "Penalty"
     if results.best is None:
         return Absent(name, title, results.why_no_best)
     path = results.best.alpha_cv_scores
@@ -215,13 +213,13 @@ def alphas(results: SavedFiles) -> Figure | Absent:
     at = results.best.selected_alpha
     caption = f"CV score of the best cell at each alpha. The highest, at alpha {at:g}, was chosen."
     if at in (table["alpha"].iloc[0], table["alpha"].iloc[-1]):
-        caption += " That is an end of the grid: a better one may lie beyond."
+        caption += " It is at an end of the grid: a better alpha may lie outside."
     return Figure(name, title, caption, chart, _only(table, ["penalty", "CV score"]))
 
 
 def comparison(results: SavedFiles) -> Figure | Absent:
-    """The best probe's optimistic and honest scores, and the baselines."""
-    name, title = "comparison", "How far to trust it"
+    """The best probe's biased and unbiased scores, and the baselines."""
+    name, title = "comparison", "How far to trust the score"
     if results.best is None:
         return Absent(name, title, results.why_no_best)
     table = pd.DataFrame([record for record in _compared(results) if not np.isnan(record["score"])])
@@ -231,9 +229,9 @@ def comparison(results: SavedFiles) -> Figure | Absent:
     tips = ["name", "series", "value", "95 % interval"]
     metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
     caption = (
-        "The best probe's CV score is the highest of all cells and alphas, so optimistic. Nested cross-validation "
-        "chooses anew for each fold and scores on rows that had no part in the choice. Intervals leave out that other "
-        "training rows give another probe."
+        "The best probe's CV score is the highest over all cells and alphas, so it is biased upwards. Nested "
+        "cross-validation repeats the choice for each fold and scores it on rows that played no part in it. Intervals "
+        "do not cover the variation between probes trained on different rows."
     )
     without = [f"{one_line(one.title)}, {one_line(one.note)}" for one in _unscored(results)]
     caption += f" Without a score: {'; '.join(without)}." if without else ""
@@ -241,8 +239,8 @@ def comparison(results: SavedFiles) -> Figure | Absent:
 
 
 def permutations(results: SavedFiles) -> Figure | Absent:
-    """Highest score of each shuffle of the labels, and the one observed."""
-    name, title = "permutations", "Against shuffled labels"
+    """Highest score of each permutation of the labels, and the observed one."""
+    name, title = "permutations", "Permutation test"
     found = results.evidence.permutation
     if found is None or found.p_best is None or found.null_max is None:
         return Absent(name, title, results.why_missing("permutation"))
@@ -250,22 +248,23 @@ def permutations(results: SavedFiles) -> Figure | Absent:
     counts, edges = np.histogram(null, bins=min(40, max(5, len(null) // 5)))
     bins = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": counts, "row": "null"})
     bins["highest score"] = [f"{low:.3f} to {high:.3f}" for low, high in itertools.pairwise(edges)]
-    bins["shuffles"] = [str(count) for count in counts]
+    bins["permutations"] = [str(count) for count in counts]
     observed = found.observed_max
     own = pd.DataFrame([{"score": observed, "row": "null", "label": f"true labels {observed:.3f}"}])
-    own["highest score"], own["shuffles"] = own["label"], ""
+    own["highest score"], own["permutations"] = own["label"], ""
     metric = score_title("cv_score", results.performance.metric)
-    chart = curves.null_histogram(bins, own, f"highest {metric} in any cell", ["highest score", "shuffles"])
+    tips = ["highest score", "permutations"]
+    chart = curves.null_histogram(bins, own, f"highest {metric} of any cell", tips)
     caption = (
-        f"Highest CV score in any cell after each of {found.n_permutations:,} shuffles of the labels, "
-        f"{found.shuffled}, beside that of the true labels (line). p = {found.p_best:.3g} for all cells together."
+        f"Highest CV score of any cell for each of {found.n_permutations:,} permutations of the labels "
+        f"({found.shuffled}), and for the true labels (line). Over all cells, p = {found.p_best:.3g}."
     )
-    return Figure(name, title, caption, chart, _only(bins, ["highest score", "shuffles"]))
+    return Figure(name, title, caption, chart, _only(bins, tips))
 
 
 def learning_curve(results: SavedFiles) -> Figure | Absent:
     """Score of the best cell by the number of training rows."""
-    name, title = "learning_curve", "With more rows"
+    name, title = "learning_curve", "Learning curve"
     points = results.evidence.learning_curve
     if not points:
         return Absent(name, title, results.why_missing("learning_curve"))
@@ -282,14 +281,14 @@ def learning_curve(results: SavedFiles) -> Figure | Absent:
         if (score := point.test_score if key == "test" else point.cv_score) is not None
     ]
     if not rows:
-        return Absent(name, title, "no share of the training rows gives a score")
+        return Absent(name, title, "no subset of the training rows gives a score")
     table = pd.DataFrame(rows)
     table["row"], table["training rows"] = table["series"], [f"{n:,}" for n in table["n_rows"]]
     table["value"] = [number(score) for score in table["score"]]
     tips = ["series", "training rows", "value", "alpha"]
     metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
     used = [one for one in (test, cv) if one.name in set(table["series"])]
-    caption = "The best cell fitted on growing parts of its training rows; the rows that it is scored on stay the same."
+    caption = "The best cell fitted to growing subsets of its training rows, always scored on the same rows."
     return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), _only(table, tips))
 
 
@@ -311,7 +310,7 @@ def _only(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def _shown_score(results: SavedFiles) -> tuple[str, str]:
-    """The column to draw, and why it is not that of cross-validation."""
+    """The column to draw, and why it is not the CV score."""
     for score in ("cv_score", "test_score", "train_score"):
         if not np.isnan(results.cells[score].to_numpy(np.float64)).all():
             why = f"({results.why_no_best[0].upper()}{results.why_no_best[1:]}.) " if score != "cv_score" else ""
@@ -361,7 +360,7 @@ def _bins(series: str, curve: Sequence[Bin]) -> pd.DataFrame:
                 "series": series,
                 "row": series,
                 "predicted": number(one.mean_predicted),
-                "share that is so": number(one.fraction_positive),
+                "observed frequency": number(one.fraction_positive),
                 "rows": str(one.count),
             }
             for one in curve
@@ -394,7 +393,7 @@ def _unscored(results: SavedFiles) -> list[BaselineScores]:
 
 def _record(name: str, series: Series, score: float | None, found: Interval | None) -> dict[str, Any]:
     low, high = ends_of(found)
-    text = interval((low, high)) or "not known"
+    text = interval((low, high)) or "unknown"
     ends = {"low": np.nan if low is None else low, "high": np.nan if high is None else high}
     return {
         "name": name,

@@ -1,4 +1,4 @@
-"""A result folder, read from its files, as a report takes it."""
+"""A result folder, read from its files, as a report needs it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NO_INTERVALS = Intervals(test_score=None, nested_cv_score=None, best_minus_cell
 
 
 def ends_of(interval: Interval | None) -> tuple[float | None, float | None]:
-    """Low and high end; None where they are not known."""
+    """Low and high end; None where they are unknown."""
     return (None, None) if interval is None else (interval.low, interval.high)
 
 
@@ -35,7 +35,7 @@ class SavedFiles:
     Attributes
     ----------
     documents : Results
-        All that stands in it.
+        Everything in it.
     """
 
     documents: Results
@@ -47,7 +47,7 @@ class SavedFiles:
         Raises
         ------
         ProbeError
-            When a file is missing or is not as it was written.
+            When a file is missing or was changed.
         """
         return cls(Results.load(folder))
 
@@ -68,22 +68,22 @@ class SavedFiles:
 
     @property
     def best(self) -> Best | None:
-        """What ``best_probe_predictions.json`` says, which is there only if a best probe was chosen."""
+        """What ``best_probe_predictions.json`` says, which exists only if a best probe was chosen."""
         return self.documents.best
 
     @property
     def evidence(self) -> Evidence:
-        """What ``inference.json`` says; nothing where folders of earlier versions have none."""
+        """What ``inference.json`` says; empty for folders of earlier versions that have none."""
         return self.documents.evidence or Evidence()
 
     @property
     def intervals(self) -> Intervals:
-        """Of the best probe's scores; without ends where there are none."""
+        """Intervals of the best probe's scores; without ends where there are none."""
         return self.evidence.intervals or _NO_INTERVALS
 
     @property
     def nested_score(self) -> float | None:
-        """The honest estimate; None where there is none."""
+        """The nested CV score; None where there is none."""
         return None if self.evidence.nested_cv is None else self.evidence.nested_cv.score
 
     @property
@@ -114,13 +114,13 @@ class SavedFiles:
 
     @property
     def why_no_best(self) -> str:
-        """Reason for `best` to be None."""
+        """Why `best` is None."""
         if not self.performance.k_fold:
-            return "no best probe is chosen without --k_fold: the only scores to choose by would be the test scores"
+            return "no best probe is chosen without --k_fold: only the test scores would be left to choose by"
         return "no cell has a CV score, so there is no best probe"
 
     def why_missing(self, name: str) -> str:
-        """Why a part of ``inference.json`` is missing, or holds nothing."""
+        """Why a part of ``inference.json`` is missing or empty."""
         if self.documents.evidence is None:
             return "inference.json is not among the files of this training"
         reason = getattr(getattr(self.evidence, name), "reason", None)

@@ -1,4 +1,4 @@
-"""Put a page together: text, figures, tables, style and script in one file that asks nothing of a network."""
+"""Assemble a page: text, figures, tables, style and script in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gpu_probes.report.theme import page_spec
 
 
 def render(results: SavedFiles, made: Sequence[Figure | Absent], prompts: Mapping[str, Sequence[str]] | None) -> str:
-    """HTML of a page; whatever comes from files or prompts is escaped.
+    """HTML of a page; everything from files or prompts is escaped.
 
     Parameters
     ----------
     made : sequence of Figure or Absent
-        In the order in which they are to stand.
+        In the order of the page.
     prompts : mapping of "train" and "test" to texts, optional
     """
     figures = [one for one in made if isinstance(one, Figure)]
@@ -52,7 +52,7 @@ def render(results: SavedFiles, made: Sequence[Figure | Absent], prompts: Mappin
 
 
 def _absent(results: SavedFiles, made: Sequence[Figure | Absent]) -> list[tuple[str, str]]:
-    """What readers may look for in vain, and why."""
+    """What readers might miss, and why."""
     missing = [(one.title, one.reason) for one in made if isinstance(one, Absent) and one.expected]
     if results.best is None:
         missing += [(title, results.why_no_best) for title in ("Prompts with the largest errors", "All scores")]
@@ -62,7 +62,7 @@ def _absent(results: SavedFiles, made: Sequence[Figure | Absent]) -> list[tuple[
 
 
 def _policy(scripts: Sequence[str]) -> str:
-    """Content Security Policy: our two scripts by their hashes, and nothing from anywhere."""
+    """Content Security Policy: our two scripts by their hashes, and nothing else."""
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
@@ -75,7 +75,7 @@ def _sha256(text: str) -> str:
 
 
 def _script(text: str) -> str:
-    """A script as it may stand inside of a page: nothing in it ends the element or opens a comment."""
+    """A script made safe to embed: nothing in it ends the element or opens a comment."""
     return text.replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

@@ -1,4 +1,4 @@
-"""A result folder for notebooks: what a report takes, and the page's figures as Altair charts."""
+"""A result folder for notebooks: what a report needs, and the page's figures as Altair charts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gpu_probes.report.load import SavedFiles
 
 @dataclass(frozen=True)
 class SavedPlots:
-    """Figures of a result folder; one that it does not have is a `ProbeError` with the reason."""
+    """Figures of a result folder; a missing one raises a `ProbeError` with the reason."""
 
     results: SavedFiles
 
@@ -24,7 +24,7 @@ class SavedPlots:
         return _chart(figures.heatmap(self.results, score))
 
     def layers(self) -> alt.LayerChart:
-        """Score along the layers, with the estimates that can be trusted."""
+        """Score by layer, with the unbiased estimates."""
         return self._draw(figures.layers)
 
     def predictions(self) -> alt.LayerChart:
@@ -36,15 +36,15 @@ class SavedPlots:
         return self._draw(figures.roc)
 
     def reliability(self) -> alt.LayerChart:
-        """Predicted probability against how often it is so."""
+        """Predicted probability against observed frequency."""
         return self._draw(figures.reliability)
 
     def comparison(self) -> alt.LayerChart:
-        """The best probe's optimistic and honest scores, and the baselines."""
+        """The best probe's biased and unbiased scores, and the baselines."""
         return self._draw(figures.comparison)
 
     def permutations(self) -> alt.LayerChart:
-        """Highest score of each shuffle of the labels, and the one observed."""
+        """Highest score of each permutation of the labels, and the observed one."""
         return self._draw(figures.permutations)
 
     def alphas(self) -> alt.LayerChart:

@@ -1,4 +1,4 @@
-"""Predictions of the best probe as tidy tables: of all rows, of the ROC curve, and of a part that can be drawn."""
+"""Predictions of the best probe as tidy tables: all rows, the ROC curve, and a subset that can be drawn."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TEST_TITLE, HELD_OUT_TITLE = "test rows", "training rows, held out in CV"
 
 @dataclass(frozen=True)
 class Predicted:
-    """Rows of a split, and what the best probe said of them without having seen them.
+    """Rows of a split, and what the best probe predicted for them without having been fitted to them.
 
-    `rows` are their places in the store: with ``--drop_overlap`` some test rows are left out. `predictions` is
-    ``[sample]``: a number, or the probability of the second of two classes; beyond two classes it is
-    ``[sample, class]``. `ranked` orders rows as predictions do, and tells those apart that round to 1.
+    `rows` are their indices in the store: ``--drop_overlap`` leaves out some test rows. `predictions` is ``[sample]``:
+    a number, or the probability of the second of two classes; with more classes it is ``[sample, class]``. `ranked`
+    orders rows as predictions do, and separates those that round to 1.
     """
 
     split: str
@@ -39,7 +39,7 @@ class Predicted:
 
 
 def held_out(results: SavedFiles) -> list[Predicted]:
-    """The test rows, and the training rows as predicted in cross-validation; those that there are."""
+    """The test rows, and the training rows as predicted in cross-validation, where they exist."""
     best = results.best
     if best is None:
         return []
@@ -58,7 +58,7 @@ def held_out(results: SavedFiles) -> list[Predicted]:
         ),
     ]
     return [
-        # Of numbers, and in folders of earlier versions, the predictions are what is ranked.
+        # For regression, and in folders of earlier versions, the predictions themselves are ranked.
         Predicted(split, title, rows, *map(_column, (actual, predicted, predicted if ranked is None else ranked)))
         for split, title, rows, actual, predicted, ranked in splits
         if actual is not None and predicted is not None
@@ -70,17 +70,17 @@ def _column(values: Sequence[Any]) -> Shaped[np.ndarray, "sample ..."]:
 
 
 def thinned(n_rows: int, most: int = MOST_POINTS) -> Int64[np.ndarray, " kept"]:
-    """Places of at most so many rows, evenly spaced, the first and the last among them."""
+    """Indices of at most `most` evenly spaced rows, including the first and the last."""
     return np.unique(np.linspace(0, n_rows - 1, min(n_rows, most)).round().astype(np.int64))
 
 
 def classes_of(results: SavedFiles) -> list[float]:
-    """The sorted classes; none for numbers."""
+    """The sorted classes; empty for regression."""
     return list(results.performance.classes or ())
 
 
 def wrongness(results: SavedFiles, rows: Predicted) -> Float64[np.ndarray, " sample"]:
-    """How far off each prediction is: the distance; for classes, the probability that the actual class did not get."""
+    """How far off each prediction is: the distance; for classes, 1 minus the probability of the actual class."""
     if rows.predictions.ndim == 1:
         second = classes_of(results)[1:2]
         actual = (rows.actual == second[0]).astype(np.float64) if second else rows.actual
@@ -90,7 +90,7 @@ def wrongness(results: SavedFiles, rows: Predicted) -> Float64[np.ndarray, " sam
 
 
 def roc_table(results: SavedFiles) -> pd.DataFrame:
-    """False and true positive rates, a series for each split or, beyond two classes, each class of the first split.
+    """False and true positive rates, one series per split or, with more than two classes, per class of the first split.
 
     A split that lacks a class has no curve.
     """

@@ -1,10 +1,10 @@
-// Draws the figures, shows what a mark stands for under the pointer, and lets the arrow keys go from mark to mark.
-// Texts reach the page as textContent alone; the policy of the page allows no other script and no network.
+// Draws the figures, shows a tooltip for the mark under the pointer, and lets the arrow keys move between marks.
+// Text reaches the page only as textContent; the page's policy allows no other script and no network.
 
 const tooltip = document.getElementById("tooltip");
 const live = document.getElementById("live");
 
-/** Pairs of name and text, those without a text left out. */
+/** Pairs of name and text, without empty ones. */
 function pairs(value) {
   const entries = typeof value === "object" && value !== null ? Object.entries(value) : [["", value]];
   return entries.filter(([, text]) => text !== "" && text !== null && text !== undefined);
@@ -29,7 +29,7 @@ function hideTooltip() {
   tooltip.hidden = true;
 }
 
-// The tooltip stands still on the screen: it must not stay behind when the page is moved away under it.
+// The tooltip is fixed on the screen: it must not stay behind when the page scrolls.
 for (const moving of ["wheel", "touchmove", "resize"]) window.addEventListener(moving, hideTooltip, { passive: true });
 
 function onHover(handler, event, item, value) {
@@ -37,7 +37,7 @@ function onHover(handler, event, item, value) {
   else showTooltip(value, event.clientX, event.clientY);
 }
 
-/** Marks with a tooltip as rows from top to bottom, each from left to right; Vega binds a mark's item to its element. */
+/** Marks with a tooltip, in rows from top to bottom, each left to right; Vega binds a mark's item to its element. */
 function rowsOf(chart) {
   const rows = new Map();
   const seen = new Set();
@@ -45,7 +45,7 @@ function rowsOf(chart) {
     const item = element.__data__;
     if (!item?.tooltip || !item.mark || item.mark.marktype === "group") continue;
     const key = item.datum?.row ?? "";
-    // What is drawn twice, such as the best cell and the dot on it, is one stop.
+    // Something drawn twice, such as the best cell and the dot on it, is one stop.
     const content = JSON.stringify([key, item.tooltip]);
     if (seen.has(content)) continue;
     seen.add(content);
@@ -57,7 +57,7 @@ function rowsOf(chart) {
   return [...rows.values()].map((marks) => marks.sort((a, b) => a.x - b.x)).sort((a, b) => middle(a) - middle(b));
 }
 
-/** Where a key leads from a place; ends of rows lead on to the next, so that one key reaches every mark. */
+/** Where a key leads; the end of a row leads to the next one, so that a single key reaches every mark. */
 function moved(rows, { row, column }, key) {
   const last = rows.length - 1;
   const nearest = (to) => {
@@ -113,7 +113,7 @@ function walkable(chart) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const rows = rowsOf(chart);
     if (!rows.length) return;
-    // The figure may have been drawn anew, with other marks, since the last key.
+    // The figure may have been redrawn with other marks since the last key.
     const known = place && rows[place.row]?.[place.column] ? place : null;
     const next = moved(rows, known ?? { row: 0, column: 0 }, event.key);
     if (!next) return;
@@ -131,7 +131,7 @@ function walkable(chart) {
 
 async function draw(chart) {
   const spec = JSON.parse(document.getElementById(chart.dataset.spec).textContent);
-  // ast: expressions are interpreted, so that the page needs no permission to evaluate strings.
+  // ast: expressions are interpreted, so that the page does not need permission to evaluate strings.
   const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, tooltip: onHover };
   const canvas = chart.querySelector(".canvas");
   try {
@@ -139,7 +139,7 @@ async function draw(chart) {
     walkable(chart);
   } catch (error) {
     console.error(error);
-    canvas.textContent = "This figure could not be drawn; its data stand below as a table.";
+    canvas.textContent = "This figure could not be drawn; its data are in the table below.";
   }
 }
 

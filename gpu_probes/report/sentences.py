@@ -1,4 +1,4 @@
-"""What was asked and found, in plain sentences and a few large numbers."""
+"""The question and the findings, in plain sentences and a few large numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROBES = {"ridge": "ridge", "logistic": "logistic", "lda": "linear discriminant
 
 @dataclass(frozen=True)
 class Headline:
-    """A number to remember, what it is, and what goes with it."""
+    """A number to remember, its name, and a detail."""
 
     value: str
     name: str
@@ -23,12 +23,12 @@ class Headline:
 
 
 def three_sentences(results: SavedFiles) -> list[str]:
-    """What was asked; what was found and how sure it is; how it does on the test rows."""
+    """What was fitted; what was found and how certain it is; how it does on the test rows."""
     return [_asked(results), _found(results), _tested(results)]
 
 
 def headlines(results: SavedFiles) -> list[Headline]:
-    """Nested CV, test, strongest baseline, p-value: those that there are."""
+    """Nested CV, test, strongest baseline, p-value: whichever exist."""
     if results.best is None:
         return []
     intervals, nested, baseline = results.intervals, results.nested_score, strongest(results)
@@ -42,7 +42,7 @@ def headlines(results: SavedFiles) -> list[Headline]:
         score = baseline.cv_score if baseline.test_score is None else baseline.test_score
         found.append(Headline(number(score), "strongest baseline", one_line(baseline.title)))
     if p_best is not None:
-        found.append(Headline(number(p_best, ".2g"), "p-value", "of all cells together"))
+        found.append(Headline(number(p_best, ".2g"), "p-value", "over all cells"))
     return found
 
 
@@ -55,7 +55,7 @@ def _asked(results: SavedFiles) -> str:
     scored = f"{metric} correlation" if performance.metric == "spearman" else metric
     return (
         f"A {_PROBES.get(probe, one_line(probe))} probe was fitted in every cell of {cells} to predict {what} from the "
-        f"hidden states of {run.request.train.n_samples:,} prompts, and scored by {scored}."
+        f"hidden states of {run.request.train.n_samples:,} prompts, and was scored by {scored}."
     )
 
 
@@ -64,53 +64,52 @@ def _found(results: SavedFiles) -> str:
         return f"{results.why_no_best[0].upper()}{results.why_no_best[1:]}."
     layer, position = results.best_cell
     where = f"layer {one_line(layer)}, position {position_text(position, results.tokens.get(position))}"
-    text = f"Cross-validation chose {where} with {number(results.best.cv_score)}, the highest of many and so optimistic"
-    return f"{text}; {_honest(results)}{_p_value(results)}.{_doubt(results.intervals.nested_cv_score)}"
+    chosen = f"Cross-validation chose {where}, with a CV score of {number(results.best.cv_score)}"
+    text = f"{chosen}. This is the highest of many scores, so it is biased upwards"
+    return f"{text}; {_nested(results)}.{_doubt(results.intervals.nested_cv_score)} {_p_value(results)}."
 
 
 def _doubt(found: Interval | None) -> str:
-    """What is known against an interval."""
+    """A warning about an interval."""
     return caution(None if found is None else found.note)
 
 
-def _honest(results: SavedFiles) -> str:
+def _nested(results: SavedFiles) -> str:
     nested = results.nested_score
     if nested is None:
-        return f"there is no honest estimate of it ({results.why_missing('nested_cv')})"
+        return f"there is no nested CV score ({results.why_missing('nested_cv')})"
     found = interval(ends_of(results.intervals.nested_cv_score))
-    return f"choosing anew for each fold (nested cross-validation) gives {number(nested)} {found}".rstrip()
+    return f"nested cross-validation, which repeats the choice for each fold, gives {number(nested)} {found}".rstrip()
 
 
 def _p_value(results: SavedFiles) -> str:
     found = results.evidence.permutation
     if found is None or found.p_best is None:
-        return f", and there is no p-value ({results.why_missing('permutation')})"
-    return (
-        f", and shuffled labels do as well in some cell with p = {found.p_best:.2g} ({found.n_permutations:,} shuffles)"
-    )
+        return f"There is no p-value ({results.why_missing('permutation')})"
+    return f"A permutation test over all cells gives p = {found.p_best:.2g} ({found.n_permutations:,} permutations)"
 
 
 def _tested(results: SavedFiles) -> str:
     if results.best is None:
-        return "What follows are the scores of all cells."
+        return "The scores of all cells follow."
     score = results.best.test_score
     if score is None:
         return f"There is no test score{_why_no_test(results)}."
     n_rows = len(results.best.test_actual or ())
     found = interval(ends_of(results.intervals.test_score))
-    text = f"On {_count(n_rows, 'test row')}, which chose nothing, it scores {number(score)} {found}".rstrip()
-    return f"{text}{_lead(strongest(results))}.{_doubt(results.intervals.test_score)}"
+    text = f"On {_count(n_rows, 'test row')}, which played no part in any choice, it scores {number(score)} {found}"
+    return f"{text.rstrip()}{_lead(strongest(results))}.{_doubt(results.intervals.test_score)}"
 
 
 def _lead(baseline: BaselineScores | None) -> str:
     """How the best probe compares with the strongest baseline."""
     if baseline is None or baseline.test_score is None:
         return ""
-    text = f", against {number(baseline.test_score)} of the strongest baseline, {one_line(baseline.title)}"
+    text = f", against {number(baseline.test_score)} for the strongest baseline, {one_line(baseline.title)}"
     difference = baseline.difference
     if difference is None or difference.estimate is None:
         return text
-    return f"{text} (difference {difference.estimate:+.3f} {interval(ends_of(difference))})".replace(" )", ")")
+    return f"{text} (lead {difference.estimate:+.3f} {interval(ends_of(difference))})".replace(" )", ")")
 
 
 def _why_no_test(results: SavedFiles) -> str:

@@ -15,17 +15,17 @@ _WIDTH = 36
 
 
 def summarize(folder: Path) -> str:
-    """Tables of the scores by position and of the best probe beside its baselines.
+    """Tables of the scores by position, and of the best probe and its baselines.
 
     Parameters
     ----------
     folder : Path
-        Of the results.
+        Result folder.
 
     Raises
     ------
     ProbeError
-        When the folder holds no finished training, or its files are not as they were written.
+        When the folder holds no finished training, or its files were changed.
     """
     results = Results.load(folder)
     performance, evidence = results.performance, results.evidence or Evidence()
@@ -37,7 +37,7 @@ def summarize(folder: Path) -> str:
         *_rows_that_repeat(evidence),
     ]
     if not performance.k_fold:
-        lines += ["", "No best probe is chosen: the only scores to choose by are the test scores. Add --k_fold."]
+        lines += ["", "No best probe is chosen: only the test scores are left to choose by. Add --k_fold."]
     elif results.best is None:
         lines += ["", "No best probe: no cell has a CV score."]
     else:
@@ -46,12 +46,12 @@ def summarize(folder: Path) -> str:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What `summarize` says of the best probe and how far to trust it, ready for JSON."""
+    """What `summarize` says about the best probe and how far to trust it, ready for JSON."""
     return describe_results(Results.load(folder))
 
 
 def describe_results(results: Results) -> dict[str, Any]:
-    """The same of a folder that is read; what folders of earlier versions do not say is None or left out."""
+    """The same for a folder already read; what folders of earlier versions lack is None or left out."""
     performance, best, evidence = results.performance, results.best, results.evidence or Evidence()
     intervals = evidence.intervals
     return {
@@ -87,7 +87,8 @@ def _json(interval: Interval | None) -> dict[str, Any] | None:
 
 def _undefined(performance: Performance) -> list[str]:
     reasons = list(performance.undefined.values())
-    return [f"{reasons.count(reason)} cells without a score: {reason}" for reason in dict.fromkeys(reasons)]
+    counts = {reason: reasons.count(reason) for reason in reasons}
+    return [f"{n} {'cell has' if n == 1 else 'cells have'} no score: {reason}" for reason, n in counts.items()]
 
 
 def _rows_that_repeat(evidence: Evidence) -> list[str]:
@@ -95,16 +96,16 @@ def _rows_that_repeat(evidence: Evidence) -> list[str]:
     lines: list[str] = []
     repeated = None if groups is None else groups.n_repeated_but_for_case_and_whitespace
     if groups is not None and repeated:
-        letter = groups.n_repeated_prompts
-        lines.append(f"{repeated} training prompts repeat an earlier one ({letter} to the letter): held out together")
+        exact = groups.n_repeated_prompts
+        lines.append(f"training prompts that repeat an earlier one: {repeated} ({exact} verbatim), held out together")
     if overlap is None:
         return lines
     if overlap.n_shared is None:
-        what = "shared prompts" if repeated is not None else "repeated and shared prompts"
-        lines.append(f"{what}, their length and words: not known, {overlap.reason}")
+        what = "prompts shared by train and test" if repeated is not None else "repeated and shared prompts"
+        lines.append(f"{what}, prompt length and words: unknown, {overlap.reason}")
     elif overlap.n_shared:
-        what = "scored apart" if overlap.dropped else "scored with the others; --drop_overlap scores them apart"
-        lines.append(f"{overlap.n_shared} test prompts are among the training prompts: {what}")
+        how = "scored separately" if overlap.dropped else "scored as test rows (--drop_overlap: separately)"
+        lines.append(f"test prompts that also occur in training: {overlap.n_shared}, {how}")
     return lines
 
 
@@ -126,13 +127,13 @@ def _best(best: Best, results: Results, evidence: Evidence) -> list[str]:
     where = f"layer {best.best_layer_number}, position {best.best_position}"
     lines = [
         f"best probe by CV: {where}{_token(results.run, best.best_position_idx)}, alpha {best.selected_alpha:g}",
-        f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  95 % interval     best minus this, 95 % interval",
+        f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  95 % interval     lead over baseline, 95 % interval",
         _row("best probe", best.cv_score, best.test_score) + _interval(intervals.test_score),
         *map(_baseline, (evidence.baselines or {}).values()),
     ]
     n_scored = sum(score is not None for row in results.performance.layer_performance.cv or () for score in row)
-    lines += ["", f"The best CV score is the highest of {n_scored} cells and the alphas tried, so optimistic."]
-    return [*lines, *_honest(evidence, intervals), *_p_value(evidence), "The test score chose nothing."]
+    lines += ["", f"The best CV score is the highest over {n_scored} cells and every alpha, so it is biased upwards."]
+    return [*lines, *_nested(evidence, intervals), *_p_value(evidence), "The test set played no part in any choice."]
 
 
 def _baseline(one: BaselineScores) -> str:
@@ -140,22 +141,22 @@ def _baseline(one: BaselineScores) -> str:
     return scores + _interval(one.test_interval) + _interval(one.difference, with_estimate=True)
 
 
-def _honest(evidence: Evidence, intervals: Intervals) -> list[str]:
-    """The nested CV score, and which intervals there are not."""
+def _nested(evidence: Evidence, intervals: Intervals) -> list[str]:
+    """The nested CV score, and which intervals are missing or doubtful."""
     nested = evidence.nested_cv
     if nested is None:
-        return ["No honest estimate of it: it is not in inference.json."]
+        return ["No nested CV score: it is not in inference.json."]
     if nested.score is None:
-        lines = [f"No honest estimate of it: {nested.reason}."]
+        lines = [f"No nested CV score: {nested.reason}."]
     else:
         lines = [
-            f"Nested CV, the honest estimate of the choice: {nested.score:.3f}"
-            f"{_interval(intervals.nested_cv_score).rstrip()} ({nested.optimism:+.3f} optimism)."
+            f"Nested CV, the score to publish: {nested.score:.3f}"
+            f"{_interval(intervals.nested_cv_score).rstrip()} (optimism {nested.optimism:+.3f})."
         ]
     named = {"test score": intervals.test_score, "nested CV score": intervals.nested_cv_score}
     known = {name: one for name, one in named.items() if one is not None}
-    lines += [f"No interval of the {name}: {one.reason}." for name, one in known.items() if one.reason]
-    return lines + [f"Of the interval of the {name}: {one.note}." for name, one in known.items() if one.note]
+    lines += [f"No interval for the {name}: {one.reason}." for name, one in known.items() if one.reason]
+    return lines + [f"Caution, interval of the {name}: {one.note}." for name, one in known.items() if one.note]
 
 
 def _p_value(evidence: Evidence) -> list[str]:
@@ -164,7 +165,7 @@ def _p_value(evidence: Evidence) -> list[str]:
         return []
     if found.p_best is None:
         return [f"No p-value: {found.reason}."]
-    return [f"Shuffled labels do as well in some cell: p = {found.p_best:.4g} ({found.n_permutations} shuffles)."]
+    return [f"Permutation test over all cells: p = {found.p_best:.4g} ({found.n_permutations} permutations)."]
 
 
 def _token(run: Run, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Tables of a page: largest errors, all scores, what was asked for. All cells are texts."""
+"""Tables of a page: largest errors, all scores, provenance. All cells are strings."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SPLITS = {"train": "train", "cv": "CV, pooled", "test": "test", "platt": "test,
 
 @dataclass(frozen=True)
 class Table:
-    """A heading over each column, and rows of as many texts; `note` stands below."""
+    """A heading for each column, and rows of as many strings; `note` goes below."""
 
     title: str
     header: list[str]
@@ -43,23 +43,23 @@ class Table:
 
 
 def largest_errors(results: SavedFiles, prompts: Mapping[str, Sequence[str]] | None) -> list[Table]:
-    """The rows that the best probe gets most wrong, a table for each split, with their prompts where given.
+    """The rows that the best probe gets most wrong, one table per split, with their prompts if given.
 
     Parameters
     ----------
     prompts : mapping of "train" and "test" to texts, optional
-        Of all rows of the stores, in their order.
+        Prompts of all rows of the stores, in order.
 
     Raises
     ------
     ProbeError
-        When there are not as many texts as rows.
+        When the number of prompts is not the number of rows.
     """
     return [_errors_of(results, part, _texts(results, part, prompts)) for part in held_out(results)]
 
 
 def all_scores(results: SavedFiles) -> Table | None:
-    """Every score of the best probe, a column for each split."""
+    """Every score of the best probe, one column per split."""
     scores: dict[str, dict[str, Any]] = {name: plain(one) for name, one in (results.evidence.scores or {}).items()}
     platt = results.evidence.platt
     if platt is not None and platt.test_scores is not None:
@@ -95,17 +95,17 @@ def nested_folds(results: SavedFiles) -> Table | None:
         ]
         for fold, choice in enumerate(nested.folds or ())
     ]
-    header = ["fold left out", "layer", "position", "alpha", "CV score on the others", "score on the fold"]
-    return Table("What nested cross-validation chose", header, rows)
+    header = ["held-out fold", "layer", "position", "alpha", "CV score on the other folds", "score on this fold"]
+    return Table("Choices of nested cross-validation", header, rows)
 
 
 def provenance(results: SavedFiles) -> Table:
-    """What run.json says of the request, the stores and the versions."""
+    """What run.json says about the request, the stores and the versions."""
     run = asdict(results.run)
     request: dict[str, Any] = run.pop("request")
     del run["format_version"]
     rows = [[name, visible(value)] for name, value in _leaves(request | run | {"files": list(results.run.files)})]
-    return Table("", ["what", "value"], rows)
+    return Table("", ["item", "value"], rows)
 
 
 def _errors_of(results: SavedFiles, part: Predicted, texts: list[str] | None) -> Table:
@@ -135,7 +135,7 @@ def _texts(results: SavedFiles, part: Predicted, prompts: Mapping[str, Sequence[
     if len(given) != expected:
         raise ProbeError(
             f"{len(given)} {part.split} prompts were given for the {expected} rows of the {part.split} store; give "
-            "those of the stores that the probes were trained and tested on"
+            "the prompts of the stores that the probes were trained and tested on"
         )
     return [given[row] for row in part.rows]
 
@@ -148,7 +148,7 @@ def _shortened(text: object) -> str:
 
 
 def _flatten(scores: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """Scores by name; one that has parts becomes one for each of them. Curves are drawn, not listed."""
+    """Scores by name; a score with parts becomes one entry per part. Curves are drawn, not listed."""
     for name, value in scores.items():
         if isinstance(value, dict) and name != "undefined":
             yield from ((f"{name}, {part}", one) for part, one in value.items())
@@ -157,7 +157,7 @@ def _flatten(scores: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Values of nested mappings, their names joined."""
+    """Values of nested mappings, with joined names."""
     if isinstance(value, dict):
         for key, one in value.items():
             yield from _leaves(one, f"{name} {one_line(key)}".strip())

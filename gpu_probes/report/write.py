@@ -1,4 +1,4 @@
-"""Write a page, and its figures as pictures."""
+"""Write a page, and its figures as image files."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def write_report(
     figures : Path, optional
         Folder for the figures as PNG and SVG.
     prompts : mapping of "train" and "test" to texts, optional
-        Of all rows of the stores, in their order, to be shown where the probe is most wrong.
+        Prompts of all rows of the stores, in order, to show with the largest errors.
 
     Returns
     -------
     Path
-        Of the page.
+        Path of the page.
 
     Raises
     ------
     ProbeError
-        When the folder holds no finished training, or the prompts do not fit its rows.
+        When the folder holds no finished training, or the prompts do not match its rows.
     """
     results = SavedFiles.load(folder)
     made = [make(results) for make in FIGURES]

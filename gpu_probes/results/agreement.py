@@ -145,7 +145,7 @@ class _Folder:
         file.same(of.n_positions, len(of.positions), "the list of positions", "n_positions")
         for name, axis in (("layer_indices", of.layer_indices), ("positions", of.positions)):
             file.require(axis, "it is empty", name)
-            file.require(len(set(axis)) == len(axis), "a name comes twice", name)
+            file.require(len(set(axis)) == len(axis), "a name occurs twice", name)
         numbers = of.task_type == "regression"
         file.same(of.metric, "spearman" if numbers else "roc_auc", f"the score of {of.task_type}", "metric")
         file.same(of.classes is None, numbers, "the task", "classes")
@@ -185,7 +185,7 @@ class _Folder:
         )
         for p, i in self._cells():
             where, alpha = ("selected_alphas", of.key(p, i)), of.selected_alphas[of.key(p, i)]
-            file.require(alpha is None or alpha in of.alphas, "it is none of the alphas that were fitted", *where)
+            file.require(alpha is None or alpha in of.alphas, "it is not one of the fitted alphas", *where)
             scored = not np.isnan([self.train[p, i], self.test[p, i], self.cv[p, i]]).all()
             file.require(alpha is not None or not scored, "it is null and the cell has a score", *where)
         file.same(of.alpha_cv_scores is not None, len(of.alphas) > 1, "the grid of alphas", "alpha_cv_scores")
@@ -210,7 +210,7 @@ class _Folder:
         cells, of = self.found.cells, self.of
         named = [(layer, position) for position in of.positions for layer in of.layer_indices]
         for name, values in zip(("layer", "position"), zip(*named, strict=True), strict=True):
-            self.table.require(cells[name].tolist() == list(values), f"it is not as in {PERFORMANCE}", name)
+            self.table.require(cells[name].tolist() == list(values), f"it differs from {PERFORMANCE}", name)
         grids = {"train_score": self.train, "test_score": self.test, "cv_score": self.cv, "alpha": self.alpha}
         for name, grid in grids.items():
             self.table.same_grid(self._column(name), grid, PERFORMANCE, name)
@@ -242,8 +242,8 @@ class _Folder:
         known = overlap.n_shared is not None
         for name in ("rows", "dropped"):
             held = getattr(overlap, name) is not None
-            file.require(held == known, "it does not go with n_shared", "overlap", name)
-        file.require((overlap.reason is None) == known, "it does not go with n_shared", "overlap", "reason")
+            file.require(held == known, "it does not match n_shared", "overlap", name)
+        file.require((overlap.reason is None) == known, "it does not match n_shared", "overlap", "reason")
         rows = list(overlap.rows or ())
         file.require(not known or overlap.n_shared == len(rows), "it is not the number of rows", "overlap", "n_shared")
         fits = rows == sorted(set(rows)) and all(row < n_test for row in rows)
@@ -290,7 +290,7 @@ class _Folder:
         file.require(held, "it is null and the cell has a test score", "test_predictions")
         for name in ("train_actual", "test_actual"):
             foreign = set(getattr(best, name) or ()) - set(of.classes or ())
-            file.require(of.classes is None or not foreign, f"{_short(foreign)} are no classes", name)
+            file.require(of.classes is None or not foreign, f"{_short(foreign)} are not classes", name)
 
     def _knows_dropped_rows(self) -> bool:
         evidence = self.found.evidence
@@ -301,16 +301,16 @@ class _Folder:
         if values is None:
             return
         self.chosen.require(
-            actual is not None and len(values) == len(actual), "it has not as many rows as labels", name
+            actual is not None and len(values) == len(actual), "it does not have as many rows as labels", name
         )
         wide = self.n_classes if self.n_classes is not None and self.n_classes > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in values)
-        self.chosen.require(fits, "it has not a number for each class", name)
+        self.chosen.require(fits, "it does not have a number for each class", name)
         if self.n_classes is not None and name.endswith("predictions"):
             table = np.asarray(values, dtype=np.float64)
             sums = table.sum(1) if wide else np.ones(len(table))
             fits = bool(((table >= 0) & (table <= 1)).all() and (np.abs(sums - 1) < 1e-6).all())
-            self.chosen.require(fits, "they are no probabilities", name)
+            self.chosen.require(fits, "they are not probabilities", name)
 
     def options(self) -> None:
         """What was asked for is what was done."""
@@ -362,7 +362,7 @@ class _Folder:
             self.table.same(None if pd.isna(reason) else reason, expected, "its status", "reason", row)
         grid = np.array(names, dtype=object).reshape(self.shape)
         self.saved.require(np.array_equal(grid, np.array(self.found.probes.header.status, dtype=object)),
-                           f"it is not as in {CELLS}", "status")  # fmt: skip
+                           f"it differs from {CELLS}", "status")  # fmt: skip
         file.same(
             of.status_counts, {name: names.count(name) for name in _STATUSES if name in names}, CELLS, "status_counts"
         )
@@ -392,7 +392,7 @@ class _Folder:
             if has_ranks:
                 values, ranks = (np.asarray(one, dtype=np.float64) for one in (predictions, ranked))
                 fits = np.abs(special.expit(ranks) - values).max(initial=0.0) < 1e-6
-                self.chosen.require(fits, f"they do not go with {name}_predictions", f"{name}_ranked")
+                self.chosen.require(fits, f"they do not match {name}_predictions", f"{name}_ranked")
         if best.test_actual is not None and best.test_score is not None:
             ranked = best.test_predictions if self.n_classes is None else best.test_ranked
             self.chosen.same(
@@ -434,7 +434,7 @@ class _Statements:
             file.require(getattr(evidence, name) is not None, "it is null", name)
         for name in ("scores", "platt", "calibration"):
             held = getattr(evidence, name) is not None
-            file.require(held == (self.best is not None), "it goes with the best probe", name)
+            file.require(held == (self.best is not None), "it belongs with the best probe", name)
         assert evidence.nested_cv is not None
         assert evidence.permutation is not None
         self._nested(evidence.nested_cv)
@@ -451,23 +451,23 @@ class _Statements:
         overlap = evidence.overlap
         assert overlap is not None
         scored = self.best is not None and bool(overlap.n_shared)
-        file.require((overlap.n_unscored is not None) == scored, "it goes with n_shared", "overlap", "n_unscored")
+        file.require((overlap.n_unscored is not None) == scored, "it belongs with n_shared", "overlap", "n_unscored")
         file.require(
             (overlap.n_unscored or 0) <= folder_rows(self.folder), "there are fewer rows", "overlap", "n_unscored"
         )
         for name in ("scores_of_shared", "scores_of_others"):
             found = getattr(overlap, name)
             if found is not None:
-                file.require(scored, "it goes with n_shared", "overlap", name)
+                file.require(scored, "it belongs with n_shared", "overlap", name)
                 self._form_of_scores(found, "overlap", name)
 
     def _nested(self, nested: NestedScore) -> None:
         file, of = self.file, self.folder.of
         known = nested.score is not None
-        file.require((nested.reason is None) == known, "it does not go with the score", "nested_cv", "reason")
+        file.require((nested.reason is None) == known, "it does not match the score", "nested_cv", "reason")
         for name in ("best_cv_score", "optimism", "folds", "predictions"):
             held = getattr(nested, name) is not None
-            file.require(held == known, "it does not go with the score", "nested_cv", name)
+            file.require(held == known, "it does not match the score", "nested_cv", name)
         self._column_of_cells("nested_cv_score")
         if nested.score is None or nested.folds is None or nested.best_cv_score is None:
             return
@@ -481,7 +481,7 @@ class _Statements:
             where = ("nested_cv", "folds", k)
             file.require(fold.layer in of.layer_indices, f"{PERFORMANCE} has no such layer", *where, "layer")
             file.require(fold.position in of.positions, f"{PERFORMANCE} has no such position", *where, "position")
-            file.require(fold.alpha in of.alphas, "it is none of the alphas that were fitted", *where, "alpha")
+            file.require(fold.alpha in of.alphas, "it is not one of the fitted alphas", *where, "alpha")
         mean = float(np.mean([fold.score for fold in nested.folds]))
         file.same(nested.score, mean, "the mean of its folds", "nested_cv", "score")
         file.same(nested.optimism, nested.best_cv_score - nested.score, "the difference", "nested_cv", "optimism")
@@ -489,18 +489,18 @@ class _Statements:
         file.same(len(predictions), self.folder.n_train, RUN, "nested_cv", "predictions")
         wide = self.folder.n_classes if (self.folder.n_classes or 0) > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in predictions)
-        file.require(fits, "it has not a number for each class", "nested_cv", "predictions")
+        file.require(fits, "it does not have a number for each class", "nested_cv", "predictions")
         if self.folder.n_classes is not None:
             table = np.asarray(predictions, dtype=np.float64)
-            file.require(((table >= 0) & (table <= 1)).all(), "they are no probabilities", "nested_cv", "predictions")
+            file.require(((table >= 0) & (table <= 1)).all(), "they are not probabilities", "nested_cv", "predictions")
 
     def _permutation(self, found: Permutation) -> None:
         file, folder = self.file, self.folder
         known = found.p_best is not None
-        file.require((found.reason is None) == known, "it does not go with p_best", "permutation", "reason")
+        file.require((found.reason is None) == known, "it does not match p_best", "permutation", "reason")
         for name in ("p", "p_uncorrected", "n_permutations", "shuffled", "observed_max", "null_max"):
             held = getattr(found, name) is not None
-            file.require(held == known, "it does not go with p_best", "permutation", name)
+            file.require(held == known, "it does not match p_best", "permutation", name)
         if found.p is None or found.p_uncorrected is None or found.null_max is None:
             for name in ("p", "p_uncorrected"):
                 folder.table.require(folder.found.cells[name].isna().all(), f"{INFERENCE} has none", name)
@@ -524,7 +524,7 @@ class _Statements:
         if not fits.all():
             raise damaged(
                 file.path,
-                "it is no p-value of this cell",
+                "it is not a p-value of this cell",
                 ["permutation", "p_uncorrected", *map(int, np.argwhere(~fits)[0])],
             )
         for name, grid in (("p", p), ("p_uncorrected", alone)):
@@ -533,7 +533,7 @@ class _Statements:
     def _column_of_cells(self, name: str) -> None:
         values = self._of_cells(name)
         fits = np.isnan(values) | (np.abs(values) <= 1 + _ROUNDING)
-        self.folder.table.require(fits.all(), "it is no score", name)
+        self.folder.table.require(fits.all(), "it is not a score", name)
 
     def _of_cells(self, name: str) -> Cells:
         return self.folder.found.cells[name].to_numpy(np.float64).reshape(self.folder.shape)
@@ -546,7 +546,9 @@ class _Statements:
         scores = {"test_score": test_score, "nested_cv_score": None if nested is None else nested.score}
         for name, score_of in scores.items():
             interval = getattr(found, name)
-            file.require((interval is not None) == (score_of is not None), "it goes with its score", "intervals", name)
+            file.require(
+                (interval is not None) == (score_of is not None), "it belongs with its score", "intervals", name
+            )
             if interval is not None:
                 self._interval(interval, score_of, "intervals", name)
         expected = []
@@ -573,7 +575,7 @@ class _Statements:
         file.same(interval.level, LEVEL, "every interval", *where, "level")
         without = interval.reason is not None
         file.require(
-            all((end is None) == without for end in ends), "its ends and its reason do not go together", *where
+            all((end is None) == without for end in ends), "its ends and its reason do not fit together", *where
         )
         file.require(interval.estimate is not None or without, "it has ends and no estimate", *where, "estimate")
         if interval.low is None or interval.high is None:
@@ -582,7 +584,7 @@ class _Statements:
         bounds = (-_WIDEST, _WIDEST) if is_difference else (lowest - _ROUNDING, 1 + _ROUNDING)
         for name, end in (("low", interval.low), ("high", interval.high)):
             file.require(bounds[0] <= end <= bounds[1], "it is out of range", *where, name)
-        file.require(interval.low <= interval.high, "its ends have changed places", *where)
+        file.require(interval.low <= interval.high, "its ends are swapped", *where)
 
     def _baseline(self, name: str, baseline: BaselineScores) -> None:
         file, where, of = self.file, ("baselines", name), self.folder.of
@@ -594,12 +596,12 @@ class _Statements:
             self._layer_zero(baseline)
         has_interval = baseline.test_score is not None and name not in _MEANS
         file.require(
-            (baseline.test_interval is not None) == has_interval, "it goes with its score", *where, "test_interval"
+            (baseline.test_interval is not None) == has_interval, "it belongs with its score", *where, "test_interval"
         )
         test_score = None if self.best is None else self.best.test_score
         has_difference = has_interval and test_score is not None
         file.require(
-            (baseline.difference is not None) == has_difference, "it goes with its score", *where, "difference"
+            (baseline.difference is not None) == has_difference, "it belongs with its score", *where, "difference"
         )
         if baseline.test_interval is not None:
             self._interval(baseline.test_interval, baseline.test_score, *where, "test_interval")
@@ -662,7 +664,7 @@ class _Statements:
             for name, edge in (("low", k / len(bins)), ("high", (k + 1) / len(bins))):
                 self.file.same(getattr(one, name), edge, "its place", *place, name)
             for name in ("mean_predicted", "fraction_positive"):
-                self.file.require((getattr(one, name) is None) == empty, "it does not go with the count", *place, name)
+                self.file.require((getattr(one, name) is None) == empty, "it does not match the count", *place, name)
 
     def _worked_out(
         self, scores: RegressionScores | ClassScores, actual: Sequence[float], predictions: Any, *where: object
@@ -700,7 +702,7 @@ class _Statements:
                 continue
             known = found.slope is not None
             for other, held in (("intercept", found.intercept is not None), ("reason", found.reason is None)):
-                file.require(held == known, "it does not go with the slope", name, other)
+                file.require(held == known, "it does not match the slope", name, other)
             file.require(
                 not known or (kind and found.slope > 0), "it is not for this task, or not above 0", name, "slope"
             )
@@ -725,7 +727,7 @@ class _Statements:
         if platt is None:
             return
         tested = platt.slope is not None and best.test_score is not None
-        file.require((platt.test_scores is not None) == tested, "it goes with the slope", "platt", "test_scores")
+        file.require((platt.test_scores is not None) == tested, "it belongs with the slope", "platt", "test_scores")
         if isinstance(platt.test_scores, ClassScores) and platt.slope is not None and platt.intercept is not None:
             odds = platt.slope * np.asarray(best.test_ranked, dtype=np.float64) + platt.intercept
             self._form_of_scores(platt.test_scores, "platt", "test_scores")
@@ -737,14 +739,14 @@ class _Statements:
 
     def _curve(self) -> None:
         points, file, folder = self.evidence.learning_curve or (), self.file, self.folder
-        file.require(bool(points) == (self.best is not None), "it goes with the best probe", "learning_curve")
+        file.require(bool(points) == (self.best is not None), "it belongs with the best probe", "learning_curve")
         pairs = [(point.share, point.n_rows) for point in points]
         file.require(pairs == sorted(pairs), "shares and rows do not grow", "learning_curve")
         for k, point in enumerate(points):
             where = ("learning_curve", k)
             scored = point.cv_score is not None or point.test_score is not None
             file.require(
-                point.alpha in (None, *folder.of.alphas), "it is none of the alphas that were fitted", *where, "alpha"
+                point.alpha in (None, *folder.of.alphas), "it is not one of the fitted alphas", *where, "alpha"
             )
             file.require(not scored or point.alpha is not None, "it is null and there are scores", *where, "alpha")
         if points:
@@ -757,12 +759,12 @@ class _Statements:
         file.same(found.column, asked.groups is not None, RUN, "groups", "column")
         exact, repeated = found.n_repeated_prompts, found.n_repeated_but_for_case_and_whitespace
         where = ("groups", "n_repeated_but_for_case_and_whitespace")
-        file.require((exact is None) == (repeated is None), "it does not go with the exact ones", *where)
+        file.require((exact is None) == (repeated is None), "it does not match the exact ones", *where)
         file.require((exact or 0) <= (repeated or 0), "there are more exact ones", *where)
         file.require(repeated is None or not asked.split_repeats, "repeats were not held together", *where)
         most = n_train - (repeated or 0)
         fits = 0 < found.n_groups <= most if found.column else found.n_groups == most
-        file.require(fits, f"it does not go with {n_train} rows", "groups", "n_groups")
+        file.require(fits, f"it does not fit {n_train} rows", "groups", "n_groups")
         overlap = self.evidence.overlap
         if overlap is not None and overlap.dropped is not None:
             file.same(overlap.dropped, asked.drop_overlap, RUN, "overlap", "dropped")

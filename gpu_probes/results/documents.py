@@ -48,7 +48,7 @@ class Results(Documents):
         Raises
         ------
         ProbeError
-            When one is missing, is not as it was written, has another form, or says other than the others.
+            When one is missing, changed, of another form, or disagrees with the others.
         """
         folder = Path(folder)
         run = Run.load(folder)
@@ -82,7 +82,7 @@ def read_best(folder: Path) -> Best:
     Raises
     ------
     ProbeError
-        When it is missing, not as it was written, or something else.
+        When it is missing, changed, or something else.
     """
     return _read(Best, folder / BEST, complete=False)
 
@@ -100,9 +100,9 @@ def read_probes(folder: Path) -> SavedCoefficients:
     header = read_form(ProbesHeader, about, path)
     axes = (len(header.positions), len(header.layers))
     if coef.ndim != 4 or coef.shape[:2] != axes or intercept.shape != coef.shape[:3]:
-        raise damaged(path, f"shapes {coef.shape} and {intercept.shape} do not go with its axes {axes}")
+        raise damaged(path, f"shapes {coef.shape} and {intercept.shape} do not match its axes {axes}")
     if coef.dtype != np.float64 or intercept.dtype != np.float64:
-        raise damaged(path, f"{coef.dtype} and {intercept.dtype} in place of float64")
+        raise damaged(path, f"{coef.dtype} and {intercept.dtype} instead of float64")
     return SavedCoefficients(header, coef, intercept)
 
 
@@ -159,5 +159,5 @@ def _read_cells(path: Path, *, complete: bool) -> pd.DataFrame:
             raise damaged(path, "it does not hold finite numbers", [name])
     for name in texts:
         if not all(isinstance(value, str) or pd.isna(value) for value in cells[name].tolist()):
-            raise damaged(path, "it does not hold texts", [name])
+            raise damaged(path, "it does not hold strings", [name])
     return cells

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are either complete or absent."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write a new file beside the target, make it durable, and put it in the target's place.
+    """Write a new file next to the target, make it durable, and replace the target with it.
 
     Raises
     ------
@@ -17,7 +17,7 @@ def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
         It cannot be written, or `path` is a link; names `path`.
     """
     if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a link, which is not written through; give the file that it leads to", str(path))
+        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; give the file it points to", str(path))
     # Unique, so that of two processes each writes its own, and short, so that every name that can be has room.
     draft = path.with_name(f".probesweep-{secrets.token_hex(8)}.partial")
     try:

@@ -1,11 +1,11 @@
-"""A result folder: ``run.json``, and files that are as it says.
+"""A result folder: ``run.json``, and files that match it.
 
-``run.json`` holds the SHA-256 of the other files: they are whole and belong together; a file that was edited, cut off
-or put there since is not read.
+``run.json`` has the SHA-256 of the other files, so they are complete and belong together; a file that was edited, cut
+off or added since is not read.
 
-New results take the place of old ones as one thing. They are written into a folder of their own, which becomes
-``.new`` when they are whole: from then on they are the results. Then the old files go, and the new ones move up,
-``run.json`` last. Who finds a ``.new``, because a process was killed meanwhile, moves the rest up before reading.
+New results replace old ones as a unit. They are written into a separate folder, which is renamed to ``.new`` once they
+are complete: from then on they are the results. Then the old files are deleted, and the new ones move up, ``run.json``
+last. Whoever finds a ``.new``, because a process was killed in between, moves the rest up before reading.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class UsedStore:
 
 @dataclass(frozen=True)
 class Request:
-    """What decides the results."""
+    """Everything that determines the results."""
 
     probesweep: Text
     train: UsedStore
@@ -134,7 +134,7 @@ class Run:
         write_whole(folder / RUN, json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n")
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether all files are there as they were written."""
+        """Whether all files exist unchanged."""
         return all((folder / name).is_file() and hash_file(folder / name) == self.files[name] for name in self.files)
 
 
@@ -148,7 +148,7 @@ def has_results(folder: Path) -> bool:
 def replacing(folder: Path) -> Generator[Path]:
     """Hand out a folder for new results, ``run.json`` among them, which take the place of the old ones at the end.
 
-    Only one process may do so at a time. What fails before the end leaves the old results.
+    Only one process may do so at a time. A failure before the end leaves the old results.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _move_up(folder)
@@ -194,7 +194,7 @@ def _move_up(folder: Path) -> None:
             new.rmdir()
     except OSError as error:
         raise ProbeError(
-            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); mend that and "
+            f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); fix that and "
             "run the same command again"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -211,8 +211,8 @@ def _wait_for(locked: IO[bytes], folder: Path) -> None:
         except BlockingIOError as error:
             if time.monotonic() > give_up:
                 raise ProbeError(
-                    f"{folder}: another process has begun to put new results there and does not go on; end it, and run "
-                    "the same command again"
+                    f"{folder}: another process started to put new results there and is stuck; end it, and run the "
+                    "same command again"
                 ) from error
             time.sleep(0.01)
 
@@ -249,7 +249,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a file is as the ``run.json`` beside it says.
+    """Make sure that a file matches the ``run.json`` next to it.
 
     Without one, as `SweepResult.save` leaves a folder, there is nothing to hold it against.
 
@@ -264,8 +264,8 @@ def check_file(path: Path) -> None:
         raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
     if (path.parent / RUN).exists() and found != Run.load(path.parent).files.get(path.name):
         raise ProbeError(
-            f"{path} is not as {RUN} beside it says: it was changed or cut off, or is of another run; run probesweep "
-            "train again"
+            f"{path} does not match {RUN} next to it: it was changed or cut off, or belongs to another run; run "
+            "probesweep train again"
         )
 
 

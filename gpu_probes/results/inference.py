@@ -1,6 +1,6 @@
-"""What is said of a finished sweep besides its scores: ``inference.json`` as a frozen object.
+"""Everything about a finished sweep besides its scores: ``inference.json`` as a frozen object.
 
-What is undefined is None, with a reason next to it.
+Undefined values are None, with a reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Grid = tuple[tuple[Share | None, ...], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class FoldChoice:
-    """What the other folds choose for one fold, and how that scores on it."""
+    """What the other folds choose for one fold, and its score on that fold."""
 
     layer: Place
     position: Place
@@ -48,7 +48,7 @@ class FoldChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class NestedScore:
-    """The honest estimate of the choice of cell and alpha."""
+    """The nested CV score of the choice of cell and alpha."""
 
     score: Score | None
     best_cv_score: Score | None = field(default=None, metadata=OMITTED)
@@ -60,7 +60,7 @@ class NestedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation:
-    """How often shuffled labels do as well; `p` and `p_uncorrected` are [position][layer]."""
+    """The permutation test; `p` and `p_uncorrected` are [position][layer]."""
 
     p_best: Share | None
     p: Grid | None
@@ -74,7 +74,7 @@ class Permutation:
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """By how much the best probe's test score exceeds that of another cell."""
+    """Lead of the best probe's test score over another cell's."""
 
     layer: Place
     position: Place
@@ -83,7 +83,7 @@ class Lead:
 
 @dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """Of the best probe's test score, the nested CV score, and the lead over the best cells of other positions."""
+    """Intervals of the best probe's test score, the nested CV score, and the lead over other positions' best cells."""
 
     test_score: Interval | None
     nested_cv_score: Interval | None
@@ -92,7 +92,7 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineScores:
-    """A baseline's scores, the test score's interval, and by how much the best probe exceeds it."""
+    """A baseline's scores, the interval of its test score, and the best probe's lead over it."""
 
     title: Text
     cv_score: Score | None
@@ -104,7 +104,7 @@ class BaselineScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Learnability:
-    """Mean p(1-p) of a selection by predicted success rates, next to the best and to none."""
+    """Mean p(1-p) of a selection by predicted success rates, of the best selection and of a random one."""
 
     selected: Number
     best: Number
@@ -114,7 +114,7 @@ class Learnability:
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionScores:
-    """All scores of predicted numbers; `undefined` has the reasons by name."""
+    """All regression scores; `undefined` has reasons by name."""
 
     spearman: Score | None
     pearson: Score | None
@@ -128,7 +128,7 @@ class RegressionScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Rows whose predicted probability lies between `low` and `high`, and how often it is so."""
+    """Rows whose predicted probability is between `low` and `high`, and the observed frequency."""
 
     low: Share
     high: Share
@@ -139,7 +139,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """All scores of predicted classes; `undefined` has the reasons by name."""
+    """All classification scores; `undefined` has reasons by name."""
 
     roc_auc: Share | None
     average_precision: Share | None
@@ -195,7 +195,7 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """What is held out together; counts of prompts are None where these are not known or may be split."""
+    """What is held out together; counts of prompts are None if prompts are unknown or may be split."""
 
     n_groups: Count
     column: Flag
@@ -206,9 +206,9 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """Test rows that are among the training rows, and the best probe's scores on these and on the others.
+    """Test rows that also occur in training, and the best probe's scores on these and on the others.
 
-    `n_shared` is None with a reason where prompts are not known. `n_unscored` is None where there was nothing to score.
+    `n_shared` is None with a reason if prompts are unknown. `n_unscored` is None if there was nothing to score.
     """
 
     n_shared: Count | None
@@ -230,8 +230,8 @@ class Overlap:
 class Evidence:
     """How far the scores of a sweep can be trusted, and what they beat.
 
-    Of folders of earlier versions some parts are None. `scores`, `platt` and `calibration` are None where there is no
-    best probe; `overlap` where nobody compared the rows.
+    Some parts are None in folders of earlier versions. `scores`, `platt` and `calibration` are None if there is no best
+    probe; `overlap` if rows were not compared.
 
     Attributes
     ----------
@@ -259,7 +259,7 @@ class Evidence:
         Raises
         ------
         ProbeError
-            When it is missing, not as it was written, or something else.
+            When it is missing, changed, or something else.
         """
         path = folder / INFERENCE
         return read_form(cls, read_document(path), path)

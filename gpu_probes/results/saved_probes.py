@@ -1,4 +1,4 @@
-"""Probes that were fitted earlier, on other rows."""
+"""Probes fitted earlier, on other rows."""
 
 from __future__ import annotations
 

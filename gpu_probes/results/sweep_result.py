@@ -45,9 +45,9 @@ class SweepResult:
     """Every cell of a sweep; undefined numbers are NaN here and null in the files.
 
     Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
-    regression and two classes, one per class beyond. Decision values are what scores rank. Predictions follow from
+    regression and two classes, otherwise one per class. Decision values are what scores rank. Predictions follow from
     them: numbers for regression, the probability of the second class for two classes, and one probability per class
-    (the last axis) beyond.
+    (the last axis) otherwise.
 
     `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
     its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
@@ -102,17 +102,17 @@ class SweepResult:
 
     @property
     def train_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"]:
-        """Of the training rows, by the probes fitted to them."""
+        """Predictions for the training rows, by the probes fitted to them."""
         return predictions_of(self.train_decision, self.task_type)
 
     @property
     def test_predictions(self) -> Float64[np.ndarray, "position layer test_sample output"] | None:
-        """Of the test rows; None without any."""
+        """Predictions for the test rows; None without any."""
         return None if self.test_decision is None else predictions_of(self.test_decision, self.task_type)
 
     @property
     def cv_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"] | None:
-        """Of the training rows, each by the probe that was fitted without its fold; None without folds."""
+        """Held-out predictions for the training rows, by the probe fitted without their fold; None without folds."""
         return None if self.cv_decision is None else predictions_of(self.cv_decision, self.task_type)
 
     @property
@@ -137,7 +137,7 @@ class SweepResult:
 
     @cached_property
     def nested_cv(self) -> NestedCV | str:
-        """The honest estimate of the choice of cell and alpha, or the reason why there is none."""
+        """The nested CV score of the choice of cell and alpha, or the reason why there is none."""
         if self.fold_of_sample is None:
             return "there are no folds (k_fold)"
         by_fold = (self.inner_score, self.inner_alpha, self.outer_score)
@@ -145,13 +145,13 @@ class SweepResult:
 
     @cached_property
     def permutation(self) -> PermutationTest | str:
-        """How often shuffled labels do as well, or the reason why that is not known."""
+        """The permutation test, or the reason why there is none."""
         if not self.null_score.shape[-1]:
             return self.shuffle_scheme
         return compare_with_shuffles(self.cv_score, self.null_score, self.shuffle_scheme)
 
     def reason(self, position_index: int, layer_index: int) -> str | None:
-        """Why a cell needs a second look, or None."""
+        """Why a cell has no score or needs a second look, or None."""
         status = self.status[position_index, layer_index]
         return None if status is Status.OK else status.value
 
@@ -207,10 +207,10 @@ class SweepResult:
         return CellPlots(self.to_frame(), self.metric, None if best is None else (best.cell.layer, best.cell.position))
 
     def save(self, output_dir: str | os.PathLike[str]) -> list[str]:
-        """Write the result files into a folder, each whole or not at all.
+        """Write the result files into a folder, each completely or not at all.
 
         performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json
-        if there is a best cell; one that an earlier run left there is removed if there is none.
+        if there is a best cell; otherwise one left by an earlier run is removed.
 
         Returns
         -------
@@ -236,7 +236,7 @@ class SweepResult:
         return list(contents)
 
     def __repr__(self) -> str:
-        """A few lines for the terminal."""
+        """A short summary for the terminal."""
         cells = f"{len(self.positions)} positions x {len(self.layers)} layers"
         validation = f"{self.n_folds}-fold CV" if self.k_fold else "no CV"
         lines = [f"SweepResult: {self.task_type}, {self.metric}, {cells}, {validation}"]

@@ -1,4 +1,4 @@
-"""How probes do on other stores than those that they were trained and tested on."""
+"""Scores of probes on other stores than those they were trained and tested on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Json = Any
 
 @dataclass(frozen=True)
 class Training:
-    """A result folder, its probes, and what was asked for."""
+    """A result folder, its probes, and its request."""
 
     results: Results
     probes: SavedProbes
@@ -47,7 +47,7 @@ class Training:
 
 
 def find_trainings(folder: Path) -> list[Training]:
-    """Read a result folder, or all that lie in a folder.
+    """Read a result folder, or all result folders in a folder.
 
     Raises
     ------

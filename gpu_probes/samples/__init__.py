@@ -1,1 +1,1 @@
-"""What is known of the rows: labels, groups, folds, shuffles."""
+"""What is known about the rows: labels, groups, folds, permutations."""

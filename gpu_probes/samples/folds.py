@@ -17,7 +17,7 @@ from gpu_probes.samples.labels import label_kind
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """Which fold each sample is held out in, and what each fit of a cell is trained on.
+    """The fold that holds out each sample, and the training set of each fit of a cell.
 
     Fit k leaves out fold k, the last fit none; between them, for nested cross-validation, come the fits that leave
     out a pair of folds.
@@ -30,12 +30,12 @@ class FoldPlan:
 
     @classmethod
     def without_folds(cls, n_samples: int) -> FoldPlan:
-        """All samples in one lot that is never held out: the only fit is the one on everything."""
+        """All samples in one lot that is never held out: the only fit is on everything."""
         return cls(np.zeros(n_samples, dtype=np.int64), 0)
 
     @classmethod
     def given(cls, folds: Any, n_samples: int, *, nested: bool = False) -> FoldPlan:
-        """A split that was made elsewhere: the fold that each sample is held out in.
+        """A split made elsewhere: the fold that holds out each sample.
 
         Raises
         ------
@@ -77,11 +77,11 @@ def plan_folds(
     nested: bool = False,
     numbers: bool = False,
 ) -> FoldPlan:
-    """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or one of its kin.
+    """Split as scikit-learn's ``KFold(n_folds, shuffle=True, random_state=seed)`` does, or a related splitter.
 
     ``StratifiedKFold`` for binary and multiclass labels, whatever the task, but not for `numbers` of which none comes
     as often as there are folds (scikit-learn refuses these);
-    ``GroupKFold`` and ``StratifiedGroupKFold`` where there are groups. The last may leave a fold empty: with as many
+    ``GroupKFold`` and ``StratifiedGroupKFold`` if there are groups. The last may leave a fold empty: with as many
     groups as folds each group is then a fold.
 
     Raises
@@ -138,7 +138,7 @@ def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
 
 
 def check_split(n_folds: Any, seed: Any) -> None:
-    """Check what can be said of folds before the labels are known.
+    """Check folds before the labels are known.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def check_split(n_folds: Any, seed: Any) -> None:
     check_whole("seed", seed, FoldError)
     check_whole("n_folds", n_folds, FoldError)
     if not 0 <= seed < 2**32:
-        raise FoldError(f"seed {seed} is none that NumPy takes; use 0 to 4294967295")
+        raise FoldError(f"seed {seed} is not a valid NumPy seed; use 0 to 4294967295")
     if n_folds < 2:
         raise FoldError(f"n_folds {n_folds} is too few; use 2 or more")
 

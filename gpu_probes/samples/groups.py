@@ -1,4 +1,4 @@
-"""Which samples belong together: those of a group, and those whose prompt is the same text."""
+"""Which samples belong together: those of a group, and those with the same prompt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Grouping:
     has_column : bool
         Whether a column of groups was given; if not, the groups are the blocks.
     n_exact, n_normalised : int
-        Samples whose prompt repeats an earlier one, to the letter and but for case and whitespace.
+        Samples whose prompt repeats an earlier one, exactly and ignoring case and whitespace.
     """
 
     group: Int64[np.ndarray, " sample"]
@@ -41,7 +41,7 @@ class Grouping:
 
     @property
     def is_trivial(self) -> bool:
-        """Whether every sample is on its own."""
+        """Whether every sample is its own group."""
         return self.n_groups == len(self.group)
 
 
@@ -52,14 +52,14 @@ def group_samples(n_samples: int, groups: Any = None, prompts: Sequence[str] | N
     ----------
     n_samples : int
     groups : array-like [sample], optional
-        Numbers or texts, the same for samples that belong together.
+        Numbers or strings, equal for samples that belong together.
     prompts : sequence of str, optional
-        The texts of the samples; case and runs of whitespace do not count.
+        Prompts of the samples; case and runs of whitespace are ignored.
 
     Raises
     ------
     LabelError
-        When there is not one for each sample, or a group is missing.
+        When their number is not that of the samples, or a group is missing.
     """
     alone = np.arange(n_samples)
     exact = alone if prompts is None else _numbered(prompts, n_samples, "prompts")
@@ -70,18 +70,18 @@ def group_samples(n_samples: int, groups: Any = None, prompts: Sequence[str] | N
 
 
 def normalised(text: str) -> str:
-    """A text without regard to case and whitespace."""
+    """A string normalized for case and whitespace."""
     return " ".join(text.split()).casefold()
 
 
 def shared_prompts(train: Sequence[str], test: Sequence[str]) -> Bool[np.ndarray, " test_sample"]:
-    """Whether each test prompt is among the training prompts, but for case and whitespace."""
+    """Whether each test prompt also occurs in training, ignoring case and whitespace."""
     seen = {normalised(text) for text in train}
     return np.array([normalised(text) in seen for text in test], dtype=bool)
 
 
 def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sample"]:
-    """Number distinct values in the order in which they come first."""
+    """Number distinct values in order of first appearance."""
     import pandas as pd
 
     column = values if isinstance(values, pd.Series) else pd.Series(np.asarray(values))
@@ -89,7 +89,9 @@ def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sam
         raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
     missing = np.flatnonzero(column.isna())
     if missing.size:
-        raise LabelError(f"{name} has {missing.size} null values, the first in row {missing[0]}; name a group for each")
+        raise LabelError(
+            f"{name} has {missing.size} null values, the first in row {missing[0]}; give every row a group"
+        )
     return pd.factorize(column)[0].astype(np.int64)
 
 

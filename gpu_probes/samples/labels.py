@@ -18,7 +18,7 @@ from gpu_probes.terms import ProbeKind, TaskType
 if TYPE_CHECKING:
     import pandas as pd
 
-# Beyond it float64 leaves whole numbers out.
+# Beyond it float64 cannot represent every whole number.
 _LAST_WHOLE = 2**53
 
 
@@ -61,23 +61,23 @@ class Task:
 
 
 def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
-    """scikit-learn's `type_of_target`, without its remark on many classes."""
+    """scikit-learn's `type_of_target`, without its warning about many classes."""
     from sklearn.utils.multiclass import type_of_target
 
-    # It casts to integers, which huge numbers do not become.
+    # It casts to integers, which fails for huge numbers.
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
         warnings.simplefilter("ignore", UserWarning)
         return str(type_of_target(labels))
 
 
 def check_task_type(task_type: str) -> None:
-    """Raise `LabelError` where a text names no task."""
+    """Raise `LabelError` if a string is not a task."""
     if task_type not in ("auto", *get_args(TaskType)):
         raise LabelError(f"task type {task_type!r} is unknown; use auto, regression or classification")
 
 
 def check_probe_name(probe: str) -> None:
-    """Raise `LabelError` where a text names no probe."""
+    """Raise `LabelError` if a string is not a probe."""
     if probe not in ("auto", *get_args(ProbeKind)):
         raise LabelError(f"probe {probe!r} is unknown; use auto, {', '.join(get_args(ProbeKind))}")
 
@@ -88,7 +88,7 @@ def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task
     Raises
     ------
     LabelError
-        When `task_type` is none of auto, regression, classification, or the labels are not classes.
+        When `task_type` is not auto, regression or classification, or the labels are not classes.
     """
     check_task_type(task_type)
     kind = label_kind(labels)
@@ -103,7 +103,7 @@ def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task
 
 
 def resolve_probe(probe: str, task: Task) -> ProbeKind:
-    """Choose the probe: ``auto`` is ridge for numbers and logistic for classes.
+    """Choose the probe: ``auto`` is ridge for regression and logistic for classes.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def resolve_probe(probe: str, task: Task) -> ProbeKind:
     if probe == "lda" and task.classes is not None:
         return "lda"
     usable = "ridge, mass_mean" if task.classes is None else "logistic, lda, mass_mean"
-    raise LabelError(f"probe {probe!r} does not go with {task.task_type}; use auto, {usable}, or another --task_type")
+    raise LabelError(f"probe {probe!r} cannot be used for {task.task_type}; use auto, {usable}, or another --task_type")
 
 
 def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
@@ -133,7 +133,8 @@ def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray
     Raises
     ------
     LabelError
-        When a value is null, not a number, not finite or a whole number that no float64 holds, or their count is wrong.
+        When a value is null, not a number, not finite or a whole number that float64 would round, or their count is
+        wrong.
     """
     numbers = _read_numbers(values, name, n_samples)
     check_same_numbers(values, numbers, name)
@@ -152,19 +153,21 @@ def read_weights(values: Any, n_samples: int) -> Float64[np.ndarray, " sample"] 
         return None
     weights = _read_numbers(values, "sample_weight", n_samples)
     if (weights < 0).any() or not weights.any():
-        raise LabelError(f"sample_weight goes from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero")
+        raise LabelError(
+            f"sample_weight ranges from {weights.min():g} to {weights.max():g}; use 0 or more, not all zero"
+        )
     return weights
 
 
 def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], name: str) -> None:
-    """Refuse whole numbers that another took the place of when they became float64.
+    """Refuse whole numbers that were rounded when converted to float64.
 
     Parameters
     ----------
     values : array-like
         As they were given.
     numbers : ndarray of the same shape
-        What became of them.
+        The values after conversion.
     name : str
         What to call them.
 
@@ -181,8 +184,8 @@ def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], n
         # All floats of that size are whole.
         if int(value) != int(numbers[tuple(at)]):
             raise LabelError(
-                f"{name} has {value} in row {at[0]}, which no float64 holds, so that probes could not tell it from its "
-                "neighbours; subtract an offset from all labels, or name classes by small numbers"
+                f"{name} has {value} in row {at[0]}, which float64 cannot represent, so probes cannot tell it from "
+                "its neighbours; subtract an offset from all labels, or use small class numbers"
             )
 
 
@@ -198,7 +201,7 @@ def _read_numbers(values: Any, name: str, n_samples: int) -> Float64[np.ndarray,
     try:
         numbers = column.to_numpy(dtype=np.float64)
     except OverflowError:
-        # Python's whole numbers have no end.
+        # Python's integers have no limit.
         numbers = np.array([_nearest(value) for value in column])
     _reject(~np.isfinite(numbers), name, "infinite", column)
     return numbers

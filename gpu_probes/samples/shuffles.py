@@ -1,8 +1,8 @@
-"""Which labels change places in a permutation test. Pure: labels and groups in, orders out.
+"""Which labels are permuted in a permutation test. Pure: labels and groups in, permutations out.
 
-Labels may change places where they are exchangeable if the features tell nothing about them: anywhere; within a group;
-where labels belong to whole groups, between groups; and samples with the same prompt only together. In stratified folds
-they stay in their fold, so that each keeps its classes.
+Labels are permuted where they are exchangeable if the features carry no information: among all samples; within groups;
+if labels are constant within groups, between groups; and samples with the same prompt only together. With stratified
+folds they stay in their fold, so that each fold keeps its classes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BATCH_VALUES = 2**19
 
 @dataclass(frozen=True)
 class Shuffles:
-    """Orders of the labels.
+    """Permutations of the labels.
 
     Attributes
     ----------
     order : ndarray [shuffle, sample], or what draws the same again and again
-        In a shuffle, sample i gets the label of sample ``order[i]``.
+        In a permutation, sample i gets the label of sample ``order[i]``.
     scheme : str
-        Which labels change places, in words.
+        Which labels are permuted, in words.
     """
 
     order: Int32[np.ndarray, "shuffle sample"] | Int64[np.ndarray, "shuffle sample"] | DrawnAnew
@@ -39,11 +39,11 @@ class Shuffles:
 
     @property
     def n_shuffles(self) -> int:
-        """How many orders there are."""
+        """Number of permutations."""
         return len(self.order)
 
     def batches(self, at_once: int) -> Iterator[Int64[np.ndarray, "shuffle sample"]]:
-        """Give all orders, a few at a time."""
+        """Yield all permutations, a few at a time."""
         if isinstance(self.order, DrawnAnew):
             yield from self.order.batches(at_once)
             return
@@ -60,7 +60,7 @@ def draw_shuffles(
     seed: int,
     kept_bytes: int | None = None,
 ) -> Shuffles | str:
-    """Draw orders that respect the groups and the folds, uniformly and independently.
+    """Draw permutations that respect groups and folds, uniformly and independently.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def draw_shuffles(
     n_shuffles : int
     seed : int
     kept_bytes : int, optional
-        Orders that take more are not kept, but drawn anew whenever they are asked for.
+        Orders that take more are not kept, but drawn again whenever they are needed.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def draw_shuffles(
     if kept_bytes is None or 4 * n_shuffles * len(labels) <= kept_bytes:
         kept = np.empty((n_shuffles, len(labels)), dtype=np.int32)
     rng, which, rounds = np.random.default_rng(seed), np.arange(n_shuffles), []
-    # Labels that leave a fold without a score are drawn anew: those observed have one in every fold.
+    # Labels that leave a fold without a score are drawn again: the observed labels have one in every fold.
     for _ in range(_MOST_REDRAWS):
         rounds.append(_Round.of(which, blocks, rng))
         which = _look_over(rounds[-1], rng, labels, folds, kept)
@@ -109,7 +109,7 @@ class DrawnAnew:
         return self.n_shuffles
 
     def batches(self, at_once: int) -> Iterator[Int64[np.ndarray, "shuffle sample"]]:
-        """Give all orders, a few at a time."""
+        """Yield all permutations, a few at a time."""
         draws = [_Draws(round_) for round_ in self.rounds]
         for start in range(0, self.n_shuffles, at_once):
             stop = min(start + at_once, self.n_shuffles)
@@ -204,7 +204,7 @@ def _look_over(
 
 
 def _vary_in_folds(shuffled: Float64[np.ndarray, "shuffle sample"], folds: FoldPlan) -> Bool[np.ndarray, " shuffle"]:
-    """Whether labels take two values in every fold."""
+    """Whether labels vary in every fold."""
     by_fold = [shuffled[:, folds.fold_of_sample == fold] for fold in range(folds.n_folds)]
     if not by_fold:
         return np.ones(len(shuffled), dtype=bool)

@@ -14,7 +14,7 @@ from gpu_probes.samples.folds import FoldPlan
 
 @dataclass(frozen=True)
 class TrainingSets:
-    """Which samples each fit is trained on, and how much each counts.
+    """The training samples of each fit, and their weights.
 
     Samples fall into lots that are in or out together (see `FoldPlan`).
     """

@@ -1,8 +1,8 @@
 """Confidence intervals for scores of fixed predictions.
 
-The bootstrap resamples rows, or whole clusters of them, and corrects for bias and skewness (BCa, Efron 1987, with the
+The bootstrap resamples rows or complete clusters of rows, and corrects for bias and skewness (BCa, Efron 1987, with the
 acceleration from the jackknife). The area under the ROC curve of two classes has a variance in closed form (DeLong
-1988, by midranks: Sun & Xu 2014). What is not in them: that another training set would give another probe.
+1988, by midranks: Sun & Xu 2014). They do not cover the variation between probes trained on different rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TIE = 1e-12
 class Interval:
     """A score, or a difference of two, and its confidence interval; None with a reason where undefined.
 
-    `note` says where such an interval is known to hold less than it should.
+    `note` says when such an interval is known to be too narrow.
     """
 
     estimate: Number | None
@@ -60,15 +60,15 @@ def score_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Interval of a score: DeLong's for two classes, else by bootstrap.
+    """Interval of a score: DeLong's for two classes, otherwise by bootstrap.
 
     Parameters
     ----------
     metric : spearman, r2 or roc_auc
     actual : array-like [sample]
-        Numbers; for ``roc_auc`` the class of each row, by any names that can be sorted.
+        Numbers; for ``roc_auc`` the class of each row, in any values that can be sorted.
     predicted : array-like [sample] or, for more than two classes, [sample, class]
-        What is ranked. Of two classes, higher for the one that sorts last; of more, a column for each, in sorted order.
+        What is ranked. For two classes, higher for the one that sorts last; for more, one column each, in sorted order.
     classes : array-like [class], optional
         For ``roc_auc``, all classes in sorted order; by default those in `actual`.
     clusters : array-like [sample], optional
@@ -83,7 +83,7 @@ def score_interval(
     Raises
     ------
     LabelError
-        When labels, predictions, classes, clusters or folds do not go together, or hold NaN.
+        When labels, predictions, classes, clusters or folds do not match, or contain NaN.
     """
     sides = ScoredSides.of(
         metric, actual, {1: predicted}, classes=classes, clusters=clusters, folds=folds, level=level, seed=seed
@@ -129,7 +129,7 @@ class ScoredSides:
         level: float = LEVEL,
         seed: int = 0,
     ) -> ScoredSides:
-        """Score them; `sides` are predictions, all else is as in `score_interval`."""
+        """Score them; `sides` are predictions, everything else is as in `score_interval`."""
         rows = _Rows.of(metric, actual, list(sides.values()), classes, clusters, folds, level, seed)
         found = _Placed.of(rows) if rows.has_closed_form else _Resampled.of(rows, seed)
         return cls(tuple(sides), level, found)
@@ -204,7 +204,7 @@ def _read_sides(predicted: Sequence[Any], n_rows: int) -> Sequence[Side]:
 
 
 def _as_given(values: Any) -> Shaped[np.ndarray, "*batch"]:
-    """An array of what is given: beside a text in a list, NumPy would make texts of numbers and of NaN."""
+    """An array of the values: in a list with a string, NumPy would turn numbers and NaN into strings."""
     array = np.asarray(values)
     made_text = array.dtype.kind in "US" and isinstance(values, list | tuple)
     return np.asarray(values, dtype=object) if made_text else array
@@ -255,7 +255,7 @@ def _sorted(values: Shaped[np.ndarray, " _"], name: str) -> Shaped[np.ndarray, "
         return np.unique(values)
     except TypeError as error:
         raise LabelError(
-            f"{name} mix kinds that cannot be sorted ({error}); name them all by numbers or by texts"
+            f"{name} mix kinds that cannot be sorted ({error}); use only numbers or only strings"
         ) from error
 
 
@@ -394,7 +394,7 @@ class _Resampled:
 
 
 def _note(rows: _Rows, n_units: int) -> str | None:
-    """What simulations say against an interval (coverage: python -m benchmarks inference)."""
+    """What simulations found about an interval's coverage (python -m benchmarks inference)."""
     if rows.clusters is not None and n_units < _FEW_CLUSTERS:
         rate = f"with fewer than {_FEW_CLUSTERS}, 95 % intervals hold the truth 88 to 90 % of the time"
         return f"made of {n_units} groups only; {rate}"

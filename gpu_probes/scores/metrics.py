@@ -107,7 +107,7 @@ def learnability(
     """How much learnability p(1-p) a selection by predicted success rates would get.
 
     The quarter of the rows with the highest predicted p(1-p) is selected, tied rows at its edge in part. Their mean of
-    the actual p(1-p) stands beside that of the best quarter and that of all rows.
+    the actual p(1-p) is given with that of the best quarter and that of all rows.
     """
     if actual.min() < 0 or actual.max() > 1:
         raise _UndefinedError("labels are not success rates between 0 and 1")

@@ -1,8 +1,8 @@
-"""Nested cross-validation: what "the best cell and alpha by CV" scores on samples that had no part in the choice.
+"""Nested cross-validation: what "the best cell and alpha by CV" scores on samples that played no part in the choice.
 
-For each fold, the cell and alpha with the highest CV score over the other folds are chosen anew, fitted on those
-folds, and scored on the one left out (Varma & Simon 2006). The mean of these scores is the honest estimate beside the
-best cell's own CV score, which is the largest of many.
+For each fold, the cell and alpha with the highest CV score over the other folds are chosen, fitted on those folds, and
+scored on the one held out (Varma & Simon 2006). The mean of these scores is unbiased, unlike the best cell's own CV
+score, which is the largest of many.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class NestedCV:
-    """The honest estimate of the choice of cell and alpha.
+    """The nested CV score of the choice of cell and alpha.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""Permutation test of the best of many cells: how often shuffled labels do as well, anywhere.
+"""Permutation test of the best of many cells: how often permuted labels reach its score in any cell.
 
 The statistic of a cell is its CV score at its best alpha, so that the choice is part of the test. The largest over all
-cells of each shuffle is the null distribution of the best (Westfall & Young 1993, single-step maxT): a cell's p-value
-against it holds for all cells together.
+cells of each permutation gives the null distribution (Westfall & Young 1993, single-step maxT), so a cell's p-value
+accounts for all cells.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64
 
-# Sums of ranks that are equal may differ in the last digits.
+# Equal sums of ranks may differ in the last digits.
 _TIE = 1e-12
 
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """p-values ``(1 + shuffles that do as well) / (1 + shuffles)`` (Phipson & Smyth 2010); NaN without a score.
+    """p-values ``(1 + number that score as high) / (1 + permutations)`` (Phipson & Smyth 2010); NaN without a score.
 
     Attributes
     ----------
     null_max : ndarray [shuffle]
         Largest score of any cell.
     p : ndarray [position, layer]
-        Family-wise: shuffles whose largest score anywhere reaches the cell's.
+        Family-wise: share of permutations whose largest score in any cell reaches the cell's.
     p_uncorrected : ndarray [position, layer]
-        Shuffles whose score in this cell reaches its own: for a cell that was named beforehand.
+        Share of permutations whose score in this cell reaches its own: for a cell named in advance.
     p_best : float
-        Of the cell with the highest score.
+        p of the cell with the highest score.
     """
 
     scheme: str

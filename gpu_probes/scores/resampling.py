@@ -1,7 +1,7 @@
 """Scores of resamples, in which a row counts as often as it was drawn.
 
 Values are sorted once. A resample is a vector of counts, and what it makes of the ranks is a cumulative sum of them in
-the order of the values: no row is copied and nothing is sorted anew, so memory is that of a few vectors.
+the order of the values: no row is copied and nothing is sorted again, so memory is that of a few vectors.
 """
 
 from __future__ import annotations

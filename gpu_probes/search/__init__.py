@@ -1,1 +1,1 @@
-"""Every cell: plan, fit, choose, gather."""
+"""Every cell: plan, fit, select, collect."""

@@ -16,19 +16,19 @@ from gpu_probes.solvers.preprocessing import Preprocessing
 from gpu_probes.terms import Cell
 
 AUTO: Literal["auto"] = "auto"
-# Below the first, ridge is least squares but for the directions that carry nothing; above the second, all
-# coefficients shrink alike and the ranking of the predictions stays as it is.
+# Below the first, ridge is least squares except in directions without variance; above the second, all
+# coefficients shrink alike and the ranking of the predictions no longer changes.
 _LOWEST, _HIGHEST = 1e-4, 1e2
 _SAMPLE_ROWS = 256
 
 
 def parse_alphas(alphas: Any) -> Any:
-    """Read a text of numbers with commas between; ``auto`` and what is no text are returned as they are.
+    """Read a comma-separated string of numbers; ``auto`` and non-strings are returned unchanged.
 
     Raises
     ------
     PenaltyError
-        When the text is neither.
+        When the string is neither.
     """
     if not isinstance(alphas, str) or alphas == AUTO:
         return alphas
@@ -41,18 +41,16 @@ def parse_alphas(alphas: Any) -> Any:
 
 
 def read_alphas(alpha: Any, alphas: Any, *, k_fold: bool) -> tuple[float, ...] | Literal["auto"]:
-    """The alphas to fit as far as they are known without features: see `choose_alphas`."""
+    """The alphas to fit, as far as they are known without features: see `choose_alphas`."""
     penalties_of([alpha], "regression")
     if alphas is None:
         return (float(alpha),)
     given = parse_alphas(alphas)
     if not isinstance(given, Iterable):
-        raise PenaltyError(f"alphas {given!r} is no list; give several numbers, such as 1,10,100, or auto")
+        raise PenaltyError(f"alphas {given!r} is not a list; give several numbers, such as 1,10,100, or auto")
     grid = AUTO if isinstance(given, str) else tuple(penalties_of(list(given), "regression"))
     if not k_fold and (grid == AUTO or len(grid) > 1):
-        raise PenaltyError(
-            f"alphas {alphas!r}: several alphas are given but nothing to choose between them with; use --k_fold"
-        )
+        raise PenaltyError(f"alphas {alphas!r}: choosing among several alphas needs cross-validation; use --k_fold")
     return grid
 
 
@@ -65,7 +63,7 @@ def choose_alphas(
     preprocessing: Preprocessing,
     total_weight: float,
 ) -> tuple[float, ...]:
-    """The alphas to fit: `alpha` alone, a grid, or for ``auto`` the decades that suit the features.
+    """The alphas to fit: `alpha` alone, a grid, or for ``auto`` powers of ten scaled to the features.
 
     ``auto`` goes from 1e-4 times the mean eigenvalue of X'X (of the features as they are fitted: centred,
     standardized, weighted), in the cell where it is lowest, to 100 times that in the cell where it is highest, rounded
@@ -74,7 +72,7 @@ def choose_alphas(
     Raises
     ------
     PenaltyError
-        When there is something to choose between and no cross-validation to choose with, or `alpha` is no penalty.
+        When there are several alphas and no cross-validation to choose by, or `alpha` is not a penalty.
     """
     grid = read_alphas(alpha, alphas, k_fold=k_fold)
     if grid != AUTO:

@@ -37,13 +37,13 @@ class LabelPlan:
 
     @property
     def is_constant(self) -> bool:
-        """Whether there is nothing to tell apart."""
+        """Whether all labels are equal."""
         return not bool((self.train_targets != self.train_targets[0]).any())
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What is the same for every cell; several labels only for ridges."""
+    """What all cells share; several labels only for ridge."""
 
     probe: ProbeKind
     labels: tuple[LabelPlan, ...]
@@ -266,7 +266,7 @@ def _search_label(
     own = plan.sets.own_fits
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
-        # At any alpha: it had a part in the choice.
+        # At any alpha: it played a part in the choice.
         (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3))[:, own].flatten(1).any(1)),
         *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
     ]
@@ -326,7 +326,7 @@ def _train_reasons(
     cv: CrossValidation,
     on_train: Evaluation,
 ) -> list[Reason]:
-    """What may be wrong with a cell's training, worst first."""
+    """Possible problems of a cell's training, worst first."""
     nowhere = torch.zeros_like(seen.finite)
     folds = [label.train_targets[plan.fold_rows(fold)] for fold in range(plan.n_folds)]
     unranked = not all(labels_rank(label.task.task_type, targets) for targets in folds)
@@ -336,9 +336,9 @@ def _train_reasons(
         (Status.CONSTANT_LABELS, nowhere | label.is_constant),
         (Status.NON_FINITE, ~seen.finite),
         (Status.CONSTANT_CELL, seen.constant),
-        # Where a fold takes all of a class away, lda and mass_mean have nothing to fit: that is the fold's fault.
+        # If a fold holds out a complete class, lda and mass_mean have nothing to fit: the fold is to blame.
         (Status.CONSTANT_FOLD, nowhere | unranked),
-        # Where it goes well all the same, nothing is said.
+        # If it works nevertheless, nothing is reported.
         (Status.OUT_OF_RANGE, (singular | flat) & _out_of_range(plan.sets, label, seen) | _vanishing(plan.sets)),
         (Status.SINGULAR, singular),
         (Status.CONSTANT_PREDICTIONS, flat),
@@ -358,7 +358,7 @@ def _vanishing(sets: TrainingSets) -> bool:
 
 
 def _test_reasons(label: LabelPlan, seen: Overview, on_test: Evaluation) -> list[Reason]:
-    """What may be wrong with a cell's test rows, worst first."""
+    """Possible problems of a cell's test rows, worst first."""
     unranked = not labels_rank(label.task.task_type, label.test_targets)
     return [
         (Status.TEST_CONSTANT_LABELS, torch.zeros_like(seen.finite) | unranked),

@@ -16,16 +16,16 @@ import torch
 
 from gpu_probes.errors import DeviceError, ProbeWarning
 
-# A share of what is free: the rest is for other processes, and for what the plan cannot foresee.
+# A share of free memory: the rest is for other processes, and for what the plan cannot predict.
 _HOST_SHARE, _GPU_SHARE = 0.5, 0.8
 # While one block is computed, the next is read and copied.
 _THREADS_PER_GPU = 2
 
 
 def resolve_devices(name: str) -> tuple[torch.device, ...]:
-    """Turn ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps`` into devices that are there.
+    """Turn ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps`` into available devices.
 
-    Apple's GPUs have no float64, which every fit rests on: where there is one the CPU does the work, with a warning.
+    Apple's GPUs have no float64, which every fit needs: there the CPU does the work, with a warning.
 
     Raises
     ------
@@ -42,18 +42,18 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     if name in ("auto", "cuda") and gpus:
         return tuple(map(torch.device, gpus))
     if name not in gpus:
-        raise DeviceError(f"device {name!r} is not there; use one that is: {', '.join(['cpu', *gpus])}")
+        raise DeviceError(f"device {name!r} is not available; use one that is: {', '.join(['cpu', *gpus])}")
     return (torch.device(name),)
 
 
 def check_device_name(name: Any) -> None:
-    """Raise `DeviceError` where a text names no device that there could be."""
+    """Raise `DeviceError` if a string cannot be a device name."""
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", name):
         raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
 
 
 def free_bytes(devices: Sequence[torch.device]) -> int:
-    """A share of what is free, on the device that has least."""
+    """A share of free memory, on the device that has least."""
     if devices[0].type == "cuda":
         return int(_GPU_SHARE * min(torch.cuda.mem_get_info(device)[0] for device in devices))
     return int(_HOST_SHARE * psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""What is swept: labels, weights, groups and folds, read and checked together."""
+"""The inputs of a sweep: labels, weights, groups and folds, read and checked together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gpu_probes.terms import ProbeKind
 
 
 def check_scores(label: Label, given: SweepOptions) -> None:
-    """Raise `LabelError` where the labels alone leave every cell without a score or a p-value."""
+    """Raise `LabelError` if the labels alone leave every cell without a score or a p-value."""
     name, task, folds = _named("train", label.name), label.task, label.folds
 
     def has_score(labels: Float64[np.ndarray, " sample"]) -> bool:
@@ -36,12 +36,12 @@ def check_scores(label: Label, given: SweepOptions) -> None:
     if label.test is not None and not has_score(label.test):
         raise LabelError(f"{_named('test', label.name)}: {Status.TEST_CONSTANT_LABELS.value}; give other test rows")
     if given.permutations and isinstance(label.shuffles, str):
-        raise LabelError(f"{name}: --permutations cannot be: {label.shuffles}")
+        raise LabelError(f"{name}: --permutations cannot be used: {label.shuffles}")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a sweep is given besides features: read and checked."""
+    """The inputs of a sweep besides features: read and checked."""
 
     devices: tuple[torch.device, ...]
     weights: Float64[np.ndarray, " train_sample"] | None
@@ -86,12 +86,12 @@ class Label:
 
     @property
     def n_shuffles(self) -> int:
-        """How often the labels are shuffled."""
+        """Number of permutations of the labels."""
         return 0 if isinstance(self.shuffles, str) else self.shuffles.n_shuffles
 
     @property
     def shuffles_nbytes(self) -> int:
-        """What the orders of the shuffles take."""
+        """Bytes of the permutations."""
         return 0 if isinstance(self.shuffles, str) else self.shuffles.order.nbytes
 
 
@@ -104,7 +104,7 @@ def read_label(
     grouping: Grouping,
     given: SweepOptions,
 ) -> Label:
-    """One label column of both splits: its task, probe, folds and shuffles."""
+    """One label column of both splits: its task, probe, folds and permutations."""
     labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
     task = resolve_task(given.task_type, labels)
     probe = resolve_probe(given.probe, task)

@@ -1,4 +1,4 @@
-"""The warning of fits that are less exact than they should be; apart, because scikit-learn takes a second to import."""
+"""The warning about inexact fits; in a separate module, because scikit-learn takes a second to import."""
 
 from sklearn.exceptions import ConvergenceWarning
 
@@ -6,4 +6,4 @@ from gpu_probes.errors import ProbeWarning
 
 
 class NotConvergedWarning(ProbeWarning, ConvergenceWarning):
-    """A fit is less exact than it should be; also scikit-learn's own warning, so that its filters apply."""
+    """A fit missed its accuracy; also scikit-learn's own warning, so that its filters apply."""

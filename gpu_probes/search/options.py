@@ -1,4 +1,4 @@
-"""The options of a sweep: what they mean, and what can be said of them before any row is read."""
+"""The options of a sweep: their meaning, and their checks before any row is read."""
 
 from __future__ import annotations
 
@@ -36,42 +36,42 @@ class SweepOptions:
         ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
         training labels binary or multiclass.
     probe : str
-        ``auto``: ridge for numbers, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
+        ``auto``: ridge for regression, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
         added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
         covariance with a number), without a penalty. The last two always have an intercept.
     alpha : float
         Penalty of every probe.
     alphas : sequence or array of float, or "auto", optional
         Grid that replaces `alpha`; each cell takes the one with the highest CV score, the first on ties. ``auto``: the
-        powers of ten that suit the training features.
+        powers of ten, scaled to the training features.
     k_fold : bool
         Cross-validate; without it no best cell is chosen.
     n_folds, seed : int
         scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
     folds : one number from 0 per training sample, optional
-        With `k_fold`, the fold that each sample is held out in, in place of a split by `n_folds` and `seed`.
+        With `k_fold`, the fold that each sample is held out in, instead of a split by `n_folds` and `seed`.
     nested_cv : bool
         With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
-    groups : one number or text per training sample, optional
+    groups : one number or string per training sample, optional
         Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
-    prompts : one text per training sample, optional
-        Samples with the same prompt, but for case and whitespace, are held out together as well.
+    prompts : one string per training sample, optional
+        Samples with the same prompt, ignoring case and whitespace, are held out together, too.
     permutations : int
-        With `k_fold`, shuffles of the labels to compare the CV scores with; every one is fitted in every cell.
+        With `k_fold`, permutations of the labels to compare the CV scores with; each is refitted in every cell.
     fit_intercept : bool
-        Add an intercept, which is not penalised.
+        Add an unpenalized intercept.
     standardize : bool
-        Shift and scale every feature to mean 0 and deviation 1, on the training rows of each fit alone.
+        Scale every feature to mean 0 and deviation 1, fitted on the training rows of each fold.
     sample_weight : one number of 0 or more per training sample, optional
-        Weight of its loss. Scores are not weighted.
+        Weights of the losses. Scores are not weighted.
     device : str
         ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
     budget_bytes : int, optional
         Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
         four fifths on a GPU.
     spill_folder : Path, optional
-        Where predictions of all cells lie, in files without a name, if they are more than a quarter of the budget; by
-        default the system's folder for temporary files.
+        Folder for unnamed files with the predictions of all cells, if they are more than a quarter of the budget; by
+        default the system's temporary folder.
     progress : callable, optional
         Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
     """
@@ -98,16 +98,16 @@ class SweepOptions:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is done to the features before a fit."""
+        """How features are prepared before a fit."""
         return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
     def check(self) -> None:
-        """Check what can be said of the options by themselves, before any row is read.
+        """Check the options by themselves, before any row is read.
 
         Raises
         ------
         ProbeError
-            When one cannot be, whatever the features and labels, or two do not go together.
+            When one is invalid for any features and labels, or two exclude each other.
         """
         check_flags(
             k_fold=self.k_fold,
@@ -122,7 +122,7 @@ class SweepOptions:
         check_device_name(self.device)
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
-            raise FoldError(f"permutations {self.permutations} is less than none; use 0 or more, such as 1000")
+            raise FoldError(f"permutations {self.permutations} is negative; use 0 or more, such as 1000")
         if self.permutations > _MOST_PERMUTATIONS:
             raise FoldError(f"permutations {self.permutations} is too many; use {_MOST_PERMUTATIONS} at most")
         if self.folds is not None and not self.k_fold:
@@ -131,13 +131,13 @@ class SweepOptions:
             raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
         if self.probe == "mass_mean" and self.alphas is not None:
             raise PenaltyError("alphas: mass_mean has no alpha to choose; leave out alphas")
-        # The default cannot be told from an alpha of 1, which older scripts always give.
+        # The default cannot be distinguished from an explicit alpha of 1, which older scripts always give.
         if self.probe == "mass_mean" and self.alpha != _DEFAULT_ALPHA:
             raise PenaltyError(f"alpha {self.alpha}: mass_mean has no penalty; leave out alpha")
         if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:
             raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
         if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
-            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is no number of bytes; leave it out, or give one")
+            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is not a number of bytes; leave it out, or give one")
 
 
 class SweepKeywords(TypedDict, total=False):

@@ -1,4 +1,4 @@
-"""How many cells at once, how many rows at a time, in how many threads. Pure: numbers in, a plan out."""
+"""How many cells and rows at a time, in how many threads. Pure: numbers in, a plan out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLOCKS_PER_WORKER = 4
 # Shuffled targets of a ridge, and columns of a logistic regression, that are wide enough for a matrix product.
 _MOST_SHUFFLES, _MOST_COLUMNS = 1024, 512
 _FLOAT = 8
-# Results that are more than this part of the budget lie in a file.
+# Results that are more than this part of the budget go to a file.
 _RESULT_PART = 4
 _STORED = 4  # most stores hold float32 or half of that
 # The C library gives freed blocks below this size back to the system only from the end of a thread's heap.
@@ -81,7 +81,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Which cells are worked on together, and how."""
+    """Which cells are processed together, and how."""
 
     blocks: tuple[tuple[Cell, ...], ...]
     chunk_rows: int
@@ -148,7 +148,7 @@ def plan_blocks(
 
 
 def check_budget(needed_nbytes: int, budget_bytes: int, what: str) -> None:
-    """Raise `BudgetError` where something needs more than is allowed."""
+    """Raise `BudgetError` if something needs more than the budget."""
     if needed_nbytes > budget_bytes:
         needed, allowed = sizes(needed_nbytes, budget_bytes)
         raise BudgetError(
@@ -267,7 +267,7 @@ def result_nbytes(w: Workload) -> int:
 
 
 def held_nbytes(result_nbytes: int, budget_bytes: int) -> int:
-    """Memory that results take: none where they are more than a part of the budget, and lie in a file."""
+    """Memory that results take: none if they exceed their part of the budget and go to a file."""
     return result_nbytes if result_nbytes <= budget_bytes // _RESULT_PART else 0
 
 

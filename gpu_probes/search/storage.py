@@ -1,4 +1,4 @@
-"""Where results lie: in memory, or, where they are a large part of the budget, in files without a name."""
+"""Where results are kept: in memory or, if they are a large part of the budget, in unnamed files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Memory:
     Attributes
     ----------
     budget_bytes : int
-        Of memory, on each device.
+        Memory on each device.
     held_nbytes : int
-        What is held of that all the time.
+        Part of it that is held all the time.
     result_nbytes : int
-        What results take, mostly predictions of all cells.
+        Size of the results, mostly predictions of all cells.
     spill_folder : Path or None
-        Where results lie in files; None where they are in memory.
+        Folder of results kept in files; None if they are in memory.
     """
 
     budget_bytes: int
@@ -47,7 +47,7 @@ class Memory:
 
     @property
     def free_nbytes(self) -> int:
-        """What is left for the fits."""
+        """Memory left for the fits."""
         return self.budget_bytes - self.held_nbytes
 
 
@@ -59,7 +59,7 @@ def plan_memory(
     other_nbytes: int,
     folder: Path | None,
 ) -> Memory:
-    """Decide where results lie.
+    """Decide where results are kept.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def _check_disk(folder: Path, needed_nbytes: int) -> None:
         needed, left = sizes(needed_nbytes, free)
         raise BudgetError(
             f"the predictions of all cells need {needed}, more than the budget, and {folder} has {left} free; give "
-            "fewer layers, positions or rows, or a place with more room"
+            "fewer layers, positions or rows, or a disk with more room"
         )
 
 
@@ -114,6 +114,6 @@ def empty_array(
         except OSError as error:
             raise BudgetError(
                 f"{spill_folder} has no room for the predictions of all cells ({error.strerror}); give fewer layers, "
-                "positions or rows, or a place with more room"
+                "positions or rows, or a disk with more room"
             ) from error
         return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), n_bytes))

@@ -1,4 +1,4 @@
-"""All cells: check the input, plan, search block by block, gather the results."""
+"""All cells: check the input, plan, search block by block, collect the results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def sweep(
     Raises
     ------
     ProbeError
-        When the input cannot be used; the message says what, where, and how to mend it.
+        When the input cannot be used; the message says what, where, and how to fix it.
     """
     held_out = None if test_labels is None else {"labels": test_labels}
     return sweep_labels(train, {"labels": train_labels}, test, held_out, **options)["labels"]
@@ -71,7 +71,7 @@ def sweep_labels(
     test_labels: Mapping[str, Any] | None = None,
     **options: Unpack[SweepKeywords],
 ) -> dict[str, SweepResult]:
-    """Do what `sweep` does for several labels by name; numbers that share their folds share the factorisations.
+    """As `sweep`, for several labels by name; regression labels with the same folds share the factorisations.
 
     Parameters
     ----------
@@ -83,12 +83,12 @@ def sweep_labels(
     Returns
     -------
     dict of SweepResult
-        By name.
+        Results by name.
 
     Raises
     ------
     ProbeError
-        When the input cannot be used; the message says what, where, and how to mend it.
+        When the input cannot be used; the message says what, where, and how to fix it.
     """
     return plan_sweep(train, train_labels, test, test_labels, **options).run()
 
@@ -132,7 +132,7 @@ def plan_sweep(
     test_labels: Mapping[str, Any] | None = None,
     **options: Unpack[SweepKeywords],
 ) -> PlannedSweep:
-    """Check and plan what `sweep_labels` does: nothing is fitted, and only ``auto`` alphas look at features.
+    """Check and plan what `sweep_labels` does: nothing is fitted, and only ``auto`` alphas read features.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def check_sweep(
     test_labels: Mapping[str, Any] | None = None,
     **options: Unpack[SweepKeywords],
 ) -> tuple[Memory, list[Workload]]:
-    """Check what `sweep_labels` is given, without a feature: the cells need not be there yet.
+    """Check the input of `sweep_labels` without features: the cells need not exist yet.
 
     Parameters
     ----------
@@ -175,13 +175,13 @@ def check_sweep(
     Returns
     -------
     Memory, list of Workload
-        What is allowed, and what is needed, as far as is known: ``auto`` alphas, which features decide, count as one.
+        Budget and requirements, as far as known: ``auto`` alphas, which depend on features, count as one.
 
     Raises
     ------
     ProbeError
-        As `sweep_labels`; also where no cell can get a score, or the permutations that are asked for change nothing,
-        which `sweep_labels` gives as a reason in its results.
+        As `sweep_labels`; also if no cell can get a score, or the requested permutations change nothing, which
+        `sweep_labels` reports as a reason in its results.
     """
     given = SweepOptions(**options)
     read = read_inputs(train, train_labels, test, test_labels, given)
@@ -317,7 +317,7 @@ class _Grid:
     train : whose cells they are
     folds : of all cells
     n_outputs : decision values of a row
-    spill_folder : where large arrays lie in files; None: in memory
+    spill_folder : folder for large arrays in files; None: in memory
     """
 
     def __init__(self, train: CellSource, folds: FoldPlan, n_outputs: int, spill_folder: Path | None) -> None:

@@ -55,7 +55,7 @@ class Design:
     def __init__(self, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing) -> None:
         self._rows, self._reduced, self.basis = rows, None, None
         if rows.n_samples < rows.n_features and not preprocessing.standardize:
-            # The solution lies in the span of the rows: any other part would only add to the penalty.
+            # The solution is in the span of the rows: any other part would only add to the penalty.
             (chunk,) = rows.chunks()
             self.basis, triangle = torch.linalg.qr(chunk.features.mT)
             self._reduced = triangle.mT.contiguous()

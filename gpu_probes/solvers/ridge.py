@@ -134,7 +134,7 @@ class _Solutions:
             coef = self._space.coef(fit, unknown)
 
     def solve_rows(self, fit: int, k: int) -> None:
-        """Find one fit anew from a QR factorisation of its rows below ``sqrt(penalty) I``, without any squares."""
+        """Recompute one fit from a QR factorisation of its rows below ``sqrt(penalty) I``, without any squares."""
         among = self.above(CERTIFICATE_LIMIT)[:, fit, k]
         cells = torch.nonzero(among).flatten()
         penalty, d, n_targets = float(self._penalties[k]), self._rows.n_features, self._targets.shape[1]

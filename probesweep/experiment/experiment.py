@@ -1,4 +1,4 @@
-"""A whole experiment from one TOML file: extract the training and test rows, train, report."""
+"""A complete experiment from one TOML file: extract the training and test rows, train, report."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment, its file read and checked.
+    """An experiment, read from its file and checked.
 
     Open with `Experiment.load`. Paths in the file are relative to its folder.
     """
@@ -51,7 +51,7 @@ class Experiment:
         Raises
         ------
         RequestError
-            The file is missing, is not TOML, or holds a key or value that it should not; names key, value and line.
+            The file is missing, is not TOML, or has an invalid key or value; names key, value and line.
         """
         path = Path(path)
         try:
@@ -63,14 +63,14 @@ class Experiment:
             raise RequestError(f"{path}: {reason}; write one with probesweep run --init {name}") from error
         except tomllib.TOMLDecodeError as error:
             raise RequestError(
-                f"{path} is not TOML: {error}; texts stand in quotes, yes and no are true and false"
+                f"{path} is not TOML: {error}; put strings in quotes, and write true or false"
             ) from error
         experiment = cls(path, text, checked_settings(path, text, document))
         experiment.check()
         return experiment
 
     def check(self) -> None:
-        """Check what can be said of the values by themselves: no other file is read.
+        """Check the values by themselves: no other file is read.
 
         Raises
         ------
@@ -86,12 +86,12 @@ class Experiment:
             self.training().check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
-        """Do what is not done yet: extract the training and test rows, train, report, track.
+        """Run the unfinished stages: extract the training and test rows, train, report, track.
 
         Parameters
         ----------
         say : callable
-            Is told in a line what is done next.
+            Called with a line about what is done next.
 
         Returns
         -------
@@ -114,10 +114,10 @@ class Experiment:
                 if split in pending:
                     self._extract(split, extraction, say)
                 else:
-                    say(f"extract {split}: done already")
+                    say(f"extract {split}: already done")
             training = self.training()
             training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
-            say(f"train: {'done already' if training.is_finished() else training.output_dir}")
+            say(f"train: {'already done' if training.is_finished() else training.output_dir}")
             folders = training.run()
             for folder in folders.values():
                 self._report(folder, say)
@@ -197,7 +197,7 @@ class Experiment:
             store = extraction.run()
         except FingerprintMismatchError as error:
             kept = _set_aside(target).name
-            say(f"{target} is of other inputs ({error.differences}): kept as {kept}, delete it if you do not need it")
+            say(f"{target} was made from other inputs ({error.differences}): kept as {kept}; delete it if not needed")
             store = extraction.run()
         self._remember(split, {"request": wanted, "content": store.journal_hash})
 
@@ -209,7 +209,7 @@ class Experiment:
         done = self._stages.get(stage, {})
         made = done.get("made", {})
         if made and done == {**wanted, "made": made} and made == _hashes_of(folder, made):
-            say("report: done already")
+            say("report: already done")
         else:
             page = report_on(folder, figures=pictures)
             say(f"report: {page}")
@@ -223,7 +223,7 @@ class Experiment:
 
     @cached_property
     def _stages(self) -> Memory:
-        """What was done, by the names of the stages."""
+        """Finished stages by name."""
         return recall(self._output_dir / _STAGES)
 
     def _remember(self, stage: str, request: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class Experiment:
 
     @contextmanager
     def _naming_lines(self, *otherwise: str) -> Generator[None]:
-        """Add to what is wrong with a key where it stands in the file; `otherwise` where an error names none."""
+        """Add the key's line in the file to an error; `otherwise` are the keys if the error names none."""
         try:
             yield
         except (RequestError, InputError, ProbeError) as error:
@@ -245,7 +245,7 @@ class Experiment:
             raise type(error)(f"{error} ({', '.join(named)})") from error
 
     def _is_quoted(self, message: str, key: str, value: Any) -> bool:
-        """Whether an error names the column, the file, or the model that a key holds."""
+        """Whether an error names the column, file or model that is a key's value."""
         if key in _FILES:
             named = (re.escape(str(self._path(value))), re.escape(repr(value)))
             return key != "output_dir" and any(re.search(rf"{name}(?![\w/.-])", message) for name in named)
@@ -253,13 +253,13 @@ class Experiment:
         return key in _COLUMNS and bool(names) and any(repr(name) in message for name in names)
 
     def _places(self, message: str) -> Generator[tuple[list[str], int]]:
-        """Keys that a message is about, below their sections, and the lines in which they stand."""
+        """Keys that a message is about, with their sections, and their lines."""
         for section, keys in self.settings.items():
             for key, value in keys.items():
                 if not (_is_about(message, key) or self._is_quoted(message, key, value)):
                     continue
                 path = [key]
-                # A table within the section: the key in it that the message goes on to name.
+                # A table within the section: the key in it that the message names next.
                 while isinstance(value, Mapping):
                     inner = [name for name in value if re.search(rf"{path[-1]}\W+{re.escape(name)}\b", message)]
                     if not inner:
@@ -271,13 +271,13 @@ class Experiment:
 
 
 def _is_about(message: str, key: str) -> bool:
-    """Whether an error names a key: as a flag anywhere, or as what it begins with, perhaps one of several."""
+    """Whether an error names a key: as a flag anywhere, or at its beginning."""
     words = "sample_weight" if key == "weight_column" else key.replace("_", "[_ ]").removesuffix("s")
     return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
 
 
 def _identity(extraction: Extraction) -> dict[str, Any]:
-    """What decides whether an extraction was done, as far as it is known without looking into the model."""
+    """What decides whether an extraction is up to date, without loading the model."""
     request = {field.name: getattr(extraction, field.name) for field in fields(extraction)}
     for name in ("device", "batch_size", "output_path", "repair"):
         del request[name]
@@ -291,19 +291,19 @@ def _identity(extraction: Extraction) -> dict[str, Any]:
 
 
 def _hashes(path: Path) -> dict[str, str]:
-    """SHA-256 of a file, or of those in a folder."""
+    """SHA-256 of a file, or of all files in a folder."""
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
     files = [file for file in found if file.is_file()]
     return {str(file): hash_file(file) for file in tqdm(files, unit="file", desc="hashes", delay=2)}
 
 
 def _hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
-    """SHA-256 of files in a folder by their names; None for those that are gone."""
+    """SHA-256 of files in a folder by name; None for missing ones."""
     return {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
 
 
 def _holds_all(path: Path, content: str | None) -> bool:
-    """Whether the store is there, whole, and the one that was written."""
+    """Whether the store exists, is complete, and is the one that was written."""
     if not is_store(path):
         return False
     store = ActivationStore.open(path)
@@ -311,7 +311,7 @@ def _holds_all(path: Path, content: str | None) -> bool:
 
 
 def _set_aside(path: Path) -> Path:
-    """Give a store of other inputs another name: hours of work are not deleted."""
+    """Rename a store made from other inputs: hours of work are not deleted."""
     number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.stem}.{n}{path.suffix}").exists())
     target = path.with_name(f"{path.stem}.{number}{path.suffix}")
     rename(path, target)

@@ -1,4 +1,4 @@
-"""The experiment file: its keys, its template, and where in it a mistake is."""
+"""The experiment file: its keys, its template, and the location of mistakes in it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _TRAIN_KEYS = {
 
 @dataclass(frozen=True)
 class Key:
-    """What a key of the file may hold; `default` is `MISSING` where it must be there."""
+    """The type of a key; `default` is `MISSING` if it is required."""
 
     type: Any
     default: Any
@@ -56,7 +56,7 @@ def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, di
 
 
 def _schema() -> dict[str, dict[str, Key]]:
-    """Keys of every section; those of the section "" stand before the first one."""
+    """Keys of every section; those of the section "" come before the first one."""
     extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
     return {
         "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
@@ -68,12 +68,12 @@ def _schema() -> dict[str, dict[str, Key]]:
 
 
 def write_template(path: Path) -> None:
-    """Write a commented experiment to begin with.
+    """Write a commented experiment to start from.
 
     Raises
     ------
     RequestError
-        There is a file already.
+        The file already exists.
     """
     if path.exists():
         raise RequestError(f"{path} exists; give --init another name, or remove it")
@@ -82,7 +82,7 @@ def write_template(path: Path) -> None:
 
 
 def find_line(text: str, section: str, *path: str | None) -> int | None:
-    """Line, from 1, at which a key (None: the section itself) begins in TOML; None where it is not there.
+    """Line, from 1, at which a key (None: the section itself) begins in TOML; None if it is missing.
 
     Parameters
     ----------
@@ -90,13 +90,13 @@ def find_line(text: str, section: str, *path: str | None) -> int | None:
     section : str
         "" for the keys before the first section.
     *path : str
-        The key; where it holds a table, perhaps a key of that, and so on.
+        The key; if its value is a table, optionally a key of that, and so on.
     """
     keys = [key for key in (section, *path) if key]
-    # Not splitlines, which takes more characters for ends of lines than TOML does.
+    # Not splitlines, which splits at more characters than TOML does.
     lines, before = re.split(r"\r?\n", text), 0
     for number in range(1, len(lines) + 1):
-        # Lines up to the middle of a value are no TOML; the key begins behind the last ones that are and lack it.
+        # Lines up to the middle of a value are not TOML; the key begins after the last lines that are, and lack it.
         try:
             document = tomllib.loads("\n".join(lines[:number]))
         except tomllib.TOMLDecodeError:
@@ -108,7 +108,7 @@ def find_line(text: str, section: str, *path: str | None) -> int | None:
 
 
 def checked_settings(path: Path, text: str, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All settings, defaults filled in."""
+    """All settings, with defaults filled in."""
     schema = _schema()
     _check_names(path, text, "", document, [*schema[""], *filter(None, schema)])
     settings: dict[str, dict[str, Any]] = {}
@@ -133,7 +133,7 @@ def _check_names(path: Path, text: str, section: str, table: dict[str, Any], kno
         near = difflib.get_close_matches(name, known, 1)
         elsewhere = [f"[{other}]" for other, keys in _schema().items() if other and name in keys]
         if elsewhere and not near:
-            hint = f"it belongs into {elsewhere[0]}"
+            hint = f"it belongs in {elsewhere[0]}"
         else:
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
         raise RequestError(f"{path}, line {find_line(text, section, name)}: {name} is unknown in {where}; {hint}")
@@ -145,7 +145,9 @@ def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict
         if key.default is MISSING:
             line = find_line(text, section, None) if section else 1
             place = f", line {line}" if line else ""
-            raise RequestError(f"{path}{place}: {name} is missing in {where}; probesweep run --init shows a whole file")
+            raise RequestError(
+                f"{path}{place}: {name} is missing in {where}; probesweep run --init writes a complete file"
+            )
         return key.default
     try:
         return TypeAdapter(key.type, config=ConfigDict(strict=True)).validate_python(table[name])
@@ -158,7 +160,7 @@ def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict
 
 
 def _in_toml(value: Any) -> str:
-    """A value as it is written in TOML."""
+    """A value in TOML syntax."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, date | time):
@@ -171,7 +173,7 @@ def _in_toml(value: Any) -> str:
 
 
 def _quoted_date(value: Any) -> str:
-    """How to write the first date or time of a value as text."""
+    """How to write the first date or time in a value as a string."""
     for each in value if isinstance(value, list) else [value]:
         if isinstance(each, date | time):
             return f'; as text put the {"date" if isinstance(each, date) else "time"} in quotes: "{each.isoformat()}"'
@@ -182,7 +184,7 @@ def _in_words(message: str) -> str:
     """What pydantic expected, in TOML's words."""
     words = message.removeprefix("Input should be ").removeprefix("a valid ").removeprefix("an instance of ")
     return {
-        "string": 'a text in quotes such as "all"',
+        "string": 'a string in quotes such as "all"',
         "integer": "a whole number",
         "number": "a number",
         "boolean": "true or false",

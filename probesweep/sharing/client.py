@@ -1,4 +1,4 @@
-"""The Hugging Face hub's client: what it raises, said in one line, and which repository a name stands for."""
+"""The Hugging Face hub's client: its errors in one line, and the repository that a name refers to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from probesweep.errors import RequestError
 from probesweep.sharing.parcels import RepoType
 
-# What says that a repository holds one.
+# Files that identify each.
 _MARKERS: dict[RepoType, re.Pattern[str]] = {
     "dataset": re.compile(r"activations/journal"),
     "model": re.compile(r"([^/]+/)?run\.json"),
@@ -29,27 +29,29 @@ _MARKERS: dict[RepoType, re.Pattern[str]] = {
 
 @contextmanager
 def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
-    """Raise what the client raises as `RequestError`, with the way out."""
+    """Turn the client's exceptions into a `RequestError` that says how to fix it."""
     try:
         yield
     except HFValidationError as error:
-        raise RequestError(f"{repo_id!r} is no repository's name; write it as NAME/REPOSITORY") from error
+        raise RequestError(f"{repo_id!r} is not a repository name; write it as NAME/REPOSITORY") from error
     except GatedRepoError as error:
-        raise RequestError(f"{repo_id} is gated: ask for access on its page, then `hf auth login`") from error
+        raise RequestError(f"{repo_id} is gated: request access on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise RequestError(_unknown(repo_id)) from error
     except RevisionNotFoundError as error:
         raise RequestError(f"{repo_id} has no branch, tag or commit {revision!r}; check --revision") from error
     except HfHubHTTPError as error:
         raise RequestError(_answered(error, repo_id)) from error
-    except Exception as error:  # Networks, disks, Xet: the client lets through what the libraries below it raise.
+    except Exception as error:  # Networks, disks, Xet: the client does not catch what the libraries below it raise.
         raise RequestError(_unreached(error, repo_id)) from error
 
 
 def _answered(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
     if status in (401, 403):
-        return f"the hub refuses this for {repo_id} ({status}); `hf auth login`, or set HF_TOKEN, with a token that may"
+        return (
+            f"the hub refused access to {repo_id} ({status}); give `hf auth login` or HF_TOKEN a token that has access"
+        )
     reason = error.server_message or error.response.reason_phrase
     return f"the hub answered {status} for {repo_id}: {reason}; try again later"
 
@@ -58,7 +60,7 @@ def _unreached(error: BaseException, repo_id: str) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE switches the hub off; unset it"
+            return "HF_HUB_OFFLINE is set, so the hub cannot be used; unset it"
         cause = cause.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
     reason = lines[0].strip() if lines else type(error).__name__
@@ -68,12 +70,12 @@ def _unreached(error: BaseException, repo_id: str) -> str:
 def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType, str, dict[str, RepoFile]]:
     """Find the repository that a store or probes were pushed to: its type, commit and files.
 
-    A dataset and a model may have the same name: the one that holds a store, or probes, is taken.
+    A dataset and a model may have the same name: the one that contains a store or probes is used.
 
     Raises
     ------
     RequestError
-        There is none, or the hub cannot be asked.
+        There is none, or the hub cannot be reached.
     """
     with hub_errors(repo_id, revision):
         commits: dict[RepoType, str | None] = {
@@ -88,11 +90,11 @@ def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType
                 return repo_type, commit, files
     if not any(commits.values()):
         raise RequestError(_unknown(repo_id))
-    raise RequestError(f"{repo_id} holds neither a store nor probes; they come there by probesweep push")
+    raise RequestError(f"{repo_id} holds neither a store nor probes; upload them with probesweep push")
 
 
 def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None) -> str | None:
-    """The commit that a revision is now; None where there is no such repository, or none that may be seen."""
+    """The current commit of a revision; None if there is no such repository, or none visible."""
     try:
         return hub.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     except GatedRepoError:
@@ -103,6 +105,6 @@ def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None)
 
 def _unknown(repo_id: str) -> str:
     return (
-        f"the hub shows no dataset and no model {repo_id}; check its name, and `hf auth login` (or set HF_TOKEN) where "
-        "it is private"
+        f"the hub has no visible dataset or model {repo_id}; check its name, and if it is private run `hf auth login` "
+        "(or set HF_TOKEN)"
     )

@@ -1,4 +1,4 @@
-"""The README.md of what is pushed."""
+"""The README.md of a push."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def results_card(trainings: list[Training]) -> str:
 
 
 def _found(training: Training) -> dict[str, str]:
-    """The best probe and its scores; what is undefined is left out."""
+    """The best probe and its defined scores."""
     found = describe_results(training.results)
     best, metric = found["best"], found["metric"]
     about = {"task": found["task_type"]}
     if best is None:
-        return {**about, "best probe": "none: without cross-validation nothing chooses one"}
+        return {**about, "best probe": "none: there is no cross-validation to choose one"}
     intervals = found["intervals"]
     scores = {
-        f"{metric}, CV (the highest of all cells, so optimistic)": _number(best["cv_score"]),
+        f"{metric}, CV (the highest of all cells, so biased upwards)": _number(best["cv_score"]),
         f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
         f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
-        "p, shuffled labels": _number(found["p"]),
+        "p, permutation test over all cells": _number(found["p"]),
     }
     scores |= {
         f"{metric}, test, baseline {name}": _number(one["test_score"]) for name, one in found["baselines"].items()
@@ -94,7 +94,7 @@ def _table(rows: Mapping[str, object]) -> str:
 
 
 def _code(text: object) -> str:
-    """As code, so that names and tokens stay what they are in a table."""
+    """As code, so that names and tokens appear verbatim in a table."""
     plain = str(text).replace("`", "'").replace("|", "\\|").replace("\n", " ")
     return f"`{plain}`"
 

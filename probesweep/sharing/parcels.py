@@ -1,7 +1,7 @@
-"""What of a folder goes to the hub: the files of its format and no others, what they show, and a card.
+"""What goes to the hub from a folder: only the files of its format, what they show, and a card.
 
-A store's files are those that its journal names, a result folder's those that its ``run.json`` names. What else lies
-there (locks, unfinished files, reports with prompts, what trackers write) is not of the parcel.
+A store's files are those that its journal names, a result folder's those that its ``run.json`` names. Anything else
+there (locks, unfinished files, reports with prompts, trackers' files) is left out.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from probesweep.use.card import Card
 RepoType = Literal["dataset", "model"]
 SHARD_FILE = re.compile(rf"{ARRAY}/c/\d+/0/0/0")
 STORE_FILE = re.compile(rf"zarr\.json|[^/]+/zarr\.json|[^/]+/c/0(/0)?|{ARRAY}/{JOURNAL}|{SHARD_FILE.pattern}")
-# Neither pickles nor pages with scripts: nothing that runs when it is opened.
+# No pickles and no pages with scripts: nothing that runs when it is opened.
 _RESULT_FILE = re.compile(r"[^/\\]+\.(json|parquet|safetensors)")
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A store or result folders, whole.
+    """A complete store or result folders.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Parcel:
     about : str
         What it is.
     shows : str
-        What others will see who may see the repository.
+        What everyone with access to the repository will see.
     card : str
-        README.md for the hub, without a licence: that is for whoever pushes to choose.
+        README.md for the hub, without a licence: whoever pushes chooses one.
     """
 
     repo_type: RepoType
@@ -87,7 +87,7 @@ def _pack_store(folder: Path, progress: Progress) -> Parcel:
     store.require_complete()
     problems = store.verify(progress)
     if problems:
-        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all that is)")
+        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all damage)")
     spec, journal = read_spec(folder)
     shards = [f"{ARRAY}/{spec.layout.shard_key(shard)}" for shard in range(spec.layout.n_shards)]
     return Parcel(
@@ -141,7 +141,7 @@ def _result_files(folder: Path, training: Training) -> list[str]:
 
 
 def files_of_run(run: Run, where: str) -> list[str]:
-    """Names of a training's files, as its ``run.json`` has them, that file included.
+    """Names of a training's files as listed in its ``run.json``, including that file.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Stores and probes on the Hugging Face hub: pushed whole, pulled whole, checked on both ways.
+"""Stores and probes on the Hugging Face hub: pushed and pulled completely, and checked both ways.
 
-A store becomes a dataset repository, result folders a model repository. One commit holds all of a push. What is pulled
-is checked under another name before it gets the one that was asked for.
+A store becomes a dataset repository, result folders a model repository. Each push is one commit. A pull is
+checked under another name before it gets the requested one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType,
 logger = logging.getLogger(__name__)
 
 _README = "README.md"
-# What the client may fetch; what of it is not named by the journal or by run.json is removed again.
+# What the client may fetch; files not listed in the journal or run.json are removed again.
 _PATTERNS: dict[RepoType, list[str]] = {
     "dataset": ["zarr.json", "*/zarr.json", "activations/journal", "activations/c/*", "*/c/0", "*/c/0/0"],
     "model": ["*.json", "*.parquet", "*.safetensors"],
@@ -47,9 +47,9 @@ def push(
     announce: Callable[[str], None] = logger.info,
     progress: Progress = iter,
 ) -> str:
-    """Send a finished store, or result folders, to a repository of the Hugging Face hub, which is made if need be.
+    """Upload a finished store, or result folders, to a repository on the Hugging Face hub, created if needed.
 
-    What an earlier push left there is replaced, other files and a README.md that is there stay.
+    Files of an earlier push are replaced; other files and an existing README.md stay.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def push(
     public : bool
         Make a new repository public, and write to one that is. Stores hold the prompts, so the default is private.
     revision : str, optional
-        Branch that takes the files; made from ``main`` if it is not there.
+        Branch to commit to; created from ``main`` if it does not exist.
     message : str, optional
-        Of the commit.
+        Commit message.
     announce : callable
-        Told, before anything is sent, who will see what.
+        Called, before anything is sent, with who will see what.
     progress : callable
         Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 
@@ -76,8 +76,7 @@ def push(
     Raises
     ------
     RequestError, StoreError, ProbeError
-        There is nothing to send, it is not whole, it would be seen by all without `public`, or the hub does not take
-        it.
+        There is nothing to send, it is incomplete, it would be public without `public`, or the hub rejects it.
     """
     parcel, hub = pack(Path(path), progress), HfApi()
     with hub_errors(repo_id, revision):
@@ -85,8 +84,8 @@ def push(
         private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
     if not (private or public):
         raise RequestError(
-            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if they may, or name "
-            "another repository"
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if that is "
+            "intended, or name another repository"
         )
     seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
     announce(f"{repo_id}: {seen}")
@@ -96,19 +95,19 @@ def push(
         sent = _commit(hub, parcel, repo_id, revision, message or f"probesweep push: {parcel.about}")
         left_out = sent - set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
     if left_out:
-        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Mend it, and push again")
+        raise RequestError(f"{repo_id} left out {min(left_out)}; does its .gitignore say so? Fix it, and push again")
     return f"{parcel.about} -> {url} ({seen})"
 
 
 def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, message: str) -> set[str]:
-    """Put all files there in one commit, and take away what an earlier push left; returns the names that were put."""
+    """Upload all files in one commit, and delete those of an earlier push; returns the uploaded names."""
     there = set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
     stale = _pushed_before(hub, parcel.repo_type, repo_id, revision, there) - set(parcel.files)
     contents: dict[str, str | bytes] = {name: str(parcel.folder / name) for name in parcel.files}
     if _README not in there:
         contents[_README] = parcel.card.encode()
     with warnings.catch_warnings():
-        # cells.parquet is no data set.
+        # cells.parquet is not a data set.
         warnings.filterwarnings("ignore", message="It seems that you are about to commit a data file")
         hub.create_commit(
             repo_id,
@@ -124,7 +123,7 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
 
 
 def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
-    """What an earlier push put there: of other files, such as a model's own, nothing is known but that they stay."""
+    """Files of an earlier push; other files, such as a model's own, stay."""
     if repo_type == "dataset":
         return {name for name in there if "activations/journal" in there and STORE_FILE.fullmatch(name)}
     found: set[str] = set()
@@ -134,22 +133,22 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
         try:
             found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
         except (ProbeError, RequestError):
-            logger.info("%s of %s is of another program", run, repo_id)
+            logger.info("%s of %s was written by another program", run, repo_id)
     return found & there
 
 
 def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progress: Progress = iter) -> str:
-    """Take a store, or result folders, from a repository that `push` filled.
+    """Download a store, or result folders, from a repository that `push` wrote.
 
-    The files come into ``.NAME.partial`` beside the target. When they are all there and whole, it gets the target's
-    name. A download that broke off is taken up by the same call.
+    The files arrive in ``.NAME.partial`` next to the target. When they are complete and checked, it gets the target's
+    name. A download that broke off is resumed by the same call.
 
     Parameters
     ----------
     repo_id : str
         Such as ``name/repository``.
     path : str or Path
-        A folder that is not there yet.
+        A folder that does not exist yet.
     revision : str, optional
         Branch, tag or commit.
     progress : callable
@@ -158,21 +157,21 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
     Returns
     -------
     str
-        What was taken.
+        What was downloaded.
 
     Raises
     ------
     RequestError
-        `path` is there, the hub has no such repository or cannot be reached, or what came is not whole.
+        `path` exists, the hub has no such repository or cannot be reached, or the download is incomplete.
     """
     path, hub = Path(path), HfApi()
     if os.path.lexists(path):
-        raise RequestError(f"{path} is there already; give another folder, or remove it")
+        raise RequestError(f"{path} already exists; give another folder, or remove it")
     repo_type, commit, listed = find_files(hub, repo_id, revision)
     make_folder(path.parent)
     partial = hidden_beside(path, "partial")
     if partial.is_symlink():
-        raise RequestError(f"{partial} is a link, and the download is prepared there; remove it")
+        raise RequestError(f"{partial} is a symbolic link where the download is prepared; remove it")
     with only_writer(hidden_beside(path, "pulling"), path):
         try:
             with hub_errors(repo_id, revision):
@@ -185,7 +184,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
                 )
         except RequestError as error:
             raise RequestError(
-                f"{error}; what came so far is in {partial}, and the same command takes it up"
+                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it"
             ) from error
         about = _check(partial, repo_id, listed, progress)
         for written in (*partial.rglob("*"), partial):
@@ -195,7 +194,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
 
 
 def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress: Progress) -> str:
-    """Make sure that a folder holds a store or results as they were pushed, and nothing else; or remove it."""
+    """Make sure that a folder has a store or results as pushed, and nothing else; or remove it."""
     try:
         parcel = pack(folder, progress)
         _keep_only(folder, parcel.files)
@@ -203,12 +202,12 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
     except (StoreError, ProbeError, RequestError) as error:
         shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
-        raise RequestError(f"{repo_id} was not taken: {reason}") from error
+        raise RequestError(f"{repo_id} was not downloaded: {reason}") from error
     return parcel.about
 
 
 def _keep_only(folder: Path, names: Iterable[str]) -> None:
-    """Remove other files, the client's notes on the download among them, and folders that are empty then."""
+    """Remove other files, including the client's download notes, and folders that become empty."""
     kept = {folder / name for name in names}
     for place, folders, files in os.walk(folder, topdown=False):
         for file in (Path(place, name) for name in files):
@@ -222,11 +221,11 @@ def _keep_only(folder: Path, names: Iterable[str]) -> None:
 
 
 def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
-    """Hold files against the hub's hashes; shards were held against the journal's checksums already."""
+    """Check files against the hub's hashes; shards were already checked against the journal."""
     for name in parcel.files:
         file, expected = parcel.folder / name, listed.get(name)
         if file.is_symlink():
-            raise RequestError(f"{file} came as a link")
+            raise RequestError(f"{file} arrived as a link")
         if expected is None or not (SHARD_FILE.fullmatch(name) or _has_hash(file, expected)):
             raise RequestError(f"{file} is not what the hub lists; pull again")
 

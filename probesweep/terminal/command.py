@@ -1,4 +1,4 @@
-"""What all commands share at a terminal: how much they say, in which form, and how versions are shown."""
+"""What all commands share at a terminal: how much they print, in which form, and how versions are shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Terminal:
     quiet : bool
         No progress bars, no summaries.
     as_json : bool
-        One JSON document on stdout in place of text.
+        One JSON document on stdout instead of text.
     debug : bool
         Tracebacks of errors.
     """
@@ -34,7 +34,7 @@ class Terminal:
     debug: bool = False
 
     def summarize(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
-        """Say what was done; nothing where quiet."""
+        """Print what was done, unless quiet."""
         if self.as_json or not self.quiet:
             self.answer(text, document)
 
@@ -43,18 +43,18 @@ class Terminal:
         say(json.dumps(document(), indent=2, allow_nan=False) if self.as_json else text())
 
     def wait(self, text: str) -> None:
-        """Say on stderr, to people alone, what takes seconds and has no progress to show."""
+        """Print on stderr, in a terminal only, what takes seconds without a progress bar."""
         if sys.stderr.isatty():
             self.note(text)
 
     def note(self, text: str) -> None:
-        """Say on stderr what is done next."""
+        """Print on stderr what is done next."""
         if not self.quiet:
             say(text, err=True)
 
 
 def say(text: str, *, err: bool = False) -> None:
-    """Print; a stream that takes nothing, such as one to a full disk, is named."""
+    """Print; an error of a stream, such as one to a full disk, names the stream."""
     try:
         click.echo(text, err=err)
     except OSError as error:
@@ -63,18 +63,18 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 class Command(click.Command):
-    """A command with the options that all have, and that stand before or behind a command's name."""
+    """A command with the options that all commands share, before or after the command's name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += [
-            click.Option(["--quiet"], is_flag=True, help="No progress bars, no summary."),
-            click.Option(["--json", "as_json"], is_flag=True, help="One JSON document on stdout in place of text."),
+            click.Option(["--quiet"], is_flag=True, help="No progress bars and no summary."),
+            click.Option(["--json", "as_json"], is_flag=True, help="One JSON document on stdout instead of text."),
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
         ]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, but for an option that is given under two of its names: one would be left out without a word."""
+        """Parse; refuse an option given under two of its names, one of which would be ignored silently."""
         given = {arg.partition("=")[0].replace("-", "_") for arg in args if arg.startswith("--")}
         for option in self.params:
             names = [name for name in option.opts if name.replace("-", "_") in given]
@@ -83,7 +83,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run with what these options say."""
+        """Apply the shared options and run."""
         terminal = ctx.ensure_object(Terminal)
         for name in ("quiet", "as_json", "debug"):
             setattr(terminal, name, ctx.params.pop(name) or getattr(terminal, name))
@@ -94,13 +94,13 @@ class Command(click.Command):
 
 
 class Group(Command, click.Group):
-    """Commands that take the same options."""
+    """Commands that share these options."""
 
     command_class = Command
 
 
 def show_versions(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
-    """Print the versions of what decides results, and the device, and end."""
+    """Print the versions of libraries that affect results, and the device, and exit."""
     if not wanted or ctx.resilient_parsing:
         return
     import torch

@@ -1,4 +1,4 @@
-"""Limits of the machine, or set for the process, that an error comes from: memory, threads, open files."""
+"""Resource limits of the machine or the process behind an error: memory, threads, open files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ _THREAD_TEXTS = ("start new thread", "create thread")
 
 
 def limit_reached(error: BaseException) -> str | None:
-    """Say in a sentence which limit an error comes from, and the way out; None where it comes from none."""
+    """One sentence on which limit was reached and how to raise it; None if it was none."""
     for cause in _causes(error):
         number, text = getattr(cause, "errno", None), str(cause)
         if number in (errno.EMFILE, errno.ENFILE):
-            return "more files are open than is allowed; allow more with ulimit -n, such as 1024"
+            return "too many open files; raise the limit with ulimit -n, for example 1024"
         if any(part in text for part in _THREAD_TEXTS):
-            return "a thread could not be started; allow more memory or threads (ulimit -v, ulimit -u)"
+            return "cannot start a thread; allow more memory or threads (ulimit -v, ulimit -u)"
         if isinstance(cause, MemoryError) or number == errno.ENOMEM or any(part in text for part in _MEMORY_TEXTS):
             said = f" ({' '.join(text.split())[:200]})" if text and not isinstance(cause, ImportError) else ""
-            return (
-                f"there is not enough memory{said}; allow more (ulimit -v), or ask for less: --budget_gib, "
-                "--batch_size, fewer rows"
-            )
+            return f"out of memory{said}; allow more (ulimit -v) or use less: --budget_gib, --batch_size, fewer rows"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Prompts from standard input, where a command's `-` asks for them."""
+"""Prompts from standard input, for a command's `-`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ DASH = "-"
 
 
 def texts_of(given: Sequence[str]) -> list[str]:
-    """Texts of a command line, each `-` replaced by the lines of standard input that are not empty.
+    """Prompts from a command line, each `-` replaced by the non-empty lines of standard input.
 
     Raises
     ------
     RequestError
-        Bytes that are no UTF-8 text, or no lines.
+        Bytes that are not UTF-8, or no lines.
     """
     for text in given:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
-                f"--text {text!r} holds bytes that are no text in this terminal's encoding; give UTF-8, or a file with "
-                "--dataset_path"
+                f"--text {text!r} contains bytes that are not valid in this terminal's encoding; use UTF-8, or a file "
+                "with --dataset_path"
             ) from error
     if given.count(DASH) > 1:
-        raise RequestError("--text - is there more than once, and standard input can be read once; give it once")
+        raise RequestError("--text - is given more than once, but standard input can be read only once; give it once")
     lines = _lines() if DASH in given else []
     return [line for text in given for line in (lines if text == DASH else [text])]
 
 
 @contextmanager
 def dataset_file(path: Path) -> Generator[Path]:
-    """A path, or for `-` a file of JSON Lines that holds standard input as long as it is used; errors say so."""
+    """A path; for `-` a temporary JSON Lines file with the standard input, which errors then name."""
     if str(path) != DASH:
         yield path
         return
@@ -54,13 +54,13 @@ def dataset_file(path: Path) -> Generator[Path]:
 def _lines() -> list[str]:
     content = sys.stdin.buffer.read()
     try:
-        # A line ends where people and programs end it, not at every separator of Unicode.
+        # Lines end at newlines only, not at every Unicode separator.
         lines = [line.rstrip("\r") for line in content.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"standard input is no UTF-8 text (byte {error.start} is 0x{content[error.start]:02x}); convert it, for "
+            f"standard input is not UTF-8 (byte {error.start} is 0x{content[error.start]:02x}); convert it, for "
             "example with iconv"
         ) from error
     if not any(line.strip() for line in lines):
-        raise RequestError("--text -: standard input has no prompts; write one a line")
+        raise RequestError("--text -: standard input has no prompts; write one per line")
     return [line for line in lines if line.strip()]

@@ -1,4 +1,4 @@
-"""Standard streams as a process finds them: closed, without a reader, full, or in an encoding that lacks characters."""
+"""Standard streams in any state: closed, without a reader, full, or in an encoding that lacks characters."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 def open_streams() -> None:
-    """Lead streams that a service or `2>&-` closed nowhere, and spell in ASCII what an encoding lacks.
+    """Point closed streams (a service, `2>&-`) at the null device, and escape characters that an encoding lacks.
 
-    The next file to be opened would else get the number of a closed stream, and with it what libraries print there.
+    Otherwise the next opened file would get the number of a closed stream, and with it whatever libraries print there.
     """
     for number, (name, mode) in enumerate(_STREAMS):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is taken: this one.
+            # The lowest free number is used: this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
@@ -37,7 +37,7 @@ def nobody_reads() -> bool:
 
 
 def close_streams() -> None:
-    """Write what is left; what a stream does not take is dropped, which Python would report when it ends."""
+    """Flush; drop what a stream does not accept, which Python would report at exit."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

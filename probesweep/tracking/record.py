@@ -1,4 +1,4 @@
-"""What a tracker is told of a training."""
+"""What a tracker gets from a training."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gpu_probes.results.forms import Performance
 
 @dataclass(frozen=True)
 class Record:
-    """What a tracker is given; what is undefined is left out.
+    """What a tracker gets; undefined values are left out.
 
     Attributes
     ----------
     name : str
-        Of the label and the folder.
+        Made of the folder and the label.
     folder : Path
-        Of the results.
+        Result folder.
     settings : dict
-        What was asked for and of which model, in one level.
+        The request and the model, flattened.
     scores : dict of float
-        By name.
+        Scores by name.
     by_layer : dict of dict of float
         Layer, ascending -> name of split and position -> score.
     figures : dict of Path
@@ -47,7 +47,7 @@ class Record:
 
 
 def read_record(folder: Path, pictures: Path) -> Record:
-    """Read a result folder, and draw its page and figures into a folder of their own."""
+    """Read a result folder, and draw its page and figures into a separate folder."""
     page = write_report(folder, pictures / "report.html", figures=pictures)
     results = Results.load(folder)
     run = results.run
@@ -88,7 +88,7 @@ def _scores(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _by_layer(performance: Performance) -> dict[int, dict[str, float]]:
-    """Scores of every split at every position; joined layers, which have names, by their place."""
+    """Scores of every split at every position; joined layers, which have names, by index."""
     layers = [layer if isinstance(layer, int) else k for k, layer in enumerate(performance.layer_indices)]
     scores: dict[int, dict[str, float]] = {layer: {} for layer in layers}
     for split, rows in vars(performance.layer_performance).items():

@@ -19,7 +19,7 @@ class Tracker(Protocol):
     """Sends a record."""
 
     def __call__(self, record: Record) -> str:
-        """Send it; says where it is to be found."""
+        """Send it; returns where to find it."""
         ...
 
 
@@ -32,12 +32,12 @@ def _to_wandb(record: Record) -> str:
         config=record.settings,
         # Not the run that a notebook may have open.
         reinit="create_new",
-        # A training that is over has no load to measure and no console to copy.
+        # A finished training has no load to measure and no console to copy.
         settings=wandb.Settings(console="off", disable_git=True, save_code=False, x_disable_stats=True),
     )
     with run:
         for split in {name.split("/")[0] for scores in record.by_layer.values() for name in scores}:
-            # The last layer's score sums nothing up.
+            # The last layer's score is not a summary.
             run.define_metric(f"{split}/*", step_metric="layer", summary="none")
         for layer, scores in record.by_layer.items():
             run.log({"layer": layer, **scores}, step=layer)
@@ -106,5 +106,5 @@ WAYS_OUT = {
         "set MLFLOW_TRACKING_URI to a server, or to a folder (file:FOLDER, with MLFLOW_ALLOW_FILE_STORE=true as MLflow "
         "wants it)"
     ),
-    "tensorboard": "mend that",
+    "tensorboard": "fix that",
 }

@@ -18,7 +18,7 @@ _TRACKED = "tracked.json"
 
 
 def track(kind: Kind, folder: str | Path) -> str | None:
-    """Send a finished training to a tracker, which takes its settings in its own way (``WANDB_MODE``, ...).
+    """Send a finished training to a tracker, which is configured in its own way (``WANDB_MODE``, ...).
 
     Parameters
     ----------
@@ -29,14 +29,14 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     Returns
     -------
     str or None
-        Where it is to be found; None where the tracker has these results already (``tracked.json`` says so).
+        Where to find it; None if the tracker already has these results (according to ``tracked.json``).
 
     Raises
     ------
     RequestError
-        There is no such tracker, its package is not installed, or it did not take the results.
+        There is no such tracker, its package is not installed, or it did not accept the results.
     ProbeError
-        There is no finished training, or its files are not as they were written.
+        There is no finished training, or its files were changed.
     """
     check_installed(kind)
     folder = Path(folder)
@@ -53,18 +53,18 @@ def _send(kind: Kind, folder: Path, results: str) -> str | None:
         record = read_record(folder, Path(pictures))
         try:
             where = TRACKERS[kind](record)
-        except Exception as error:  # Each tracker raises types of its own for settings, networks and servers.
+        except Exception as error:  # Each tracker has its own exceptions for settings, networks and servers.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RequestError(
-                f"{kind} did not take the results, which are whole in {folder}: {reason}; {WAYS_OUT[kind]}, and run "
-                "the same command again"
+                f"{kind} did not accept the results, which are complete in {folder}: {reason}; {WAYS_OUT[kind]}, and "
+                "run the same command again"
             ) from error
     remember(folder / _TRACKED, {**tracked, kind: {"results": results, "where": where}})
     return where
 
 
 def check_installed(kind: Kind) -> None:
-    """Raise `RequestError`, before anything is computed, where there is no such tracker, or its package is missing."""
+    """Raise `RequestError`, before anything is computed, if there is no such tracker or its package is missing."""
     if kind not in TRACKERS:
         raise RequestError(f"no tracker {kind!r}; there are {', '.join(TRACKERS)}")
     for module in {"tensorboard": ("torch.utils.tensorboard", "PIL.Image")}.get(kind, (kind,)):

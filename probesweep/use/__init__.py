@@ -1,1 +1,1 @@
-"""A trained probe at work."""
+"""Using a trained probe."""

@@ -1,4 +1,4 @@
-"""The card of a result folder's best probe, ``probe.json``: what it predicts, and how a prompt gets to it."""
+"""The card of a result folder's best probe, ``probe.json``: what it predicts, and how a prompt reaches it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CARD_VERSION = 1
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the best probe; None where undefined, as `inference.json` says why."""
+    """Scores of the best probe; None if undefined, with the reason in `inference.json`."""
 
     metric: Metric
     cv: Score
@@ -51,7 +51,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted on cross-validated predictions: a line for numbers, Platt scaling for two classes."""
+    """Fitted on cross-validated predictions: a line for regression, Platt scaling for two classes."""
 
     kind: Literal["linear", "platt"] | None
     slope: Penalty | None
@@ -75,9 +75,9 @@ class PromptOrigin:
         SHA-256.
     chat_template_kwargs : dict
     eoi_tokens : int or None
-        Where the positions were counted by hand.
+        If the positions were given as a number of tokens.
     truncate_to : int or None
-        Tokens that longer prompts were cut to.
+        Number of tokens that longer prompts were cut to.
     question_column : str
     """
 
@@ -95,7 +95,7 @@ class PromptOrigin:
     question_column: Text
 
     def prompt_format(self, max_length: int | None = None, *, truncate: bool = False) -> PromptFormat:
-        """How new questions become prompts: as the training's, with another limit if one is given."""
+        """How new questions become prompts: as in training, with another limit if one is given."""
         return PromptFormat(
             use_chat_template=self.use_chat_template,
             template_kwargs=self.chat_template_kwargs,
@@ -115,18 +115,18 @@ class Card:
     label : str
     task_type : regression or classification
     classes : list of float or None
-        The labels' classes, ascending; None for numbers.
+        The classes in ascending order; None for regression.
     probe : str
     layer : int or str
-        Index into ``hidden_states``; a name where layers are joined.
+        Index into ``hidden_states``; a name if layers are joined.
     position : int or str
-        Negative token position; a name where positions are joined.
+        Negative token position; a name if positions are joined.
     join : str or None
     alpha : float
     scores : Scores
     calibration : Calibration
     prompts : PromptOrigin or None
-        None where the activations do not say how they were made.
+        None if the activations do not record how they were made.
     """
 
     format_version: Count
@@ -149,13 +149,13 @@ class Card:
         Raises
         ------
         RequestError, ProbeError
-            It is damaged, of another format, or something else.
+            It is damaged, has another format, or is something else.
         """
         return cls.of(Results.load(folder))
 
     @classmethod
     def of(cls, results: Results) -> Card:
-        """Read the card of a folder that is read, and make sure that both say the same; as `load`."""
+        """Read the card of a folder already read, and make sure that both agree; as `load`."""
         path = results.folder / CARD
         document = read_document(path)
         version = document.get("format_version")
@@ -172,7 +172,7 @@ class Card:
         return card
 
     def _compared(self, results: Results) -> Iterator[tuple[str, object, object]]:
-        """What the card and the other files say of the same."""
+        """What the card and the other files say about the same things."""
         best, evidence, options = results.best, results.evidence or Evidence(), results.run.request.options
         if best is None:
             raise damaged(results.folder / CARD, "there is no best probe")
@@ -288,7 +288,7 @@ def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str 
         use_chat_template=fingerprint["chat_template"] is not None,
         chat_template=fingerprint["chat_template"],
         chat_template_kwargs=fingerprint["chat_template_kwargs"],
-        # Where the positions were counted by hand, they are again.
+        # If the positions were given as a number of tokens, they are again.
         eoi_tokens=None if provenance.get("template_tail") else len(store.positions),
         truncate_to=None if fingerprint["truncation"] is None else fingerprint["truncation"]["max_length"],
         question_column=fingerprint["question_column"],

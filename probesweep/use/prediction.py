@@ -43,18 +43,18 @@ class Probe:
     card : Card
         What ``probe.json`` says.
     coef : ndarray [output, feature]
-        In raw features; one output for numbers and two classes, one per class beyond.
+        In raw features; one output for regression and two classes, otherwise one per class.
     intercept : ndarray [output]
     model : str
         Where the model is loaded from.
     device : str
     batch_size : int or None
-        Most prompts of a batch.
+        Most prompts in a batch.
     trust_remote_code : bool
     max_length : int or None
-        Most tokens of a prompt; None: what the training's were cut to, else the model's limit.
+        Most tokens of a prompt; None: what training prompts were cut to, or else the model's limit.
     truncate : bool
-        Cut the end of the user's text of longer prompts; prompts of a training that did so are cut in any case.
+        Cut the end of the user's text of longer prompts; always done if the training's prompts were cut.
     """
 
     card: Card
@@ -86,22 +86,22 @@ class Probe:
         folder : str or Path
             An ``--output_dir`` of ``probesweep train``.
         model : str, optional
-            Where the same model lies now; by default where it was.
+            New location of the same model; by default the training's.
         device : str
             "auto", "cpu", "cuda", ...
         batch_size : int, optional
-            Most prompts of a batch; by default as many as free memory allows.
+            Most prompts in a batch; by default what fits into free memory.
         trust_remote_code : bool
-            Run code that the model's repository brings.
+            Run code from the model's repository.
         max_length : int, optional
-            Most tokens of a prompt; by default what the training's were cut to, else the model's limit.
+            Most tokens of a prompt; by default what training prompts were cut to, or else the model's limit.
         truncate : bool
-            Cut the end of the user's text of longer prompts, in place of an error.
+            Cut the end of the user's text of longer prompts instead of raising an error.
 
         Raises
         ------
         RequestError, ProbeError
-            There is no probe, or it was trained on activations that do not say how their prompts were made.
+            There is no probe, or it was trained on activations that do not record how their prompts were made.
         """
         check_at_least_one(batch_size=batch_size, max_length=max_length)
         folder = Path(folder)
@@ -116,17 +116,17 @@ class Probe:
 
     @property
     def layer(self) -> int | str:
-        """Index into ``hidden_states``; a name where layers are joined."""
+        """Index into ``hidden_states``; a name if layers are joined."""
         return self.card.layer
 
     @property
     def position(self) -> int | str:
-        """Negative token position; a name where positions are joined."""
+        """Negative token position; a name if positions are joined."""
         return self.card.position
 
     @property
     def classes(self) -> tuple[float, ...] | None:
-        """The labels' classes, ascending; None for numbers."""
+        """The classes in ascending order; None for regression."""
         return None if self.card.classes is None else tuple(self.card.classes)
 
     @property
@@ -136,7 +136,7 @@ class Probe:
 
     @property
     def direction(self) -> Float64[np.ndarray, "output feature"]:
-        """Coefficients at length 1, in raw features."""
+        """Coefficients scaled to length 1, in raw features."""
         return self.coef / np.linalg.norm(self.coef, axis=1, keepdims=True)
 
     def score(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
@@ -145,13 +145,14 @@ class Probe:
         Parameters
         ----------
         prompts : sequence of str or of chat messages
-            As in the training's dataset: bare questions where that was extracted with a chat template.
+            As in the training's dataset: bare questions if it was extracted with a chat template.
 
         Returns
         -------
         ndarray [prompt], or [prompt, class] for more than two classes
-            Numbers: the prediction on the line fitted to cross-validated predictions. Two classes: the probability of
-            the second one, by Platt scaling on cross-validated predictions. More: probabilities as the probe has them.
+            Regression: the prediction, calibrated by a line fitted to cross-validated predictions. Two classes: the
+            probability of the second one, by Platt scaling on cross-validated predictions. More: uncalibrated
+            probabilities.
         """
         return one_column(self.calibrate(self.decide(prompts)))
 
@@ -162,21 +163,21 @@ class Probe:
     def decide(
         self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
     ) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values: what is ranked, for several classes by way of `gpu_probes.scores.decisions.ranked`.
+        """Decision values: what ROC-AUC ranks, for several classes through `gpu_probes.scores.decisions.ranked`.
 
         Parameters
         ----------
         prompts : sequence of str or of chat messages
-            Which may be empty. The first error in place of a prompt is raised.
+            May be empty. The first error given instead of a prompt is raised.
         progress : callable, optional
-            Is given the blocks of rows and their number of prompts, and yields the blocks.
+            Called with the blocks of rows and the number of prompts; yields the blocks.
 
         Raises
         ------
         InputError
             A prompt cannot be used.
         NonFiniteError
-            The model gives NaN or infinity for some.
+            The model returns NaN or infinity for some.
         RequestError
             A single prompt is given, not a list.
         """
@@ -188,11 +189,11 @@ class Probe:
     def decide_usable(
         self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
     ) -> tuple[Float64[np.ndarray, "prompt output"], dict[int, str]]:
-        """Decision values of the prompts that have some, NaN for the others, and why those have none.
+        """Decision values, NaN for prompts that cannot be used, and why those cannot.
 
         Parameters
         ----------
-        prompts : sequence of str, of chat messages, or of the error that says why there is no prompt
+        prompts : sequence of str, of chat messages, or of the error that explains why there is no prompt
         progress : callable, optional
             As in `decide`.
 
@@ -219,13 +220,13 @@ class Probe:
             decision[usable] = self._decide_encoded(encoded, progress, stop=False)
         for row in usable:
             if not np.isfinite(decision[row]).all():
-                reasons[row], decision[row] = "the model gives NaN or infinity", np.nan
+                reasons[row], decision[row] = "the model returns NaN or infinity", np.nan
         return decision, dict(sorted(reasons.items()))
 
     def _decide_encoded(
         self, encoded: Prompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
     ) -> Float64[np.ndarray, "prompt output"]:
-        """Decision values; NaN and infinity in hidden states are an error where `stop` says so."""
+        """Decision values; NaN and infinity in hidden states are an error if `stop`."""
         given, join = self._prompts, self.card.join
         if list(encoded.positions) != given.positions:
             raise RequestError(
@@ -240,11 +241,11 @@ class Probe:
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
             if stop and not np.isfinite(decision[rows]).all():
                 bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()
-                raise NonFiniteError(f"the model gives NaN or infinity for {show_rows(bad)}; drop these prompts")
+                raise NonFiniteError(f"the model returns NaN or infinity for {show_rows(bad)}; drop these prompts")
         return decision
 
     def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
-        """Put decision values on the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
+        """Map decision values to the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
         found = self.card.calibration
         if found.slope is None or found.intercept is None:
             return predictions_of(decision, self.card.task_type)
@@ -272,9 +273,9 @@ class Probe:
 
 
 def _read_questions(prompts: object) -> list[Question | PromptError]:
-    """Each prompt as a question, or why it is none; whatever Python hands over."""
+    """Each prompt as a question, or why it is not one; for any Python value."""
     if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
-        raise RequestError(f"{prompts!r} is no list of prompts; put a single one into brackets: probe.score([text])")
+        raise RequestError(f"{prompts!r} is not a list of prompts; put a single one in brackets: probe.score([text])")
     return [
         prompt if isinstance(prompt, PromptError) else read_question(prompt, f"prompt {row}")
         for row, prompt in enumerate(prompts)
@@ -282,7 +283,7 @@ def _read_questions(prompts: object) -> list[Question | PromptError]:
 
 
 def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
-    """The questions, or the error that stands in place of one."""
+    """The questions; raises an error given instead of one."""
     usable: list[Question] = []
     for question in questions:
         if isinstance(question, PromptError):
@@ -315,7 +316,7 @@ def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
 
 
 def _warn_uncalibrated(card: Card, folder: Path) -> None:
-    """Say where scores are the bare predictions though the task has a calibration."""
+    """Warn if scores are uncalibrated although the task has a calibration."""
     more_classes = card.classes is not None and len(card.classes) > 2
     if card.calibration.slope is None and not more_classes:
         message = f"{folder}: scores are not calibrated: {card.calibration.reason}"

@@ -35,9 +35,9 @@ class Scored:
     Parameters
     ----------
     columns : list of str
-        All that were written, the scores last.
+        All columns written, the scores last.
     scores : dict of list
-        Columns of scores, with a value for each row; None where it has none. With the texts, where these were scored.
+        Columns of scores, with a value per row; None if it has none. Includes the texts if texts were scored.
     unusable : dict
         Why rows have no score, by row.
     """
@@ -48,11 +48,11 @@ class Scored:
 
     @property
     def n_rows(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return len(next(iter(self.scores.values())))
 
     def records(self) -> list[dict[str, Any]]:
-        """A dictionary for each row."""
+        """One dictionary per row."""
         return [dict(zip(self.scores, row, strict=True)) for row in zip(*self.scores.values(), strict=True)]
 
     def __str__(self) -> str:
@@ -72,13 +72,13 @@ def score_dataset(
     on_error: OnError = "stop",
     progress: Callable[[Blocks, int], Blocks] | None = None,
 ) -> Scored:
-    """Write a dataset with the probe's scores as new columns; the others stay as they are.
+    """Write a dataset with the probe's scores as new columns; the others stay unchanged.
 
-    Lines of JSON are written as they were read. Columns of a CSV file stay text in another; elsewhere they are numbers
-    where these print the very texts.
+    JSON lines are written as they were read. Columns of a CSV file stay text in CSV; in other formats they become
+    numbers if those print as exactly the same text.
 
     ``probe_score`` is calibrated, ``probe_prediction`` as in the result files, and ``probe_rank``, for classes, is what
-    ROC-AUC ranks by: log odds, which differ where probabilities round to 1. With more than two classes there are a
+    ROC-AUC ranks by: log odds, which still differ if probabilities round to 1. With more than two classes there are a
     ``probe_score_CLASS`` and then a ``probe_rank_CLASS`` for each.
 
     Parameters
@@ -91,10 +91,9 @@ def score_dataset(
     question_column : str, optional
         Column of the prompts; by default the training's.
     max_samples : int, optional
-        Use the first rows only.
+        Use only the first N rows.
     on_error : stop or null
-        What a row comes to whose prompt cannot be used: an error, or scores that are null and a ``probe_error`` that
-        says why.
+        For a row whose prompt cannot be used: an error, or null scores and a ``probe_error`` with the reason.
     progress : callable, optional
         As `Probe.decide`.
 
@@ -106,7 +105,7 @@ def score_dataset(
     Raises
     ------
     RequestError, StoreError
-        What is given cannot be used; the message says what, where, and how to mend it.
+        The input cannot be used; the message says what, where, and how to fix it.
     """
     _check_on_error(on_error)
     write = _WRITERS.get(output_path.suffix.lower())
@@ -117,7 +116,7 @@ def score_dataset(
     taken = [name for name in _column_names(probe, on_error) if name in rows.names]
     if taken:
         raise RequestError(f"{dataset_path} has a column {taken[0]!r} already; rename it, or score the file without it")
-    # What cannot be written is refused before the model runs, not after.
+    # Output that cannot be written is refused before the model runs, not after.
     write(rows, {})
     scores, unusable = _score(probe, questions, on_error, progress)
     output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +125,7 @@ def score_dataset(
 
 
 def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop") -> Scored:
-    """Score some prompts: a row for each, with the columns of `score_dataset` behind that of the texts."""
+    """Score some prompts: one row each, with the columns of `score_dataset` after that of the texts."""
     _check_on_error(on_error)
     scores, unusable = _score(probe, texts, on_error, None)
     columns = {"text": list(texts), **scores}

@@ -282,7 +282,7 @@ def test_command_lines_of_the_original_scripts_run_as_they_are(stores, tiny_mode
         "--seed", "42",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "not known, the training and test rows are of a .pt, which holds no prompts" in done.stdout
+    assert "unknown, the training and test rows are of a .pt, which holds no prompts" in done.stdout
     assert re.search(r"^position -1: layer \d", done.stdout, re.MULTILINE)
     groups = json.loads((tmp_path / "out/inference.json").read_text())["groups"]
     assert groups["n_repeated_prompts"] is groups["n_repeated_but_for_case_and_whitespace"] is None
@@ -373,7 +373,7 @@ def test_other_values_under_the_same_name_train_again(stores, tmp_path):
 def test_verify(stores, tmp_path):
     shutil.copytree(stores / "train.zarr", tmp_path / "s.zarr")
     done = run("verify", tmp_path / "s.zarr")
-    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.zarr'}: all 44 samples are whole\n")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 's.zarr'}: all 44 samples are complete and undamaged\n")
     (tmp_path / "s.zarr/activations/c/0/0/0/0").unlink()
     done = run("verify", tmp_path / "s.zarr")
     assert done.returncode == 1
@@ -426,7 +426,7 @@ def test_a_wrong_option_leaves_the_finished_result_as_it_is(stores, tmp_path):
     before = tree(output)
     for options, message in (
         (("--k_fold", "--alphas", "1,-1"), "alpha -1.0 is not a penalty"),
-        (("--k_fold", "--seed", "-1"), "seed -1 is none that NumPy takes"),
+        (("--k_fold", "--seed", "-1"), "seed -1 is not a valid NumPy seed"),
         (("--k_fold", "--budget_gib", "0"), "--budget_gib"),
         (("--k_fold", "--alphas", "1,10", "--budget_gib", "0.00001"), "one cell needs"),
     ):

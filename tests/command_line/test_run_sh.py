@@ -24,7 +24,7 @@ def test_run_sh_goes_from_the_data_to_the_report(tmp_path):
     }
     done = subprocess.run(["bash", ROOT / "run.sh"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for line in ("3 layers x 6 positions", "best probe by CV", "Nested CV, the honest estimate", "(20 shuffles)"):
+    for line in ("3 layers x 6 positions", "best probe by CV", "Nested CV, the score to publish", "(20 permutations)"):
         assert line in done.stdout
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out/probes/report.html")
     assert "What is" in (tmp_path / "out/probes/report.html").read_text()

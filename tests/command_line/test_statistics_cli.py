@@ -70,9 +70,9 @@ def test_groups_stay_together_and_are_counted(grouped: Path, tmp_path: Path):
     }
     assert inference["permutation"]["shuffled"].startswith("within groups")
     assert "whole groups" in inference["intervals"]["test_score"]["method"]
-    assert "1 training prompts repeat an earlier one (0 to the letter): held out together" in done.stdout
-    assert "Shuffled labels do as well in some cell: p = " in done.stdout
-    assert "Nested CV, the honest estimate of the choice: " in done.stdout
+    assert "training prompts that repeat an earlier one: 1 (0 verbatim), held out together" in done.stdout
+    assert "Permutation test over all cells: p = " in done.stdout
+    assert "Nested CV, the score to publish: " in done.stdout
 
 
 def test_repeats_can_be_split(grouped: Path, tmp_path: Path):
@@ -86,9 +86,9 @@ def test_repeats_can_be_split(grouped: Path, tmp_path: Path):
 
 def test_shared_prompts_are_reported_and_scored_apart(grouped: Path, tmp_path: Path):
     with_them = train(grouped, tmp_path / "a", "--k_fold")
-    assert "4 test prompts are among the training prompts: scored with the others" in with_them.stdout
+    assert "test prompts that also occur in training: 4, scored as test rows" in with_them.stdout
     apart = train(grouped, tmp_path / "b", "--k_fold", "--drop_overlap")
-    assert "4 test prompts are among the training prompts: scored apart" in apart.stdout
+    assert "test prompts that also occur in training: 4, scored separately" in apart.stdout
     overlap, before = (read(tmp_path / name / "inference.json")["overlap"] for name in "ba")
     assert overlap["rows"] == [0, 1, 2, 3]
     assert overlap["scores_of_others"] == before["scores_of_others"]
@@ -155,10 +155,10 @@ def test_transfer_is_the_best_probe_on_other_rows(grouped: Path, tmp_path: Path)
             "has no column 'author' to group by (--groups); it holds success_rate, right, topic",
         ),
         (("--permutations", "10"), "there is no cross-validation; use --k_fold"),
-        (("--k_fold", "--permutations", "-1"), "permutations -1 is less than none"),
+        (("--k_fold", "--permutations", "-1"), "permutations -1 is negative"),
         (("--k_fold", "--join", "rows"), "--join 'rows' is unknown; use layers, mean, or LAYER@POSITION"),
         (("--k_fold", "--join", "9@-1"), "there is no cell 9@-1; layers: 0+1+3"),
-        (("--probe", "lda"), "probe 'lda' does not go with regression"),
+        (("--probe", "lda"), "probe 'lda' cannot be used for regression"),
         (("--k_fold", "--probe", "mass_mean", "--alphas", "1,2"), "mass_mean has no alpha to choose"),
         (("--k_fold", "--n_folds", "10", "--groups", "topic"), "n_folds 10 is more than the 8 groups"),
     ],
@@ -191,7 +191,7 @@ def test_transfer_of_what_is_not_there(grouped: Path, tmp_path: Path):
     (tmp_path / "out" / "probes.safetensors").write_bytes(b"not safetensors")
     done = run("transfer", tmp_path / "out", grouped / "test.zarr")
     assert done.returncode == 2
-    assert "probes.safetensors is not as run.json beside it says" in done.stderr
+    assert "probes.safetensors does not match run.json next to it" in done.stderr
 
 
 def test_null_group_is_refused(tiny_model, tmp_path: Path):

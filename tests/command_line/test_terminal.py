@@ -95,7 +95,7 @@ def test_json_is_one_document_and_quiet_is_silent(tiny_model, dataset, tmp_path)
     assert document("export", store, tmp_path / "a.pt")["n_bytes"] == (tmp_path / "a.pt").stat().st_size
     assert document("import", tmp_path / "a.pt", tmp_path / "a.zarr")["labels"] == ["label"]
     # What is asked for is answered, however quiet.
-    assert "all 11 samples are whole" in run("verify", store, "--quiet").stdout
+    assert "all 11 samples are complete and undamaged" in run("verify", store, "--quiet").stdout
     # The options may stand before the command, too.
     assert json.loads(run("--json", "verify", store).stdout) == document("verify", store)
     assert run("--quiet", *extract(tiny_model, dataset, store)).stdout == ""
@@ -118,7 +118,7 @@ def test_a_fault_of_ours_is_one_line_that_says_so(tmp_path, monkeypatch):
     done = run("verify", tmp_path)
     assert done.returncode == 1
     assert done.stderr == (
-        "error: KeyError: 'lost'; this is a fault of probesweep: please report it with what --debug prints\n"
+        "error: KeyError: 'lost'; this is a bug in probesweep: please report it with the output of --debug\n"
     )
 
 

@@ -53,7 +53,7 @@ def test_the_second_writer_of_a_folder_is_refused_by_name_until_the_first_dies(t
         for work in (replace(asked, alpha=5.0).run, lambda: report_on(tmp_path / "out")):
             with pytest.raises(RequestError, match=said):
                 work()
-        assert asked.run()  # done already: nothing is written
+        assert asked.run()  # already done: nothing is written
         holder.kill()
     report_on(tmp_path / "out")
     assert not (tmp_path / "out/.lock").exists()
@@ -114,14 +114,14 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         (tmp_path / name).symlink_to(target)
     for name, said in {
         "folder": "is a folder",
-        "dangling": "is a link",
-        "loop": "is a link",
-        "link": "is a link",
-        "dangling folder/x": "is a link that leads nowhere",
-        "loop/x": "is a link that leads nowhere",
-        "input": "is read here",
-        "hard link": "is read here",
-        "folder/../input": "is read here",
+        "dangling": "is a symbolic link",
+        "loop": "is a symbolic link",
+        "link": "is a symbolic link",
+        "dangling folder/x": "is a broken link",
+        "loop/x": "is a broken link",
+        "input": "is an input",
+        "hard link": "is an input",
+        "folder/../input": "is an input",
         "input/x": "Not a directory",
         "x" * 256: "longer than the 255 bytes",
         "y" * 256 + "/x": "longer than the 255 bytes",
@@ -142,7 +142,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
 def test_no_output_takes_the_place_of_a_result(trained: Path, name: str):
     done = run("transfer", trained / "results", trained / "test.zarr", "--output_path", trained / "results" / name)
     assert done.returncode == 2
-    assert "is the name of a file of results" in done.stderr
+    assert "is the name of a result file" in done.stderr
 
 
 def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):
@@ -150,7 +150,7 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):
     before = (tmp_path / "test.pt").read_bytes()
     for path in ("test.pt", "out/../test.pt"):
         done = run("transfer", tmp_path / "out", tmp_path / "test.pt", "--output_path", tmp_path / path)
-        assert (done.returncode, "is read here" in done.stderr) == (2, True)
+        assert (done.returncode, "is an input" in done.stderr) == (2, True)
     assert (tmp_path / "test.pt").read_bytes() == before
 
 
@@ -185,7 +185,7 @@ def test_activations_that_are_replaced_during_the_training_are_an_error(
         return real(*args, **options)
 
     monkeypatch.setattr(training, "infer", replaced_meanwhile)
-    with pytest.raises(RequestError, match=r"test\.pt was replaced meanwhile"):
+    with pytest.raises(RequestError, match=r"test\.pt was replaced in the meantime"):
         asked.run()
     assert not (tmp_path / "out").exists()
 

@@ -35,7 +35,7 @@ def test_prompts_of_other_stores_are_not(results, key, caplog):
     text = report_on(results).read_text()
     assert "(test " not in text
     assert "(train " in text
-    assert "without these prompts" in caplog.text
+    assert "does not show these prompts" in caplog.text
 
 
 def test_rows_that_were_left_out_of_the_test_leave_the_others_with_their_prompts(tmp_path, tiny_model):

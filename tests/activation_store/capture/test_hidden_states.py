@@ -258,7 +258,7 @@ def test_values_that_depend_on_the_number_of_rows_are_no_rounding():
         return output * (1 + 0.5 * (len(output) - 1))
 
     model.model.layers[1].mlp.register_forward_hook(crowded)
-    with pytest.raises(ParityError, match="prompts in a batch give other values than one by one, at layer"):
+    with pytest.raises(ParityError, match="prompts in a batch give different values than one at a time, at layer"):
         hidden_states(model).check(random_prompts([5, 9, 12]), (-2, -1), max_rows=8)
 
 

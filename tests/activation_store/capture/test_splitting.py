@@ -49,7 +49,7 @@ def test_halves_give_every_row_once_in_order(n_tokens, caplog):
     assert rows.tolist() == list(range(10, 17))
     assert block.tolist() == [prompt[-1] for prompt in prompts]
     assert len(caplog.records) == 1  # said once
-    assert "7 prompts with 63 tokens" in caplog.text
+    assert "7 prompts of 63 tokens" in caplog.text
 
 
 def test_what_failed_once_is_not_tried_again():

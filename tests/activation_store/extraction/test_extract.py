@@ -98,7 +98,7 @@ def test_a_resume_with_other_batches_is_told(tiny_model, dataset, tmp_path, monk
     caplog.clear()
     options = {"use_chat_template": True, "shard_samples": 4, "device": "cpu", "batch_size": 1}
     store = Extraction(str(folder), dataset, tmp_path / "cut.zarr", **options).run()
-    assert "the last bits of the values that are left may differ" in caplog.text
+    assert "the last bits of the remaining values may differ" in caplog.text
     assert set(store.attrs["provenance"]["parity"]) == {"tolerance", "largest_error"}
 
 
@@ -111,7 +111,7 @@ def test_a_template_that_writes_the_day_is_told_on_another_day(tiny_model, datas
     store = run(folder, dataset, tmp_path / "s.zarr")
     assert date.fromisoformat(store.attrs["provenance"]["template_day"]) <= date.today()
     run(folder, dataset, tmp_path / "s.zarr")
-    assert "can write the day into prompts" not in caplog.text
+    assert "can insert the date into prompts" not in caplog.text
 
     class Tomorrow(date):
         @classmethod
@@ -120,7 +120,7 @@ def test_a_template_that_writes_the_day_is_told_on_another_day(tiny_model, datas
 
     monkeypatch.setattr("activation_store.extraction.extract.date", Tomorrow)
     run(folder, dataset, tmp_path / "s.zarr")
-    assert "this chat template can write the day into prompts" in caplog.text
+    assert "this chat template can insert the date into prompts" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message", "tokenize"])
@@ -280,7 +280,7 @@ def test_memory_that_ends_splits_batches_and_changes_no_values(tiny_model, datas
 
     monkeypatch.setattr(HiddenStates, "start", small)
     split = run(tiny_model("llama"), dataset, tmp_path / "split.zarr")
-    assert "run in halves" in caplog.text
+    assert "split in half" in caplog.text
     for layer in whole.layers:
         expected = whole.cell(layer, -1)
         np.testing.assert_allclose(split.cell(layer, -1), expected, atol=1e-5 * np.abs(expected).max())
@@ -388,7 +388,7 @@ def test_a_preview_tells_what_the_run_then_does(tiny_model, dataset, tmp_path, m
     assert told["tokens"].startswith(f"{store.n_tokens.sum()}: {store.n_tokens.min()} to {store.n_tokens.max()} a row")
     padded = sum(rows * tokens for rows, tokens in sizes)
     padding = 100 * (1 - (store.n_tokens - n_prefix).sum() / padded)
-    assert told["batches"] == f"{len(sizes)}; {padding:.1f} % of the tokens in them are padding"
+    assert told["batches"] == f"{len(sizes)}; {padding:.1f} % of their tokens are padding"
     assert f"{list(store.shape)} float32" in told["store"]
     assert "in 3 shards of up to 4 rows" in told["store"]
     n_bytes = sum(file.stat().st_size for file in (tmp_path / "s.zarr/activations/c").rglob("*") if file.is_file())
@@ -418,7 +418,7 @@ def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": []}, "--layers names no layer"),
+        ({"layers": []}, "--layers is empty"),
         ({"batch_size": 0}, "--batch_size 0: must be at least 1"),
         ({"layers": "9"}, f"has layers 0 to {N_BLOCKS}"),
         ({"dtype": "int8"}, "dtype 'int8' cannot be stored"),
@@ -432,10 +432,10 @@ def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
         ({"max_samples": 2**64}, "must be less than 2"),
         ({"layers": [1, 1]}, "names a layer twice"),
         ({"layers": [N_BLOCKS, -1]}, f"names layer {N_BLOCKS} twice"),
-        ({"label_column": []}, "--label_column names no column"),
+        ({"label_column": []}, "--label_column is empty"),
         ({"chat_template_kwargs": {"day": date(2024, 7, 26)}}, 'put the date in quotes: "2024-07-26"'),
-        ({"chat_template_kwargs": {"a": {"b": {1, 2}}}}, "a.b is .1, 2., which JSON does not have"),
-        ({"chat_template_kwargs": {"a": {1: 2}}}, "a has the key 1, which is no text"),
+        ({"chat_template_kwargs": {"a": {"b": {1, 2}}}}, "a.b is .1, 2., which JSON cannot represent"),
+        ({"chat_template_kwargs": {"a": {1: 2}}}, "a has the key 1, which is not a string"),
     ],
 )
 def test_bad_arguments_are_refused_before_weights_are_loaded(

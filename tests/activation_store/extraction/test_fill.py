@@ -128,7 +128,7 @@ def test_values_that_are_not_finite_stop_it(writer, bad):
     values[6, 1, 0, 3] = bad
     with pytest.raises(
         NonFiniteError,
-        match=r"for row 6 of those run so far, first at layer 2 \(row 6\), in float32, .* module of row 6",
+        match=r"for row 6 among those run so far, first at layer 2 \(row 6\), in float32, .* module of row 6",
     ):
         fill(writer, Recorded(values), numbered_prompts(11), PLAN)
     assert 1 in writer.pending_shards

@@ -82,7 +82,7 @@ def test_records_of_another_form_are_refused(record):
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", "", ".", "a//b", "a\0b", "./a"])
 def test_paths_out_of_the_store_are_refused(name):
-    with pytest.raises(CorruptStoreError, match="no path below the store"):
+    with pytest.raises(CorruptStoreError, match="not a path inside the store"):
         parse_journal(line({"files": {name: "0"}}), "j")
 
 

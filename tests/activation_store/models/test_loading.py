@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are loaded."""
+"""What is known about a model before its weights are loaded."""
 
 from pathlib import Path
 from typing import Any

@@ -79,7 +79,7 @@ BROKEN = {
     ),
     "blocks that the configuration leaves out": (
         lambda model: configure(model, num_hidden_layers=N_BLOCKS - 1),
-        r"9 weights \(model\.layers\.2\..*of the decoder which transformers does not use",
+        r"9 weights \(model\.layers\.2\..*of the decoder that transformers does not use",
     ),
     "more blocks in the configuration": (
         lambda model: configure(model, num_hidden_layers=N_BLOCKS + 1),
@@ -87,11 +87,11 @@ BROKEN = {
     ),
     "a bias that the configuration leaves out": (
         lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.q_proj.bias": torch.ones(32)}),
-        r"1 weight \(model\.layers\.0\.self_attn\.q_proj\.bias\) of the decoder which",
+        r"1 weight \(model\.layers\.0\.self_attn\.q_proj\.bias\) of the decoder that",
     ),
     "a bias with the name of a mask": (
         lambda model: rewrite(model, lambda w: {**w, "model.layers.0.self_attn.attention.bias": torch.ones(32)}),
-        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\) of the decoder which",
+        r"1 weight \(model\.layers\.0\.self_attn\.attention\.bias\) of the decoder that",
     ),
     "an adapter among the weights": (
         lambda model: rewrite(
@@ -200,7 +200,7 @@ def test_the_name_of_a_mask_is_looked_up_in_every_format(model):
         if len(shape) > 1:
             load(model)
         else:
-            with pytest.raises(InputError, match="of the decoder which transformers does not use"):
+            with pytest.raises(InputError, match="of the decoder that transformers does not use"):
                 load(model)
 
 
@@ -249,7 +249,7 @@ def test_a_gguf_file_must_hold_every_weight_and_no_other(model, tmp_path):
         ("blk.3.ffn_up.weight", np.ones((48, 32), np.float32)),
         ("rope_freqs.weight", np.full(4, 8, np.float32)),
     ):
-        with pytest.raises(InputError, match=rf"1 weight \({name}\) of the decoder which transformers does not use"):
+        with pytest.raises(InputError, match=rf"1 weight \({name}\) of the decoder that transformers does not use"):
             load(write_gguf(tmp_path / f"{name}.gguf", model, extra={name: values}))
 
 

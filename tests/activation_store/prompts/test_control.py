@@ -100,7 +100,7 @@ def test_what_a_tokenizer_cannot_do_is_reported_and_left_as_it_is(kind, caplog):
         prompts = encode(tokenizer, questions)
     assert prompts.control_rows.as_tokens == (1, 2)
     assert prompts.control_rows.as_text == ()
-    assert "2 prompts hold control strings" in caplog.text
+    assert "2 prompts contain control strings" in caplog.text
     assert "act as control tokens: rows 1, 2" in caplog.text
     for row, question in enumerate(questions):
         whole = tokenizer(render(tokenizer, question, {}), add_special_tokens=False)["input_ids"]

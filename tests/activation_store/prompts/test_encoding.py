@@ -304,7 +304,7 @@ def test_truncation_is_counted_and_hashed_as_cut(caplog):
     with caplog.at_level(logging.WARNING):
         cut = encode(tokenizer, questions, max_length=100, truncate=True)
     assert cut.truncated_rows == (1, 3)
-    assert "2 prompts were longer than 100 tokens and lost the end of their user's text: rows 1, 3" in caplog.text
+    assert "2 prompts were longer than 100 tokens and the end of their user's text was cut: rows 1, 3" in caplog.text
     assert cut.n_tokens.tolist()[1::2] == [100, 100]
     assert (cut.tail_ids() == find_tail(tokenizer, {}).token_ids).all()
     assert cut.control_rows.as_text == (3,)

@@ -81,7 +81,7 @@ def test_what_is_not_such_a_file_is_refused(tmp_path, monkeypatch):
         ("rank", good | {"activations": torch.zeros(4, 3)}, r"must be \[sample, layer, .* shape \[4, 3\]"),
         ("kind", good | {"activations": torch.zeros(4, 3, 2, 5, dtype=torch.int64)}, "bfloat16, not int64 of shape"),
         ("rows", good | {"labels": torch.zeros(5)}, r"shape \[4, 3, 2, 5\], but there are 5 labels"),
-        ("twice", good | {"layer_indices": [0, 1, 1]}, "names one twice"),
+        ("twice", good | {"layer_indices": [0, 1, 1]}, "has a value twice"),
         ("kinds", good | {"positions": ["a", "b"]}, "positions must be a list of integers"),
         ("words", good | {"labels": ["a"] * 4}, "labels must be numbers"),
         ("table", good | {"labels": torch.zeros(4, 2)}, r"one per sample, not float32 of shape \[4, 2\]"),
@@ -156,7 +156,7 @@ OBJECTS = "cannot be read as a .pt of tensors: it holds objects that only code c
         ({"labels": [[1], [2, 3]]}, "one per sample, not a list of list"),
         ({"labels": {"a": 1}}, "one per sample, not a dict"),
         ({"layer_indices": [0, 1, 2**70]}, "holds numbers that no model has"),
-        ({"model_name": NUMBERS}, "model_name must be a text, not float32 of shape [4]"),
+        ({"model_name": NUMBERS}, "model_name must be a string, not float32 of shape [4]"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[-40:],
 )

@@ -46,7 +46,7 @@ def test_unfinished_and_imported_stores(tmp_path):
     assert "rows 8-10" in text
     write_store(tmp_path / "t.zarr", spec, values)
     export_pt(ActivationStore.open(tmp_path / "t.zarr"), tmp_path / "t.pt")
-    assert "tokens: not known" in inspect(import_pt(tmp_path / "t.pt", tmp_path / "u.zarr"))
+    assert "tokens: unknown" in inspect(import_pt(tmp_path / "t.pt", tmp_path / "u.zarr"))
 
 
 def test_labels_that_are_truth_values_or_none(tmp_path):

@@ -45,7 +45,7 @@ def test_constant_and_zero_cells_and_repeated_prompts(dtype, tmp_path):
 
 def test_a_store_without_anything_to_tell(tmp_path):
     store = write(tmp_path / "s.zarr", make_values(make_spec()), range(11))
-    assert list(describe(store.health)) == ["no cell is constant, no prompt is there twice"]
+    assert list(describe(store.health)) == ["no cell is constant, no prompt is repeated"]
     assert list(describe({})) == []
 
 
@@ -54,10 +54,10 @@ def test_prompts_that_are_not_known_are_not_called_unique(tmp_path):
         {"activations": torch.rand(4, 2, 1, 3), "labels": torch.rand(4), "layer_indices": [0, 1], "positions": [-1]},
         tmp_path / "t.pt",
     )
-    unknown = "prompts, and whether any is there twice: not known, the store was imported"
+    unknown = "prompts, and whether any is repeated: unknown, the store was imported"
     store = import_pt(tmp_path / "t.pt", tmp_path / "t.zarr")
     assert list(describe(store.health)) == ["no cell is constant", unknown]
-    assert "twice: not known" in inspect(store)
+    assert "repeated: unknown" in inspect(store)
     constant = {"constant_cells": [[0, -1]], "zero_cells": [], "repeated_prompts": None}
     assert list(describe(constant))[1:] == [unknown]
 

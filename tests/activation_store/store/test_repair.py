@@ -106,7 +106,7 @@ def test_other_labels_do_not_replace_damaged_ones(tmp_path):
     before = tree(tmp_path / "s.zarr")
     other = make_beside(11)
     other["success_rate"] = other["success_rate"] / 2
-    with pytest.raises(CorruptStoreError, match="do not give it again as it was"):
+    with pytest.raises(CorruptStoreError, match="do not reproduce it"):
         StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, other)
     assert tree(tmp_path / "s.zarr") == before
 
@@ -139,6 +139,6 @@ def test_extract_repairs(tiny_model, dataset, tmp_path, caplog):
     run(repair=True)
     assert tree(tmp_path / "s.zarr") == whole
     assert [record.getMessage().rsplit("/", 1)[-1] for record in caplog.records][-1] == (
-        "s.zarr: 1 of 3 shards are to be extracted"
+        "s.zarr: 1 of 3 shards will be extracted"
     )
     assert any("rows 4-7" in record.getMessage() for record in caplog.records)

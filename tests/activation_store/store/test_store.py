@@ -239,7 +239,7 @@ def test_edits_that_keep_to_the_format_are_refused(tmp_path):
     with pytest.raises(CorruptStoreError, match="n_tokens/c/0 is not what was written"):
         ActivationStore.open(path).coordinate("n_tokens")
     (path / "activations/journal").unlink()
-    with pytest.raises(CorruptStoreError, match="journal is missing, and with it what is committed"):
+    with pytest.raises(CorruptStoreError, match="journal is missing, so it is unknown what is committed"):
         ActivationStore.open(path)
 
 

@@ -105,7 +105,7 @@ def test_two_creations_at_once(tmp_path):
     path = tmp_path / "s.zarr"
     with StoreWriter.create(path, spec, make_beside(11)), pytest.raises(StoreLockedError, match="process"):
         StoreWriter.create(path, spec, make_beside(11))
-    with pytest.raises(InputError, match="a store is there by now; run the same command again"):
+    with pytest.raises(InputError, match="another process has created a store here; run the same command again"):
         StoreWriter.create(path, spec, make_beside(11))
     draft = tmp_path / ".t.zarr.creating/activations"
     draft.mkdir(parents=True)

@@ -396,7 +396,7 @@ def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
     assert scores["undefined"] == dict.fromkeys(inference["scores"]["cv"].keys() - {"undefined"}, reason)
     assert {scores[each] for each in scores["undefined"]} == {None}
     assert inference["scores"]["cv"][name] is not None
-    # No word of the test prompts is among those of the training.
+    # No word of the test prompts also occurs in the training.
     assert inference["baselines"]["tfidf"]["cv_score"] is not None
     assert inference["baselines"]["tfidf"]["test_score"] is None
     assert inference["baselines"]["tfidf"]["test_interval"] is None

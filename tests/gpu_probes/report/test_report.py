@@ -182,9 +182,9 @@ def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
     assert "A ridge probe was fitted in every cell of 4 layers x 3 positions to predict success_rate" in page.text
     assert f"layer {best['best_layer_number']}, position {best['best_position']} '" in page.text
     assert f"gives {found['nested_cv']['score']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]" in page.text
-    assert f"with p = {found['permutation']['p_best']:.2g} (20 shuffles)" in page.text
+    assert f"gives p = {found['permutation']['p_best']:.2g} (20 permutations)" in page.text
     assert f"it scores {best['test_score']:.3f} [{test['low']:.3f}, {test['high']:.3f}]" in page.text
-    assert f"against {baseline['test_score']:.3f} of the strongest baseline, {baseline['title']}" in page.text
+    assert f"against {baseline['test_score']:.3f} for the strongest baseline, {baseline['title']}" in page.text
     assert "Not in this report" not in page.text
     assert "/stores/train.zarr" in page.text
 
@@ -211,8 +211,8 @@ def test_classification_page(shown: Shown):
     assert page.figures == CLASSES
     assert "A logistic probe was fitted" in page.text
     assert "the 2 classes of sarcastic" in page.text
-    assert "there is no p-value (permutations were not asked for)" in page.text
-    assert "Against shuffled labels: permutations were not asked for." in page.text
+    assert "There is no p-value (permutations were not asked for)" in page.text
+    assert "Permutation test: permutations were not asked for." in page.text
     assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
 
 
@@ -237,7 +237,7 @@ def test_without_test_rows_or_inference(shown: Shown):
     page = shown("no_test")
     assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
     assert "There is no test score" in page.text
-    assert "Against shuffled labels: inference.json is not among the files of this training." in page.text
+    assert "Permutation test: inference.json is not among the files of this training." in page.text
     assert "All scores: inference.json" in page.text
 
 
@@ -252,7 +252,7 @@ def test_one_cell(shown: Shown):
     page = shown("one_cell")
     assert "1 layer x 1 position" in page.text
     assert "layer 1@-1, position joined" in page.text
-    assert "The penalty: one alpha was fitted." in page.text
+    assert "Penalty: one alpha was fitted." in page.text
     assert "assistant" not in page.spec("heatmap")["datasets"]
 
 
@@ -264,7 +264,7 @@ def test_joined_cells(shown: Shown, kind: str):
 def test_null_everywhere(shown: Shown):
     page = shown("nulls")
     assert page.figures == ["heatmap"]
-    assert "Along the layers: no cell has a score." in page.text
+    assert "Score by layer: no cell has a score." in page.text
     assert "No cell has a CV score, so there is no best probe." in page.text
     assert "12 cells have no score" in page.text
 
@@ -281,7 +281,7 @@ def test_an_older_inference_without_its_newest_parts(copied: Path):
     (copied / "run.json").write_text(json.dumps(run))
     page = page_of(copied)
     assert "learning_curve" not in page.figures
-    assert "With more rows: it is not in inference.json." in page.text
+    assert "Learning curve: it is not in inference.json." in page.text
 
 
 def prompts_of(n_train: int = N_TRAIN, n_test: int = N_TEST) -> dict[str, list[str]]:
@@ -337,7 +337,7 @@ def test_many_rows_are_thinned_and_it_is_said(regression: Path, tmp_path: Path):
     results = SavedResults(replace(read, best=best, run=replace(read.run, request=request)))
     (tmp_path / "page.html").write_text(render(results, [make(results) for make in FIGURES], None))
     page = Page(tmp_path / "page.html")
-    assert "Of more than 2,000 rows an even selection" in page.text
+    assert "Where there are more than 2,000 rows, 2,000 evenly spaced ones are drawn" in page.text
     rows = [row for rows in page.spec("predictions")["datasets"].values() for row in rows]
     assert sum(row.get("series") == "test rows" for row in rows) == MOST_POINTS
     assert len(page.source) < 4e6
@@ -456,7 +456,7 @@ def test_missing_and_changed_files_are_named(copied: Path, name: str):
     whole = (copied / name).read_bytes()
     for changed in (whole[: len(whole) // 2], whole.replace(b"1", b"2"), b"{}"):
         (copied / name).write_bytes(changed)
-        with pytest.raises(ProbeError, match=rf"{re.escape(name)} is not as run\.json beside it says"):
+        with pytest.raises(ProbeError, match=rf"{re.escape(name)} does not match run\.json next to it"):
             SavedResults.load(copied)
     (copied / name).unlink()
     with pytest.raises(ProbeError, match=re.escape(name)):

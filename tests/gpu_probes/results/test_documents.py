@@ -206,7 +206,7 @@ def test_folders_of_the_first_format_may_lack_what_came_later(copied: Path):
     results = SavedResults.load(copied)
     assert results.evidence.intervals is None
     assert describe(copied)["intervals"] == {"test_score": None, "nested_cv_score": None}
-    assert "Nested CV, the honest estimate" in summarize(copied)
+    assert "Nested CV, the score to publish" in summarize(copied)
 
 
 def test_evidence_is_saved_and_loaded(copied: Path, tmp_path: Path):

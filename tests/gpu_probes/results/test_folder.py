@@ -127,7 +127,7 @@ def test_a_file_of_255_bytes_is_written_and_a_link_is_not_written_through(tmp_pa
     assert longest.read_bytes() == b"1"
     link = tmp_path / "link"
     link.symlink_to(longest)
-    with pytest.raises(OSError, match="is a link, which is not written through"):
+    with pytest.raises(OSError, match="is a symbolic link, which is not followed"):
         write_whole(link, b"2")
     assert longest.read_bytes() == b"1"
     assert len(list(tmp_path.iterdir())) == 2

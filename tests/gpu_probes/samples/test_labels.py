@@ -66,7 +66,7 @@ def test_unusable_labels_say_what_where_and_how_to_mend(values, message):
 def test_a_whole_number_that_no_float64_holds_is_no_label(values, row):
     """As a float64 it would be its neighbour: two classes would be one."""
     with pytest.raises(
-        LabelError, match=rf"y has -?\d{{16,}} in row {row}, which no float64 holds, .*subtract an offset"
+        LabelError, match=rf"y has -?\d{{16,}} in row {row}, which float64 cannot represent, .*subtract an offset"
     ):
         read_labels(values, name="y", n_samples=3)
 

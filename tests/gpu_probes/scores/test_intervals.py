@@ -214,7 +214,7 @@ def test_what_is_known_against_an_interval_stands_beside_it():
     assert few.note.startswith("made of 15 groups only; with fewer than 20")
     assert score_interval("spearman", actual, predicted, clusters=np.arange(60) // 3).note is None
     assert "heavy tails" in str(score_interval("r2", actual, predicted).note)
-    assert caution(few.note) == f" Of its interval: {few.note}."
+    assert caution(few.note) == f" Caution about this interval: {few.note}."
     assert caution(None) == ""
 
 

@@ -152,7 +152,7 @@ def test_what_is_undefined_has_a_reason():
     assert constant.permutation == "no cell has a CV score"
     with pytest.raises(FoldError, match="use --k_fold"):
         sweep(source, labels, permutations=10)
-    with pytest.raises(FoldError, match="permutations -1 is less than none"):
+    with pytest.raises(FoldError, match="permutations -1 is negative"):
         sweep(source, labels, k_fold=True, permutations=-1)
 
 

@@ -154,7 +154,7 @@ def test_auto_alphas_are_decades_around_the_mean_eigenvalue_and_see_no_label():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (-np.ones(N), "sample_weight goes from -1 to -1"),
+        (-np.ones(N), "sample_weight ranges from -1 to -1"),
         (np.zeros(N), "not all zero"),
         (np.ones(3), "has 3 values for"),
     ],

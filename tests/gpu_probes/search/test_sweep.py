@@ -366,7 +366,7 @@ class ShortCell(ArrayCellSource):
         (
             {"alphas": GRID, "k_fold": False},
             PenaltyError,
-            "several alphas are given but nothing to choose between them with; use",
+            "choosing among several alphas needs cross-validation; use",
         ),
         (
             {"alpha": 0.0, "labels": BINARY, "test_labels": BINARY},
@@ -377,9 +377,9 @@ class ShortCell(ArrayCellSource):
         ({"alphas": "1;2"}, PenaltyError, "write numbers with commas between"),
         ({"alphas": ""}, PenaltyError, "write numbers with commas between"),
         ({"n_folds": 1, "k_fold": False}, FoldError, "n_folds 1 is too few; use 2 or more"),
-        ({"seed": -1, "k_fold": False}, FoldError, "seed -1 is none that NumPy takes"),
+        ({"seed": -1, "k_fold": False}, FoldError, "seed -1 is not a valid NumPy seed"),
         ({"probe": "svm"}, LabelError, "probe 'svm' is unknown; use auto, ridge"),
-        ({"budget_bytes": -1}, BudgetError, "budget_bytes -1 is no number of bytes"),
+        ({"budget_bytes": -1}, BudgetError, "budget_bytes -1 is not a number of bytes"),
         ({"n_folds": N + 1}, ProbeError, "n_folds 61 is more than the 60 samples"),
         ({"labels": LABELS[:-1]}, LabelError, "train_labels has 59 values for 60 samples"),
         ({"test_labels": TEST_LABELS[:-1]}, LabelError, "test_labels has 59 values for 60 samples"),

@@ -153,9 +153,9 @@ def test_in_a_sweep_with_nested_cv_and_permutations(probe: str):
 def test_probes_that_do_not_go_with_the_labels():
     source = ArrayCellSource(np.random.default_rng(0).standard_normal((12, 1, 1, 3)))
     numbers, classes = np.linspace(0.1, 1, 12), np.arange(12) % 3
-    with pytest.raises(LabelError, match="'lda' does not go with regression; use auto, ridge, mass_mean"):
+    with pytest.raises(LabelError, match="'lda' cannot be used for regression; use auto, ridge, mass_mean"):
         sweep(source, numbers, probe="lda")
-    with pytest.raises(LabelError, match="'ridge' does not go with classification"):
+    with pytest.raises(LabelError, match="'ridge' cannot be used for classification"):
         sweep(source, classes, probe="ridge")
     with pytest.raises(LabelError, match="permutations of lda are for two classes"):
         sweep(source, classes, probe="lda", k_fold=True, permutations=5)

@@ -60,7 +60,7 @@ def change(path: Path, old: str, new: str) -> None:
 def stages(done) -> list[str]:
     """Names of the stages that were not skipped."""
     assert done.returncode == 0, done.stderr
-    return [line.split(":")[0] for line in done.stderr.splitlines() if not line.endswith("done already")]
+    return [line.split(":")[0] for line in done.stderr.splitlines() if not line.endswith("already done")]
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -84,7 +84,7 @@ def test_finished_stages_are_skipped_and_changed_ones_redone(experiment):
     change(experiment, "[0, 1]", '"0-2"')
     done = run("run", experiment)
     assert "layers" in done.stderr
-    assert ": kept as train.1.zarr, delete it if you do not need it" in done.stderr
+    assert ": kept as train.1.zarr; delete it if not needed" in done.stderr
     assert ActivationStore.open(out / "train.zarr").layers == (0, 1, 2)
     assert ActivationStore.open(out / "train.1.zarr").layers == (0, 1)
     table = pd.read_parquet(experiment.parent / "test.parquet")
@@ -127,7 +127,7 @@ def test_a_damaged_memory_is_named(experiment, text):
     memory.write_text(text)
     done = run("run", experiment)
     assert done.returncode == 2
-    assert done.stderr == f"error: {memory} is damaged; remove it: what is done already is found, or done, anew\n"
+    assert done.stderr == f"error: {memory} is damaged; remove it: finished work will be found again, or redone\n"
 
 
 def test_init_writes_a_file_that_names_every_key(tmp_path):
@@ -169,7 +169,7 @@ def test_the_template_cannot_take_a_file_s_place(tmp_path):
             "[probe]",
             "[probe]\npermutations = 10",
             13,
-            "permutations is unknown in [probe]; it belongs into [statistics]",
+            "permutations is unknown in [probe]; it belongs in [statistics]",
         ),
         ('train_dataset = "train.parquet"\n', "", 6, "train_dataset is missing in [data]"),
         ('output_dir = "out"', "", 1, "output_dir is missing"),

@@ -227,7 +227,7 @@ def test_what_is_not_whole_is_not_sent(trained, store, results, tmp_path, hub):
     (results / "run.json").write_bytes(run_json)
     predictions = (results / "all_predictions.json").read_bytes()
     (results / "all_predictions.json").write_bytes(predictions.replace(b"1", b"2"))
-    with pytest.raises(ProbeError, match=r"all_predictions.json is not as run.json"):
+    with pytest.raises(ProbeError, match=r"all_predictions.json does not match run.json"):
         push(results, "me/probes")
     (results / "all_predictions.json").unlink()
     with pytest.raises(ProbeError, match=r"all_predictions.json: it is missing, and run.json names it"):
@@ -252,7 +252,7 @@ def test_a_store_that_is_not_whole_is_not_taken(store, tmp_path, hub):
     for name in ("activations/c/1/0/0/0", "question/c/0", "activations/journal", "zarr.json"):
         for content in harmed(whole[name]).values():
             hold(hub.repos[STATES], {**whole, name: content})
-            with pytest.raises(RequestError, match=r"me/states (was not taken|holds neither)"):
+            with pytest.raises(RequestError, match=r"me/states (was not downloaded|holds neither)"):
                 pull("me/states", tmp_path / "s.zarr")
             assert not [path for path in tmp_path.iterdir() if path.name in ("s.zarr", ".s.zarr.partial")]
 
@@ -293,7 +293,7 @@ def test_probes_that_are_not_whole_are_not_taken(results, tmp_path, hub):
         signed(whole, {"evil.pkl": b"\x80pickled"}),
     ):
         hold(hub.repos[PROBES], contents)
-        with pytest.raises(RequestError, match="me/probes was not taken"):
+        with pytest.raises(RequestError, match="me/probes was not downloaded"):
             pull("me/probes", tmp_path / "taken/probes")
         assert list((tmp_path / "taken").iterdir()) == []
 
@@ -331,7 +331,9 @@ def test_a_download_that_broke_off_is_taken_up(store, tmp_path, hub):
     broken = f"GET /datasets/me/states/resolve/{commit}/activations/c/3"
     hub.fail = {broken: (403, {})}
     target = tmp_path / "taken/s.zarr"
-    with pytest.raises(RequestError, match=r"what came so far is in .*\.s\.zarr\.partial, and the same command"):
+    with pytest.raises(
+        RequestError, match=r"what was downloaded so far is in .*\.s\.zarr\.partial, and the same command"
+    ):
         pull("me/states", target)
     assert not target.exists()
     came = {file for file in tree(tmp_path / "taken/.s.zarr.partial") if not file.startswith(".cache")}
@@ -351,7 +353,7 @@ def test_a_folder_that_is_there_is_left_alone(results, tmp_path, hub):
     for name in ("mine", "link"):
         done = run("pull", "me/probes", tmp_path / name)
         assert done.returncode == 2
-        assert "is there already" in done.stderr
+        assert "already exists" in done.stderr
     assert hub.requests == []
 
 
@@ -372,24 +374,24 @@ def fails_in_one_line(match: str, *command: object) -> None:
 
 def test_errors_of_the_hub_are_one_line(results, tmp_path, hub, monkeypatch):
     target = tmp_path / "x"
-    fails_in_one_line("the hub shows no dataset and no model me/none", "pull", "me/none", target)
+    fails_in_one_line("the hub has no visible dataset or model me/none", "pull", "me/none", target)
     for command in (("push", results, "a/b/c"), ("pull", "a/b/c", target)):
-        fails_in_one_line("'a/b/c' is no repository's name; write it as NAME/REPOSITORY", *command)
+        fails_in_one_line("'a/b/c' is not a repository name; write it as NAME/REPOSITORY", *command)
     hub.fail = {"POST /api/models/me/probes/commit": (403, {})}
-    fails_in_one_line("the hub refuses this for me/probes (403)", "push", results, "me/probes")
+    fails_in_one_line("the hub refused access to me/probes (403)", "push", results, "me/probes")
     hub.fail = {}
     push(results, "me/probes")
     hub.fail = {"GET /api/": (418, {})}
     fails_in_one_line("the hub answered 418 for me/probes: made to fail; try again later", "pull", "me/probes", target)
     hub.fail = {"GET /api/models": (403, {"X-Error-Code": "GatedRepo"})}
-    fails_in_one_line("is gated: ask for access", "pull", "me/probes", target)
+    fails_in_one_line("is gated: request access", "pull", "me/probes", target)
     hub.fail = {}
     monkeypatch.delenv("HF_TOKEN")
-    fails_in_one_line("(401); `hf auth login`", "push", results, "me/other")
-    fails_in_one_line("`hf auth login` (or set HF_TOKEN) where it is private", "pull", "me/probes", target)
+    fails_in_one_line("(401); give `hf auth login`", "push", results, "me/other")
+    fails_in_one_line("if it is private run `hf auth login` (or set HF_TOKEN)", "pull", "me/probes", target)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for command in (("push", results, "me/probes"), ("pull", "me/probes", target)):
-        fails_in_one_line("HF_HUB_OFFLINE switches the hub off; unset it", *command)
+        fails_in_one_line("HF_HUB_OFFLINE is set, so the hub cannot be used; unset it", *command)
     assert not target.exists()
 
 

@@ -69,19 +69,19 @@ def test_without_home():
 def test_a_limit_of_memory_is_one_line(tmp_path):
     done = shell(f"ulimit -v 400000; {PROBESWEEP} verify {tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: there is not enough memory")
+    assert done.stderr.startswith("error: out of memory")
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("error", "way_out"),
     [
-        (MemoryError("Unable to allocate 5 GiB"), "there is not enough memory (Unable to allocate 5 GiB)"),
-        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is not enough memory"),
+        (MemoryError("Unable to allocate 5 GiB"), "out of memory (Unable to allocate 5 GiB)"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), "--budget_gib"),
         (RuntimeError("can't start new thread"), "ulimit -u"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
-        (ImportError("libtorch.so: failed to map segment from shared object"), "there is not enough memory"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "out of memory"),
     ],
 )
 def test_what_limits_raise_names_them(error, way_out):

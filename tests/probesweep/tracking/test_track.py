@@ -263,7 +263,8 @@ def test_the_command_sends(trained, tmp_path, sent):
 def test_a_tracker_that_fails_or_is_missing_is_one_line(results, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nothing://here")
     with pytest.raises(
-        RequestError, match=r"mlflow did not take the results, which are whole in .*MLFLOW_TRACKING_URI.*same command"
+        RequestError,
+        match=r"mlflow did not accept the results, which are complete in .*MLFLOW_TRACKING_URI.*same command",
     ):
         track("mlflow", results)
     assert not (results / "tracked.json").exists()

@@ -338,11 +338,11 @@ def test_a_json_array_goes_out_as_lines(probe, tmp_path):
         ([0.5, True], "mixes types"),
         ([[0.5], [True]], "mixes types"),
         ([{"a": 0.5}, {"a": True}], "mixes types"),
-        ([10**22, 1], "whole numbers beyond those of int64"),
-        ([2**64 - 1, 0.5], r"fractions beside whole numbers beyond 2 \*\* 53"),
-        ([-1, 2**63], "whole numbers beyond those of int64"),
-        ([{"a": 2**64}, {}], "whole numbers beyond those of int64"),
-        ([2**53 + 1, 0.5], r"fractions beside whole numbers beyond 2 \*\* 53"),
+        ([10**22, 1], "whole numbers beyond int64"),
+        ([2**64 - 1, 0.5], r"fractions next to whole numbers beyond 2 \*\* 53"),
+        ([-1, 2**63], "whole numbers beyond int64"),
+        ([{"a": 2**64}, {}], "whole numbers beyond int64"),
+        ([2**53 + 1, 0.5], r"fractions next to whole numbers beyond 2 \*\* 53"),
         (["\ud800", "a"], "half of a surrogate pair"),
         ([{}, {}], "parquet cannot hold"),
     ],
@@ -376,9 +376,7 @@ def test_numbers_of_json_go_out_as_they_are_written(probe, tmp_path, kind):
     score_dataset(probe, given, tmp_path / "s.csv")
     with (tmp_path / "s.csv").open(newline="") as file:
         assert [row["x"] for row in csv.DictReader(file)] == NUMBERS
-    with pytest.raises(
-        InputError, match=r"row 0 has 1e400, which is beyond the numbers that parquet holds; write \.jsonl"
-    ):
+    with pytest.raises(InputError, match=r"row 0 has 1e400, which is beyond the range of parquet; write \.jsonl"):
         score_dataset(probe, given, tmp_path / "s.parquet")
 
 
@@ -569,7 +567,7 @@ def test_a_card_of_another_format_is_refused(train, tmp_path):
         (json.dumps({**card, "layer": None}), "layer"),
     ):
         (results / "probe.json").write_text(text)
-        with pytest.raises(ProbeError, match=r"is not as run\.json beside it says"):
+        with pytest.raises(ProbeError, match=r"does not match run\.json next to it"):
             Probe.load(results)
         # A stranger's folder can hold anything under the right hash.
         sign(results)
@@ -607,7 +605,7 @@ def test_bad_rows_are_null_with_a_reason_and_the_others_as_ever(train, odd, tmp_
     expected = [probe.score([texts[row]])[0] for row in usable]
     np.testing.assert_allclose(table["probe_score"][usable].astype(float), expected, rtol=1e-4)
     assert "tokens, more than --max_length 256" in table["probe_error"][1]
-    assert table["probe_error"][2] == "None is not text; drop or mend it"
+    assert table["probe_error"][2] == "None is not text; drop or fix it"
     assert list(scored.unusable) == [row for row in range(6) if row not in usable]
 
 
@@ -620,8 +618,8 @@ def test_bad_rows_stop_unless_asked_and_say_how_to_go_on(train, odd, tmp_path, c
     assert not (tmp_path / "o.jsonl").exists()
     done = run(*given, "--on_error", "null", "--truncate", "--max_length", "100")
     assert done.returncode == 0, done.stderr
-    assert "3 of them without a score, as probe_error says; row 2: None is not text" in done.stdout
-    assert "1 prompts were longer than 100 tokens and lost the end of their user's text: row 1" in caplog.text
+    assert "3 of them without a score, see probe_error; row 2: None is not text" in done.stdout
+    assert "1 prompts were longer than 100 tokens and the end of their user's text was cut: row 1" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [row["probe_score"] is None for row in rows] == [False, False, True, False, True, True]
     assert rows[5]["probe_error"].startswith("the last message must be the user's")
@@ -661,7 +659,7 @@ def test_what_is_no_prompt_is_named(train, prompts):
 @pytest.mark.parametrize("prompts", ["abc", b"abc", None, 3, {"role": "user", "content": "Hi"}])
 def test_a_single_prompt_is_no_list_of_them(probe, prompts):
     for use in (probe.score, probe.predict, probe.decide, probe.decide_usable):
-        with pytest.raises(RequestError, match=r"is no list of prompts; put a single one into brackets"):
+        with pytest.raises(RequestError, match=r"is not a list of prompts; put a single one in brackets"):
             use(prompts)
 
 
@@ -691,10 +689,10 @@ def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
 
     expected = probe.score(["Hi", "you"])
     monkeypatch.setattr(LoadedModel, "blocks", broken)
-    with pytest.raises(NonFiniteError, match="the model gives NaN or infinity for row 1; drop these prompts"):
+    with pytest.raises(NonFiniteError, match="the model returns NaN or infinity for row 1; drop these prompts"):
         probe.score(["Hi", "there", "you"])
     scored = score_texts(probe, ["Hi", "there", "you"], on_error="null")
-    assert scored.unusable == {1: "the model gives NaN or infinity"}
+    assert scored.unusable == {1: "the model returns NaN or infinity"}
     assert scored.scores["probe_score"][1] is None
     np.testing.assert_allclose([scored.scores["probe_score"][row] for row in (0, 2)], expected, rtol=1e-4)
 
@@ -720,7 +718,7 @@ def test_standard_input_is_read_where_a_dash_asks_for_it(folder, train, tmp_path
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     for content, message in {
         b"\n": "--text -: standard input has no prompts",
-        b"caf\xe9\n": "standard input is no UTF-8 text (byte 3 is 0xe9)",
+        b"caf\xe9\n": "standard input is not UTF-8 (byte 3 is 0xe9)",
     }.items():
         done = scores("--text", "-", content=content)
         assert done.returncode == 2
@@ -743,4 +741,4 @@ def test_a_terminal_shows_what_its_encoding_can(train):
         assert b"\xe9 \\u65e5\\u672c" in done.stdout
     done = subprocess.run([*[word.encode() for word in given], b"caf\xe9"], capture_output=True, check=False)
     assert done.returncode == 2
-    assert b"holds bytes that are no text in this terminal's encoding" in done.stderr
+    assert b"contains bytes that are not valid in this terminal's encoding" in done.stderr
