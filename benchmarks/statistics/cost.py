@@ -13,7 +13,7 @@ from benchmarks.shared.measure import Limit, Spread, Table
 from gpu_probes import sweep
 
 PLAIN, NESTED, SHUFFLED = "plain", "nested CV", "permutations"
-_OPTIONS = {PLAIN: {"nested_cv": False}, NESTED: {}, SHUFFLED: {"nested_cv": False}}
+_NESTED = {PLAIN: False, NESTED: True, SHUFFLED: False}
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,9 @@ def measure_cost(job: Job, n_rounds: int, device: str) -> Cost:
     cells = make_cells(job.n_samples, job.n_features, job.n_cells)
     cells = cells.binary() if job.classes else cells
     train, test = cells.sources()
-    seconds: dict[str, list[float]] = {name: [] for name in _OPTIONS if name != SHUFFLED or job.n_permutations}
+    seconds: dict[str, list[float]] = {name: [] for name in _NESTED if name != SHUFFLED or job.n_permutations}
     for round_idx in range(n_rounds + 1):
         for name in seconds:
-            extra = {"permutations": job.n_permutations} if name == SHUFFLED else {}
             started = time.perf_counter()
             sweep(
                 train,
@@ -62,8 +61,8 @@ def measure_cost(job: Job, n_rounds: int, device: str) -> Cost:
                 k_fold=True,
                 alphas=job.alphas,
                 device=device,
-                **_OPTIONS[name],
-                **extra,
+                nested_cv=_NESTED[name],
+                permutations=job.n_permutations if name == SHUFFLED else 0,
             )
             if round_idx:
                 seconds[name].append(time.perf_counter() - started)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack, cast
 
 import numpy as np
 from jaxtyping import Float64, Real
@@ -17,7 +17,7 @@ from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import draw_shuffles
 from gpu_probes.scores.decisions import score_rows
-from gpu_probes.search.options import SweepOptions
+from gpu_probes.search.options import SweepKeywords, SweepOptions
 from gpu_probes.search.sweep import sweep, sweep_labels
 from gpu_probes.terms import Cell
 
@@ -56,10 +56,9 @@ class Comparison:
     ) -> SweepResult:
         """Fit each column alone, with an intercept and a scale, and almost no penalty."""
         sources = (ArrayCellSource(values[:, :, None, None]) for values in (train_values, test_values))
-        simple = {"probe": "auto", "alpha": 1e-3, "alphas": None, "fit_intercept": True, "standardize": True}
-        return self.sweep_on(*sources, **simple)
+        return self.sweep_on(*sources, probe="auto", alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
 
-    def sweep_on(self, train: CellSource, test: CellSource, **changes: object) -> SweepResult:
+    def sweep_on(self, train: CellSource, test: CellSource, **changes: Unpack[SweepKeywords]) -> SweepResult:
         """Fit the same labels with the same folds on other cells."""
         options = self._options(changes)
         return sweep(train, self.result.train_labels, test, self.result.test_labels, **options)
@@ -74,11 +73,12 @@ class Comparison:
         sources = [JoinedCells(source, [cell]) for source in (self.train, self.test)]
         return sweep_labels(sources[0], train_labels, sources[1], test_labels, **self._options({}))
 
-    def _options(self, changes: dict[str, object]) -> dict[str, object]:
+    def _options(self, changes: SweepKeywords) -> SweepKeywords:
         """The same task, folds and weights; only what a comparison needs."""
         grid = self.result.alphas if self.result.alpha_grid is not None else None
-        kept = replace(self.options, alphas=grid, nested_cv=False, permutations=0, progress=None)
-        return vars(kept) | {"task_type": self.result.task_type} | changes
+        task_type = self.result.task_type
+        kept = replace(self.options, task_type=task_type, alphas=grid, nested_cv=False, permutations=0, progress=None)
+        return cast(SweepKeywords, vars(replace(kept, **changes)))
 
 
 def number_baseline(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float64
@@ -138,3 +138,27 @@ class SweepOptions:
             raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
         if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
             raise BudgetError(f"budget_bytes {self.budget_bytes!r} is not a number of bytes; leave it out, or give one")
+
+
+class SweepKeywords(TypedDict, total=False):
+    """The fields of `SweepOptions` as keyword arguments: for editors and type checkers."""
+
+    task_type: str
+    probe: str
+    alpha: float
+    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None
+    k_fold: bool
+    n_folds: int
+    seed: int
+    folds: Any
+    nested_cv: bool
+    groups: Any
+    prompts: Sequence[str] | None
+    permutations: int
+    fit_intercept: bool
+    standardize: bool
+    sample_weight: Any
+    device: str
+    budget_bytes: int | None
+    spill_folder: Path | None
+    progress: Progress | None

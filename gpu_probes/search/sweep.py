@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from gpu_probes.search.alphas import choose_alphas, read_alphas
 from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.search.devices import most_workers, workers
 from gpu_probes.search.inputs import Inputs, Label, check_scores, read_inputs
-from gpu_probes.search.options import SweepOptions
+from gpu_probes.search.options import SweepKeywords, SweepOptions
 from gpu_probes.search.planner import BlockPlan, Workload, least_nbytes, plan_blocks, result_nbytes
 from gpu_probes.search.storage import Memory, empty_array, plan_memory
 from gpu_probes.solvers.objective import penalties_of
@@ -36,7 +36,7 @@ def sweep(
     train_labels: Any,
     test: CellSource | None = None,
     test_labels: Any = None,
-    **options: Any,
+    **options: Unpack[SweepKeywords],
 ) -> SweepResult:
     """Fit a linear probe at every (layer, position) cell.
 
@@ -69,7 +69,7 @@ def sweep_labels(
     train_labels: Mapping[str, Any],
     test: CellSource | None = None,
     test_labels: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[SweepKeywords],
 ) -> dict[str, SweepResult]:
     """As `sweep`, for several labels by name; regression labels with the same folds share the factorisations.
 
@@ -130,7 +130,7 @@ def plan_sweep(
     train_labels: Mapping[str, Any],
     test: CellSource | None = None,
     test_labels: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[SweepKeywords],
 ) -> PlannedSweep:
     """Check and plan what `sweep_labels` does: nothing is fitted, and only ``auto`` alphas read features.
 
@@ -163,7 +163,7 @@ def check_sweep(
     train_labels: Mapping[str, Any],
     test: CellSource | None = None,
     test_labels: Mapping[str, Any] | None = None,
-    **options: Any,
+    **options: Unpack[SweepKeywords],
 ) -> tuple[Memory, list[Workload]]:
     """Check the input of `sweep_labels` without features: the cells need not exist yet.
 

@@ -1,6 +1,7 @@
 """What a sweep can be asked for, against scikit-learn; how it is cut into blocks does not matter."""
 
 import warnings
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gpu_probes import (
     sweep,
     sweep_labels,
 )
+from gpu_probes.search.options import SweepKeywords
 
 N, D = 60, 9
 RNG = np.random.default_rng(3)
@@ -356,3 +358,9 @@ def test_labels_beyond_float64_say_so(scale: float):
 def test_labels_of_any_size_have_the_same_scores(scale: float):
     ours = run(ARRAY, LABELS * scale, task_type="regression").cv_score
     np.testing.assert_allclose(ours, run(ARRAY, LABELS, task_type="regression").cv_score, atol=0.05)
+
+
+def test_the_keywords_of_a_sweep_are_its_options():
+    assert SweepKeywords.__annotations__.keys() == {field.name for field in fields(SweepOptions)}
+    for field in fields(SweepOptions):
+        assert SweepKeywords.__annotations__[field.name].__forward_arg__ == field.type
