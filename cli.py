@@ -414,7 +414,7 @@ def _without_score(unusable: Mapping[int, str]) -> str:
     if not unusable:
         return ""
     row, reason = next(iter(unusable.items()))
-    return f"\n{len(unusable)} of them without a score, see probe_error; row {row}: {reason}"
+    return f"\n{len(unusable)} of them have no score (see probe_error); row {row}: {reason}"
 
 
 @probesweep.command()

@@ -257,7 +257,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"has an object with more than one key {twice!r}, of which readers take one; keep one")
+        raise InputError(f"has an object with the key {twice!r} more than once; keep one")
     return dict(pairs)
 
 

@@ -110,7 +110,9 @@ def score_dataset(
     _check_on_error(on_error)
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
-        raise RequestError(f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; end it in one")
+        raise RequestError(
+            f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; use one of these"
+        )
     check_file(output_path, "--output_path", [dataset_path])
     questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
     taken = [name for name in _column_names(probe, on_error) if name in rows.names]

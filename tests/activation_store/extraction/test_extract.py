@@ -385,7 +385,9 @@ def test_a_preview_tells_what_the_run_then_does(tiny_model, dataset, tmp_path, m
     told = dict(line.split(maxsplit=1) for line in text.split("\n\n")[0].replace("peak memory", "peak").splitlines())
     n_prefix = store.attrs["provenance"]["batch_plan"]["prefix_tokens"]
     assert told["rows"] == "11"
-    assert told["tokens"].startswith(f"{store.n_tokens.sum()}: {store.n_tokens.min()} to {store.n_tokens.max()} a row")
+    assert told["tokens"].startswith(
+        f"{store.n_tokens.sum()}: {store.n_tokens.min()} to {store.n_tokens.max()} per row"
+    )
     padded = sum(rows * tokens for rows, tokens in sizes)
     padding = 100 * (1 - (store.n_tokens - n_prefix).sum() / padded)
     assert told["batches"] == f"{len(sizes)}; {padding:.1f} % of their tokens are padding"

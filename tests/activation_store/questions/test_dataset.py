@@ -200,11 +200,11 @@ def test_what_is_no_question_is_refused(question, message, tmp_path):
         ("d.json", '["a", 1]\n["b", 2]', "starts like a JSON array, but is not JSON .*; write one object per line"),
         ("d.json", '[{"question": "a", "y": 1},', "starts like a JSON array, but is not JSON"),
         ("d.jsonl", "5", "line 1 is not a JSON object but 5; write one object per line"),
-        ("d.jsonl", '{"question": "a", "y": 1, "y": 2}', "line 1 has an object with more than one key 'y'"),
+        ("d.jsonl", '{"question": "a", "y": 1, "y": 2}', "line 1 has an object with the key 'y' more than once"),
         (
             "d.jsonl",
             '\n{"question": [{"role": "user", "role": "a"}]}',
-            "line 2 has an object with more than one key 'role'",
+            "line 2 has an object with the key 'role' more than once",
         ),
         (
             "d.jsonl",

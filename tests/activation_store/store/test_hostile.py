@@ -260,13 +260,16 @@ CORPUS = {
     "text cut": (with_text(struct.pack("<I", 11)), "cannot be decoded"),
     "text no unicode": (with_text(struct.pack("<I", 11) + (struct.pack("<I", 1) + b"\xff") * 11), "cannot be decoded"),
     "v2 pickle": (with_v2_pickle, "question/zarr.json is missing"),
-    "nested group": (with_file("zarr.json", b'{"attributes":' + b"[" * 200_000), "zarr.json is not JSON"),
-    "nested array": (with_file("activations/zarr.json", b"[" * 200_000), "zarr.json is not JSON"),
-    "nested coordinate": (with_file("n_tokens/zarr.json", b'{"a":' * 200_000), "n_tokens/zarr.json is not JSON"),
+    "nested group": (with_file("zarr.json", b'{"attributes":' + b"[" * 200_000), "zarr.json is not readable JSON"),
+    "nested array": (with_file("activations/zarr.json", b"[" * 200_000), "zarr.json is not readable JSON"),
+    "nested coordinate": (
+        with_file("n_tokens/zarr.json", b'{"a":' * 200_000),
+        "n_tokens/zarr.json is not readable JSON",
+    ),
     "list": (with_file("activations/zarr.json", b"[]"), "is not a JSON object"),
-    "no text": (with_file("zarr.json", b"\xff\xfe\x00"), "zarr.json is not JSON"),
-    "long number": (with_file("zarr.json", b'{"a": 1' + b"0" * 10_000 + b"}"), "zarr.json is not JSON"),
-    "empty": (with_file("zarr.json", b""), "zarr.json is not JSON"),
+    "no text": (with_file("zarr.json", b"\xff\xfe\x00"), "zarr.json is not readable JSON"),
+    "long number": (with_file("zarr.json", b'{"a": 1' + b"0" * 10_000 + b"}"), "zarr.json is not readable JSON"),
+    "empty": (with_file("zarr.json", b""), "zarr.json is not readable JSON"),
     "long metadata": (with_sparse("zarr.json", 2**40), "1099511627776 bytes long, at most"),
     "long coordinate": (with_sparse("n_tokens/c/0", 2**40), "1099511627776 bytes long, at most"),
     "long text": (with_sparse("question/c/0", 2**40), "1099511627776 bytes long, at most"),
@@ -378,7 +381,7 @@ def test_a_link_below_a_draft_is_not_followed(store):
 def test_folders_that_are_not_of_the_store_are_not_shown_to_zarr(name, store):
     (store / name).mkdir()
     (store / name / "zarr.json").write_bytes(b"[" * 200_000)
-    with pytest.raises(CorruptStoreError, match=rf"holds \['{name}'\], which is not of the store"):
+    with pytest.raises(CorruptStoreError, match=rf"holds \['{name}'\], which does not belong to the store"):
         ActivationStore.open(store).to_xarray()
 
 

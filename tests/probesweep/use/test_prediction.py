@@ -618,7 +618,7 @@ def test_bad_rows_stop_unless_asked_and_say_how_to_go_on(train, odd, tmp_path, c
     assert not (tmp_path / "o.jsonl").exists()
     done = run(*given, "--on_error", "null", "--truncate", "--max_length", "100")
     assert done.returncode == 0, done.stderr
-    assert "3 of them without a score, see probe_error; row 2: None is not text" in done.stdout
+    assert "3 of them have no score (see probe_error); row 2: None is not text" in done.stdout
     assert "1 prompts were longer than 100 tokens and the end of their user's text was cut: row 1" in caplog.text
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [row["probe_score"] is None for row in rows] == [False, False, True, False, True, True]
