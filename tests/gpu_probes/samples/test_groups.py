@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from gpu_probes import ArrayCellSource, FoldError, LabelError, sweep
-from gpu_probes.samples import folds
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.samples.groups import group_samples, shared_prompts
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
@@ -89,7 +88,7 @@ def test_a_fold_that_scikit_learn_leaves_empty_is_named(monkeypatch: pytest.Monk
     def split(*_: object) -> list[tuple[None, np.ndarray]]:
         return [(None, np.arange(6)), (None, np.array([], dtype=int))]
 
-    monkeypatch.setattr(folds.StratifiedGroupKFold, "split", split)
+    monkeypatch.setattr(StratifiedGroupKFold, "split", split)
     message = (
         "StratifiedGroupKFold leaves fold 1 of 2 empty for these 3 groups, their labels and the seed; use fewer folds "
         "or another --seed"

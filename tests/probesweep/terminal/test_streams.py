@@ -67,7 +67,9 @@ def test_without_home():
 
 
 def test_a_limit_of_memory_is_one_line(tmp_path):
-    done = shell(f"ulimit -v 400000; {PROBESWEEP} verify {tmp_path}")
+    # Too little for torch.
+    stores = f"--train_activations {tmp_path} --test_activations {tmp_path} --output_dir {tmp_path}/out"
+    done = shell(f"ulimit -v 400000; {PROBESWEEP} train {stores}")
     assert done.returncode == 2
     assert done.stderr.startswith("error: out of memory")
     assert done.stderr.count("\n") == 1
