@@ -1,7 +1,11 @@
 """What works without the extras, and what is said where one is missing."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
 
 CODE = """
 import sys
@@ -51,5 +55,6 @@ assert done.output == "Error: himalaya is not installed; pip install -e '.[dev]'
 
 
 def test_the_core_works_without_extras_and_says_which_is_missing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", CODE], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
