@@ -182,8 +182,7 @@ def _look(out: Path, wanted: dict[str, dict[str, bytes]], what: str) -> Counts:
         results, run = SavedResults.load(out), Run.load(out)
     except ProbeError as error:
         counts.refused += 1
-        # Who moves files up was stopped meanwhile.
-        counts.expect("does not go on" in str(error), f"{what}: {error}")
+        counts.expect(_is_stuck(error, out), f"{what}: {error}")
         return counts
     ages = [age for age in wanted if run.is_whole(out) and _files(out) == wanted[age]]
     counts.right += len(ages) == 1
@@ -200,8 +199,13 @@ def _expect_refused(counts: Counts, work: Work, out: Path, what: str) -> None:
         counts.expect(False, f"{what}: a second process was let in")
     except (RequestError, ProbeError) as error:
         counts.refused += 1
-        known = "is being written by process" in str(error) or "does not go on" in str(error)
+        known = "is being written by process" in str(error) or _is_stuck(error, out)
         counts.expect(known, f"{what}: {error}")
+
+
+def _is_stuck(error: Exception, out: Path) -> bool:
+    """Whether an error says that the process which moves files into place has stopped, and nothing else."""
+    return str(error).startswith(f"{out}: another process started to put new results there and is stuck")
 
 
 def _count(work: Work, out: Path) -> int:

@@ -197,8 +197,6 @@ def _move_up(folder: Path) -> None:
             f"{folder}: its new results could not be put in place ({error.strerror}: {error.filename}); fix that and "
             "run the same command again"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ProbeError(f"{new / RUN} is damaged ({error}); remove {new} and train again") from error
 
 
 def _wait_for(locked: IO[bytes], folder: Path) -> None:
@@ -218,7 +216,11 @@ def _wait_for(locked: IO[bytes], folder: Path) -> None:
 
 
 def _replace(folder: Path, new: Path) -> None:
-    names = [name for name in RESULT_FILES if name in json.loads((new / RUN).read_bytes())["files"]]
+    try:
+        listed = json.loads((new / RUN).read_bytes())["files"]
+        names = [name for name in RESULT_FILES if name in listed]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProbeError(f"{new / RUN} is damaged ({error}); remove {new} and train again") from error
     # All the old files before the first new one: whoever reads without looking at run.json never has some of each.
     for name in (RUN, *RESULT_FILES):
         if name not in names or (new / name).exists():

@@ -188,7 +188,7 @@ def test_files_that_are_no_archives_of_torch_are_refused_in_a_sentence(tmp_path)
     ):
         path.write_bytes(content)
         with pytest.raises(
-            InputError, match=r"cannot be read as a \.pt of tensors: it is (cut short|damaged)"
+            InputError, match=r"cannot be read as a \.pt of tensors: it is (truncated|damaged)"
         ) as caught:
             PtActivations.open(path)
         assert str(caught.value).isprintable()
