@@ -41,6 +41,7 @@ class LoadedModel:
         cls,
         model: str,
         layers: Sequence[int],
+        positions: Sequence[int],
         prompts: PromptFormat,
         *,
         dtype: str = "auto",
@@ -56,6 +57,8 @@ class LoadedModel:
             Hub id, local folder, GGUF file, or "smollm2".
         layers : sequence of int
             Indices into ``hidden_states``, ascending.
+        positions : sequence of int
+            Negative indices from the last real token.
         prompts : PromptFormat
         dtype : str
             "auto" (the checkpoint's), "float32", "float16" or "bfloat16".
@@ -88,7 +91,9 @@ class LoadedModel:
                     f"on ({value}); give the same model with --model"
                 )
         dtype = info.dtype if dtype == "auto" else dtype
-        return cls(HiddenStates.load(source, info, layers, dtype=dtype, device=placed), tokenizer, info, prompts)
+        return cls(
+            HiddenStates.load(source, info, layers, positions, dtype=dtype, device=placed), tokenizer, info, prompts
+        )
 
     def encode(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Prompts:
         """Turn questions into prompts.
@@ -130,7 +135,7 @@ class LoadedModel:
         return {}
 
     def blocks(
-        self, prompts: Prompts, positions: Sequence[int], *, max_rows: int | None = None
+        self, prompts: Prompts, *, max_rows: int | None = None
     ) -> Iterator[tuple[Integer[np.ndarray, " row"], Shaped[np.ndarray, "row layer position feature"]]]:
         """Run prompts in batches of like length.
 
@@ -138,8 +143,6 @@ class LoadedModel:
         ----------
         prompts : Prompts
             Of `encode`.
-        positions : sequence of int
-            Negative indices from the last real token.
         max_rows : int, optional
             Most prompts of a batch; by default as many as free memory allows.
 
@@ -153,22 +156,22 @@ class LoadedModel:
         ParityError
             The model returns different values for prompts in a batch than one at a time.
         """
-        plan = self._plan(prompts, positions, max_rows)
+        plan = self._plan(prompts, max_rows)
         runner = SplittingRunner(self._states.start)
         for start in range(0, len(prompts.n_tokens), _CHUNK_ROWS):
             chunk = range(start, min(start + _CHUNK_ROWS, len(prompts.n_tokens)))
             for batch in plan.batches(prompts.n_tokens, chunk):
                 batch_prompts = [prompts.row(row) for row in batch.tolist()]
-                for rows, block in runner.blocks(batch, batch_prompts, positions):
+                for rows, block in runner.blocks(batch, batch_prompts):
                     yield rows, block()
 
-    def _plan(self, prompts: Prompts, positions: Sequence[int], max_rows: int | None) -> BatchPlan:
+    def _plan(self, prompts: Prompts, max_rows: int | None) -> BatchPlan:
         states, longest = self._states, int(prompts.n_tokens.max())
         prefix = useful_prefix(prompts.token_ids, prompts.starts, len(prompts.positions))
         states.use_prefix(prompts.row(0)[:prefix])
         if prefix or not self._checked:
             first = [prompts.row(row) for row in first_rows(prompts.n_tokens)]
-            states.check(first, positions, max_rows=max_rows or len(first))
+            states.check(first, max_rows=max_rows or len(first))
             self._checked = True
         n_tokens = token_budget(enough_tokens(states.device), free_nbytes(states.device), states.token_nbytes(longest))
         return BatchPlan(n_tokens, max_rows, states.n_prefix)

@@ -23,15 +23,15 @@ class SplittingRunner(Generic[T]):
     Parameters
     ----------
     run : callable
-        Takes prompts and positions, such as `HiddenStates.start`.
+        Takes prompts, such as `HiddenStates.start`.
     """
 
-    def __init__(self, run: Callable[[Sequence[TokenIds], Sequence[int]], T]) -> None:
+    def __init__(self, run: Callable[[Sequence[TokenIds]], T]) -> None:
         self._run = run
         self._too_many_tokens: int | None = None
 
     def blocks(
-        self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds], positions: Sequence[int]
+        self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds]
     ) -> Generator[tuple[Integer[np.ndarray, " row"], T]]:
         """Run a batch.
 
@@ -41,8 +41,6 @@ class SplittingRunner(Generic[T]):
             Sample index of every prompt.
         prompts : sequence of ndarray [token]
             Their token ids.
-        positions : sequence of int
-            Negative indices from the last real token.
 
         Yields
         ------
@@ -55,19 +53,17 @@ class SplittingRunner(Generic[T]):
             A single prompt does not fit.
         """
         if not self._is_too_large(prompts):
-            block = self._try(rows, prompts, positions)
+            block = self._try(rows, prompts)
             if block is not None:
                 yield rows, block
                 return
         half = (len(rows) + 1) // 2
-        yield from self.blocks(rows[:half], prompts[:half], positions)
-        yield from self.blocks(rows[half:], prompts[half:], positions)
+        yield from self.blocks(rows[:half], prompts[:half])
+        yield from self.blocks(rows[half:], prompts[half:])
 
-    def _try(
-        self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds], positions: Sequence[int]
-    ) -> T | None:
+    def _try(self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds]) -> T | None:
         try:
-            return self._run(prompts, positions)
+            return self._run(prompts)
         except torch.OutOfMemoryError as error:
             self._note(rows, prompts, error)
         # Only here is the error gone, and with it the tensors that its frames held.

@@ -42,7 +42,6 @@ from activation_store.store.reader import ActivationStore, PlannedStore
 from activation_store.store.writer import StoreWriter, check_can_create, is_finished
 
 if TYPE_CHECKING:
-    from activation_store.capture.hidden_states import HiddenStates
     from activation_store.extraction.job import Job
 
 logger = logging.getLogger(__name__)
@@ -175,33 +174,52 @@ class Extraction:
             A single prompt does not fit in the device's memory.
         """
         self._check_place()
+        path = Path(self.output_path)
+        return self._resume(path) if is_store(path) else self._start(path)
+
+    def _start(self, path: Path) -> ActivationStore:
+        """Write a new store."""
+        job = self._job
+        spec = job.spec(self.shard_samples)
+        check_disk(path, spec.layout.store_nbytes)
+        # Before the store is created: weights that cannot be loaded leave nothing behind.
+        states = job.load(self._useful_prefix(), self.batch_size)
+        plan = job.plan(states, self.batch_size)
+        provenance = {
+            **spec.provenance,
+            "dataset_path": str(self.dataset_path),
+            "attention_implementation": states.attention,
+            "batch_plan": plan.describe(),
+            "parity": states.parity,
+        }
+        with StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()) as writer:
+            fill(writer, states, job.prompts, plan)
+            return _finish(writer)
+
+    def _resume(self, path: Path) -> ActivationStore:
+        """Write what an existing store still lacks."""
         job = self._job
         try:
-            writer, states = self._open()
+            writer = _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint)
         except OSError as error:
-            path = Path(self.output_path)
             if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
                 raise
             # There is nothing to write, so read-only media are fine.
             return ActivationStore.open(path)
         with writer:
-            _warn_of_other_versions(writer)
+            _warn_of_another_day(writer, job)
             if writer.pending_shards:
+                if not self.repair:
+                    check_disk(path, len(writer.pending_shards) * writer.spec.layout.shard_nbytes)
+                _warn_of_other_versions(writer)
                 stored = BatchPlan.of(writer.spec.provenance)
                 plan = self._as_asked(stored)
-                states = states or job.load(plan.prefix_tokens, plan.max_rows)
+                states = job.load(plan.prefix_tokens, plan.max_rows)
                 plan = job.plan_that_fits(plan, states)
                 if plan != stored:
                     _warn_of_another_plan(writer, stored, plan)
                 fill(writer, states, job.prompts, plan)
-            writer.finish(examine(ActivationStore.open(writer.path)))
-        if writer.changed_shards:
-            logger.warning(
-                "%s: shards %s differ from what was first committed: another machine or library version",
-                writer.path,
-                writer.changed_shards,
-            )
-        return ActivationStore.open(writer.path)
+            return _finish(writer)
 
     def plan(self) -> PlannedStore:
         """Check everything that `run` checks before it loads the weights, except disk space; nothing is written.
@@ -302,26 +320,6 @@ class Extraction:
             template_day=date.today().isoformat() if self.use_chat_template and writes_the_day(tokenizer) else None,
         )
 
-    def _open(self) -> tuple[StoreWriter, HiddenStates | None]:
-        """Open the existing store or create it; also returns the model if it had to be loaded."""
-        path, job = Path(self.output_path), self._job
-        if not self.repair:
-            check_disk(path, self.missing_nbytes())
-        if is_store(path):
-            _warn_of_another_day(path, job)
-            return _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint), None
-        spec = job.spec(self.shard_samples)
-        # Before the store is created: weights that cannot be loaded leave nothing behind.
-        states = job.load(self._useful_prefix(), self.batch_size)
-        provenance = {
-            **spec.provenance,
-            "dataset_path": str(self.dataset_path),
-            "attention_implementation": states.attention,
-            "batch_plan": job.plan(states, self.batch_size).describe(),
-            "parity": states.parity,
-        }
-        return StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()), states
-
     def _useful_prefix(self) -> int:
         return self._job.useful_prefix() if self.prefix_cache else 0
 
@@ -337,14 +335,26 @@ def _names(columns: str | Sequence[str]) -> list[str]:
     return [columns] if isinstance(columns, str) else list(dict.fromkeys(columns))
 
 
-def _warn_of_another_day(path: Path, job: Job) -> None:
+def _finish(writer: StoreWriter) -> ActivationStore:
+    """Examine a store that is complete, and hand it out."""
+    writer.finish(examine(writer.store()))
+    if writer.changed_shards:
+        logger.warning(
+            "%s: shards %s differ from what was first committed: another machine or library version",
+            writer.path,
+            writer.changed_shards,
+        )
+    return writer.store()
+
+
+def _warn_of_another_day(writer: StoreWriter, job: Job) -> None:
     """Warn that the prompts of a store started on another day may have changed."""
-    begun = ActivationStore.open(path).spec.provenance.get("template_day")
+    begun = writer.spec.provenance.get("template_day")
     if begun is not None and begun != job.template_day:
         logger.warning(
             "%s was started on %s, and this chat template can insert the date into prompts; if they differ, fix the "
             "date with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
-            path,
+            writer.path,
             begun,
         )
 
@@ -362,7 +372,7 @@ def _warn_of_another_plan(writer: StoreWriter, stored: BatchPlan, plan: BatchPla
 def _warn_of_other_versions(writer: StoreWriter) -> None:
     """Warn when an extraction is resumed with other library versions: last bits of values may differ."""
     stored, now = writer.spec.provenance.get("versions"), library_versions()
-    if writer.pending_shards and isinstance(stored, dict) and stored != now:
+    if isinstance(stored, dict) and stored != now:
         differing = [f"{name} {stored.get(name)} -> {now[name]}" for name in now if stored.get(name) != now[name]]
         logger.warning("%s was started with other library versions: %s", writer.path, ", ".join(differing))
 

@@ -8,13 +8,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer
 from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
+from activation_store.capture.parity import Block
 from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import NonFiniteError, show_rows
 from activation_store.format.spec import StoreSpec
@@ -23,14 +24,12 @@ from activation_store.store.writer import StoreWriter
 
 logger = logging.getLogger(__name__)
 
-Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
-
 
 @runtime_checkable
 class PromptRunner(Protocol):
     """What the loop needs from a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
 
-    def start(self, prompts: Sequence[TokenIds], positions: Sequence[int]) -> Callable[[], Block]:
+    def start(self, prompts: Sequence[TokenIds]) -> Callable[[], Block]:
         """Begin to run some prompts; what it returns waits for their hidden states at their last tokens."""
         ...
 
@@ -71,7 +70,7 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
             for shard in writer.pending_shards:
                 for batch in plan.batches(n_tokens, spec.layout.rows(shard)):
                     batch_prompts = [prompts.row(row) for row in batch.tolist()]
-                    for rows, block in runner.blocks(batch, batch_prompts, spec.positions):
+                    for rows, block in runner.blocks(batch, batch_prompts):
                         background.add(rows, block)
                         meter.update(len(rows), int(n_tokens[rows].sum()))
     except _BadValuesError as bad:

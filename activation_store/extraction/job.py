@@ -108,11 +108,17 @@ class Job:
         """
         try:
             states = HiddenStates.load(
-                self.source, self.info, self.layers, dtype=self.dtype, device=self.device, device_map=self.device_map
+                self.source,
+                self.info,
+                self.layers,
+                self.prompts.positions,
+                dtype=self.dtype,
+                device=self.device,
+                device_map=self.device_map,
             )
             states.use_prefix(self.prompts.row(0)[:prefix_tokens])
             first = [self.prompts.row(row) for row in first_rows(self.prompts.n_tokens)]
-            states.check(first, self.prompts.positions, max_rows=max_rows or len(first))
+            states.check(first, max_rows=max_rows or len(first))
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use --device_map auto, "

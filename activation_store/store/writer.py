@@ -43,6 +43,7 @@ from activation_store.format.journal import (
 from activation_store.format.spec import ARRAY, StoreSpec
 from activation_store.store.documents import check_length, read_spec, require_store
 from activation_store.store.integrity import Progress, damaged_files, damaged_shards
+from activation_store.store.reader import ActivationStore
 from activation_store.store.shards import commit_shard
 from activation_store.store.skeleton import skeleton
 
@@ -294,6 +295,10 @@ class StoreWriter:
         """
         if self._journal.health != health:
             self._append(health_record(health), health=health)
+
+    def store(self) -> ActivationStore:
+        """Read what is committed so far."""
+        return ActivationStore(self.path, self.spec, self._journal, verify=True)
 
     def _append(self, line: bytes, **entries: Any) -> None:
         append_file(self.path / ARRAY / JOURNAL, line, self._journal.n_bytes)

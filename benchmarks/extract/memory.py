@@ -63,7 +63,7 @@ def _original(ready: Callable[[], None], model: str, questions: list[str], path:
 
 def _ours(ready: Callable[[], None], model: str, questions: list[str], shard_samples: int, path: Path) -> None:
     subject = Subject.load(model)
-    states = subject.states()
+    states = subject.states(subject.encode(questions).positions)
     ready()
     prompts = subject.encode(questions)
     spec = make_spec(subject, prompts, shard_samples=shard_samples)

@@ -98,7 +98,7 @@ class _Contenders:
     ) -> Contender:
         """Our extraction: tokens, a new store, all that makes it durable, and its examination."""
         path = self.store(name)
-        states = self.subject.states(",".join(map(str, way.spec.layers)))
+        states = self.subject.states(way.spec.positions, ",".join(map(str, way.spec.layers)))
 
         def prepare(_: int) -> Callable[[], object]:
             shutil.rmtree(path, ignore_errors=True)

@@ -52,10 +52,10 @@ class Subject:
         """The model without its head."""
         return find_decoder(self.model)
 
-    def states(self, layers: str = "all") -> HiddenStates:
-        """What `extract` runs for ``--layers``, over these same weights."""
+    def states(self, positions: Sequence[int], layers: str = "all") -> HiddenStates:
+        """What `extract` runs for ``--layers`` and these stored positions, over these same weights."""
         loaded = LoadedDecoder(self.decoder, self.device, torch.float32, str(self.model.config._attn_implementation))
-        return HiddenStates(loaded, self.layers(layers), self.n_blocks, self.n_features)
+        return HiddenStates(loaded, self.layers(layers), positions, self.n_blocks, self.n_features)
 
     def layers(self, layers: str = "all") -> tuple[int, ...]:
         """Indices into ``hidden_states`` that ``--layers`` means."""

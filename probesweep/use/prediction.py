@@ -233,11 +233,10 @@ class Probe:
                 f"the template's tail has positions {list(encoded.positions)}, in training {given.positions}; "
                 "load the same tokenizer and template"
             )
-        positions = [position for position in given.positions if join or position == self.position]
         decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
-        blocks = self._loaded.blocks(encoded, positions, max_rows=self.batch_size)
+        blocks = self._loaded.blocks(encoded, max_rows=self.batch_size)
         for rows, block in blocks if progress is None else progress(blocks, len(decision)):
-            source = combine(ArrayCellSource(block, given.layers, positions), join)
+            source = combine(ArrayCellSource(block, given.layers, self._read_positions), join)
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
             if stop and not np.isfinite(decision[rows]).all():
                 bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()
@@ -258,12 +257,18 @@ class Probe:
         assert self.card.prompts is not None, "Probe.load refuses such cards"
         return self.card.prompts
 
+    @property
+    def _read_positions(self) -> list[int]:
+        """Negative indices of the tokens whose hidden states the probe reads."""
+        return [at for at in self._prompts.positions if self.card.join or at == self.position]
+
     @cached_property
     def _loaded(self) -> LoadedModel:
         given = self._prompts
         return LoadedModel.load(
             self.model,
             given.layers,
+            self._read_positions,
             given.prompt_format(self.max_length, truncate=self.truncate),
             dtype=given.dtype,
             device=self.device,

@@ -113,8 +113,8 @@ def changed(change):
     """What wraps `HiddenStates.start` so that its values are changed."""
 
     def wrap(real):
-        def start(self, prompts, positions):
-            wait = real(self, prompts, positions)
+        def start(self, prompts):
+            wait = real(self, prompts)
             return lambda: change(wait())
 
         return start
@@ -153,7 +153,9 @@ def test_fewer_layers_that_are_others_are_refused(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Subject.states
-    monkeypatch.setattr(Subject, "states", lambda self, layers: real(self, "1-2" if layers == "0,1" else layers))
+    monkeypatch.setattr(
+        Subject, "states", lambda self, positions, layers: real(self, positions, "1-2" if layers == "0,1" else layers)
+    )
     with pytest.raises(WrongResultError, match="--layers 0-1"):
         speed.race_layers(subject, sets.embedded_questions()[:5], tmp_path, "0-1", n_rounds=1)
 

@@ -191,17 +191,20 @@ def build(name: str, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.M
     return model.eval().requires_grad_(False).to(dtype)
 
 
-def hidden_states(model: nn.Module, layers: Sequence[int] | None = None) -> HiddenStates:
+def hidden_states(
+    model: nn.Module, layers: Sequence[int] | None = None, positions: Sequence[int] = (-1,)
+) -> HiddenStates:
     """What extract makes of a loaded model."""
     config = model.config.get_text_config(decoder=True)
     n_blocks = config.num_hidden_layers
     loaded = LoadedDecoder(find_decoder(model), torch.device("cpu"), model.dtype, "")
-    return HiddenStates(loaded, range(n_blocks + 1) if layers is None else layers, n_blocks, config.hidden_size)
+    layers = range(n_blocks + 1) if layers is None else layers
+    return HiddenStates(loaded, layers, positions, n_blocks, config.hidden_size)
 
 
-def run(states: HiddenStates, prompts: Sequence[np.ndarray], positions: Sequence[int]) -> np.ndarray:
+def run(states: HiddenStates, prompts: Sequence[np.ndarray]) -> np.ndarray:
     """Hidden states of some prompts, waited for."""
-    return states.start(prompts, positions)()
+    return states.start(prompts)()
 
 
 def one_by_one(model: nn.Module, prompts: Sequence[np.ndarray], positions: Sequence[int]) -> list[np.ndarray]:

@@ -103,19 +103,19 @@ def test_nothing_above_the_highest_layer_runs(layers, blocks, norms):
     states = hidden_states(model, layers)
     ran = {"blocks": [], "norm": 0, "head": 0}
     prompts = random_prompts([5, 9])
-    expected = run(states, prompts, (-1,))
+    expected = run(states, prompts)
     for index, block in enumerate(model.model.layers):
         block.register_forward_hook(lambda *_, index=index: ran["blocks"].append(index))
     for name, module in (("norm", model.model.norm), ("head", model.lm_head)):
         module.register_forward_hook(lambda *_, name=name: ran.update({name: ran[name] + 1}))
-    np.testing.assert_array_equal(run(states, prompts, (-1,)), expected)
+    np.testing.assert_array_equal(run(states, prompts), expected)
     assert ran == {"blocks": blocks, "norm": norms, "head": 0}
 
 
 def test_nothing_is_left_on_the_model():
     model = build("llama")
     states = hidden_states(model, [0, 1])
-    run(states, random_prompts([5]), (-1,))
+    run(states, random_prompts([5]))
     states.first_nonfinite_module(random_prompts([5])[0])
     hooked = [module for module in model.modules() if module._forward_pre_hooks]
     assert hooked == []
@@ -143,10 +143,10 @@ def test_unknown_structure_falls_back_to_output_hidden_states(name, blocks, capl
     setattr(decoder, blocks, Stack(getattr(decoder, blocks)))
     states = hidden_states(model)
     prompts = random_prompts([5, 12, 7])
-    states.check(prompts, (-2, -1), max_rows=4)
+    states.check(prompts, max_rows=4)
     assert "blocks were not found: using output_hidden_states" in caplog.text
     assert len(caplog.records) == 1
-    assert relative_errors(run(states, prompts, (-1,)), one_by_one(model, prompts, (-1,))).max() < 1e-5
+    assert relative_errors(run(states, prompts), one_by_one(model, prompts, (-1,))).max() < 1e-5
 
 
 def test_blocks_that_are_called_twice_are_not_hooked(caplog):
@@ -155,22 +155,22 @@ def test_blocks_that_are_called_twice_are_not_hooked(caplog):
     second.register_forward_pre_hook(lambda _module, args, kwargs: (first(*args, **kwargs), None)[1], with_kwargs=True)
     states = hidden_states(model)
     prompts = random_prompts([5, 12, 7])
-    assert relative_errors(run(states, prompts, (-1,)), one_by_one(model, prompts, (-1,))).max() < 1e-5
+    assert relative_errors(run(states, prompts), one_by_one(model, prompts, (-1,))).max() < 1e-5
     assert "blocks were not found" in caplog.text
 
 
 def test_another_number_of_hidden_states_is_refused():
     model = build("llama")
-    states = HiddenStates(LoadedDecoder(model.model, torch.device("cpu"), torch.float32, ""), [0], 4, 32)
+    states = HiddenStates(LoadedDecoder(model.model, torch.device("cpu"), torch.float32, ""), [0], [-1], 4, 32)
     with pytest.raises(InputError, match="returns 4 hidden states for 4 blocks: its layers cannot be numbered"):
-        run(states, random_prompts([5]), (-1,))
+        run(states, random_prompts([5]))
 
 
 def test_another_width_is_refused():
     model = build("llama")
-    states = HiddenStates(LoadedDecoder(model.model, torch.device("cpu"), torch.float32, ""), [0], 3, 30)
+    states = HiddenStates(LoadedDecoder(model.model, torch.device("cpu"), torch.float32, ""), [0], [-1], 3, 30)
     with pytest.raises(InputError, match="returns 32 features, its blocks have 30"):
-        run(states, random_prompts([5]), (-1,))
+        run(states, random_prompts([5]))
 
 
 def test_the_first_module_that_breaks_is_named():
@@ -185,9 +185,7 @@ def test_the_first_module_that_breaks_is_named():
 
 def test_a_prefix_serves_only_prompts_that_begin_with_it():
     model = build("llama")
-    states = hidden_states(model)
     prefix, other = random_prompts([6, 6])
-    assert states.use_prefix(prefix) == 6
     rests = random_prompts([5, 12, 7], seed=3)
     together = [np.concatenate([prefix, rest]) for rest in rests]
     for prompts, positions in (
@@ -196,7 +194,9 @@ def test_a_prefix_serves_only_prompts_that_begin_with_it():
         ([*together[1:], np.concatenate([other, rests[0]])], (-1,)),
         (rests, (-1,)),
     ):
-        found = run(states, prompts, positions)
+        states = hidden_states(model, positions=positions)
+        assert states.use_prefix(prefix) == 6
+        found = run(states, prompts)
         assert relative_errors(found, one_by_one(model, prompts, positions)).max() < 1e-5
 
 
@@ -205,11 +205,11 @@ def test_a_reused_prefix_is_not_run_again_and_does_not_grow():
     states = hidden_states(model)
     prefix = random_prompts([6])[0]
     states.use_prefix(prefix)
-    run(states, [prefix], (-1,))
+    run(states, [prefix])
     sizes = []
     model.model.embed_tokens.register_forward_hook(lambda _module, _args, out: sizes.append(tuple(out.shape[:2])))
     for lengths in ([5, 12, 7], [3], [9, 9]):
-        run(states, [np.concatenate([prefix, rest]) for rest in random_prompts(lengths)], (-1,))
+        run(states, [np.concatenate([prefix, rest]) for rest in random_prompts(lengths)])
     assert sizes == [(3, 12), (1, 3), (2, 9)]
     layers = states._way.prefix.cache.layers
     assert [(layer.get_seq_length(), layer.keys.shape[0]) for layer in layers] == [(6, 1)] * 3
@@ -226,9 +226,9 @@ def test_weights_that_are_loaded_as_they_are_needed():
     assert input_device(model).type == "cpu"
     # A forward pass that is ended early leaves the next one whole.
     first = hidden_states(model, [0, 1])
-    assert relative_errors(run(first, prompts, (-1,)), expected[:2]).max() < 1e-5
+    assert relative_errors(run(first, prompts), expected[:2]).max() < 1e-5
     states = hidden_states(model)
-    assert relative_errors(run(states, prompts, (-1,)), expected).max() < 1e-5
+    assert relative_errors(run(states, prompts), expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_values_that_depend_on_the_number_of_rows_are_no_rounding():
 
     model.model.layers[1].mlp.register_forward_hook(crowded)
     with pytest.raises(ParityError, match="prompts in a batch give different values than one at a time, at layer"):
-        hidden_states(model).check(random_prompts([5, 9, 12]), (-2, -1), max_rows=8)
+        hidden_states(model).check(random_prompts([5, 9, 12]), max_rows=8)
 
 
 def test_a_model_that_fails_with_a_cache_reuses_no_prefix(monkeypatch, caplog):

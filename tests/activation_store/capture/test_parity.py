@@ -47,43 +47,43 @@ def test_half_of_the_digits_must_agree():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("max_rows", [1, 3, 16])
 def test_a_good_model_passes_without_a_word(dtype, max_rows, caplog):
-    states = hidden_states(build("llama", dtype))
+    states = hidden_states(build("llama", dtype), positions=POSITIONS)
     prompts = [np.arange(3, 9, dtype=np.int32), *random_prompts([5, 12, 7])]
-    states.check(prompts, POSITIONS, max_rows=max_rows)
+    states.check(prompts, max_rows=max_rows)
     assert not caplog.records
 
 
 def test_a_wrong_prefix_is_not_reused(caplog):
     model = build("llama")
-    states = hidden_states(model)
+    states = hidden_states(model, positions=POSITIONS)
     prompts = [np.concatenate([np.arange(3, 9), rest]).astype(np.int32) for rest in random_prompts([5, 12, 7])]
     assert states.use_prefix(prompts[0][:6]) == states.n_prefix == 6
     layer = states._way.prefix.cache.layers[1]
     layer.keys = layer.keys.roll(1, dims=-2)
-    states.check(prompts, POSITIONS, max_rows=16)
+    states.check(prompts, max_rows=16)
     assert "common prefix changes the values at layer 2 by 0." in caplog.text
     assert states.n_prefix == 0
-    assert relative_errors(run(states, prompts, POSITIONS), one_by_one(model, prompts, POSITIONS)).max() < 1e-5
+    assert relative_errors(run(states, prompts), one_by_one(model, prompts, POSITIONS)).max() < 1e-5
 
 
 def test_a_right_prefix_is_kept(caplog):
-    states = hidden_states(build("llama"))
+    states = hidden_states(build("llama"), positions=POSITIONS)
     prompts = [np.concatenate([np.arange(3, 9), rest]).astype(np.int32) for rest in random_prompts([5, 12, 7])]
     states.use_prefix(prompts[0][:6])
-    states.check(prompts, POSITIONS, max_rows=16)
+    states.check(prompts, max_rows=16)
     assert states.n_prefix == 6
     assert not caplog.records
 
 
 def test_wrong_hooks_are_given_up(caplog):
     model = build("llama")
-    states = hidden_states(model)
+    states = hidden_states(model, positions=POSITIONS)
     right = states.structure
     states.structure = Structure(right.blocks[::-1], right.shift, right.readout, right.rope_switch)
     prompts = random_prompts([5, 12, 7])
-    states.check(prompts, POSITIONS, max_rows=16)
+    states.check(prompts, max_rows=16)
     assert "hooks change the values at layer" in caplog.text
-    assert relative_errors(run(states, prompts, POSITIONS), one_by_one(model, prompts, POSITIONS)).max() < 1e-5
+    assert relative_errors(run(states, prompts), one_by_one(model, prompts, POSITIONS)).max() < 1e-5
 
 
 def leak_between_rows(model):
@@ -102,8 +102,8 @@ def test_a_model_whose_rows_see_each_other_is_refused(dtype, caplog):
     prompts = random_prompts([5, 12, 7])
     refusal = r"one at a time, at layer [23] by 0\.\d+ of its size.*--batch_size 1"
     with pytest.raises(ParityError, match=refusal):
-        hidden_states(model).check(prompts, POSITIONS, max_rows=16)
-    hidden_states(model).check(prompts, POSITIONS, max_rows=1)
+        hidden_states(model, positions=POSITIONS).check(prompts, max_rows=16)
+    hidden_states(model, positions=POSITIONS).check(prompts, max_rows=1)
     assert not caplog.records  # not the hooks' fault
 
 
@@ -116,16 +116,16 @@ def test_rounding_of_this_very_model_is_allowed(monkeypatch):
 
     model.model.layers[1].register_forward_hook(rough)
     prompts = random_prompts([5, 12, 7])
-    hidden_states(model).check(prompts, POSITIONS, max_rows=16)
-    monkeypatch.setattr("activation_store.capture.hidden_states.ROUNDING_MARGIN", 0)
+    hidden_states(model, positions=POSITIONS).check(prompts, max_rows=16)
+    monkeypatch.setattr("activation_store.capture.parity.ROUNDING_MARGIN", 0)
     with pytest.raises(ParityError):
-        hidden_states(model).check(prompts, POSITIONS, max_rows=16)
+        hidden_states(model, positions=POSITIONS).check(prompts, max_rows=16)
 
 
 def test_a_model_that_breaks_is_left_to_the_extraction(caplog):
     model = build("llama")
     model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
-    states = hidden_states(model)
+    states = hidden_states(model, positions=POSITIONS)
     assert states.structure.blocks is not None
-    states.check(random_prompts([5, 12, 7]), POSITIONS, max_rows=16)
+    states.check(random_prompts([5, 12, 7]), max_rows=16)
     assert not caplog.records

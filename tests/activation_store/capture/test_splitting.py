@@ -10,33 +10,31 @@ from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import DeviceMemoryError
 from tests.helpers.architectures import build, hidden_states, random_prompts, run
 
-POSITIONS = (-2, -1)
-
 
 class Small:
     """A device that has memory for some tokens, padding included."""
 
-    def __init__(self, n_tokens, run=lambda prompts, positions: [prompt[-1] for prompt in prompts]):
+    def __init__(self, n_tokens, run=lambda prompts: [prompt[-1] for prompt in prompts]):
         self.n_tokens, self.run_whole = n_tokens, run
         self.calls = []
 
-    def run(self, prompts, positions):
+    def run(self, prompts):
         size = len(prompts) * max(map(len, prompts))
         self.calls.append(size)
         if size > self.n_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-        return self.run_whole(prompts, positions)
+        return self.run_whole(prompts)
 
 
 def run_all(runner, rows, prompts):
-    parts = list(runner.blocks(rows, prompts, POSITIONS))
+    parts = list(runner.blocks(rows, prompts))
     return np.concatenate([part for part, _ in parts]), np.concatenate([block for _, block in parts])
 
 
 def test_a_batch_that_fits_is_run_whole():
     prompts = random_prompts([9, 7, 5])
     device = Small(27)
-    [(rows, block)] = SplittingRunner(device.run).blocks(np.array([4, 2, 9]), prompts, POSITIONS)
+    [(rows, block)] = SplittingRunner(device.run).blocks(np.array([4, 2, 9]), prompts)
     assert rows.tolist() == [4, 2, 9]
     assert block == [prompt[-1] for prompt in prompts]
     assert device.calls == [27]
@@ -73,16 +71,16 @@ def test_a_single_prompt_that_does_not_fit_is_an_error_with_its_row():
 
 
 def test_other_errors_pass():
-    def broken(_prompts, _positions):
+    def broken(_prompts):
         raise RuntimeError("not about memory")
 
     with pytest.raises(RuntimeError, match="not about memory"):
-        list(SplittingRunner(broken).blocks(np.arange(2), random_prompts([3, 4]), POSITIONS))
+        list(SplittingRunner(broken).blocks(np.arange(2), random_prompts([3, 4])))
 
 
 def test_splitting_changes_values_by_rounding_only():
-    states = hidden_states(build("llama"))
+    states = hidden_states(build("llama"), positions=(-2, -1))
     prompts = random_prompts([23, 16, 12, 9, 7])
-    whole = run(states, prompts, POSITIONS)
+    whole = run(states, prompts)
     _, block = run_all(SplittingRunner(Small(40, functools.partial(run, states)).run), np.arange(5), prompts)
     np.testing.assert_allclose(block, whole, atol=1e-5 * np.abs(whole).max())

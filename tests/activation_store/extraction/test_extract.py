@@ -66,11 +66,11 @@ def test_interrupted_extraction_resumes_byte_identical(tiny_model, dataset, tmp_
     run(folder, dataset, tmp_path / "whole.zarr")
     forward, calls = HiddenStates.start, []
 
-    def interrupted(self, prompts, positions):
+    def interrupted(self, prompts):
         calls.append(len(prompts))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return forward(self, prompts, positions)
+        return forward(self, prompts)
 
     monkeypatch.setattr(HiddenStates, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -85,11 +85,11 @@ def test_a_resume_with_other_batches_is_told(tiny_model, dataset, tmp_path, monk
     folder = tiny_model("llama")
     start, calls = HiddenStates.start, []
 
-    def interrupted(self, prompts, positions):
+    def interrupted(self, prompts):
         calls.append(len(prompts))
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return start(self, prompts, positions)
+        return start(self, prompts)
 
     monkeypatch.setattr(HiddenStates, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -273,10 +273,10 @@ def test_memory_that_ends_splits_batches_and_changes_no_values(tiny_model, datas
     whole = run(tiny_model("llama"), dataset, tmp_path / "whole.zarr")
     forward = HiddenStates.start
 
-    def small(self, prompts, positions):
+    def small(self, prompts):
         if len(prompts) * max(map(len, prompts)) > 60:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, prompts, positions)
+        return forward(self, prompts)
 
     monkeypatch.setattr(HiddenStates, "start", small)
     split = run(tiny_model("llama"), dataset, tmp_path / "split.zarr")
@@ -287,7 +287,7 @@ def test_memory_that_ends_splits_batches_and_changes_no_values(tiny_model, datas
 
 
 def test_a_row_that_does_not_fit_in_memory_is_named(tiny_model, dataset, tmp_path, monkeypatch):
-    def small(_self, _prompts, _positions):
+    def small(_self, _prompts):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(HiddenStates, "start", small)
@@ -316,10 +316,10 @@ def count_embedded_tokens(monkeypatch):
     """Tokens that enter a model after its check, by batch."""
     n_tokens, start = [], HiddenStates.start
 
-    def counted(self, prompts, positions):
+    def counted(self, prompts):
         handle = self._decoder.embed_tokens.register_forward_hook(lambda _m, _a, out: n_tokens.append(out.shape[:2]))
         try:
-            return start(self, prompts, positions)
+            return start(self, prompts)
         finally:
             handle.remove()
 
@@ -357,11 +357,11 @@ def test_a_resumed_store_keeps_its_batches_whatever_memory_is_free(tiny_model, d
     assert plan["max_rows"] is None
     start, calls = HiddenStates.start, []
 
-    def interrupted(self, prompts, positions):
+    def interrupted(self, prompts):
         calls.append(len(prompts))
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return start(self, prompts, positions)
+        return start(self, prompts)
 
     monkeypatch.setattr(HiddenStates, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):

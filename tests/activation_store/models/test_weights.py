@@ -149,7 +149,7 @@ def test_weights_that_are_not_the_models_are_refused_before_anything_is_written(
     assert not (tmp_path / "s.zarr").exists()
     # Wherever else a model is loaded.
     with pytest.raises(InputError, match=says):
-        LoadedModel.load(str(model), [1], PromptFormat())
+        LoadedModel.load(str(model), [1], [-1], PromptFormat())
     with pytest.raises(InputError, match=says):
         Subject.load(str(model))
 
