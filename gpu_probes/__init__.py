@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gpu_probes.scores.nested import NestedCV
     from gpu_probes.scores.permutation import PermutationTest
     from gpu_probes.search.not_converged import NotConvergedWarning
-    from gpu_probes.search.options import SweepOptions
+    from gpu_probes.search.options import ProbeOptions, SweepOptions
     from gpu_probes.search.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
     from gpu_probes.terms import Cell, Solver
 
@@ -49,6 +49,7 @@ _HOMES = {
     "NotConvergedWarning": "search.not_converged",
     "PermutationTest": "scores.permutation",
     "PlannedSweep": "search.sweep",
+    "ProbeOptions": "search.options",
     "RidgeProbe": "estimators.ridge",
     "RidgeProbeCV": "estimators.ridge",
     "SavedProbes": "results.saved_probes",
@@ -89,6 +90,7 @@ __all__ = [
     "PermutationTest",
     "PlannedSweep",
     "ProbeError",
+    "ProbeOptions",
     "ProbeWarning",
     "RidgeProbe",
     "RidgeProbeCV",

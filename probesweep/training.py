@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -17,6 +17,7 @@ from activation_store.opening import open_activations
 from gpu_probes import (
     About,
     ProbeError,
+    ProbeOptions,
     SweepOptions,
     SweepResult,
     check_statistics,
@@ -59,7 +60,7 @@ _NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(ProbeOptions):
     """Fit a linear probe at every layer and position of a store, and write the results.
 
     Parameters
@@ -83,30 +84,20 @@ class Training:
     budget_gib : float, optional
         Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU.
     task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv, device
-        As `gpu_probes.SweepOptions`.
+        As `gpu_probes.ProbeOptions`.
     """
 
     train_activations: str | Path
     test_activations: str | Path
     output_dir: str | Path
     label_column: str | Sequence[str] = ()
-    task_type: Literal["auto", "regression", "classification"] = "auto"
-    probe: Literal["auto", "ridge", "logistic", "lda", "mass_mean"] = "auto"
     join: str | None = None
-    alpha: float = 1.0
-    alphas: Sequence[float] | str | None = None
-    fit_intercept: bool = False
-    standardize: bool = False
+    # Lists only: a file holds no arrays.
+    alphas: Sequence[float] | str | None = field(default=None, kw_only=True)
     weight_column: str | None = None
-    k_fold: bool = False
-    n_folds: int = 5
-    seed: int = 42
     groups: str | None = None
     split_repeats: bool = False
     drop_overlap: bool = False
-    permutations: int = 0
-    nested_cv: bool = True
-    device: str = "auto"
     budget_gib: float | None = None
 
     def check(self) -> None:
@@ -276,21 +267,10 @@ class Training:
         """As the sweep takes them; without the training rows, only those that do not depend on rows."""
         weights = self.weight_column
         return SweepOptions(
-            task_type=self.task_type,
-            probe=self.probe,
-            alpha=self.alpha,
-            alphas=self.alphas,
-            k_fold=self.k_fold,
-            n_folds=self.n_folds,
-            seed=self.seed,
-            nested_cv=self.nested_cv,
+            **self.shared(),
             groups=None if train is None or self.groups is None else group_column(train, self.groups),
             prompts=None if train is None or self.split_repeats else train.questions,
-            permutations=self.permutations,
-            fit_intercept=self.fit_intercept,
-            standardize=self.standardize,
             sample_weight=None if train is None or weights is None else train.labels[weights],
-            device=self.device,
             budget_bytes=None if self.budget_gib is None else int(self.budget_gib * 2**30),
             spill_folder=_nearest_folder(Path(self.output_dir)),
             progress=partial(tqdm, unit="block of cells", desc="train"),

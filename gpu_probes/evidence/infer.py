@@ -22,6 +22,7 @@ from gpu_probes.evidence.baselines import (
 )
 from gpu_probes.evidence.learning_curve import learning_curve
 from gpu_probes.features.cells import CellSource
+from gpu_probes.results.encoding import null_if_nan, nulls_if_nan
 from gpu_probes.results.inference import (
     BaselineScores,
     ClassScores,
@@ -204,8 +205,8 @@ def _permutation(result: SweepResult) -> Permutation:
         return Permutation(p_best=None, p=None, reason=test)
     return Permutation(
         p_best=test.p_best,
-        p=_nulls(test.p),
-        p_uncorrected=_nulls(test.p_uncorrected),
+        p=tuple(map(tuple, nulls_if_nan(test.p))),
+        p_uncorrected=tuple(map(tuple, nulls_if_nan(test.p_uncorrected))),
         n_permutations=len(test.null_max),
         shuffled=test.scheme,
         observed_max=test.observed_max,
@@ -287,8 +288,8 @@ def _baseline(baseline: Baseline, tested: ScoredSides | None) -> BaselineScores:
         difference = tested.difference(_BEST, baseline.name) if _BEST in names else None
     return BaselineScores(
         title=baseline.title,
-        cv_score=_null(baseline.cv_score),
-        test_score=_null(baseline.test_score),
+        cv_score=null_if_nan(baseline.cv_score),
+        test_score=null_if_nan(baseline.test_score),
         note=baseline.note,
         test_interval=interval,
         difference=difference,
@@ -373,9 +374,9 @@ def _curve(comparison: Comparison, best: BestProbe, seed: int) -> tuple[CurvePoi
         CurvePoint(
             share=point.share,
             n_rows=point.n_rows,
-            cv_score=_null(point.cv_score),
-            test_score=_null(point.test_score),
-            alpha=_null(point.alpha),
+            cv_score=null_if_nan(point.cv_score),
+            test_score=null_if_nan(point.test_score),
+            alpha=null_if_nan(point.alpha),
         )
         for point in learning_curve(comparison, best.cell, seed)
     )
@@ -396,14 +397,6 @@ def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bo
 def _places(classes: Sequence[float], labels: Float64[np.ndarray, " sample"]) -> Int64[np.ndarray, " sample"]:
     """The place of each label among the sorted classes."""
     return np.searchsorted(classes, labels).astype(np.int64)
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _nulls(grid: Float64[np.ndarray, "position layer"]) -> tuple[tuple[float | None, ...], ...]:
-    return tuple(tuple(_null(value) for value in row) for row in grid)
 
 
 def _rows(values: Float64[np.ndarray, "sample output"]) -> tuple[tuple[float, ...], ...]:

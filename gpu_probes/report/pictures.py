@@ -8,7 +8,7 @@ from pathlib import Path
 from gpu_probes.report import vega
 from gpu_probes.report.figures import Figure
 from gpu_probes.report.theme import picture_spec
-from gpu_probes.results.files import write_whole
+from gpu_probes.results.files import commit_file
 
 
 def save_pictures(figures: Iterable[Figure], folder: Path) -> list[Path]:
@@ -18,7 +18,7 @@ def save_pictures(figures: Iterable[Figure], folder: Path) -> list[Path]:
     for figure in figures:
         spec = picture_spec(figure.chart)
         svg, png = folder / f"{figure.name}.svg", folder / f"{figure.name}.png"
-        write_whole(svg, vega.svg(spec).encode())
-        write_whole(png, vega.png(spec))
+        commit_file(svg, vega.svg(spec).encode())
+        commit_file(png, vega.png(spec))
         paths += [svg, png]
     return paths

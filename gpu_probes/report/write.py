@@ -9,7 +9,7 @@ from gpu_probes.report.figures import FIGURES, Figure
 from gpu_probes.report.load import SavedFiles
 from gpu_probes.report.page import render
 from gpu_probes.report.pictures import save_pictures
-from gpu_probes.results.files import write_whole
+from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import PAGE
 
 
@@ -50,5 +50,5 @@ def write_report(
         save_pictures([one for one in made if isinstance(one, Figure)], Path(figures))
     target = results.folder / PAGE if output is None else Path(output)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, page.encode())
+    commit_file(target, page.encode())
     return target

@@ -20,6 +20,7 @@ from jaxtyping import Float64
 from gpu_probes.errors import CellError, Status
 from gpu_probes.features.combine import parse_join
 from gpu_probes.forms import Flag, Penalty, Text, Whole, damaged, plain, read_form
+from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.results.folder import RUN
 from gpu_probes.results.forms import BEST, CELLS, PERFORMANCE, PROBES, Best, Documents
 from gpu_probes.results.inference import (
@@ -123,7 +124,7 @@ class _File:
         other = np.argwhere(~np.isclose(values, expected, rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True))
         if len(other):
             p, i = (int(k) for k in other[0])
-            self.same(_null(values[p, i]), _null(expected[p, i]), source, *where, p, i)
+            self.same(null_if_nan(values[p, i]), null_if_nan(expected[p, i]), source, *where, p, i)
 
 
 class _Folder:
@@ -200,7 +201,7 @@ class _Folder:
         self._same_names(self.performance, path, [str(alpha) for alpha in of.alphas], *where)
         known = [value for value in path.values() if value is not None]
         best = max(known) if known else None
-        self.performance.same(best, _null(self.cv[p, i]), "layer_performance.cv", *where)
+        self.performance.same(best, null_if_nan(self.cv[p, i]), "layer_performance.cv", *where)
         alpha = of.selected_alphas[of.key(p, i)]
         if best is not None:
             self.performance.same(path[str(alpha)], best, "the selected alpha", *where, str(alpha))
@@ -259,9 +260,9 @@ class _Folder:
             "best_position": of.positions[p],
             "best_layer": i,
             "best_layer_number": of.layer_indices[i],
-            "cv_score": _null(self.cv[p, i]),
-            "test_score": _null(self.test[p, i]),
-            "selected_alpha": _null(self.alpha[p, i]),
+            "cv_score": null_if_nan(self.cv[p, i]),
+            "test_score": null_if_nan(self.test[p, i]),
+            "selected_alpha": null_if_nan(self.alpha[p, i]),
             "alpha_cv_scores": None if of.alpha_cv_scores is None else of.alpha_cv_scores[of.key(p, i)],
             "task_type": of.task_type,
             "metric": of.metric,
@@ -400,14 +401,14 @@ class _Folder:
             )
         if self.n_classes is None and not np.isnan(self.train[p, i]):
             worked_out = self._score(best.train_actual, best.train_predictions)
-            self.performance.same(_null(self.train[p, i]), worked_out, BEST, "layer_performance", "train", p, i)
+            self.performance.same(null_if_nan(self.train[p, i]), worked_out, BEST, "layer_performance", "train", p, i)
 
     def _score(self, actual: Sequence[float], ranked: Any) -> float | None:
         values = np.asarray(ranked, dtype=np.float64)
         classes = None if self.of.classes is None else np.asarray(self.of.classes, dtype=np.float64)
         targets = Task(self.of.task_type, classes).targets(np.asarray(actual, dtype=np.float64), "labels")
         column = torch.from_numpy(values[:, None] if values.ndim == 1 else values)
-        return _null(float(score(self.of.task_type, torch.from_numpy(targets.copy())[None], column[None])))
+        return null_if_nan(float(score(self.of.task_type, torch.from_numpy(targets.copy())[None], column[None])))
 
     def _column(self, name: str) -> Cells:
         return self.found.cells[name].to_numpy(np.float64).reshape(self.shape)
@@ -616,7 +617,7 @@ class _Statements:
         if 0 in layers and not np.isnan(folder.cv[:, layers.index(0)]).all():
             i = layers.index(0)
             p = int(np.nanargmax(folder.cv[:, i]))
-            expected = _null(folder.cv[p, i]), _null(folder.test[p, i])
+            expected = null_if_nan(folder.cv[p, i]), null_if_nan(folder.test[p, i])
         for which, value in zip(("cv_score", "test_score"), expected, strict=True):
             self.file.same(getattr(baseline, which), value, PERFORMANCE, "baselines", "layer_0", which)
 
@@ -642,7 +643,7 @@ class _Statements:
         main = "spearman" if self.folder.n_classes is None else "roc_auc"
         if "test" in found and best.test_score is not None:
             file.same(getattr(found["test"], main), best.test_score, BEST, "scores", "test", main)
-        train = _null(self.folder.train[self.folder.at])
+        train = null_if_nan(self.folder.train[self.folder.at])
         if train is not None:
             file.same(getattr(found["train"], main), train, PERFORMANCE, "scores", "train", main)
 
@@ -805,7 +806,3 @@ def _is(value: object, expected: object) -> bool:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -7,12 +7,22 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 
 # Anything that json takes; also arrays, and functions of nothing, which are asked when their turn comes.
 Json = Any
 _PIECE_VALUES = 2**14
 _PIECE_LETTERS = 2**18
+
+
+def null_if_nan(value: float) -> float | None:
+    """A number as JSON has it."""
+    return None if np.isnan(value) else float(value)
+
+
+def nulls_if_nan(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | None]]:
+    """A grid of numbers as JSON has it."""
+    return [[null_if_nan(value) for value in row] for row in grid]
 
 
 def encode_json(content: Json, indent: int | None = None) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes | Iterable[bytes]) -> None:
+def commit_file(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a new file next to the target, make it durable, and replace the target with it.
 
     Raises

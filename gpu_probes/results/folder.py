@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from gpu_probes.errors import ProbeError
 from gpu_probes.forms import Anything, Count, Sha256, Text, Whole, damaged, read_form
-from gpu_probes.results.files import fsync_folder, write_whole
+from gpu_probes.results.files import commit_file, fsync_folder
 
 RUN = "run.json"
 FORMAT_VERSION = 2
@@ -131,7 +131,7 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write ``run.json``; the other files are there already."""
-        write_whole(folder / RUN, json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n")
+        commit_file(folder / RUN, json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n")
 
     def is_whole(self, folder: Path) -> bool:
         """Whether all files exist unchanged."""

@@ -27,7 +27,7 @@ from gpu_probes.forms import (
     plain,
     read_form,
 )
-from gpu_probes.results.files import write_whole
+from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import read_document
 from gpu_probes.scores.intervals import Interval
 
@@ -266,7 +266,7 @@ class Evidence:
 
     def save(self, folder: Path) -> None:
         """Write ``inference.json``."""
-        write_whole(folder / INFERENCE, json.dumps(self.to_json(), indent=2, allow_nan=False).encode() + b"\n")
+        commit_file(folder / INFERENCE, json.dumps(self.to_json(), indent=2, allow_nan=False).encode() + b"\n")
 
     def to_json(self) -> dict[str, Json]:
         """As in the file."""

@@ -1,24 +1,21 @@
-"""What a sweep found: frozen results, and the files they are saved as."""
+"""What a sweep found."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import safetensors.numpy
-from jaxtyping import Float64, Int8, Int64, Shaped
+from jaxtyping import Float64, Int64
 
 from gpu_probes.display.notebook import CellPlots, card
 from gpu_probes.errors import Status
-from gpu_probes.results.encoding import Json, encode_json
-from gpu_probes.results.files import write_whole
-from gpu_probes.scores.decisions import one_column, predictions_of, ranked
+from gpu_probes.results.cell_arrays import CellArrays
+from gpu_probes.results.encoding import null_if_nan
+from gpu_probes.scores.decisions import predictions_of
 from gpu_probes.scores.nested import NestedCV, choose_by_fold
 from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
 from gpu_probes.terms import Cell, ProbeKind, Solver, TaskType
@@ -40,22 +37,13 @@ class BestProbe:
     alpha: float
 
 
-@dataclass(frozen=True)
-class SweepResult:
+@dataclass(frozen=True, kw_only=True)
+class SweepResult(CellArrays):
     """Every cell of a sweep; undefined numbers are NaN here and null in the files.
 
-    Arrays of scores are ``[position, layer]``, as in the files. `coef` holds one vector per output: one for
-    regression and two classes, otherwise one per class. Decision values are what scores rank. Predictions follow from
-    them: numbers for regression, the probability of the second class for two classes, and one probability per class
-    (the last axis) otherwise.
-
-    `certificate` bounds by how much each fit (one without each fold, the last on everything) exceeds the minimum of
-    its objective, relative to the objective at zero; `solver` says how the fit was found (a `Solver`).
-
-    For nested cross-validation, `inner_score` is the CV score of each cell over the other folds, at the alpha that
-    they choose (`inner_alpha`); `outer_score` is the score on the fold itself of that alpha's fit on the others, and
-    `nested_decision` the decision values on each fold of the cell that the others choose.
-    `null_score` is the CV score, each at its best alpha, of shuffled labels.
+    The arrays of `CellArrays` are ``[position, layer, ...]``, as in the files. Predictions follow from decision values:
+    numbers for regression, the probability of the second class for two classes, and one probability per class (the
+    last axis) otherwise. `nested_decision` are the decision values on each fold of the cell that the others choose.
     """
 
     task_type: TaskType
@@ -71,28 +59,11 @@ class SweepResult:
     seed: int
     fit_intercept: bool
     standardize: bool
-    status: Shaped[np.ndarray, "position layer"]
-    coef: Float64[np.ndarray, "position layer output feature"]
-    intercept: Float64[np.ndarray, "position layer output"]
-    certificate: Float64[np.ndarray, "position layer fit alpha"]
-    solver: Int8[np.ndarray, "position layer fit alpha"]
-    selected_alpha: Float64[np.ndarray, "position layer"]
-    train_score: Float64[np.ndarray, "position layer"]
-    test_score: Float64[np.ndarray, "position layer"]
-    cv_score: Float64[np.ndarray, "position layer"]
-    alpha_cv_score: Float64[np.ndarray, "position layer alpha"]
-    train_decision: Float64[np.ndarray, "position layer train_sample output"]
-    test_decision: Float64[np.ndarray, "position layer test_sample output"] | None
-    cv_decision: Float64[np.ndarray, "position layer train_sample output"] | None
     train_labels: Float64[np.ndarray, " train_sample"]
     test_labels: Float64[np.ndarray, " test_sample"] | None
     fold_of_sample: Int64[np.ndarray, " train_sample"] | None
     group_of_sample: Int64[np.ndarray, " train_sample"] | None
-    inner_score: Float64[np.ndarray, "position layer fold"]
-    inner_alpha: Float64[np.ndarray, "position layer fold"]
-    outer_score: Float64[np.ndarray, "position layer fold"]
     nested_decision: Float64[np.ndarray, "train_sample output"]
-    null_score: Float64[np.ndarray, "position layer shuffle"]
     shuffle_scheme: str
 
     @property
@@ -131,7 +102,7 @@ class SweepResult:
             position_index=p,
             layer_index=i,
             cv_score=float(self.cv_score[p, i]),
-            test_score=_null(self.test_score[p, i]),
+            test_score=null_if_nan(self.test_score[p, i]),
             alpha=float(self.selected_alpha[p, i]),
         )
 
@@ -173,7 +144,7 @@ class SweepResult:
                     **self._how_found(p, i),
                     **self._how_sure(p, i),
                 }
-                for p, i in self._indices()
+                for p, i in self.cells()
             ]
         )
 
@@ -217,23 +188,9 @@ class SweepResult:
         list of str
             Names of the files.
         """
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        best_file = folder / "best_probe_predictions.json"
-        best = self.best
-        contents: dict[str, Iterable[bytes]] = {
-            "all_predictions.json": encode_json(self._all_predictions()),
-            "cells.parquet": [self.to_frame().to_parquet(None, index=False) or b""],
-            "probes.safetensors": [self._probes()],
-            "performance.json": encode_json(self._performance(), indent=2),
-        }
-        if best is None:
-            best_file.unlink(missing_ok=True)
-        else:
-            contents[best_file.name] = encode_json(self._best_probe(best), indent=2)
-        for name, content in contents.items():
-            write_whole(folder / name, content)
-        return list(contents)
+        from gpu_probes.results.saving import save_sweep
+
+        return save_sweep(self, Path(output_dir))
 
     def __repr__(self) -> str:
         """A short summary for the terminal."""
@@ -247,7 +204,7 @@ class SweepResult:
             test = "" if best.test_score is None else f", test {best.test_score:.4f}"
             where = f"layer {best.cell.layer}, position {best.cell.position}, alpha {best.alpha:g}"
             lines.append(f"  best: {where}: cv {best.cv_score:.4f}{test}")
-        for name, count in self._status_counts().items():
+        for name, count in self.status_counts().items():
             if name != Status.OK.name:
                 lines.append(f"  {count} cells {name}: {Status[name].value}")
         return "\n".join(lines)
@@ -256,8 +213,14 @@ class SweepResult:
         """The same for a notebook."""
         return card(repr(self).splitlines(), self.to_frame())
 
-    def _indices(self) -> list[tuple[int, int]]:
+    def cells(self) -> list[tuple[int, int]]:
+        """Indices of position and layer of every cell, in the order of the files."""
         return [(p, i) for p in range(len(self.positions)) for i in range(len(self.layers))]
+
+    def status_counts(self) -> dict[str, int]:
+        """Number of cells of each status that occurs."""
+        flat = [status.name for status in self.status.ravel()]
+        return {status.name: flat.count(status.name) for status in Status if status.name in flat}
 
     def _how_found(self, position_index: int, layer_index: int) -> dict[str, float | str | None]:
         """The largest certificate and the most elaborate solver of the fits at the selected alpha."""
@@ -276,148 +239,3 @@ class SweepResult:
             "p": float(test.p[position_index, layer_index]) if known else np.nan,
             "p_uncorrected": float(test.p_uncorrected[position_index, layer_index]) if known else np.nan,
         }
-
-    def _key(self, position_index: int, layer_index: int) -> str:
-        """Name of a cell in the files: the position's value, the layer's place on the axis."""
-        return f"pos_{self.positions[position_index]}_layer_{layer_index}"
-
-    def _status_counts(self) -> dict[str, int]:
-        flat = [status.name for status in self.status.ravel()]
-        return {status.name: flat.count(status.name) for status in Status if status.name in flat}
-
-    def _undefined(self) -> dict[str, str]:
-        wanted = [self.train_score]
-        wanted += [self.test_score] if self.test_labels is not None else []
-        wanted += [self.cv_score] if self.k_fold else []
-        missing = np.any(np.isnan(np.stack(wanted)), axis=0)
-        return {self._key(p, i): self.status[p, i].value for p, i in self._indices() if missing[p, i]}
-
-    def _performance(self) -> dict[str, Json]:
-        content: dict[str, Json] = {
-            "layer_performance": {
-                "train": _nulls(self.train_score),
-                "test": None if self.test_labels is None else _nulls(self.test_score),
-                "cv": _nulls(self.cv_score) if self.k_fold else None,
-            },
-            "layer_indices": list(self.layers),
-            "positions": list(self.positions),
-            "n_layers": len(self.layers),
-            "n_positions": len(self.positions),
-            "d_model": self.n_features,
-            "task_type": self.task_type,
-            "metric": self.metric,
-            "k_fold": self.k_fold,
-            "n_folds": self.n_folds if self.k_fold else None,
-            "alpha": self.alpha,
-            "fit_intercept": self.fit_intercept,
-            "standardize": self.standardize,
-            "alpha_grid": None if self.alpha_grid is None else list(self.alpha_grid),
-            "selected_alphas": {self._key(p, i): _null(self.selected_alpha[p, i]) for p, i in self._indices()},
-        }
-        if len(self.alphas) > 1:
-            content["alpha_cv_scores"] = {self._key(p, i): self._path(p, i) for p, i in self._indices()}
-        return content | {
-            "undefined": self._undefined(),
-            "status_counts": self._status_counts(),
-            "classes": None if self.classes is None else list(self.classes),
-            "seed": self.seed,
-            "probe": self.probe,
-        }
-
-    def _path(self, position_index: int, layer_index: int) -> dict[str, float | None]:
-        scores = self.alpha_cv_score[position_index, layer_index]
-        return {str(alpha): _null(value) for alpha, value in zip(self.alphas, scores, strict=True)}
-
-    def _best_probe(self, best: BestProbe) -> dict[str, Json]:
-        p, i = best.position_index, best.layer_index
-        coef = self.coef[p, i]
-        return {
-            "best_position": best.cell.position,
-            "best_position_idx": p,
-            "best_layer": i,
-            "best_layer_number": best.cell.layer,
-            "cv_score": best.cv_score,
-            "test_score": best.test_score,
-            "selected_alpha": best.alpha,
-            "alpha_cv_scores": self._path(p, i) if len(self.alphas) > 1 else None,
-            "train_actual": self.train_labels,
-            "test_actual": self.test_labels,
-            **self._predictions(p, i),
-            **({} if self.classes is None else self._ranked(p, i)),
-            "probe_weights": coef[0] if len(coef) == 1 else coef,
-            "task_type": self.task_type,
-            "metric": self.metric,
-        }
-
-    def _all_predictions(self) -> dict[str, Json]:
-        return {
-            "positions": list(self.positions),
-            "predictions": {self._key(p, i): partial(self._predictions, p, i) for p, i in self._indices()},
-            "train_labels": self.train_labels,
-            "test_labels": self.test_labels,
-        }
-
-    def _predictions(self, position_index: int, layer_index: int) -> dict[str, Json]:
-        """One cell's, as in the files; null where there is no probe to predict with."""
-        splits = {"train": self.train_decision, "test": self.test_decision, "cv": self.cv_decision}
-        return {
-            f"{split}_predictions": _at(decision, position_index, layer_index, self._to_predictions)
-            for split, decision in splits.items()
-        }
-
-    def _ranked(self, position_index: int, layer_index: int) -> dict[str, Json]:
-        """What the scores of classes rank: probabilities round to 1 and tie."""
-        splits = {"test": self.test_decision, "cv": self.cv_decision}
-        return {
-            f"{split}_ranked": _at(decision, position_index, layer_index, ranked) for split, decision in splits.items()
-        }
-
-    def _to_predictions(self, decision: Float64[np.ndarray, "sample output"]) -> Float64[np.ndarray, "sample output"]:
-        return predictions_of(decision, self.task_type)
-
-    def _probes(self) -> bytes:
-        """Coefficients in raw features; cells without a probe are NaN."""
-        tensors = {"coef": np.ascontiguousarray(self.coef), "intercept": np.ascontiguousarray(self.intercept)}
-        metadata: dict[str, Json] = {
-            "format_version": 1,
-            "axes": ["position", "layer", "output", "feature"],
-            "positions": self.positions,
-            "layers": self.layers,
-            "task_type": self.task_type,
-            "probe": self.probe,
-            "metric": self.metric,
-            "classes": self.classes,
-            "selected_alpha": _nulls(self.selected_alpha),
-            "status": [[status.name for status in row] for row in self.status.tolist()],
-        }
-        return _in_order(safetensors.numpy.save(tensors, {key: json.dumps(value) for key, value in metadata.items()}))
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _nulls(grid: Float64[np.ndarray, "position layer"]) -> list[list[float | None]]:
-    return [[_null(value) for value in row] for row in grid]
-
-
-def _at(
-    decision: Float64[np.ndarray, "position layer sample output"] | None,
-    position_index: int,
-    layer_index: int,
-    shown: Callable[[Float64[np.ndarray, "sample output"]], Float64[np.ndarray, "sample output"]],
-) -> Json:
-    """A cell's decision values as they are shown: [sample], or [sample, class]; None where there are none."""
-    if decision is None or np.isnan(values := decision[position_index, layer_index]).any():
-        return None
-    return one_column(shown(values))
-
-
-def _in_order(content: bytes) -> bytes:
-    """The same safetensors file with its metadata by name: it holds them in an order that differs from run to run."""
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[8 + length :]

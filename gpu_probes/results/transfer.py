@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gpu_probes.errors import ProbeError
 from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import combine
 from gpu_probes.results.documents import Results
+from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.results.folder import Run, has_results
 from gpu_probes.results.saved_probes import SavedProbes
 from gpu_probes.terms import Cell
@@ -64,7 +63,7 @@ def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[
     """Score every probe on all rows of a store, ``[position][layer]``; None where undefined."""
     probes, source = training.probes, combine(store, training.run.request.options.get("join"))
     grid = [
-        [_null(probes.score(source, labels, Cell(layer, position))) for layer in probes.layers]
+        [null_if_nan(probes.score(source, labels, Cell(layer, position))) for layer in probes.layers]
         for position in probes.positions
     ]
     best = probes.best
@@ -82,10 +81,6 @@ def tabulate(trainings: Sequence[Training], stores: Sequence[str], scores: Seque
         where = "no best probe" if best is None else f"layer {best.layer}, position {best.position}"
         rows.append([f"{training.folder} ({where}; {metric})", *(_text(one["best"]) for one in row)])
     return pd.DataFrame(rows, columns=pd.Index(["probe", *stores])).to_string(index=False)
-
-
-def _null(value: float) -> float | None:
-    return None if np.isnan(value) else value
 
 
 def _text(value: float | None) -> str:

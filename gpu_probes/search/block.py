@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int8, Int64, Shaped
+from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from gpu_probes.errors import Status
 from gpu_probes.features.rows import Overview, Rows, look_over
+from gpu_probes.results.cell_arrays import CellArrays
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import Shuffles
 from gpu_probes.samples.training_sets import TrainingSets
@@ -66,26 +67,10 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """One label of a block of cells, in host memory. Undefined numbers are NaN; `status` says why."""
+    """One label of a block of cells, in host memory; `nested_decision` is of the alphas that `inner_alpha` names."""
 
-    status: Shaped[np.ndarray, " cell"]
-    coef: Float64[np.ndarray, "cell output feature"]
-    intercept: Float64[np.ndarray, "cell output"]
-    certificate: Float64[np.ndarray, "cell fit alpha"]
-    solver: Int8[np.ndarray, "cell fit alpha"]
-    selected: Int64[np.ndarray, " cell"]
-    train_score: Float64[np.ndarray, " cell"]
-    test_score: Float64[np.ndarray, " cell"]
-    cv_score: Float64[np.ndarray, " cell"]
-    alpha_cv_score: Float64[np.ndarray, "cell alpha"]
-    train_decision: Float64[np.ndarray, "cell train_sample output"]
-    test_decision: Float64[np.ndarray, "cell test_sample output"]
-    cv_decision: Float64[np.ndarray, "cell train_sample output"]
-    inner_score: Float64[np.ndarray, "cell fold"]
-    inner_selected: Int64[np.ndarray, "cell fold"]
-    outer_score: Float64[np.ndarray, "cell fold"]
+    cells: CellArrays
     nested_decision: Float64[np.ndarray, "cell train_sample output"]
-    null_score: Float64[np.ndarray, "cell shuffle"]
 
 
 @dataclass(frozen=True)
@@ -264,6 +249,7 @@ def _search_label(
     decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
     own = plan.sets.own_fits
+    penalties = coef.new_tensor(plan.penalties)
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
         # At any alpha: it played a part in the choice.
@@ -276,26 +262,26 @@ def _search_label(
         mask = no_probe.reshape(-1, *[1] * (values.dim() - 1))
         return torch.where(mask, torch.nan if values.is_floating_point() else 0, values).cpu().numpy()
 
-    return BlockResult(
+    cells = CellArrays(
         status=_first_reason(reasons),
         coef=host(coef),
         intercept=host(intercept - (coef * seen.median[:, None]).sum(-1) if plan.preprocessing.centres else intercept),
         certificate=host(fits.certificate[:, own]),
         solver=host(fits.solver[:, own]),
-        selected=torch.where(no_probe, -1, chosen).cpu().numpy(),
+        selected_alpha=host(penalties[chosen]),
         train_score=host(on_train.scores[:, 0]),
         test_score=host(on_test.scores[:, 0]),
         cv_score=host(_at(cv.scores, chosen)),
         alpha_cv_score=host(cv.scores),
         train_decision=host(on_train.decision[:, 0]),
-        test_decision=host(on_test.decision[:, 0]),
-        cv_decision=host(_at(cv.decision, chosen)),
+        test_decision=None if test is None else host(on_test.decision[:, 0]),
+        cv_decision=host(_at(cv.decision, chosen)) if plan.n_folds else None,
         inner_score=host(nested.inner_score),
-        inner_selected=nested.selected.cpu().numpy(),
+        inner_alpha=penalties[nested.selected].cpu().numpy(),
         outer_score=host(nested.outer_score),
-        nested_decision=host(nested.decision),
         null_score=host(_best_null(null_scores, cv.scores)),
     )
+    return BlockResult(cells, host(nested.decision))
 
 
 def _best_null(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -27,8 +27,8 @@ _DEFAULT_ALPHA = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """Options of `sweep` and `sweep_labels`.
+class ProbeOptions:
+    """What is fitted and how it is chosen: the options that a sweep, `probesweep train` and an experiment share.
 
     Attributes
     ----------
@@ -48,24 +48,50 @@ class SweepOptions:
         Cross-validate; without it no best cell is chosen.
     n_folds, seed : int
         scikit-learn's shuffled ``KFold``, or ``StratifiedKFold`` for binary and multiclass labels.
-    folds : one number from 0 per training sample, optional
-        With `k_fold`, the fold that each sample is held out in, instead of a split by `n_folds` and `seed`.
     nested_cv : bool
         With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
-    groups : one number or string per training sample, optional
-        Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
-    prompts : one string per training sample, optional
-        Samples with the same prompt, ignoring case and whitespace, are held out together, too.
     permutations : int
         With `k_fold`, permutations of the labels to compare the CV scores with; each is refitted in every cell.
     fit_intercept : bool
         Add an unpenalized intercept.
     standardize : bool
         Scale every feature to mean 0 and deviation 1, fitted on the training rows of each fold.
-    sample_weight : one number of 0 or more per training sample, optional
-        Weights of the losses. Scores are not weighted.
     device : str
         ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
+    """
+
+    task_type: str = "auto"
+    probe: str = "auto"
+    alpha: float = _DEFAULT_ALPHA
+    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
+    k_fold: bool = False
+    n_folds: int = 5
+    seed: int = 42
+    nested_cv: bool = True
+    permutations: int = 0
+    fit_intercept: bool = False
+    standardize: bool = False
+    device: str = "auto"
+
+    def shared(self) -> dict[str, Any]:
+        """These options by name, without those that a subclass adds."""
+        return {option.name: getattr(self, option.name) for option in fields(ProbeOptions)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(ProbeOptions):
+    """Options of `sweep` and `sweep_labels`: those of `ProbeOptions`, and what is known of the rows.
+
+    Attributes
+    ----------
+    folds : one number from 0 per training sample, optional
+        With `k_fold`, the fold that each sample is held out in, instead of a split by `n_folds` and `seed`.
+    groups : one number or string per training sample, optional
+        Samples of a group are held out together: ``GroupKFold`` or ``StratifiedGroupKFold``.
+    prompts : one string per training sample, optional
+        Samples with the same prompt, ignoring case and whitespace, are held out together, too.
+    sample_weight : one number of 0 or more per training sample, optional
+        Weights of the losses. Scores are not weighted.
     budget_bytes : int, optional
         Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
         four fifths on a GPU.
@@ -76,22 +102,10 @@ class SweepOptions:
         Wraps the list of blocks of cells while they are worked on, such as `tqdm`.
     """
 
-    task_type: str = "auto"
-    probe: str = "auto"
-    alpha: float = _DEFAULT_ALPHA
-    alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
-    k_fold: bool = False
-    n_folds: int = 5
-    seed: int = 42
     folds: Any = None
-    nested_cv: bool = True
     groups: Any = None
     prompts: Sequence[str] | None = None
-    permutations: int = 0
-    fit_intercept: bool = False
-    standardize: bool = False
     sample_weight: Any = None
-    device: str = "auto"
     budget_bytes: int | None = None
     spill_folder: Path | None = None
     progress: Progress | None = None

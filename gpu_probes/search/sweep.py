@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -299,18 +299,18 @@ def _sweep_group(planned: PlannedSweep, group: _Group) -> dict[str, SweepResult]
             held_out = Rows(test, block, no_lots, 1, chunk_rows=plan.chunk_rows, device=device)
         return search_block(search_plan, rows, held_out)
 
-    grids = [_Grid(train, folds, label.task.n_outputs, planned.memory.spill_folder) for label in group.labels]
+    gathered = [_Gathered(train, folds, label.task.n_outputs, planned.memory.spill_folder) for label in group.labels]
     with workers(devices, plan.n_workers) as submit:
         pending = deque(submit(search, block) for block in plan.blocks)
         progress = given.progress
         for _ in plan.blocks if progress is None else progress(plan.blocks):
-            for grid, result in zip(grids, pending.popleft().result(), strict=True):
-                grid.append(result)
-    return {label.name: _assemble(label, grid, planned) for label, grid in zip(group.labels, grids, strict=True)}
+            for one, result in zip(gathered, pending.popleft().result(), strict=True):
+                one.append(result)
+    return {label.name: _result(label, one, planned) for label, one in zip(group.labels, gathered, strict=True)}
 
 
-class _Grid:
-    """Results of the cells so far, in arrays that are as large as they will be.
+class _Gathered:
+    """The cells so far, in arrays that are as large as they will be.
 
     Parameters
     ----------
@@ -322,30 +322,30 @@ class _Grid:
 
     def __init__(self, train: CellSource, folds: FoldPlan, n_outputs: int, spill_folder: Path | None) -> None:
         self._shape = (len(train.positions), len(train.layers))
-        self._folds, self._spill_folder = folds, spill_folder
-        self._arrays: dict[str, Shaped[np.ndarray, "cell ..."]] = {}
+        self._spill_folder = spill_folder
+        self._arrays: dict[str, Shaped[np.ndarray, "cell ..."] | None] = {}
         self._n_done = 0
         self.nested = NestedDecision.nothing(folds, n_outputs)
 
     def append(self, block: BlockResult) -> None:
         """Put the next cells in their place."""
-        n_cells = len(block.status)
-        for name in self._kept(block):
-            values = getattr(block, name)
+        done = slice(self._n_done, self._n_done + len(block.cells.status))
+        for name, values in vars(block.cells).items():
             if name not in self._arrays:
-                shape = (self._shape[0] * self._shape[1], *values.shape[1:])
-                self._arrays[name] = empty_array(shape, values.dtype, self._spill_folder)
-            self._arrays[name][self._n_done : self._n_done + n_cells] = values
-        self.nested.update(block.inner_score, block.nested_decision)
-        self._n_done += n_cells
+                shape = (self._shape[0] * self._shape[1], *np.shape(values)[1:])
+                self._arrays[name] = None if values is None else empty_array(shape, values.dtype, self._spill_folder)
+            array = self._arrays[name]
+            if array is not None:
+                array[done] = values
+        self.nested.update(block.cells.inner_score, block.nested_decision)
+        self._n_done = done.stop
 
-    def _kept(self, block: BlockResult) -> list[str]:
-        dropped = {"nested_decision"} if self._folds.n_folds else {"nested_decision", "cv_decision"}
-        return [field.name for field in fields(block) if field.name not in dropped]
-
-    def __getitem__(self, name: str) -> Shaped[np.ndarray, "position layer ..."]:
-        values = self._arrays[name]
-        return values.reshape(*self._shape, *values.shape[1:])
+    def arrays(self) -> dict[str, Any]:
+        """The fields of `CellArrays`, [position, layer, ...]."""
+        return {
+            name: None if values is None else values.reshape(*self._shape, *values.shape[1:])
+            for name, values in self._arrays.items()
+        }
 
 
 def _label_plan(label: Label, device: torch.device) -> LabelPlan:
@@ -357,11 +357,8 @@ def _label_plan(label: Label, device: torch.device) -> LabelPlan:
     return LabelPlan(label.task, train_targets, test_targets, shuffles)
 
 
-def _assemble(label: Label, grid: _Grid, planned: PlannedSweep) -> SweepResult:
-    given, train, alphas, grouping = planned.given, planned.train, planned.alphas, planned.read.grouping
-    selected = grid["selected"]
-    as_given = ("status", "coef", "intercept", "certificate", "solver", "train_score", "test_score", "cv_score")
-    as_given += ("inner_score", "outer_score", "null_score", "train_decision")
+def _result(label: Label, gathered: _Gathered, planned: PlannedSweep) -> SweepResult:
+    given, train, grouping = planned.given, planned.train, planned.read.grouping
     return SweepResult(
         task_type=label.task.task_type,
         probe=label.probe,
@@ -370,24 +367,19 @@ def _assemble(label: Label, grid: _Grid, planned: PlannedSweep) -> SweepResult:
         positions=axis(train.positions),
         classes=None if label.task.classes is None else tuple(label.task.classes.tolist()),
         alpha=float(given.alpha),
-        alpha_grid=None if given.alphas is None else alphas,
+        alpha_grid=None if given.alphas is None else planned.alphas,
         k_fold=given.k_fold,
         n_folds=label.folds.n_folds if given.k_fold else given.n_folds,
         seed=given.seed,
         fit_intercept=given.preprocessing.fit_intercept,
         standardize=given.standardize,
-        selected_alpha=np.where(selected < 0, np.nan, np.asarray(alphas)[selected]),
-        alpha_cv_score=grid["alpha_cv_score"],
-        test_decision=None if label.test is None else grid["test_decision"],
-        cv_decision=grid["cv_decision"] if given.k_fold else None,
         train_labels=label.train,
         test_labels=label.test,
         fold_of_sample=label.folds.fold_of_sample if given.k_fold else None,
         group_of_sample=None if grouping.is_trivial else grouping.group,
         shuffle_scheme=label.shuffles if isinstance(label.shuffles, str) else label.shuffles.scheme,
-        inner_alpha=np.asarray(alphas)[grid["inner_selected"]],
-        nested_decision=grid.nested.decision,
-        **{name: grid[name] for name in as_given},
+        nested_decision=gathered.nested.decision,
+        **gathered.arrays(),
     )
 
 

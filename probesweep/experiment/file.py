@@ -29,14 +29,12 @@ _EXTRACT_KEYS = {
         *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
     ),
 }
+_STATISTICS = ("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap")
+_ELSEWHERE = ("train_activations", "test_activations", "output_dir", "label_column", "device", *_STATISTICS)
 _TRAIN_KEYS = {
-    "probe": (
-        *("task_type", "probe", "join", "alpha", "alphas", "fit_intercept", "standardize", "weight_column"),
-        "budget_gib",
-    ),
-    "statistics": (
-        *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap"),
-    ),
+    # With every option that has no other place.
+    "probe": tuple(option.name for option in fields(Training) if option.name not in _ELSEWHERE),
+    "statistics": _STATISTICS,
 }
 
 

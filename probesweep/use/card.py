@@ -28,7 +28,7 @@ from gpu_probes.forms import (
     read_form,
 )
 from gpu_probes.results.documents import Results
-from gpu_probes.results.files import write_whole
+from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import read_document
 from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
@@ -217,7 +217,7 @@ class Card:
     def save(self, folder: Path) -> None:
         """Write it."""
         content = json.dumps(asdict(self), indent=2, allow_nan=False).encode() + b"\n"
-        write_whole(folder / CARD, content)
+        commit_file(folder / CARD, content)
 
 
 def describe_probe(

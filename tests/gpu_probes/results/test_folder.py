@@ -11,7 +11,7 @@ import pytest
 
 from gpu_probes import ProbeError
 from gpu_probes.report.figures import FIGURES
-from gpu_probes.results.files import write_whole
+from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import FIGURE_NAMES, RESULT_FILES, RUN, has_results, remove_drawn, replacing
 
 OLD = {"performance.json": b"old", "best_probe_predictions.json": b"old", "cells.parquet": b"old"}
@@ -26,7 +26,7 @@ def with_run(files: dict[str, bytes]) -> dict[str, bytes]:
 def put(folder: Path, files: dict[str, bytes]) -> None:
     with replacing(folder) as draft:
         for name, content in with_run(files).items():
-            write_whole(draft / name, content)
+            commit_file(draft / name, content)
 
 
 def held(folder: Path) -> dict[str, bytes]:
@@ -85,7 +85,7 @@ def test_what_fails_leaves_the_old_results_and_names_the_file(tmp_path: Path):
 
     def fail_in_the_middle() -> None:
         with replacing(tmp_path) as draft:
-            write_whole(draft / "performance.json", b"new")
+            commit_file(draft / "performance.json", b"new")
             raise OSError(28, "No space left on device", str(draft / "cells.parquet"))
 
     with pytest.raises(OSError, match="No space left") as caught:
@@ -123,11 +123,11 @@ def test_the_page_and_the_figures_go_and_nothing_else(tmp_path: Path):
 
 def test_a_file_of_255_bytes_is_written_and_a_link_is_not_written_through(tmp_path: Path):
     longest = tmp_path / ("x" * 255)
-    write_whole(longest, b"1")
+    commit_file(longest, b"1")
     assert longest.read_bytes() == b"1"
     link = tmp_path / "link"
     link.symlink_to(longest)
     with pytest.raises(OSError, match="is a symbolic link, which is not followed"):
-        write_whole(link, b"2")
+        commit_file(link, b"2")
     assert longest.read_bytes() == b"1"
     assert len(list(tmp_path.iterdir())) == 2

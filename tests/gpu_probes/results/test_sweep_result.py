@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from gpu_probes import ArrayCellSource, SweepResult, sweep
+from gpu_probes.results.saving import probes_bytes
 
 N, GRID = 40, [0.1, 10.0]
 RNG = np.random.default_rng(0)
@@ -196,10 +197,11 @@ def test_repr_names_the_best_cell_and_the_undefined_ones():
 
 
 def test_probes_are_the_same_bytes_in_every_process():
-    code = "import hashlib; from tests.gpu_probes.results.test_sweep_result import run; "
-    code += "print(hashlib.sha256(run(alphas=[0.1, 10.0])._probes()).hexdigest())"
+    code = "import hashlib; from gpu_probes.results.saving import probes_bytes; "
+    code += "from tests.gpu_probes.results.test_sweep_result import run; "
+    code += "print(hashlib.sha256(probes_bytes(run(alphas=[0.1, 10.0]))).hexdigest())"
     printed = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout for _ in range(2)}
-    content = run(alphas=GRID)._probes()
+    content = probes_bytes(run(alphas=GRID))
     assert printed == {hashlib.sha256(content).hexdigest() + "\n"}
     length = int.from_bytes(content[:8], "little")
     assert length % 8 == 0
