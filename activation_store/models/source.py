@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from activation_store.errors import InputError
 
 # Models that come inside a Python package: name on the command line -> import name.
@@ -119,7 +121,18 @@ def read_gguf(*args: Any, **kwargs: Any) -> Any:
     """``gguf.GGUFReader``, the last file kept."""
     from gguf.gguf_reader import GGUFReader
 
-    return GGUFReader(*args, **kwargs)
+    class Reader(GGUFReader):
+        """It cuts a vocabulary out of the file piece by piece: NumPy takes a third of the time for a plain array."""
+
+        @property
+        def data(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride]
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = np.asarray(mapped)
+
+    return Reader(*args, **kwargs)
 
 
 @functools.cache
