@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +31,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[family]
 
     return folder
-
-
-@pytest.fixture(autouse=True)
-def other_readers_agree(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: zarr-python, xarray and TensorStore read the stores that it wrote, bit for bit."""
-    from tests.helpers.readers import check_every_store
-
-    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
-    yield
-    if folder is not None:
-        check_every_store(folder)
 
 
 @pytest.fixture
