@@ -23,6 +23,7 @@ from click.shell_completion import get_completion_class
 from probesweep.terminal.command import Group, Terminal, say, show_versions
 from probesweep.terminal.limits import limit_reached
 from probesweep.terminal.streams import close_streams, nobody_reads, open_streams
+from probesweep_errors import ProbesweepError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -699,18 +700,9 @@ def _explain(error: Exception) -> int:
         # No file can have that name: wrong usage, whatever the disk.
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
-    # The packages' input errors are ValueErrors of their own hierarchies; telling them apart needs their imports.
-    try:
-        from activation_store.errors import InputError, StoreError
-        from gpu_probes.errors import ProbeError
-        from probesweep.errors import RequestError
-    except Exception as another:
-        _leave_at_once(limit_reached(another) or f"the libraries cannot be loaded: {another}")
-
-    if isinstance(error, (InputError, ProbeError, RequestError)):
-        return _fail(str(error), 2)
-    if isinstance(error, StoreError):
-        return _fail(str(error), 1)
+    if isinstance(error, ProbesweepError):
+        # What can be mended by other input is a ValueError too.
+        return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
     kind = type(error).__name__
     return _fail(f"{kind}: {error}; this is a bug in probesweep: please report it with the output of --debug", 1)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
+from probesweep_errors import ProbesweepError
+
 # What fixes most damage: the inputs still exist, and the model computes the same values again.
 MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
-class StoreError(Exception):
+class StoreError(ProbesweepError):
     """Base of every error of this package; the message is one line: what, where, how to fix it."""
 
 
@@ -22,8 +24,8 @@ class PromptError(InputError):
     """The question of one row cannot be used; `reason` says why, without the row."""
 
     # Like every error here it can be created from its message alone, as code that extends the message does.
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, reason: str = "", *, argument: str | None = None) -> None:
+        super().__init__(message, argument=argument)
         self.reason = reason or message
 
 

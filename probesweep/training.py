@@ -16,7 +16,6 @@ from tqdm import tqdm
 from activation_store.opening import open_activations
 from gpu_probes import (
     About,
-    ProbeError,
     SweepOptions,
     SweepResult,
     check_statistics,
@@ -48,6 +47,7 @@ from probesweep.stores import (
     warn_of_another_day,
 )
 from probesweep.use.card import Card, describe_probe
+from probesweep_errors import ProbesweepError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ class Training:
 
         Raises
         ------
-        RequestError, ProbeError
+        ProbesweepError
             One of them is invalid for any activations.
         """
         for name in ("weight_column", "groups"):
@@ -143,7 +143,7 @@ class Training:
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             The request cannot be carried out; the message says what, where, and how to fix it.
         """
         self.check()
@@ -168,7 +168,7 @@ class Training:
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             As `run`; also if no cell can get a score.
         """
         self.check()
@@ -395,7 +395,7 @@ def _can_be_read(folder: Path) -> bool:
         results = Results.load(folder)
         if CARD in results.run.files:
             Card.of(results)
-    except (ProbeError, RequestError):
+    except ProbesweepError:
         return False
     return True
 

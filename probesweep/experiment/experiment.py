@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
+from activation_store import ActivationStore, Extraction, FingerprintMismatchError
 from activation_store.extraction.arguments import check_disk, check_path
 from activation_store.files.durable import rename
 from activation_store.store.documents import is_store
-from gpu_probes import ProbeError
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
@@ -27,6 +26,7 @@ from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.tracking.track import check_installed, track
 from probesweep.training import Training
+from probesweep_errors import ProbesweepError
 
 _STAGES = "stages.json"
 Split = Literal["train", "test"]
@@ -74,7 +74,7 @@ class Experiment:
 
         Raises
         ------
-        RequestError, InputError, ProbeError
+        ProbesweepError
             As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
         """
         with self._naming_lines():
@@ -100,7 +100,7 @@ class Experiment:
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
         """
         with self._naming_lines(), self._only_writer():
@@ -235,14 +235,14 @@ class Experiment:
         """Add the key's line in the file to an error; `otherwise` are the keys if the error names none."""
         try:
             yield
-        except (RequestError, InputError, ProbeError) as error:
+        except ProbesweepError as error:
             if str(self.path) in str(error):
                 raise
             places = list(self._places(str(error))) or list(self._places(" ".join(f"--{key}" for key in otherwise)))
             named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in places]
             if not named:
                 raise
-            raise type(error)(f"{error} ({', '.join(named)})") from error
+            raise type(error)(f"{error} ({', '.join(named)})", argument=error.argument) from error
 
     def _is_quoted(self, message: str, key: str, value: Any) -> bool:
         """Whether an error names the column, file or model that is a key's value."""

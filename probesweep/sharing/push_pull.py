@@ -17,15 +17,14 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from activation_store import StoreError
 from activation_store.files.durable import fsync_path, hidden_beside, make_folder, rename
 from activation_store.store.integrity import Progress
-from gpu_probes import ProbeError
 from gpu_probes.results.folder import RUN, Run
 from probesweep.errors import RequestError
 from probesweep.outputs import only_writer
 from probesweep.sharing.client import find_files, hub_errors
 from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
+from probesweep_errors import ProbesweepError
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def push(
 
     Raises
     ------
-    RequestError, StoreError, ProbeError
+    ProbesweepError
         There is nothing to send, it is incomplete, it would be public without `public`, or the hub rejects it.
     """
     parcel, hub = pack(Path(path), progress), HfApi()
@@ -132,7 +131,7 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
         place = run.removesuffix(RUN)
         try:
             found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
-        except (ProbeError, RequestError):
+        except ProbesweepError:
             logger.info("%s of %s was written by another program", run, repo_id)
     return found & there
 
@@ -199,7 +198,7 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
         parcel = pack(folder, progress)
         _keep_only(folder, parcel.files)
         _check_hashes(parcel, listed)
-    except (StoreError, ProbeError, RequestError) as error:
+    except ProbesweepError as error:
         shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
         raise RequestError(f"{repo_id} was not downloaded: {reason}") from error
