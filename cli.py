@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -281,8 +282,10 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
     from probesweep.experiment.experiment import Experiment
-    from probesweep.experiment.file import write_template
+    from probesweep.experiment.file import ALL_KEYS, write_template
+    from probesweep.terminal.flags import as_keys
 
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     if init:
         write_template(experiment)
         terminal.summarize(
@@ -290,7 +293,9 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
             lambda: {"experiment": str(experiment)},
         )
         return
-    _show_trainings(terminal, Experiment.load(experiment).run(terminal.note))
+    loaded = Experiment.load(experiment)
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
+    _show_trainings(terminal, loaded.run(terminal.note))
 
 
 @probesweep.command()
@@ -397,10 +402,9 @@ def predict(
             on_error=on_error,
             progress=_prompt_bar,
         )
+    missing = terminal.wording(_without_score(scored.unusable))
     terminal.summarize(
-        lambda: (
-            f"{output_path}: {scored.n_rows} rows with {', '.join(scored.columns)}{_without_score(scored.unusable)}"
-        ),
+        lambda: f"{output_path}: {scored.n_rows} rows with {', '.join(scored.columns)}{missing}",
         lambda: {
             "output_path": str(output_path),
             "n_rows": scored.n_rows,
@@ -474,7 +478,7 @@ def verify(terminal: Terminal, store: Path) -> None:
     from activation_store import ActivationStore
 
     opened = ActivationStore.open(store)
-    problems = list(map(str, opened.verify(_shard_bar("verify"))))
+    problems = [terminal.wording(str(problem)) for problem in opened.verify(_shard_bar("verify"))]
     terminal.answer(
         lambda: "\n".join(problems) or f"{store}: all {len(opened)} samples are complete and undamaged",
         lambda: {"store": str(store), "n_samples": len(opened), "problems": problems},
@@ -600,7 +604,9 @@ def _show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
     from gpu_probes.report.summary import describe, summarize
 
     terminal.summarize(
-        lambda: "\n".join(f"{label}: " * (len(folders) > 1) + summarize(folder) for label, folder in folders.items()),
+        lambda: "\n".join(
+            f"{label}: " * (len(folders) > 1) + terminal.wording(summarize(folder)) for label, folder in folders.items()
+        ),
         lambda: {label: describe(folder) for label, folder in folders.items()},
     )
 
@@ -638,6 +644,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
     terminal = Terminal()
+    terminal.word_warnings()
     try:
         code = _exit_code(
             terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)
@@ -680,7 +687,7 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     except Exception as error:
         if terminal.debug:
             raise
-        return _explain(error)
+        return _explain(terminal, error)
     return 0
 
 
@@ -691,7 +698,7 @@ def _leave_at_once(message: str) -> NoReturn:
     os._exit(2)
 
 
-def _explain(error: Exception) -> int:
+def _explain(terminal: Terminal, error: Exception) -> int:
     """One line for expected errors; anything else is a bug."""
     limit = limit_reached(error)
     if limit is not None:
@@ -702,7 +709,7 @@ def _explain(error: Exception) -> int:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
     if isinstance(error, ProbesweepError):
         # What can be mended by other input is a ValueError too.
-        return _fail(str(error), 2 if isinstance(error, ValueError) else 1)
+        return _fail(terminal.wording(str(error)), 2 if isinstance(error, ValueError) else 1)
     kind = type(error).__name__
     return _fail(f"{kind}: {error}; this is a bug in probesweep: please report it with the output of --debug", 1)
 
