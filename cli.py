@@ -156,7 +156,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
     if target.suffix == ".pt":
-        check_file(target, "--output_path", [options["dataset_path"]])
+        check_file(target, "output_path", [options["dataset_path"]])
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
@@ -446,7 +446,7 @@ def transfer(
     from probesweep.stores import check_same_model, label
 
     if output_path is not None:
-        check_file(output_path, "--output_path", [probes, *stores])
+        check_file(output_path, "output_path", [probes, *stores])
     trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
     for training in trainings:
         for store in opened:
@@ -520,7 +520,7 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
     from probesweep.outputs import check_file
     from probesweep.stores import label
 
-    check_file(output_path, "OUTPUT_PATH", [store])
+    check_file(output_path, "output_path", [store])
     opened = ActivationStore.open(store)
     if label_column is not None:
         label(opened, label_column)

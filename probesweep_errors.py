@@ -1,5 +1,8 @@
 """The base of every error that probesweep raises on purpose, in all packages, which do not import each other."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class ProbesweepError(Exception):
     """What went wrong, in one line: what, where, how to fix it.
@@ -14,3 +17,13 @@ class ProbesweepError(Exception):
     def __init__(self, message: str, *, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+@contextmanager
+def naming(argument: str) -> Generator[None]:
+    """Say of errors that name no argument that they are about this one."""
+    try:
+        yield
+    except ProbesweepError as error:
+        error.argument = error.argument or argument
+        raise

@@ -8,7 +8,7 @@ from numbers import Integral
 from probesweep_errors import ProbesweepError
 
 # What fixes most damage: the inputs still exist, and the model computes the same values again.
-MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
+MEND = "restore it from a copy, or run the same extract again with repair=True (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
@@ -78,8 +78,8 @@ def check_at_least_one(**values: int | None) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise InputError(f"--{name} {value!r}: must be a whole number")
+            raise InputError(f"{name}={value!r} must be a whole number", argument=name)
         if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+            raise InputError(f"{name}={value} must be at least 1", argument=name)
         if value >= 2**63:
-            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")
+            raise InputError(f"{name}={value} must be less than 2 ** 63; leave it out for no limit", argument=name)

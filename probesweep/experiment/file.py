@@ -80,7 +80,7 @@ def write_template(path: Path) -> None:
         The file already exists.
     """
     if path.exists():
-        raise RequestError(f"{path} exists; give --init another name, or remove it")
+        raise RequestError(f"{path} exists; give another name, or remove it", argument="path")
     make_folder(path.parent)
     write_output(path, [files("probesweep.experiment").joinpath(TEMPLATE).read_bytes()])
 

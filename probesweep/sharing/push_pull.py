@@ -53,7 +53,7 @@ def push(
     Parameters
     ----------
     path : str or Path
-        A store, or an ``--output_dir`` of ``probesweep train``.
+        A store, or the results of a training.
     repo_id : str
         Such as ``name/repository``.
     public : bool
@@ -83,8 +83,9 @@ def push(
         private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
     if not (private or public):
         raise RequestError(
-            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if that is "
-            "intended, or name another repository"
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give public=True if that is intended, or "
+            "name another repository",
+            argument="public",
         )
     seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
     announce(f"{repo_id}: {seen}")
@@ -183,7 +184,8 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
                 )
         except RequestError as error:
             raise RequestError(
-                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it"
+                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it",
+                argument=error.argument,
             ) from error
         about = _check(partial, repo_id, listed, progress)
         for written in (*partial.rglob("*"), partial):

@@ -18,10 +18,15 @@ from typing import Any
 import click
 
 # Arguments of Python that have another name here, and perhaps another unit: their values are not shown.
-RENAMED = {"budget_bytes": "budget_gib", "kind": "track", "labels": "label_column", "sample_weight": "weight_column"}
+RENAMED = {
+    "budget_bytes": "budget_gib",
+    "kind": "track",
+    "sample_weight": "weight_column",
+    "train_labels": "label_column",
+}
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LITERAL = (
-    rf"\.\.\.|{_QUOTED}|\[(?:{_QUOTED}|[^][{{}}'\"])*\]|\{{(?:{_QUOTED}|[^][{{}}'\"])*\}}"
+    rf"\.\.\.|{_QUOTED}|\[(?:{_QUOTED}|[^][{{}}'\"])*\]|\((?:{_QUOTED}|[^()'\"])*\)|\{{(?:{_QUOTED}|[^][{{}}'\"])*\}}"
     r"|-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|-?inf|nan|True|False|None|[A-Z]+(?:@[A-Z]+)?"
 )
 _MENTION = rf"(?<![^\s(])(?P<name>[a-z_]+)=(?P<literal>{_LITERAL})(?![\w/\\=@-]|\.[\w/])"
@@ -98,7 +103,7 @@ def _as_flag(option: click.Parameter, literal: str) -> str:
         given = option.is_flag and str(option.flag_value is not False)
         return flag if literal == given else f"leave out {flag}"
     value = _value(literal)
-    if isinstance(value, list) and option.multiple:
+    if isinstance(value, list | tuple) and option.multiple:
         return " ".join(f"{flag} {_as_word(repr(each))}" for each in value)
     return f"{flag} {_as_word(literal)}"
 
@@ -108,7 +113,7 @@ def _as_word(literal: str) -> str:
     value = _value(literal)
     if isinstance(value, dict):
         return shlex.quote(json.dumps(value))
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return shlex.quote(",".join(map(str, value)))
     return shlex.quote(value) if isinstance(value, str) and value.isprintable() else literal
 
@@ -136,7 +141,7 @@ def in_toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, date | time):
         return value.isoformat()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{', '.join(map(in_toml, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key} = {in_toml(each)}' for key, each in value.items())}}}"
