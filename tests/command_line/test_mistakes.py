@@ -208,6 +208,10 @@ COMMANDS = [
     (f"{TRAIN} --budget_gib 0", "--budget_gib"),
     (f"{TRAIN} --budget_gib nan", "--budget_gib"),
     (f"{TRAIN} --budget_gib inf", "--budget_gib"),
+    (f"{TRAIN} --k_fold --budget_gib 1e-7", "the budget is 107 bytes; allow more with --budget_gib"),
+    # What only looks like an argument.
+    ("train --train_activations seed=1 --test_activations b.zarr --output_dir new", "seed=1: no such store"),
+    ("train --train_activations a/seed=1 --test_activations b.zarr --output_dir new", "a/seed=1: no such store"),
     (f"{TRAIN} --seed -5", "seed -5"),
     (f"{TRAIN} --n_folds 1", "n_folds 1"),
     (f"{TRAIN} --device cuda:²", "use auto, cpu, cuda, cuda:1 or mps"),

@@ -448,11 +448,11 @@ def test_parameters_that_are_none():
     assert finished.returncode == 0, finished.stderr
     wanted = [
         "fit_intercept='False' is neither True nor False",
-        "standardize None is neither",
+        "standardize=None is neither",
         "alpha='1' is not a penalty",
         "seed=None is not a whole number",
         "n_folds=2.5 is not a whole number",
-        "class_weight 'equal' is unknown",
+        "class_weight='equal' is unknown",
         "class_weight names class 'maybe'",
         "class_weight 0 of class 'no' is not a weight",
     ]

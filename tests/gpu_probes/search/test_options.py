@@ -233,7 +233,7 @@ def test_a_grid_may_be_an_array():
     assert run(ARRAY, LABELS, alphas=np.logspace(-1, 1, 3)).alpha_grid == (0.1, 1.0, 10.0)
     with pytest.raises(PenaltyError, match="alphas='all' is unknown; give numbers, or auto"):
         run(ARRAY, LABELS, alphas="all")
-    with pytest.raises(PenaltyError, match="alpha -1"):
+    with pytest.raises(PenaltyError, match="alpha=-1"):
         run(ARRAY, LABELS, alpha=-1.0, alphas=[0.1, 1.0])
 
 

@@ -395,6 +395,28 @@ def test_new_test_rows_are_checked_against_the_store_of_the_training_rows(experi
     refused(experiment, "one value", line=8)
 
 
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        (("success_rate", "label_column = 'success_rate'"), "label_column in line 10"),
+        (("weight", "weight_column = 'weight'"), "weight_column in line 14"),
+        (("topic", "groups = 'topic'"), "groups in line 19"),
+        (("topic", "group_column = ['topic']"), "group_column in line 10"),
+    ],
+)
+def test_a_column_that_is_missing_is_named_by_the_key_that_asks_for_it(experiment, no_model, missing, named):
+    column, line = missing
+    change(experiment, "layers = [0, 1]", "label_column = 'success_rate'")
+    change(experiment, "alphas = [1, 10]", "alphas = [1, 10]\nweight_column = 'weight'")
+    edited("train", lambda table: table.drop(columns=column))(experiment.parent)
+    if line.startswith("group_column"):
+        change(experiment, "label_column = 'success_rate'", line)
+    elif line.startswith("groups"):
+        change(experiment, "n_folds = 3", f"n_folds = 3\n{line}")
+    told = refused(experiment, "no column", f"({named} of {experiment})", line=None)
+    assert told.count(" in line ") == 1
+
+
 @pytest.mark.parametrize("grid", ["'1,10'", "'auto'", "[1, 10]"])
 def test_a_grid_may_be_written_as_on_the_command_line(experiment, grid):
     change(experiment, "[1, 10]", grid)
