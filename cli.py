@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -23,6 +24,7 @@ from click.shell_completion import get_completion_class
 from probesweep.terminal.command import Group, Terminal, say, show_versions
 from probesweep.terminal.limits import limit_reached
 from probesweep.terminal.streams import close_streams, nobody_reads, open_streams
+from probesweep_errors import ProbesweepError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +156,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
     if target.suffix == ".pt":
-        check_file(target, "--output_path", [options["dataset_path"]])
+        check_file(target, "output_path", [options["dataset_path"]])
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
@@ -280,8 +282,10 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
     from probesweep.experiment.experiment import Experiment
-    from probesweep.experiment.file import write_template
+    from probesweep.experiment.file import ALL_KEYS, write_template
+    from probesweep.terminal.flags import as_keys
 
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     if init:
         write_template(experiment)
         terminal.summarize(
@@ -289,7 +293,9 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
             lambda: {"experiment": str(experiment)},
         )
         return
-    _show_trainings(terminal, Experiment.load(experiment).run(terminal.note))
+    loaded = Experiment.load(experiment)
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
+    _show_trainings(terminal, loaded.run(terminal.note))
 
 
 @probesweep.command()
@@ -396,10 +402,9 @@ def predict(
             on_error=on_error,
             progress=_prompt_bar,
         )
+    missing = terminal.wording(_without_score(scored.unusable))
     terminal.summarize(
-        lambda: (
-            f"{output_path}: {scored.n_rows} rows with {', '.join(scored.columns)}{_without_score(scored.unusable)}"
-        ),
+        lambda: f"{output_path}: {scored.n_rows} rows with {', '.join(scored.columns)}{missing}",
         lambda: {
             "output_path": str(output_path),
             "n_rows": scored.n_rows,
@@ -441,7 +446,7 @@ def transfer(
     from probesweep.stores import check_same_model, label
 
     if output_path is not None:
-        check_file(output_path, "--output_path", [probes, *stores])
+        check_file(output_path, "output_path", [probes, *stores])
     trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
     for training in trainings:
         for store in opened:
@@ -473,7 +478,7 @@ def verify(terminal: Terminal, store: Path) -> None:
     from activation_store import ActivationStore
 
     opened = ActivationStore.open(store)
-    problems = list(map(str, opened.verify(_shard_bar("verify"))))
+    problems = [terminal.wording(str(problem)) for problem in opened.verify(_shard_bar("verify"))]
     terminal.answer(
         lambda: "\n".join(problems) or f"{store}: all {len(opened)} samples are complete and undamaged",
         lambda: {"store": str(store), "n_samples": len(opened), "problems": problems},
@@ -515,7 +520,7 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
     from probesweep.outputs import check_file
     from probesweep.stores import label
 
-    check_file(output_path, "OUTPUT_PATH", [store])
+    check_file(output_path, "output_path", [store])
     opened = ActivationStore.open(store)
     if label_column is not None:
         label(opened, label_column)
@@ -599,7 +604,9 @@ def _show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
     from gpu_probes.report.summary import describe, summarize
 
     terminal.summarize(
-        lambda: "\n".join(f"{label}: " * (len(folders) > 1) + summarize(folder) for label, folder in folders.items()),
+        lambda: "\n".join(
+            f"{label}: " * (len(folders) > 1) + terminal.wording(summarize(folder)) for label, folder in folders.items()
+        ),
         lambda: {label: describe(folder) for label, folder in folders.items()},
     )
 
@@ -637,6 +644,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     _set_up_libraries()
     terminal = Terminal()
+    terminal.word_warnings()
     try:
         code = _exit_code(
             terminal, lambda: probesweep.main(prog_name="probesweep", standalone_mode=False, obj=terminal)
@@ -679,7 +687,7 @@ def _exit_code(terminal: Terminal, command: Callable[[], Any]) -> int:
     except Exception as error:
         if terminal.debug:
             raise
-        return _explain(error)
+        return _explain(terminal, error)
     return 0
 
 
@@ -690,7 +698,7 @@ def _leave_at_once(message: str) -> NoReturn:
     os._exit(2)
 
 
-def _explain(error: Exception) -> int:
+def _explain(terminal: Terminal, error: Exception) -> int:
     """One line for expected errors; anything else is a bug."""
     limit = limit_reached(error)
     if limit is not None:
@@ -699,18 +707,9 @@ def _explain(error: Exception) -> int:
         # No file can have that name: wrong usage, whatever the disk.
         code = 2 if error.errno == errno.ENAMETOOLONG else 1
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
-    # The packages' input errors are ValueErrors of their own hierarchies; telling them apart needs their imports.
-    try:
-        from activation_store.errors import InputError, StoreError
-        from gpu_probes.errors import ProbeError
-        from probesweep.errors import RequestError
-    except Exception as another:
-        _leave_at_once(limit_reached(another) or f"the libraries cannot be loaded: {another}")
-
-    if isinstance(error, (InputError, ProbeError, RequestError)):
-        return _fail(str(error), 2)
-    if isinstance(error, StoreError):
-        return _fail(str(error), 1)
+    if isinstance(error, ProbesweepError):
+        # What can be mended by other input is a ValueError too.
+        return _fail(terminal.wording(str(error)), 2 if isinstance(error, ValueError) else 1)
     kind = type(error).__name__
     return _fail(f"{kind}: {error}; this is a bug in probesweep: please report it with the output of --debug", 1)
 

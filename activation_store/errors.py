@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from numbers import Integral
 
+from probesweep_errors import ProbesweepError
+
 # What fixes most damage: the inputs still exist, and the model computes the same values again.
-MEND = "restore it from a copy, or run the same extract again with --repair (imported stores: import it again)"
+MEND = "restore it from a copy, or run the same extract again with repair=True (imported stores: import it again)"
 RESTORE = "restore it from a copy: the rest of the store cannot be read without it"
 
 
-class StoreError(Exception):
+class StoreError(ProbesweepError):
     """Base of every error of this package; the message is one line: what, where, how to fix it."""
 
 
@@ -22,8 +24,8 @@ class PromptError(InputError):
     """The question of one row cannot be used; `reason` says why, without the row."""
 
     # Like every error here it can be created from its message alone, as code that extends the message does.
-    def __init__(self, message: str, reason: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, message: str, reason: str = "", *, argument: str | None = None) -> None:
+        super().__init__(message, argument=argument)
         self.reason = reason or message
 
 
@@ -76,8 +78,8 @@ def check_at_least_one(**values: int | None) -> None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, Integral):
-            raise InputError(f"--{name} {value!r}: must be a whole number")
+            raise InputError(f"{name}={value!r} must be a whole number", argument=name)
         if value < 1:
-            raise InputError(f"--{name} {value}: must be at least 1")
+            raise InputError(f"{name}={value} must be at least 1", argument=name)
         if value >= 2**63:
-            raise InputError(f"--{name} {value}: must be less than 2 ** 63; leave it out for no limit")
+            raise InputError(f"{name}={value} must be less than 2 ** 63; leave it out for no limit", argument=name)

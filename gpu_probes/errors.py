@@ -4,8 +4,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum
 
+from probesweep_errors import ProbesweepError
 
-class ProbeError(ValueError):
+
+class ProbeError(ProbesweepError, ValueError):
     """Bad input, in one line: what is wrong, where, and how to fix it."""
 
 

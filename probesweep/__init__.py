@@ -8,18 +8,20 @@ if TYPE_CHECKING:
     from probesweep.experiment.experiment import Experiment
     from probesweep.training import Training
     from probesweep.use.prediction import Probe
+    from probesweep_errors import ProbesweepError
 
 _HOMES = {
-    "RequestError": "errors",
-    "Experiment": "experiment.experiment",
-    "Probe": "use.prediction",
-    "Training": "training",
+    "ProbesweepError": "probesweep_errors",
+    "RequestError": "probesweep.errors",
+    "Experiment": "probesweep.experiment.experiment",
+    "Probe": "probesweep.use.prediction",
+    "Training": "probesweep.training",
 }
-__all__ = ["Experiment", "Probe", "RequestError", "Training"]
+__all__ = ["Experiment", "Probe", "ProbesweepError", "RequestError", "Training"]
 
 
 def __getattr__(name: str) -> Any:
     # The command line imports this package before it knows whether torch, which takes seconds, is needed.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

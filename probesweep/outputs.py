@@ -21,7 +21,7 @@ _LOCK = ".lock"
 _NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json")
 
 
-def check_folder(folder: Path, flag: str) -> None:
+def check_folder(folder: Path, argument: str) -> None:
     """Make sure that files can be written to a folder, which need not exist yet.
 
     Raises
@@ -30,50 +30,66 @@ def check_folder(folder: Path, flag: str) -> None:
         They cannot, or the folder is a store or inside one.
     """
     above = (folder.absolute(), *folder.absolute().parents)
-    _check_names(folder.absolute().parts, flag)
+    _check_names(folder.absolute().parts, argument)
     for each in filter(is_store, above):
-        raise RequestError(f"{each} is a store, which holds nothing else; give another {flag}")
+        raise RequestError(
+            f"{each} is a store, which holds nothing else; give another {argument}=...", argument=argument
+        )
     for each in above:
         if each.is_symlink() and not each.exists():
-            raise RequestError(f"{folder}: {each} is a broken link; fix it or give another {flag}")
+            raise RequestError(
+                f"{folder}: {each} is a broken link; fix it or give another {argument}=...", argument=argument
+            )
     nearest = next(each for each in above if each.exists())
     try:
         # Permissions are not the only thing that can fail.
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise RequestError(f"cannot write to {folder}: {nearest}: {error.strerror}; give another {flag}") from error
+        raise RequestError(
+            f"cannot write to {folder}: {nearest}: {error.strerror}; give another {argument}=...", argument=argument
+        ) from error
 
 
-def check_file(path: Path, flag: str, inputs: Iterable[Path] = ()) -> None:
+def check_file(path: Path, argument: str, inputs: Iterable[Path] = ()) -> None:
     """Make sure that a file can be written; as `check_folder`.
 
     Parameters
     ----------
     path : Path
-    flag : str
+    argument : str
+        That which names the file, for errors.
     inputs : iterable of Path
         Files and folders that the same command reads, which the output must not replace.
     """
-    _check_names([path.name], flag)
-    check_folder(path.parent, flag)
+    _check_names([path.name], argument)
+    check_folder(path.parent, argument)
     if path.is_dir():
-        raise RequestError(f"{path} is a folder; give the name of a file as {flag}")
+        raise RequestError(f"{path} is a folder; give the name of a file as {argument}=...", argument=argument)
     if path.is_symlink():
-        raise RequestError(f"{path} is a symbolic link, which is not followed; give the file it points to as {flag}")
+        raise RequestError(
+            f"{path} is a symbolic link, which is not followed; give the file it points to as {argument}=...",
+            argument=argument,
+        )
     if path.exists() and not path.is_file():
-        raise RequestError(f"{path} is a device or a pipe; give the name of a file as {flag}")
+        raise RequestError(
+            f"{path} is a device or a pipe; give the name of a file as {argument}=...", argument=argument
+        )
     target = path.resolve()
     for each in inputs:
         if target == each.resolve() or _is_same(path, each):
-            raise RequestError(f"{path} is an input, and would be overwritten; give another {flag}")
+            raise RequestError(
+                f"{path} is an input, and would be overwritten; give another {argument}=...", argument=argument
+            )
         if each.is_dir() and not has_results(each) and target.is_relative_to(each.resolve()):
-            raise RequestError(f"{path} is in {each}, which is an input; give another {flag}")
+            raise RequestError(
+                f"{path} is in {each}, which is an input; give another {argument}=...", argument=argument
+            )
     if path.name in _NAMES and (path.exists() or has_results(path.parent)):
-        raise RequestError(f"{path} is the name of a result file; give another {flag}")
+        raise RequestError(f"{path} is the name of a result file; give another {argument}=...", argument=argument)
 
 
-def check_room(folder: Path, n_bytes: int, flag: str) -> None:
+def check_room(folder: Path, n_bytes: int, argument: str) -> None:
     """Refuse output that does not fit on its disk.
 
     Raises
@@ -86,7 +102,8 @@ def check_room(folder: Path, n_bytes: int, flag: str) -> None:
     if n_bytes > free:
         raise RequestError(
             f"{folder} needs about {n_bytes / 2**30:.2f} GiB and its disk has {free / 2**30:.2f} GiB free; give "
-            f"another {flag}"
+            f"another {argument}=...",
+            argument=argument,
         )
 
 
@@ -117,7 +134,7 @@ def only_writer(lock_file: Path, what: Path) -> Generator[None]:
     try:
         lock = WriterLock.acquire(lock_file, what)
     except StoreLockedError as error:
-        raise RequestError(str(error)) from error
+        raise RequestError(str(error), argument=error.argument) from error
     try:
         yield
     finally:
@@ -143,9 +160,11 @@ def _is_same(path: Path, other: Path) -> bool:
     return path.exists() and other.exists() and path.samefile(other)
 
 
-def _check_names(names: Iterable[str], flag: str) -> None:
+def _check_names(names: Iterable[str], argument: str) -> None:
     for name in names:
         if len(os.fsencode(name)) > LONGEST_NAME:
             raise RequestError(
-                f"{name[:40]}... is longer than the {LONGEST_NAME} bytes that a name can have; give another {flag}"
+                f"{name[:40]}... is longer than the {LONGEST_NAME} bytes that a name can have; give another "
+                f"{argument}=...",
+                argument=argument,
             )

@@ -20,7 +20,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
     Parameters
     ----------
     folder : str or Path
-        An ``--output_dir`` of ``probesweep train``.
+        The results of a training.
     figures : Path, optional
         Folder for the figures as PNG and SVG.
 

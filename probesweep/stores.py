@@ -37,7 +37,8 @@ def check_same_origin(train: Activations, test: Activations) -> None:
         if None not in values and values[0] != values[1]:
             raise RequestError(
                 f"{train.path} and {test.path} differ in {field}: {values[0]} and {values[1]}; "
-                "extract both with the same model and template"
+                "extract both with the same model and template",
+                argument="test_activations",
             )
 
 
@@ -69,19 +70,24 @@ def choose_labels(
     """The labels to predict: all in the training store except weights and groups, unless some are named."""
     held = [name for name in train.labels if name not in (weights, groups)]
     if not _names_labels(train) and (weights or len(set(wanted)) > 1):
-        raise RequestError(f"{train.path} has one label without a name; --label_column can be given once")
+        raise RequestError(
+            f"{train.path} has one label without a name; label_column=... can be given once", argument="label_column"
+        )
     needed = ((train, [*wanted, *filter(None, [weights])]), (test, wanted or held))
     for store, names in needed:
         missing = [name for name in names if name not in store.labels]
         if missing and _names_labels(store):
             raise RequestError(
                 f"{store.path} has no label {missing[0]!r}; it holds {', '.join(store.labels)}. Extract it with "
-                f"--label_column {missing[0]}, or choose another with --label_column"
+                f"label_column={missing[0]!r}, or choose another label_column=...",
+                argument="weight_column" if missing[0] == weights and missing[0] not in wanted else "label_column",
             )
     if not (wanted or held):
-        taken = {"weights (--weight_column)": weights, "groups (--groups)": groups}
+        taken = {"weights (weight_column=...)": weights, "groups (groups=...)": groups}
         used = " and ".join(role for role, name in taken.items() if name in train.labels)
-        raise RequestError(f"{train.path} holds no label besides the {used}; extract it with another one")
+        raise RequestError(
+            f"{train.path} holds no label besides the {used}; extract it with another one", argument="label_column"
+        )
     return list(dict.fromkeys(wanted or held))
 
 
@@ -89,7 +95,10 @@ def label(store: Activations, name: str) -> pd.Series:
     """Values of a label; that of a ``.pt`` file has any name."""
     labels = store.labels
     if _names_labels(store) and name not in labels:
-        raise RequestError(f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (--label_column)")
+        raise RequestError(
+            f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (label_column=...)",
+            argument="label_column",
+        )
     return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
 
 
@@ -104,8 +113,9 @@ def group_column(store: Activations, name: str) -> Shaped[np.ndarray, " sample"]
         return store.labels[name].to_numpy()
     if not has_column(store, name) or not isinstance(store, ActivationStore):
         raise RequestError(
-            f"{store.path} has no column {name!r} to group by (--groups); it holds {', '.join(_columns(store))}. "
-            f"Extract it with --group_column {name}"
+            f"{store.path} has no column {name!r} to group by (groups=...); it holds {', '.join(_columns(store))}. "
+            f"Extract it with group_column={name!r}",
+            argument="groups",
         )
     return store.coordinate(name)
 
@@ -115,14 +125,16 @@ def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool
     if train.questions is None or test.questions is None:
         if dropped:
             raise RequestError(
-                "--drop_overlap needs prompts, and a .pt holds none, imported or not; extract both stores"
+                "drop_overlap=True needs prompts, and a .pt holds none, imported or not; extract both stores",
+                argument="drop_overlap",
             )
         return np.zeros(test.n_samples, dtype=bool)
     shared = shared_prompts(train.questions, test.questions)
     if dropped and shared.all():
         raise RequestError(
             f"every prompt of {test.path} also occurs in {train.path}: nothing is left to test on after "
-            "--drop_overlap; give other --test_activations"
+            "drop_overlap=True; give other test_activations=...",
+            argument="drop_overlap",
         )
     return shared
 

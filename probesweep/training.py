@@ -16,7 +16,6 @@ from tqdm import tqdm
 from activation_store.opening import open_activations
 from gpu_probes import (
     About,
-    ProbeError,
     ProbeOptions,
     SweepOptions,
     SweepResult,
@@ -49,6 +48,7 @@ from probesweep.stores import (
     warn_of_another_day,
 )
 from probesweep.use.card import Card, describe_probe
+from probesweep_errors import ProbesweepError, naming
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,21 +105,24 @@ class Training(ProbeOptions):
 
         Raises
         ------
-        RequestError, ProbeError
+        ProbesweepError
             One of them is invalid for any activations.
         """
         for name in ("weight_column", "groups"):
             if getattr(self, name) == "":
-                raise RequestError(f"--{name} is empty; name a column, or leave it out")
+                raise RequestError(f"{name}='' is empty; name a column, or leave it out", argument=name)
         named = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         if self.weight_column in named:
             raise RequestError(
-                f"--weight_column {self.weight_column} is a --label_column as well; it can be only one of them"
+                f"weight_column={self.weight_column!r} is a label_column=... as well; it can be only one of them",
+                argument="weight_column",
             )
         check_flags(split_repeats=self.split_repeats, drop_overlap=self.drop_overlap)
         budget = self.budget_gib
         if budget is not None and not (is_finite_number(budget) and 0 < budget <= _MOST_GIB):
-            raise RequestError(f"--budget_gib {budget!r}: must be a number above 0, {_MOST_GIB} at most")
+            raise RequestError(
+                f"budget_gib={budget!r} must be a number above 0, {_MOST_GIB} at most", argument="budget_gib"
+            )
         if self.join is not None:
             parse_join(self.join)
         self._options().check()
@@ -134,7 +137,7 @@ class Training(ProbeOptions):
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             The request cannot be carried out; the message says what, where, and how to fix it.
         """
         self.check()
@@ -159,7 +162,7 @@ class Training(ProbeOptions):
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             As `run`; also if no cell can get a score.
         """
         self.check()
@@ -198,11 +201,14 @@ class Training(ProbeOptions):
 
     def _check_folders(self, folders: dict[str, Path]) -> None:
         for folder in folders.values():
-            check_folder(folder, "--output_dir")
+            check_folder(folder, "output_dir")
 
     @cached_property
     def _stores(self) -> tuple[Activations, Activations]:
-        train, test = open_activations(self.train_activations), open_activations(self.test_activations)
+        with naming("train_activations"):
+            train = open_activations(self.train_activations)
+        with naming("test_activations"):
+            test = open_activations(self.test_activations)
         check_same_origin(train, test)
         warn_of_another_day(train, test)
         return train, test
@@ -250,7 +256,7 @@ class Training(ProbeOptions):
     def _check_room(self, memory: Memory) -> None:
         """Predictions take about 20 characters in the files, plus 8 bytes on disk if they do not stay in memory."""
         n_bytes = memory.result_nbytes * (2.5 if memory.spill_folder is None else 3.5)
-        check_room(Path(self.output_dir), int(n_bytes), "--output_dir")
+        check_room(Path(self.output_dir), int(n_bytes), "output_dir")
 
     def _plan(self, train: Activations, test: Activations, names: Sequence[str]) -> _Work:
         shared = shared_rows(train, test, dropped=self.drop_overlap)
@@ -375,7 +381,7 @@ def _can_be_read(folder: Path) -> bool:
         results = Results.load(folder)
         if CARD in results.run.files:
             Card.of(results)
-    except (ProbeError, RequestError):
+    except ProbesweepError:
         return False
     return True
 

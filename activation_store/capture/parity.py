@@ -102,7 +102,7 @@ def find_way(
         if problem is None:
             return comparison.parity(way, given_up)
         given_up.append(problem)
-    raise ParityError(given_up[-1])
+    raise ParityError(given_up[-1], argument="batch_size")
 
 
 @dataclass
@@ -164,7 +164,7 @@ def _wrong(way: Way, size: str) -> str:
         return f"hooks change the values {size}: using output_hidden_states, which is slower"
     return (
         f"prompts in a batch give different values than one at a time, {size}, more than rounding; "
-        "try --batch_size 1 or --dtype float32"
+        "try batch_size=1 or dtype='float32'"
     )
 
 

@@ -21,6 +21,7 @@ from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat, Prompts
 from activation_store.prompts.tokenizer import Tokenizer, chat_template_hash, tokenizer_hash
 from activation_store.questions.question import Question
+from probesweep_errors import naming
 
 # Prompts are put into batches by length within so many.
 _CHUNK_ROWS = 4096
@@ -74,11 +75,15 @@ class LoadedModel:
         InputError
             The model cannot be loaded, or is another one than expected.
         """
-        source = ModelSource.parse(model, trust_remote_code=trust_remote_code)
-        placed, info = resolve_device(device), read_model_info(source)
+        with naming("model"):
+            source = ModelSource.parse(model, trust_remote_code=trust_remote_code)
+        placed = resolve_device(device)
+        with naming("model"):
+            info = read_model_info(source)
         check_at_least_one(max_length=prompts.max_length)
         prompts = replace(prompts, max_length=info.most_tokens(prompts.max_length))
-        tokenizer = load_tokenizer(source)
+        with naming("model"):
+            tokenizer = load_tokenizer(source)
         found = {
             "weights": info.weights,
             "tokenizer": tokenizer_hash(tokenizer),
@@ -88,7 +93,8 @@ class LoadedModel:
             if value != found[name]:
                 raise InputError(
                     f"model {model!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was trained "
-                    f"on ({value}); give the same model with --model"
+                    f"on ({value}); give the same model with model=...",
+                    argument="model",
                 )
         dtype = info.dtype if dtype == "auto" else dtype
         return cls(

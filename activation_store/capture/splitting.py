@@ -81,7 +81,8 @@ class SplittingRunner(Generic[T]):
         if len(prompts) == 1:
             raise DeviceMemoryError(
                 f"row {int(rows[0])} with {n_tokens} tokens does not fit in the device's memory, even alone; "
-                "drop it, or try a 16-bit --dtype, --device_map auto or --device cpu"
+                "drop it, or try a 16-bit dtype=..., device_map='auto' or device='cpu'",
+                argument="device",
             ) from error
         if self._too_many_tokens is None:
             logger.warning(

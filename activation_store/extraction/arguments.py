@@ -13,6 +13,7 @@ from pathlib import Path
 
 from activation_store.errors import InputError
 from activation_store.format.spec import RESERVED_NAMES
+from probesweep_errors import naming
 
 # Of transformers' apply_chat_template.
 _CALL_ARGUMENTS = {
@@ -47,13 +48,14 @@ def parse_layers(layers: str | Sequence[int], n_blocks: int) -> tuple[int, ...]:
         if not -n_blocks - 1 <= low <= n_blocks or high > n_blocks:
             item = str(low) if low == high else f"{low}-{high}"
             raise InputError(
-                f"--layers {layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}"
+                f"layers={layers!r}: this model has layers 0 to {n_blocks} (-1 = {n_blocks}), not {item}",
+                argument="layers",
             )
         wanted += [low % (n_blocks + 1)] if low < 0 else range(low, high + 1)
     # Ranges in a string may overlap; a list names each layer separately.
     twice = [] if isinstance(layers, str) else [layer for layer in wanted if wanted.count(layer) > 1]
     if twice:
-        raise InputError(f"--layers {layers!r} names layer {twice[0]} twice; give each once")
+        raise InputError(f"layers={layers!r} names layer {twice[0]} twice; give each once", argument="layers")
     return tuple(sorted(set(wanted)))
 
 
@@ -69,61 +71,70 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
         return []
     items = [item.strip() for item in layers.split(",")] if isinstance(layers, str) else list(layers)
     if not items:
-        raise InputError("--layers is empty; write all, -1, 0,1,2 or 0-8")
+        raise InputError("layers=[] is empty; write all, -1, 0,1,2 or 0-8", argument="layers")
     parts: list[tuple[int, int]] = []
     for item in items:
         found = re.fullmatch(r"(-?[0-9]{1,9})|([0-9]{1,9})-([0-9]{1,9})", str(item), re.ASCII)
         low, high = (int(found[1] or found[2]), int(found[1] or found[3])) if found else (0, -1)
         if high < low:
-            raise InputError(f"--layers {layers!r}: {item!r} is not a layer; write all, -1, 0,1,2 or 0-8")
+            raise InputError(
+                f"layers={layers!r}: {item!r} is not a layer; write all, -1, 0,1,2 or 0-8", argument="layers"
+            )
         parts.append((low, high))
     if not isinstance(layers, str) and len(set(parts)) < len(parts):
-        raise InputError(f"--layers {layers!r} names a layer twice; give each once")
+        raise InputError(f"layers={layers!r} names a layer twice; give each once", argument="layers")
     return parts
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:
     """Refuse arguments of the call rather than of the template, and values that JSON does not have."""
     for name, value in template_kwargs.items():
-        _check_json(f"--chat_template_kwargs: {name}", value)
+        with naming(f"chat_template_kwargs.{name}"):
+            _check_json(name, value)
     reserved = sorted(_CALL_ARGUMENTS & set(template_kwargs))
     if reserved:
         raise InputError(
-            f"--chat_template_kwargs: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
-            'what the template writes; pass only the template\'s own variables, such as {"enable_thinking": false}'
+            f"chat_template_kwargs=...: {', '.join(reserved)} would change how prompts are rendered and tokenized, not "
+            'what the template writes; pass only the template\'s own variables, such as {"enable_thinking": false}',
+            argument=f"chat_template_kwargs.{reserved[0]}",
         )
 
 
 def _check_json(name: str, value: object) -> None:
     """Refuse what a store cannot keep next to its prompts."""
+    where = f"chat_template_kwargs=...: {name}"
     if isinstance(value, date | time):
         kind = "date" if isinstance(value, date) else "time"
         raise InputError(
-            f'{name} is a {kind}, and templates take text; put the {kind} in quotes: "{value.isoformat()}"'
+            f'{where} is a {kind}, and templates take text; put the {kind} in quotes: "{value.isoformat()}"'
         )
     if isinstance(value, Mapping):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{name} has the key {key!r}, which is not a string; put it in quotes")
-            _check_json(f"{name}.{key}", each)
+                raise InputError(f"{where} has the key {key!r}, which is not a string; put it in quotes")
+            with naming(f"chat_template_kwargs.{name}.{key}"):
+                _check_json(f"{name}.{key}", each)
     elif isinstance(value, list | tuple):
         for each in value:
             _check_json(name, each)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{name} is {value}, which JSON cannot represent; give a finite number, or a string in quotes")
+        raise InputError(
+            f"{where} is {value}, which JSON cannot represent; give a finite number, or a string in quotes"
+        )
     elif not isinstance(value, str | bool | int | float | None):
-        raise InputError(f"{name} is {value!r}, which JSON cannot represent; use strings, numbers, true, false, lists")
+        raise InputError(f"{where} is {value!r}, which JSON cannot represent; use strings, numbers, true, false, lists")
 
 
 def check_path(name: str, path: str | Path) -> None:
     """Refuse names that no file or folder can have."""
     if not str(path) or "\0" in str(path):
-        raise InputError(f"--{name} {str(path)!r}: no file or folder can have this name; give another")
+        raise InputError(f"{name}={str(path)!r}: no file or folder can have this name; give another", argument=name)
     longest = max((len(os.fsencode(part)) for part in Path(path).parts), default=0)
     if longest > _NAME_NBYTES or len(os.fsencode(path)) > _PATH_NBYTES:
         raise InputError(
-            f"--{name} {str(path)[:_SHOWN_CHARACTERS]!r}...: names can have {_NAME_NBYTES} bytes at most and paths "
-            f"{_PATH_NBYTES}, this one has {longest} and {len(os.fsencode(path))}; give a shorter one"
+            f"{name}={f'{str(path)[:_SHOWN_CHARACTERS]}...'!r}: names can have {_NAME_NBYTES} bytes at most and paths "
+            f"{_PATH_NBYTES}, this one has {longest} and {len(os.fsencode(path))}; give a shorter one",
+            argument=name,
         )
 
 
@@ -132,30 +143,39 @@ def check_output_path(path: Path) -> None:
     check_path("output_path", path)
     if path.suffix == ".pt":
         raise InputError(
-            f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards"
+            f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards",
+            argument="output_path",
         )
 
 
-def check_column_name(name: str) -> None:
+def check_column_name(argument: str, name: str) -> None:
     """Refuse a name that no array of the store can have."""
     try:
         n_bytes = len(name.encode())
     except UnicodeEncodeError as error:
         raise InputError(
-            f"a column cannot be called {name!r}, which contains bytes that are not valid text; give UTF-8"
+            f"a column cannot be called {name!r}, which contains bytes that are not valid text; give UTF-8",
+            argument=f"{argument}.{name}",
         ) from error
     if name in RESERVED_NAMES | {"zarr.json"} or "/" in name or name.startswith((".", "__")) or not 0 < n_bytes <= 255:
-        raise InputError(f"a column of the store cannot be called {name!r}; rename it in the dataset")
+        raise InputError(
+            f"a column of the store cannot be called {name!r}; rename it in the dataset", argument=f"{argument}.{name}"
+        )
 
 
 def check_device_map(device: str, device_map: str | None) -> None:
     """Refuse a placement that accelerate does not know, and two placements at once."""
     if device_map is not None and device_map not in DEVICE_MAPS:
-        raise InputError(f"--device_map {device_map!r}: must be one of {', '.join(DEVICE_MAPS)}")
+        raise InputError(f"device_map={device_map!r} must be one of {', '.join(DEVICE_MAPS)}", argument="device_map")
     if device_map is not None and device != "auto":
-        raise InputError(f"--device_map {device_map} places the model on all devices; leave out --device {device}")
+        raise InputError(
+            f"device_map={device_map!r} places the model on all devices; leave out device={device!r}",
+            argument="device_map",
+        )
     if device_map is not None and find_spec("accelerate") is None:
-        raise InputError(f"--device_map {device_map}: accelerate is not installed; pip install accelerate")
+        raise InputError(
+            f"device_map={device_map!r}: accelerate is not installed; pip install accelerate", argument="device_map"
+        )
 
 
 def check_disk(path: Path, n_bytes: int) -> None:
@@ -165,5 +185,6 @@ def check_disk(path: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise InputError(
             f"{path} needs {n_bytes / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB free; "
-            "choose fewer --layers, a 16-bit --dtype or another disk"
+            "choose fewer layers=..., a 16-bit dtype=... or another disk",
+            argument="layers",
         )

@@ -40,6 +40,7 @@ from activation_store.store.health import examine
 from activation_store.store.provenance import library_versions
 from activation_store.store.reader import ActivationStore, PlannedStore
 from activation_store.store.writer import StoreWriter, check_can_create, is_finished
+from probesweep_errors import naming
 
 if TYPE_CHECKING:
     from activation_store.extraction.job import Job
@@ -136,9 +137,10 @@ class Extraction:
         check_output_path(Path(self.output_path))
         labels = _names(self.label_column)
         if not labels:
-            raise InputError("--label_column is empty; name a column of numbers to predict")
-        for name in (*labels, *_names(self.group_column)):
-            check_column_name(name)
+            raise InputError("label_column=[] is empty; name a column of numbers to predict", argument="label_column")
+        for argument, names in (("label_column", labels), ("group_column", _names(self.group_column))):
+            for name in names:
+                check_column_name(argument, name)
         read_layers(self.layers)
         check_at_least_one(
             batch_size=self.batch_size,
@@ -270,16 +272,20 @@ class Extraction:
         if is_store(path):
             check_unlocked(path / ARRAY / LOCK, path)
         elif self.repair:
-            raise InputError(f"{path}: there is no store to repair; leave out --repair to write one")
+            raise InputError(
+                f"{path}: there is no store to repair; leave out repair=True to write one", argument="repair"
+            )
         else:
-            check_can_create(path)
+            with naming("output_path"):
+                check_can_create(path)
 
     @cached_property
     def dataset(self) -> Dataset:
         """Questions, labels and groups, read and checked."""
         labels = _names(self.label_column)
         groups = [name for name in _names(self.group_column) if name not in labels]
-        return read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
+        with naming("dataset_path"):
+            return read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
 
     @cached_property
     def _job(self) -> Job:
@@ -291,9 +297,11 @@ class Extraction:
         from activation_store.models.loading import load_tokenizer, resolve_device
         from activation_store.models.source import ModelSource
 
-        source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
+        with naming("model"):
+            source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
         device = resolve_device(self.device)
-        info = read_model_info(source)
+        with naming("model"):
+            info = read_model_info(source)
         layers = parse_layers(self.layers, info.n_blocks)
         dtype = info.dtype if self.dtype == "auto" else self.dtype
         numpy_dtype(dtype)
@@ -304,7 +312,8 @@ class Extraction:
             max_length=info.most_tokens(self.max_length),
             truncate=self.truncate,
         )
-        tokenizer = load_tokenizer(source)
+        with naming("model"):
+            tokenizer = load_tokenizer(source)
         prompts = encode_prompts(tokenizer, dataset.questions, prompt_format, n_embeddings=info.n_embeddings)
         return Job(
             dataset=dataset,
@@ -353,7 +362,7 @@ def _warn_of_another_day(writer: StoreWriter, job: Job) -> None:
     if begun is not None and begun != job.template_day:
         logger.warning(
             "%s was started on %s, and this chat template can insert the date into prompts; if they differ, fix the "
-            "date with --chat_template_kwargs (Llama 3: '{\"date_string\": ...}') from the start",
+            "date from the start, as with chat_template_kwargs={'date_string': '26 Jul 2024'} of Llama 3",
             writer.path,
             begun,
         )

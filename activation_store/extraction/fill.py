@@ -76,11 +76,12 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
     except _BadValuesError as bad:
         module = states.first_nonfinite_module(prompts.row(bad.row))
         origin = f", first returned by {module}" if module else ""
-        overflow = "float16 ends at 65504: try --dtype bfloat16 or float32"
-        way_out = overflow if spec.dtype == "float16" else "try --dtype float32, or drop these rows"
+        overflow = "float16 ends at 65504: try dtype='bfloat16' or dtype='float32'"
+        way_out = overflow if spec.dtype == "float16" else "try dtype='float32', or drop these rows"
         raise NonFiniteError(
             f"the model returns NaN or infinity for {show_rows(bad.rows)} among those run so far, first at layer "
-            f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}"
+            f"{bad.layer} (row {bad.row}), in {spec.dtype}{origin}; {way_out}",
+            argument="dtype",
         ) from None
 
 

@@ -121,8 +121,9 @@ class Job:
             states.check(first, max_rows=max_rows or len(first))
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use --device_map auto, "
-                "a 16-bit --dtype, or --device cpu"
+                f"{self.device} has no room for {self.source.name} and a few prompts ({error}); use "
+                "device_map='auto', a 16-bit dtype=..., or device='cpu'",
+                argument="device",
             ) from error
         return states
 

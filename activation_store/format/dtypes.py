@@ -25,7 +25,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         If `name` is not float32, float16 or bfloat16.
     """
     if name not in NUMPY_DTYPES:
-        raise InputError(f"dtype {name!r} cannot be stored; choose one of {', '.join(NUMPY_DTYPES)} with --dtype")
+        raise InputError(f"dtype={name!r} cannot be stored; choose one of {', '.join(NUMPY_DTYPES)}", argument="dtype")
     return NUMPY_DTYPES[name]
 
 

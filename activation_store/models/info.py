@@ -65,7 +65,9 @@ class ModelInfo:
             The model takes fewer.
         """
         if wanted is not None and self.max_length is not None and wanted > self.max_length:
-            raise InputError(f"--max_length {wanted}: the model takes {self.max_length} tokens at most")
+            raise InputError(
+                f"max_length={wanted}: the model takes {self.max_length} tokens at most", argument="max_length"
+            )
         return self.max_length if wanted is None else wanted
 
 

@@ -46,7 +46,10 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError, TypeError):
         usable = False
     if not usable:
-        raise InputError(f"device {device!r} cannot be used; try --device {', '.join(there)}")
+        raise InputError(
+            f"device={device!r} cannot be used; try {' or '.join(f'device={name!r}' for name in there)}",
+            argument="device",
+        )
     return torch.device(device)
 
 

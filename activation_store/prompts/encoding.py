@@ -19,6 +19,7 @@ from activation_store.prompts.template import Pieces, find_pieces, render, rende
 from activation_store.prompts.tokenizer import Tokenizer
 from activation_store.prompts.truncation import cut_to_fit
 from activation_store.questions.question import Question, other_texts, replace_last, user_texts
+from probesweep_errors import naming
 
 _BATCH_ROWS = 1000
 _SHOWN_AFTER_S = 2
@@ -130,10 +131,11 @@ class _Plain:
         """Encode some rows; `first_row` is the first one's number in the dataset."""
         texts = [self._require_text(question, row) for row, question in enumerate(questions, first_row)]
         if self.tail:
-            way_out = "for bare questions add --use_chat_template, for another ending give --eoi_tokens N"
+            way_out = "for bare questions add use_chat_template=True, for another ending give eoi_tokens=N"
             if self.as_trained:
                 way_out = "render the questions with the chat template first, as in training"
-            check_tail_text(texts, self.tail, first_row, way_out)
+            with naming("use_chat_template"):
+                check_tail_text(texts, self.tail, first_row, way_out)
         # A prompt that comes with its template or its BOS must not get special tokens a second time.
         bare = [self.tail is None and not _starts_with_bos(self.tokenizer, text) for text in texts]
         rows: list[list[int]] = [[] for _ in texts]
@@ -149,11 +151,11 @@ class _Plain:
     def _require_text(self, question: Question, row: int) -> str:
         if isinstance(question, str):
             return question
-        way_out = "add --use_chat_template" if self.tokenizer.chat_template else "this model has none, give text"
+        way_out = "add use_chat_template=True" if self.tokenizer.chat_template else "this model has none, give text"
         if self.as_trained:
             way_out = "give strings, as in training"
         reason = f"a list of chat messages, which needs a chat template; {way_out}"
-        raise PromptError(f"row {row} is {reason}", reason)
+        raise PromptError(f"row {row} is {reason}", reason, argument="use_chat_template")
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ class _Chat:
         """Encode some rows; `first_row` is the first one's number in the dataset."""
         texts = render_all(self.tokenizer, questions, self.prompt_format.template_kwargs, first_row)
         if self.tail:
-            way_out = "drop it" if self.as_trained else "give --eoi_tokens N"
-            check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
+            way_out = "drop it" if self.as_trained else "give eoi_tokens=N"
+            with naming("eoi_tokens"):
+                check_tail_text(texts, self.tail, first_row, f"its template depends on the text; {way_out}")
         rows = _encode(self.tokenizer, texts, add_special_tokens=False)
         held = [self.control.inside(user_texts(question)) for question in questions]
         # What other roles say is left to the template, which may take it apart: its control strings stay what they are.
@@ -223,22 +226,27 @@ class _Chat:
 def _check_template(tokenizer: Tokenizer, prompt_format: PromptFormat) -> None:
     check_at_least_one(eoi_tokens=prompt_format.eoi_tokens)
     if not tokenizer.chat_template and prompt_format.use_chat_template:
-        raise InputError("this model has no chat template; leave out --use_chat_template and give --eoi_tokens N")
+        raise InputError(
+            "this model has no chat template; leave out use_chat_template=True and give eoi_tokens=N",
+            argument="use_chat_template",
+        )
     if not tokenizer.chat_template and prompt_format.eoi_tokens is None:
         raise InputError(
             "this model has no chat template, so the tokens after the instruction are unknown; "
-            "give --eoi_tokens N to store the last N tokens of each prompt"
+            "give eoi_tokens=N to store the last N tokens of each prompt",
+            argument="eoi_tokens",
         )
 
 
 def _check_truncation(prompt_format: PromptFormat) -> None:
     if prompt_format.truncate and not prompt_format.use_chat_template:
         raise InputError(
-            "--truncate cuts the user's text, and without --use_chat_template (of extract) it is unknown which part "
-            "of a prompt that is; shorten the prompts in the dataset"
+            "truncate=True cuts the user's text, and without use_chat_template=True (of extract) it is unknown which "
+            "part of a prompt that is; shorten the prompts in the dataset",
+            argument="truncate",
         )
     if prompt_format.truncate and prompt_format.max_length is None:
-        raise InputError("--truncate needs --max_length N: this model has no limit of its own")
+        raise InputError("truncate=True needs max_length=N: this model has no limit of its own", argument="truncate")
 
 
 def _starts_with_bos(tokenizer: Tokenizer, text: str) -> bool:
@@ -259,10 +267,11 @@ def _encode(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool) ->
 def _check_cut(rows: list[int], max_length: int | None) -> None:
     if rows:
         raise PromptError(
-            f"{len(rows)} prompts cannot be cut to --max_length {max_length}, {show_rows(rows)}: they are too long "
-            "even without the user's text, or the template rewrites it; drop them, or raise --max_length if the "
+            f"{len(rows)} prompts cannot be cut to max_length={max_length}, {show_rows(rows)}: they are too long "
+            "even without the user's text, or the template rewrites it; drop them, or raise max_length=... if the "
             "model allows",
-            f"cannot be cut to --max_length {max_length}",
+            f"cannot be cut to max_length={max_length}",
+            argument="max_length",
         )
 
 
@@ -270,27 +279,28 @@ def _check_lengths(n_tokens: Int64[np.ndarray, " sample"], max_length: int | Non
     if max_length is not None and n_tokens.max() > max_length:
         worst = int(n_tokens.argmax())
         too_long = np.flatnonzero(n_tokens > max_length).tolist()
-        cut = ", add --truncate to cut the end of the user's text" if use_chat_template else ""
+        cut = ", add truncate=True to cut the end of the user's text" if use_chat_template else ""
         raise PromptError(
-            f"{len(too_long)} prompts are longer than --max_length {max_length}, {show_rows(too_long)}; the longest is "
-            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise --max_length if the model "
-            "allows",
-            f"{n_tokens[worst]} tokens, more than --max_length {max_length}",
+            f"{len(too_long)} prompts are longer than max_length={max_length}, {show_rows(too_long)}; the longest is "
+            f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise max_length=... if the "
+            "model allows",
+            f"{n_tokens[worst]} tokens, more than max_length={max_length}",
+            argument="max_length",
         )
 
 
 def _check_positions(n_tokens: Int64[np.ndarray, " sample"], n_positions: int, as_trained: bool) -> None:
-    """Refuse prompts without all positions; only --eoi_tokens can ask for more than the template's tail has."""
+    """Refuse prompts without all positions; only `eoi_tokens` can ask for more than the template's tail has."""
     if n_tokens.min() >= n_positions:
         return
     row, longest = int(n_tokens.argmin()), int(n_tokens.max())
     reason = f"{n_tokens[row]} tokens, fewer than the {n_positions} positions"
-    ways_out = f"drop it, or give --eoi_tokens {n_tokens[row]} at most"
+    ways_out = f"drop it, or give eoi_tokens={n_tokens[row]} at most"
     if longest < n_positions:
-        ways_out = f"the longest row has {longest}: give --eoi_tokens {n_tokens[row]} at most"
+        ways_out = f"the longest row has {longest}: give eoi_tokens={n_tokens[row]} at most"
     if as_trained:
         ways_out = "drop it"
-    raise PromptError(f"row {row} has {reason} of --eoi_tokens; {ways_out}", reason)
+    raise PromptError(f"row {row} has {reason} of eoi_tokens=...; {ways_out}", reason, argument="eoi_tokens")
 
 
 def _check_tokens(tokenizer: Tokenizer, prompts: Prompts, n_embeddings: int | None) -> None:

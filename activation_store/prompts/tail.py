@@ -32,7 +32,9 @@ def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
     whole = render(tokenizer, SENTINEL, template_kwargs)
     head, found, text = whole.rpartition(SENTINEL)
     if not found or not text:
-        raise InputError("the chat template puts no tokens after the user's text; give --eoi_tokens N instead")
+        raise InputError(
+            "the chat template puts no tokens after the user's text; give eoi_tokens=N instead", argument="eoi_tokens"
+        )
     if not getattr(tokenizer, "is_fast", False):
         return Tail(text=text, token_ids=_common_end(tokenizer, head, text))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
@@ -43,7 +45,10 @@ def find_tail(tokenizer: Tokenizer, template_kwargs: dict[str, Any]) -> Tail:
         if start >= boundary
     ]
     if not ids:
-        raise InputError(f"the chat template's tail {text!r} merges with the user's text; give --eoi_tokens N instead")
+        raise InputError(
+            f"the chat template's tail {text!r} merges with the user's text; give eoi_tokens=N instead",
+            argument="eoi_tokens",
+        )
     return Tail(text=text, token_ids=tuple(ids))
 
 
@@ -58,7 +63,8 @@ def _common_end(tokenizer: Tokenizer, head: str, tail: str) -> tuple[int, ...]:
     if "".join(tokenizer.decode(list(ids)).split()) != "".join(tail.split()):
         raise InputError(
             f"the tokens of the chat template's tail {tail!r} cannot be told from those of the user's text with this "
-            "tokenizer; give --eoi_tokens N instead"
+            "tokenizer; give eoi_tokens=N instead",
+            argument="eoi_tokens",
         )
     return ids
 

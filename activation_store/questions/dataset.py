@@ -17,6 +17,7 @@ from activation_store.errors import InputError, PromptError, check_at_least_one
 from activation_store.questions.formats import Wanted, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows
+from probesweep_errors import naming
 
 # Beyond it float64 cannot represent every whole number.
 _LAST_WHOLE = 2**53
@@ -65,11 +66,23 @@ def read_dataset(
         Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
         non-finite labels, whole numbers that float64 would round, groups that are null, lists, or ambiguous.
     """
+    arguments = {
+        **{name: f"group_column.{name}" for name in group_columns},
+        **{name: f"label_column.{name}" for name in label_columns},
+        question_column: "question_column",
+    }
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
-    rows = _read(path, Wanted(names, max_rows=max_samples))
-    questions = _questions(rows.values(question_column), path, question_column)
-    labels = {name: _labels(rows, path, name) for name in label_columns}
-    groups = {name: _groups(rows.values(name), path, name) for name in group_columns}
+    rows = _read(path, Wanted(names, max_rows=max_samples, arguments=arguments))
+    with naming("question_column"):
+        questions = _questions(rows.values(question_column), path, question_column)
+    labels: dict[str, np.ndarray] = {}
+    for name in label_columns:
+        with naming(f"label_column.{name}"):
+            labels[name] = _labels(rows, path, name)
+    groups: dict[str, np.ndarray] = {}
+    for name in group_columns:
+        with naming(f"group_column.{name}"):
+            groups[name] = _groups(rows.values(name), path, name)
     return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
 
 
@@ -85,7 +98,10 @@ def read_all_columns(
     InputError
         Missing file or column, no rows.
     """
-    rows = _read(path, Wanted([question_column], others=True, max_rows=max_samples))
+    rows = _read(
+        path,
+        Wanted([question_column], others=True, max_rows=max_samples, arguments={question_column: "question_column"}),
+    )
     return [
         read_question(value, f"{path}: column {question_column!r}, row {row}")
         for row, value in enumerate(rows.values(question_column))

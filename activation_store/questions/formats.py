@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, AnyStr
@@ -31,6 +31,8 @@ class Wanted:
     ----------
     names : sequence of str
         Columns that must exist, once each.
+    arguments : dict of str, optional
+        The argument that names a column, for errors.
     others : bool
         Read the other columns, too.
     max_rows : int or None
@@ -40,6 +42,7 @@ class Wanted:
     names: Sequence[str]
     others: bool = False
     max_rows: int | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def chosen(self) -> list[str] | None:
@@ -67,7 +70,7 @@ def _reader(path: Path) -> _Reader:
     if str(path) == "-":
         raise InputError(f"dataset -: only predict reads standard input; write the rows to a file, as {kinds}")
     if not path.exists():
-        raise InputError(f"dataset {path} does not exist; give {kinds} with --dataset_path")
+        raise InputError(f"dataset {path} does not exist; give {kinds}")
     if path.is_dir():
         return _read_folder
     reader = _READERS.get(path.suffix.lower())
@@ -87,7 +90,7 @@ def _read_parquet(path: Path, wanted: Wanted) -> ArrowRows:
     # Not read_table, which takes columns from the names of the folders above.
     try:
         with pq.ParquetFile(path) as file:
-            check_columns(path, wanted.names, file.schema_arrow.names)
+            check_columns(path, wanted.names, file.schema_arrow.names, wanted.arguments)
             table = file.read(wanted.chosen)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, "parquet", error) from error
@@ -107,7 +110,7 @@ def _read_folder(path: Path, wanted: Wanted) -> ArrowRows:
     try:
         # The parts of rows that are not used are not even read: the files are mapped.
         tables = [paipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
-        check_columns(path, wanted.names, tables[0].column_names)
+        check_columns(path, wanted.names, tables[0].column_names, wanted.arguments)
         table = pa.concat_tables([table.select(wanted.chosen or table.column_names) for table in tables])
     except (pa.ArrowException, KeyError, OSError) as error:
         raise _unreadable(path, "a datasets folder", error) from error
@@ -125,7 +128,7 @@ def _read_csv(path: Path, wanted: Wanted) -> TextRows:
         header = content[: _check_quotes(path, content, delimiter)] + b"\n"
         # On its own: what separates its columns is the better reason why the rows below cannot be read.
         present = pacsv.read_csv(pa.BufferReader(header), read, parse).column_names
-        check_columns(path, wanted.names, present)
+        check_columns(path, wanted.names, present, wanted.arguments)
         # Text whatever it looks like; only a field with nothing in it, not even quotes, is none.
         convert = pacsv.ConvertOptions(
             include_columns=wanted.chosen,
@@ -188,7 +191,7 @@ def _read_json(path: Path, wanted: Wanted) -> JsonRows:
         raise _unreadable(path, "JSON Lines", error) from error
     present = list(dict.fromkeys(name for _, row in read for name in row))
     if read:
-        check_columns(path, wanted.names, present)
+        check_columns(path, wanted.names, present, wanted.arguments)
     return JsonRows(path, present, [row for _, row in read], [source for source, _ in read])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -369,17 +369,25 @@ def _spelled(value: Any) -> str:
 SHOWN_CHARACTERS = 40
 
 
-def check_columns(path: Path, names: Sequence[str], present: Sequence[str]) -> None:
-    """Raise `InputError` if a column is missing or repeated."""
+def check_columns(
+    path: Path, names: Sequence[str], present: Sequence[str], arguments: Mapping[str, str] | None = None
+) -> None:
+    """Raise `InputError` if a column is missing or repeated; `arguments` are those that name the columns."""
+    arguments = arguments or {}
     missing = [name for name in names if name not in present]
     if missing:
         hint = ""
         if path.suffix.lower() == ".csv" and len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
             hint = " as one column; columns are separated by commas: write it that way, or as parquet"
-        raise InputError(f"{path} has no column {missing[0]!r}; it has {', '.join(present)}{hint}")
+        raise InputError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(present)}{hint}",
+            argument=arguments.get(missing[0]),
+        )
     twice = [name for name in names if list(present).count(name) > 1]
     if twice:
-        raise InputError(f"{path} has several columns {twice[0]!r}; rename all but one")
+        raise InputError(
+            f"{path} has several columns {twice[0]!r}; rename all but one", argument=arguments.get(twice[0])
+        )
 
 
 def _finite(text: str) -> float:

@@ -57,7 +57,7 @@ def require_store(path: Path) -> None:
         Its ``zarr.json`` cannot be read.
     """
     if not path.exists():
-        raise InputError(f"{path}: no such store; write it with `probesweep extract --output_path {path}`")
+        raise InputError(f"{path}: no such store; extract it first")
     if (path / "zarr.json").is_file():
         check_version(_read_json(path, "zarr.json"), str(path))
         if not is_store(path):

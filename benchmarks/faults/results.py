@@ -29,8 +29,8 @@ from gpu_probes.report import SavedResults
 from gpu_probes.results import folder
 from gpu_probes.results.folder import RESULT_FILES, RUN, Run
 from probesweep import Training
-from probesweep.errors import RequestError
 from probesweep.reporting import report_on
+from probesweep_errors import ProbesweepError
 
 _STEPS = ("open", "replace", "rename", "mkdir", "unlink", "rmdir", "fsync")
 _SPLITS = {"old": "train", "new": "test"}
@@ -197,7 +197,7 @@ def _expect_refused(counts: Counts, work: Work, out: Path, what: str) -> None:
     try:
         work()
         counts.expect(False, f"{what}: a second process was let in")
-    except (RequestError, ProbeError) as error:
+    except ProbesweepError as error:
         counts.refused += 1
         known = "is being written by process" in str(error) or _is_stuck(error, out)
         counts.expect(known, f"{what}: {error}")

@@ -304,9 +304,12 @@ def _fold_of_sample(
         both = np.sort(np.concatenate([every[train], every[held_out]]))
         if not np.array_equal(both, every) or (folds[held_out] >= 0).any():
             raise FoldError(
-                f"cv split {fold} leaves samples out or holds some out twice; give a cv such as KFold or GroupKFold"
+                f"cv split {fold} leaves samples out or holds some out twice; give a cv such as KFold or GroupKFold",
+                argument="cv",
             )
         folds[held_out] = fold
     if (folds < 0).any():
-        raise FoldError(f"cv never holds out sample {int(folds.argmin())}; give a cv such as KFold or GroupKFold")
+        raise FoldError(
+            f"cv never holds out sample {int(folds.argmin())}; give a cv such as KFold or GroupKFold", argument="cv"
+        )
     return folds

@@ -200,7 +200,7 @@ def _encode(
     missing = classes[np.bincount(numbers, weights) == 0]
     if len(classes) < 2 or len(missing):
         what = f"class {missing[0]} of y has weight 0" if len(missing) else f"y has one class, {y[0]}"
-        raise LabelError(f"{what}; a probe tells two or more classes apart")
+        raise LabelError(f"{what}; a probe tells two or more classes apart", argument="y")
     return classes, numbers
 
 
@@ -219,11 +219,17 @@ def _with_class_weight(
         return each * (total.sum() / (len(classes) * total))[numbers]
     if not isinstance(class_weight, Mapping):
         raise LabelError(
-            f'class_weight {class_weight!r} is unknown; give None, "balanced", or a dict of class to number'
+            f'class_weight={class_weight!r} is unknown; give None, "balanced", or a dict of class to number',
+            argument="class_weight",
         )
     for name, value in class_weight.items():
         if name not in classes.tolist():
-            raise LabelError(f"class_weight names class {name!r}, and y has {classes.tolist()}; name these")
+            raise LabelError(
+                f"class_weight names class {name!r}, and y has {classes.tolist()}; name these", argument="class_weight"
+            )
         if not is_finite_number(value) or value <= 0:
-            raise LabelError(f"class_weight {value!r} of class {name!r} is not a weight; give a number above 0")
+            raise LabelError(
+                f"class_weight {value!r} of class {name!r} is not a weight; give a number above 0",
+                argument="class_weight",
+            )
     return each * np.array([class_weight.get(name, 1.0) for name in classes.tolist()])[numbers]

@@ -64,7 +64,9 @@ class ArrayCellSource:
         positions: Sequence[int] | None = None,
     ) -> None:
         if array.ndim != 4:
-            raise CellError(f"array has shape {array.shape}; give it the axes [sample, layer, position, feature]")
+            raise CellError(
+                f"array has shape {array.shape}; give it the axes [sample, layer, position, feature]", argument="array"
+            )
         self._array = array
         self.n_samples, n_layers, n_positions, self.n_features = array.shape
         self.layers = _numbers("layers", layers, range(n_layers))
@@ -104,7 +106,7 @@ def check_axes(source: CellSource, name: str) -> None:
     for axis in ("layers", "positions", "n_samples", "n_features"):
         value = getattr(source, axis)
         if not (value if isinstance(value, int) else len(value)):
-            raise CellError(f"{name} has no {axis.removeprefix('n_')}; give at least one")
+            raise CellError(f"{name} has no {axis.removeprefix('n_')}; give at least one", argument=name)
 
 
 def check_same_axes(train: CellSource, test: CellSource) -> None:
@@ -112,7 +114,7 @@ def check_same_axes(train: CellSource, test: CellSource) -> None:
     for name in ("layers", "positions"):
         ours, theirs = list(getattr(train, name)), list(getattr(test, name))
         if ours != theirs:
-            raise CellError(f"train has {name} {ours} and test has {theirs}; extract both with the same --{name}")
+            raise CellError(f"train has {name} {ours} and test has {theirs}; extract both with the same {name}=...")
     if train.n_features != test.n_features:
         raise CellError(
             f"train has {train.n_features} features and test has {test.n_features}; extract both with the same model"
@@ -123,6 +125,7 @@ def _numbers(name: str, given: Sequence[int] | None, default: range) -> tuple[in
     values = tuple(default if given is None else given)
     if len(values) != len(default) or len(set(values)) != len(values):
         raise CellError(
-            f"{name} {list(values)} should be {len(default)} different numbers, one for each along that axis"
+            f"{name}={list(values)} should be {len(default)} different numbers, one for each along that axis",
+            argument=name,
         )
     return values

@@ -104,32 +104,32 @@ class SomeRows:
                 start += len(some)
 
 
-def combine(source: CellSource, how: str | None) -> CellSource:
-    """Make the cells that `how` names: ``layers``, ``mean``, or cells to join such as ``20@-4,18@-1``.
+def combine(source: CellSource, join: str | None) -> CellSource:
+    """Make the cells that `join` names: ``layers``, ``mean``, or cells to join such as ``20@-4,18@-1``.
 
     Raises
     ------
     CellError
         When it names no cells of the source.
     """
-    if how is None:
+    if join is None:
         return source
-    if how in ("layers", "mean"):
-        return JoinedLayers(source) if how == "layers" else MeanPositions(source)
-    return JoinedCells(source, parse_join(how))
+    if join in ("layers", "mean"):
+        return JoinedLayers(source) if join == "layers" else MeanPositions(source)
+    return JoinedCells(source, parse_join(join))
 
 
-def layers_behind(source: CellSource, how: str | None, cell: Cell) -> list[int | str]:
-    """Layers of the source that a cell of ``combine(source, how)`` is made of, in the source's order."""
-    if how == "layers":
+def layers_behind(source: CellSource, join: str | None, cell: Cell) -> list[int | str]:
+    """Layers of the source that a cell of ``combine(source, join)`` is made of, in the source's order."""
+    if join == "layers":
         return list(axis(source.layers))
-    if how is None or how == "mean":
+    if join is None or join == "mean":
         return [cell.layer]
-    named = {cell.layer for cell in parse_join(how)}
+    named = {cell.layer for cell in parse_join(join)}
     return [layer for layer in axis(source.layers) if layer in named]
 
 
-def parse_join(how: str) -> list[Cell]:
+def parse_join(join: str) -> list[Cell]:
     """Read cells such as ``20@-4,18@-1``; none for ``layers`` and ``mean``, which take all.
 
     Raises
@@ -137,13 +137,14 @@ def parse_join(how: str) -> list[Cell]:
     CellError
         When it is nothing of these, or names a cell twice.
     """
-    if how in ("layers", "mean"):
+    if join in ("layers", "mean"):
         return []
     try:
-        cells = [Cell(*map(int, name.split("@"))) for name in how.split(",")]
+        cells = [Cell(*map(int, name.split("@"))) for name in join.split(",")]
     except (TypeError, ValueError) as error:
         raise CellError(
-            f"--join {how!r} is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1"
+            f"join={join!r} is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1",
+            argument="join",
         ) from error
     _check_different(cells)
     return cells
@@ -152,7 +153,8 @@ def parse_join(how: str) -> list[Cell]:
 def _check_different(cells: Sequence[Cell]) -> None:
     if not cells or len(set(cells)) < len(cells):
         raise CellError(
-            f"cells to join (--join) are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one"
+            f"cells to join (join=...) are {[f'{c.layer}@{c.position}' for c in cells]}; give each once, at least one",
+            argument="join",
         )
 
 
@@ -162,7 +164,8 @@ def _check(source: CellSource, cells: Sequence[Cell]) -> None:
         if cell.layer not in source.layers or cell.position not in source.positions:
             raise CellError(
                 f"there is no cell {cell.layer}@{cell.position}; layers: {_span(axis(source.layers))}, positions: "
-                f"{_span(axis(source.positions))} (--join)"
+                f"{_span(axis(source.positions))} (join=...)",
+                argument="join",
             )
 
 

@@ -116,7 +116,7 @@ class SavedFiles:
     def why_no_best(self) -> str:
         """Why `best` is None."""
         if not self.performance.k_fold:
-            return "no best probe is chosen without --k_fold: only the test scores would be left to choose by"
+            return "no best probe is chosen without cross-validation: only the test scores would be left to choose by"
         return "no cell has a CV score, so there is no best probe"
 
     def why_missing(self, name: str) -> str:

@@ -25,7 +25,7 @@ TEST_TITLE, HELD_OUT_TITLE = "test rows", "training rows, held out in CV"
 class Predicted:
     """Rows of a split, and what the best probe predicted for them without having been fitted to them.
 
-    `rows` are their indices in the store: ``--drop_overlap`` leaves out some test rows. `predictions` is ``[sample]``:
+    `rows` are their indices in the store: a training can leave out some test rows. `predictions` is ``[sample]``:
     a number, or the probability of the second of two classes; with more classes it is ``[sample, class]``. `ranked`
     orders rows as predictions do, and separates those that round to 1.
     """

@@ -37,7 +37,7 @@ def summarize(folder: Path) -> str:
         *_rows_that_repeat(evidence),
     ]
     if not performance.k_fold:
-        lines += ["", "No best probe is chosen: only the test scores are left to choose by. Add --k_fold."]
+        lines += ["", "No best probe is chosen: only the test scores are left to choose by. Add k_fold=True."]
     elif results.best is None:
         lines += ["", "No best probe: no cell has a CV score."]
     else:
@@ -104,7 +104,7 @@ def _rows_that_repeat(evidence: Evidence) -> list[str]:
         what = "prompts shared by train and test" if repeated is not None else "repeated and shared prompts"
         lines.append(f"{what}, prompt length and words: unknown, {overlap.reason}")
     elif overlap.n_shared:
-        how = "scored separately" if overlap.dropped else "scored as test rows (--drop_overlap: separately)"
+        how = "scored separately" if overlap.dropped else "scored as test rows (drop_overlap=True: separately)"
         lines.append(f"test prompts that also occur in training: {overlap.n_shared}, {how}")
     return lines
 

@@ -25,7 +25,7 @@ def write_report(
     Parameters
     ----------
     folder : Path
-        An ``--output_dir`` of ``probesweep train``.
+        The results of a training.
     output : Path, optional
         The page; by default ``report.html`` in the folder.
     figures : Path, optional

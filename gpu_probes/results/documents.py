@@ -96,7 +96,7 @@ def read_probes(folder: Path) -> SavedCoefficients:
             about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
             coef, intercept = file.get_tensor("coef"), file.get_tensor("intercept")
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise damaged(path, f"it holds no probes of probesweep train ({error})") from error
+        raise damaged(path, f"it holds no probes of a training ({error})") from error
     header = read_form(ProbesHeader, about, path)
     axes = (len(header.positions), len(header.layers))
     if coef.ndim != 4 or coef.shape[:2] != axes or intercept.shape != coef.shape[:3]:

@@ -116,7 +116,7 @@ class Run:
         """
         path = folder / RUN
         if not has_results(folder):
-            raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
+            raise ProbeError(f"{folder} holds no finished training; give an output_dir=... of a training")
         try:
             document = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
@@ -263,11 +263,10 @@ def check_file(path: Path) -> None:
     try:
         found = hash_file(path)
     except OSError as error:
-        raise ProbeError(f"{path} cannot be read ({error.strerror}); run probesweep train again") from error
+        raise ProbeError(f"{path} cannot be read ({error.strerror}); train again") from error
     if (path.parent / RUN).exists() and found != Run.load(path.parent).files.get(path.name):
         raise ProbeError(
-            f"{path} does not match {RUN} next to it: it was changed or cut off, or belongs to another run; run "
-            "probesweep train again"
+            f"{path} does not match {RUN} next to it: it was changed or cut off, or belongs to another run; train again"
         )
 
 
@@ -283,9 +282,9 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ProbeError(f"{path} is not JSON ({error}); run probesweep train again") from error
+        raise ProbeError(f"{path} is not JSON ({error}); train again") from error
     if not isinstance(content, dict):
-        raise ProbeError(f"{path} is not a JSON object: it is not from probesweep train; run that again")
+        raise ProbeError(f"{path} is not a JSON object: it is not from a training; train again")
     return content
 
 

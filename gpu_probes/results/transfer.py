@@ -55,7 +55,7 @@ def find_trainings(folder: Path) -> list[Training]:
     """
     folders = [folder] if has_results(folder) else sorted(filter(has_results, folder.glob("*/")))
     if not folders:
-        raise ProbeError(f"{folder} holds no finished training; give an --output_dir of probesweep train")
+        raise ProbeError(f"{folder} holds no finished training; give an output_dir=... of a training")
     return [Training(each, SavedProbes.of(each)) for each in map(Results.load, folders)]
 
 

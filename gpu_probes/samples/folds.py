@@ -44,11 +44,14 @@ class FoldPlan:
         """
         numbers = np.asarray(folds)
         if numbers.shape != (n_samples,):
-            raise FoldError(f"folds has shape {numbers.shape} for {n_samples} samples; give one number for each")
+            raise FoldError(
+                f"folds has shape {numbers.shape} for {n_samples} samples; give one number for each", argument="folds"
+            )
         distinct = np.unique(numbers)
         if len(distinct) < 2 or not np.array_equal(distinct, np.arange(len(distinct))):
             raise FoldError(
-                f"folds has the values {distinct[:9].tolist()}; number two or more folds from 0, with no gap"
+                f"folds has the values {distinct[:9].tolist()}; number two or more folds from 0, with no gap",
+                argument="folds",
             )
         return cls(numbers.astype(np.int64), len(distinct), nested=nested and len(distinct) > 2)
 
@@ -119,7 +122,8 @@ def _group_by_group(groups: Int64[np.ndarray, " sample"], n_folds: int, empty: i
     if len(distinct) > n_folds:
         raise FoldError(
             f"scikit-learn's StratifiedGroupKFold leaves fold {empty} of {n_folds} empty for these {len(distinct)} "
-            "groups, their labels and the seed; use fewer folds or another --seed"
+            "groups, their labels and the seed; use fewer folds or another seed=...",
+            argument="n_folds",
         )
     return number.astype(np.int64)
 
@@ -132,8 +136,9 @@ def _check_groups(groups: Int64[np.ndarray, " sample"], n_folds: int) -> None:
     n_groups = len(np.unique(groups))
     if n_folds > n_groups:
         raise FoldError(
-            f"n_folds {n_folds} is more than the {n_groups} groups (rows with the same prompt are one); use fewer "
-            "folds or smaller groups"
+            f"n_folds={n_folds} is more than the {n_groups} groups (rows with the same prompt are one); use fewer "
+            "folds or smaller groups",
+            argument="n_folds",
         )
 
 
@@ -148,18 +153,21 @@ def check_split(n_folds: Any, seed: Any) -> None:
     check_whole("seed", seed, FoldError)
     check_whole("n_folds", n_folds, FoldError)
     if not 0 <= seed < 2**32:
-        raise FoldError(f"seed {seed} is not a valid NumPy seed; use 0 to 4294967295")
+        raise FoldError(f"seed={seed} is not a valid NumPy seed; use 0 to 4294967295", argument="seed")
     if n_folds < 2:
-        raise FoldError(f"n_folds {n_folds} is too few; use 2 or more")
+        raise FoldError(f"n_folds={n_folds} is too few; use 2 or more", argument="n_folds")
 
 
 def _check_folds(labels: Float64[np.ndarray, " sample"], n_folds: int, *, stratified: bool) -> None:
     if n_folds > len(labels):
-        raise FoldError(f"n_folds {n_folds} is more than the {len(labels)} samples; use fewer folds")
+        raise FoldError(
+            f"n_folds={n_folds} is more than the {len(labels)} samples; use fewer folds", argument="n_folds"
+        )
     if not stratified:
         return
     if n_folds > _most_frequent(labels):
         raise FoldError(
-            f"n_folds {n_folds} is more than the {_most_frequent(labels)} samples of the most frequent label, and "
-            "folds are stratified by label; use fewer folds"
+            f"n_folds={n_folds} is more than the {_most_frequent(labels)} samples of the most frequent label, and "
+            "folds are stratified by label; use fewer folds",
+            argument="n_folds",
         )

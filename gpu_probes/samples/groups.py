@@ -86,11 +86,12 @@ def _numbered(values: Any, n_samples: int, name: str) -> Int64[np.ndarray, " sam
 
     column = values if isinstance(values, pd.Series) else pd.Series(np.asarray(values))
     if len(column) != n_samples:
-        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
+        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each", argument=name)
     missing = np.flatnonzero(column.isna())
     if missing.size:
         raise LabelError(
-            f"{name} has {missing.size} null values, the first in row {missing[0]}; give every row a group"
+            f"{name} has {missing.size} null values, the first in row {missing[0]}; give every row a group",
+            argument=name,
         )
     return pd.factorize(column)[0].astype(np.int64)
 

@@ -54,7 +54,7 @@ class Task:
         if foreign.size and len(self.classes) > 1:
             raise LabelError(
                 f"{name} has {foreign.size} labels that training never saw (first: {labels[foreign[0]]:g} in row "
-                f"{foreign[0]}; classes: {self.classes.tolist()}); drop those rows or use --task_type regression"
+                f"{foreign[0]}; classes: {self.classes.tolist()}); drop those rows or use task_type='regression'"
             )
         one_hot = (labels[:, None] == self.classes).astype(np.float64)
         return one_hot if self.n_outputs > 1 else one_hot[:, -1:]
@@ -73,13 +73,15 @@ def label_kind(labels: Float64[np.ndarray, " sample"]) -> str:
 def check_task_type(task_type: str) -> None:
     """Raise `LabelError` if a string is not a task."""
     if task_type not in ("auto", *get_args(TaskType)):
-        raise LabelError(f"task type {task_type!r} is unknown; use auto, regression or classification")
+        raise LabelError(
+            f"task_type={task_type!r} is unknown; use auto, regression or classification", argument="task_type"
+        )
 
 
 def check_probe_name(probe: str) -> None:
     """Raise `LabelError` if a string is not a probe."""
     if probe not in ("auto", *get_args(ProbeKind)):
-        raise LabelError(f"probe {probe!r} is unknown; use auto, {', '.join(get_args(ProbeKind))}")
+        raise LabelError(f"probe={probe!r} is unknown; use auto, {', '.join(get_args(ProbeKind))}", argument="probe")
 
 
 def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task:
@@ -97,7 +99,8 @@ def resolve_task(task_type: str, labels: Float64[np.ndarray, " sample"]) -> Task
     if kind not in ("binary", "multiclass"):
         first = int(np.flatnonzero(labels != np.floor(labels))[0])
         raise LabelError(
-            f"training labels are {kind}, not classes (row {first} is {labels[first]:g}); use --task_type regression"
+            f"training labels are {kind}, not classes (row {first} is {labels[first]:g}); use task_type='regression'",
+            argument="task_type",
         )
     return Task("classification", np.unique(labels))
 
@@ -118,7 +121,10 @@ def resolve_probe(probe: str, task: Task) -> ProbeKind:
     if probe == "lda" and task.classes is not None:
         return "lda"
     usable = "ridge, mass_mean" if task.classes is None else "logistic, lda, mass_mean"
-    raise LabelError(f"probe {probe!r} cannot be used for {task.task_type}; use auto, {usable}, or another --task_type")
+    raise LabelError(
+        f"probe={probe!r} cannot be used for {task.task_type}; use auto, {usable}, or another task_type=...",
+        argument="probe",
+    )
 
 
 def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:

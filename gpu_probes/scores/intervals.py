@@ -169,11 +169,11 @@ class _Rows:
         seed: int,
     ) -> _Rows:
         if metric not in _METRICS:
-            raise LabelError(f"metric {metric!r} is unknown; use {', '.join(_METRICS)}")
+            raise LabelError(f"metric={metric!r} is unknown; use {', '.join(_METRICS)}", argument="metric")
         if not 0 < level < 1:
-            raise LabelError(f"level {level} is not between 0 and 1; give a share, such as 0.95")
+            raise LabelError(f"level={level} is not between 0 and 1; give a share, such as 0.95", argument="level")
         if seed < 0:
-            raise LabelError(f"seed {seed} is less than 0; use 0 or more")
+            raise LabelError(f"seed={seed} is less than 0; use 0 or more", argument="seed")
         labels = _as_given(actual)
         if labels.ndim != 1:
             raise LabelError(f"labels have shape {labels.shape}; give one for each row")

@@ -36,21 +36,27 @@ def parse_alphas(alphas: Any) -> Any:
         return [float(item) for item in alphas.split(",")]
     except ValueError as error:
         raise PenaltyError(
-            f"alphas {alphas!r} is unknown; give numbers, or auto: write numbers with commas between, such as 1,10,100"
+            f"alphas={alphas!r} is unknown; give numbers, or auto: write numbers with commas between, such as 1,10,100",
+            argument="alphas",
         ) from error
 
 
 def read_alphas(alpha: Any, alphas: Any, *, k_fold: bool) -> tuple[float, ...] | Literal["auto"]:
     """The alphas to fit, as far as they are known without features: see `choose_alphas`."""
-    penalties_of([alpha], "regression")
+    penalties_of([alpha], "regression", argument="alpha")
     if alphas is None:
         return (float(alpha),)
     given = parse_alphas(alphas)
     if not isinstance(given, Iterable):
-        raise PenaltyError(f"alphas {given!r} is not a list; give several numbers, such as 1,10,100, or auto")
-    grid = AUTO if isinstance(given, str) else tuple(penalties_of(list(given), "regression"))
+        raise PenaltyError(
+            f"alphas={given!r} is not a list; give several numbers, such as 1,10,100, or auto", argument="alphas"
+        )
+    grid = AUTO if isinstance(given, str) else tuple(penalties_of(list(given), "regression", argument="alphas"))
     if not k_fold and (grid == AUTO or len(grid) > 1):
-        raise PenaltyError(f"alphas {alphas!r}: choosing among several alphas needs cross-validation; use --k_fold")
+        raise PenaltyError(
+            f"alphas={alphas!r}: choosing among several alphas needs cross-validation; use k_fold=True",
+            argument="alphas",
+        )
     return grid
 
 

@@ -42,14 +42,16 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
     if name in ("auto", "cuda") and gpus:
         return tuple(map(torch.device, gpus))
     if name not in gpus:
-        raise DeviceError(f"device {name!r} is not available; use one that is: {', '.join(['cpu', *gpus])}")
+        raise DeviceError(
+            f"device={name!r} is not available; use one that is: {', '.join(['cpu', *gpus])}", argument="device"
+        )
     return (torch.device(name),)
 
 
 def check_device_name(name: Any) -> None:
     """Raise `DeviceError` if a string cannot be a device name."""
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:(0|[1-9][0-9]{0,3}))?", name):
-        raise DeviceError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps")
+        raise DeviceError(f"device={name!r} is unknown; use auto, cpu, cuda, cuda:1 or mps", argument="device")
 
 
 def free_bytes(devices: Sequence[torch.device]) -> int:

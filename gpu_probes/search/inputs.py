@@ -20,6 +20,7 @@ from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.devices import free_bytes, resolve_devices
 from gpu_probes.search.options import SweepOptions
 from gpu_probes.terms import ProbeKind
+from probesweep_errors import naming
 
 
 def check_scores(label: Label, given: SweepOptions) -> None:
@@ -30,13 +31,18 @@ def check_scores(label: Label, given: SweepOptions) -> None:
         return labels_rank(task.task_type, torch.tensor(task.targets(labels, name)))
 
     if not has_score(label.train):
-        raise LabelError(f"{name}: {Status.CONSTANT_LABELS.value}; choose another --label_column")
+        raise LabelError(f"{name}: {Status.CONSTANT_LABELS.value}; choose another label", argument="train_labels")
     if not all(has_score(label.train[folds.fold_of_sample == fold]) for fold in range(folds.n_folds)):
-        raise LabelError(f"{name}: {Status.CONSTANT_FOLD.value} (--n_folds)")
+        raise LabelError(f"{name}: {Status.CONSTANT_FOLD.value} (n_folds=...)", argument="n_folds")
     if label.test is not None and not has_score(label.test):
-        raise LabelError(f"{_named('test', label.name)}: {Status.TEST_CONSTANT_LABELS.value}; give other test rows")
+        raise LabelError(
+            f"{_named('test', label.name)}: {Status.TEST_CONSTANT_LABELS.value}; give other test rows",
+            argument="test_labels",
+        )
     if given.permutations and isinstance(label.shuffles, str):
-        raise LabelError(f"{name}: --permutations cannot be used: {label.shuffles}")
+        raise LabelError(
+            f"{name}: permutations={given.permutations} cannot be used: {label.shuffles}", argument="permutations"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,14 @@ def read_inputs(
     check_axes(train, "train")
     if (test is None) != (test_labels is None):
         missing = "test_labels" if test_labels is None else "test"
-        raise LabelError(f"{missing} is missing; give test and test_labels together, or neither")
+        raise LabelError(f"{missing} is missing; give test and test_labels together, or neither", argument=missing)
     if test is not None:
         check_axes(test, "test")
-        check_same_axes(train, test)
+        with naming("test"):
+            check_same_axes(train, test)
     devices = resolve_devices(given.device)
-    weights = read_weights(given.sample_weight, train.n_samples)
+    with naming("sample_weight"):
+        weights = read_weights(given.sample_weight, train.n_samples)
     grouping = group_samples(train.n_samples, given.groups, given.prompts)
     labels = [read_label(name, train, train_labels, test, test_labels, grouping, given) for name in train_labels]
     return Inputs(devices, weights, grouping, [with_weights(label, weights) for label in labels])
@@ -105,13 +113,15 @@ def read_label(
     given: SweepOptions,
 ) -> Label:
     """One label column of both splits: its task, probe, folds and permutations."""
-    labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
+    with naming("train_labels"):
+        labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
     task = resolve_task(given.task_type, labels)
     probe = resolve_probe(given.probe, task)
     if given.permutations and given.probe in ("lda", "mass_mean") and task.n_outputs > 1:
         raise LabelError(
             f"permutations of {given.probe} are for two classes, and {_named('train', name)} has {task.n_outputs}; use "
-            "--probe logistic"
+            "probe='logistic'",
+            argument="permutations",
         )
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
@@ -125,9 +135,13 @@ def read_label(
     held_out = None
     if test is not None and test_labels is not None:
         if name not in test_labels:
-            raise LabelError(f"{name!r} is a label of the training rows only; the test rows have {list(test_labels)}")
-        held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
-        task.targets(held_out, _named("test", name))
+            raise LabelError(
+                f"{name!r} is a label of the training rows only; the test rows have {list(test_labels)}",
+                argument="test_labels",
+            )
+        with naming("test_labels"):
+            held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
+            task.targets(held_out, _named("test", name))
     return Label(name, task, probe, folds, labels, held_out, shuffles)
 
 
@@ -150,7 +164,9 @@ def _plan_folds(
         _, first = np.unique(groups, return_index=True)
         split = np.flatnonzero(folds.fold_of_sample != folds.fold_of_sample[first][groups])
         if split.size:
-            raise FoldError(f"folds splits the group or prompt of row {split[0]}; hold its samples out together")
+            raise FoldError(
+                f"folds splits the group or prompt of row {split[0]}; hold its samples out together", argument="folds"
+            )
     return folds
 
 
@@ -162,13 +178,17 @@ def with_weights(label: Label, weights: Float64[np.ndarray, " train_sample"] | N
     classes = label.task.classes
     for value in () if classes is None else classes:
         if not weights[label.train == value].any():
-            raise LabelError(f"sample_weight is 0 for all rows of class {value:g} of {label.name!r}; drop the class")
+            raise LabelError(
+                f"sample_weight is 0 for all rows of class {value:g} of {label.name!r}; drop the class",
+                argument="sample_weight",
+            )
     of_fit = label.folds.lots_of_fit() @ np.bincount(label.folds.fold_of_sample, weights, label.folds.n_lots)
     empty = np.flatnonzero(of_fit[: label.folds.n_folds] == 0)
     if empty.size:
         raise LabelError(
             f"sample_weight is 0 for all training rows of {label.name!r} outside fold {empty[0]}; use fewer folds, "
-            "another --seed, or other weights"
+            "another seed=..., or other weights",
+            argument="sample_weight",
         )
     return label if of_fit.all() else replace(label, folds=replace(label.folds, nested=False))
 

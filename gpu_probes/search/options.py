@@ -136,22 +136,36 @@ class SweepOptions(ProbeOptions):
         check_device_name(self.device)
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
-            raise FoldError(f"permutations {self.permutations} is negative; use 0 or more, such as 1000")
+            raise FoldError(
+                f"permutations={self.permutations} is negative; use 0 or more, such as 1000", argument="permutations"
+            )
         if self.permutations > _MOST_PERMUTATIONS:
-            raise FoldError(f"permutations {self.permutations} is too many; use {_MOST_PERMUTATIONS} at most")
+            raise FoldError(
+                f"permutations={self.permutations} is too many; use {_MOST_PERMUTATIONS} at most",
+                argument="permutations",
+            )
         if self.folds is not None and not self.k_fold:
-            raise FoldError("folds are given and there is no cross-validation; use k_fold=True")
+            raise FoldError("folds are given and there is no cross-validation; use k_fold=True", argument="folds")
         if self.permutations and not self.k_fold:
-            raise FoldError("permutations compare CV scores, and there is no cross-validation; use --k_fold")
+            raise FoldError(
+                f"permutations={self.permutations} compare CV scores, and there is no cross-validation; use "
+                "k_fold=True",
+                argument="permutations",
+            )
         if self.probe == "mass_mean" and self.alphas is not None:
-            raise PenaltyError("alphas: mass_mean has no alpha to choose; leave out alphas")
+            raise PenaltyError("mass_mean has no alpha to choose; leave out alphas=...", argument="alphas")
         # The default cannot be distinguished from an explicit alpha of 1, which older scripts always give.
         if self.probe == "mass_mean" and self.alpha != _DEFAULT_ALPHA:
-            raise PenaltyError(f"alpha {self.alpha}: mass_mean has no penalty; leave out alpha")
+            raise PenaltyError("mass_mean has no penalty; leave out alpha=...", argument="alpha")
         if self.alphas is not None and self.alpha != _DEFAULT_ALPHA:
-            raise PenaltyError(f"alpha {self.alpha} and alphas are both given; leave out one of them")
+            raise PenaltyError(
+                f"alpha={self.alpha} and alphas=... are both given; leave out one of them", argument="alpha"
+            )
         if self.budget_bytes is not None and not (is_finite_number(self.budget_bytes) and self.budget_bytes >= 0):
-            raise BudgetError(f"budget_bytes {self.budget_bytes!r} is not a number of bytes; leave it out, or give one")
+            raise BudgetError(
+                f"budget_bytes={self.budget_bytes!r} is not a number of bytes; leave it out, or give one",
+                argument="budget_bytes",
+            )
 
 
 class SweepKeywords(TypedDict, total=False):

@@ -152,8 +152,9 @@ def check_budget(needed_nbytes: int, budget_bytes: int, what: str) -> None:
     if needed_nbytes > budget_bytes:
         needed, allowed = sizes(needed_nbytes, budget_bytes)
         raise BudgetError(
-            f"{what} needs {needed}, the budget is {allowed}; allow more with --budget_gib, or give fewer alphas or "
-            "folds (--n_folds, --no_nested_cv)"
+            f"{what} needs {needed}, the budget is {allowed}; allow more with budget_bytes=..., or give fewer alphas "
+            "or folds (n_folds=..., nested_cv=False)",
+            argument="budget_bytes",
         )
 
 

@@ -91,7 +91,8 @@ def _check_disk(folder: Path, needed_nbytes: int) -> None:
         needed, left = sizes(needed_nbytes, free)
         raise BudgetError(
             f"the predictions of all cells need {needed}, more than the budget, and {folder} has {left} free; give "
-            "fewer layers, positions or rows, or a disk with more room"
+            "fewer layers, positions or rows, or a disk with more room",
+            argument="spill_folder",
         )
 
 
@@ -114,6 +115,7 @@ def empty_array(
         except OSError as error:
             raise BudgetError(
                 f"{spill_folder} has no room for the predictions of all cells ({error.strerror}); give fewer layers, "
-                "positions or rows, or a disk with more room"
+                "positions or rows, or a disk with more room",
+                argument="spill_folder",
             ) from error
         return np.ndarray(shape, dtype, buffer=mmap.mmap(file.fileno(), n_bytes))

@@ -234,6 +234,8 @@ def _plan(
         folder=given.spill_folder,
     )
 
+    argument = "alpha" if given.alphas is None else "alphas"
+
     def plan(labels: Sequence[Label]) -> list[_Group]:
         workload = _workload(labels, train, test, alphas, given)
         if len(labels) > 1 and least_nbytes(workload) > memory.free_nbytes:
@@ -249,7 +251,7 @@ def _plan(
             n_devices=len(devices),
         )
         task_type = "classification" if workload.is_logistic else "regression"
-        return [_Group(labels, tuple(penalties_of(alphas, task_type)), workload, blocks)]
+        return [_Group(labels, tuple(penalties_of(alphas, task_type, argument=argument)), workload, blocks)]
 
     return PlannedSweep(train, test, given, read, alphas, memory, [part for whole in wholes for part in plan(whole)])
 

@@ -62,8 +62,8 @@ def duality_gap(gradient_square: Float64[Tensor, "*#fit"], penalty: Float64[Tens
     return torch.where(penalty > 0, gradient_square / (2 * penalty), torch.inf)
 
 
-def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:
-    """Penalties of the objective above, one for each alpha.
+def penalties_of(alphas: Sequence[float], task_type: TaskType, *, argument: str) -> list[float]:
+    """Penalties of the objective above, one for each alpha; `argument` is where these come from.
 
     Raises
     ------
@@ -71,12 +71,15 @@ def penalties_of(alphas: Sequence[float], task_type: TaskType) -> list[float]:
         When an alpha is not a finite number of at least zero (above zero for classification), or comes twice.
     """
     if not alphas:
-        raise PenaltyError("alphas is empty; give at least one, such as 1.0")
+        raise PenaltyError(f"{argument}=[] is empty; give at least one, such as 1.0", argument=argument)
     for alpha in alphas:
         if not is_finite_number(alpha) or alpha < 0:
-            raise PenaltyError(f"alpha {alpha!r} is not a penalty; use a finite number of 0 or more")
+            given = f"{argument}={alpha!r} is" if argument == "alpha" else f"{argument}=... holds {alpha!r}, which is"
+            raise PenaltyError(f"{given} not a penalty; use a finite number of 0 or more", argument=argument)
         if alpha == 0 and task_type == "classification":
-            raise PenaltyError("alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification")
+            raise PenaltyError(
+                "alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification", argument=argument
+            )
     if len(set(alphas)) < len(alphas):
-        raise PenaltyError(f"alphas {list(alphas)} holds a value twice; give each once")
+        raise PenaltyError(f"{argument}={list(alphas)} holds a value twice; give each once", argument=argument)
     return [float(alpha) for alpha in alphas]

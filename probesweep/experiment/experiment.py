@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,19 +13,20 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from activation_store import ActivationStore, Extraction, FingerprintMismatchError, InputError
+from activation_store import ActivationStore, Extraction, FingerprintMismatchError
 from activation_store.extraction.arguments import check_disk, check_path
 from activation_store.files.durable import rename
 from activation_store.store.documents import is_store
-from gpu_probes import ProbeError
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
 from probesweep.experiment.file import TEMPLATE, checked_settings, find_line
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
+from probesweep.terminal.flags import RENAMED
 from probesweep.tracking.track import check_installed, track
 from probesweep.training import Training
+from probesweep_errors import ProbesweepError
 
 _STAGES = "stages.json"
 Split = Literal["train", "test"]
@@ -74,15 +74,17 @@ class Experiment:
 
         Raises
         ------
-        RequestError, InputError, ProbeError
+        ProbesweepError
             As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
         """
         with self._naming_lines():
             for keys in self.settings.values():
                 for name in keys.keys() & set(_FILES):
                     check_path(name, keys[name])
-            for split in SPLITS:
+        for split in SPLITS:
+            with self._naming_lines(split=split):
                 self.extraction(split).check()
+        with self._naming_lines():
             self.training().check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
@@ -100,7 +102,7 @@ class Experiment:
 
         Raises
         ------
-        RequestError, StoreError, ProbeError
+        ProbesweepError
             As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
         """
         with self._naming_lines(), self._only_writer():
@@ -158,7 +160,7 @@ class Experiment:
 
     @contextmanager
     def _only_writer(self) -> Generator[None]:
-        check_folder(self._output_dir, "--output_dir")
+        check_folder(self._output_dir, "output_dir")
         with writing(self._output_dir):
             yield
 
@@ -171,13 +173,13 @@ class Experiment:
 
     def _check_rows(self, extractions: Mapping[Split, Extraction], pending: Sequence[Split]) -> None:
         """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written."""
-        check_folder(self._output_dir, "--output_dir")
+        check_folder(self._output_dir, "output_dir")
         for split in pending:
-            with self._naming_lines(f"{split}_dataset"):
+            with self._naming_lines(f"{split}_dataset", split=split):
                 _ = extractions[split].dataset
         stores: dict[Split, ActivationStore] = {}
         for split, extraction in extractions.items():
-            with self._naming_lines("model", f"{split}_dataset"):
+            with self._naming_lines("model", f"{split}_dataset", split=split):
                 target = Path(extraction.output_path)
                 stores[split] = extraction.plan() if split in pending else ActivationStore.open(target)
         with self._naming_lines("train_dataset", "test_dataset"):
@@ -231,49 +233,51 @@ class Experiment:
         remember(self._output_dir / _STAGES, self._stages)
 
     @contextmanager
-    def _naming_lines(self, *otherwise: str) -> Generator[None]:
-        """Add the key's line in the file to an error; `otherwise` are the keys if the error names none."""
+    def _naming_lines(self, *otherwise: str, split: Split | None = None) -> Generator[None]:
+        """Add the line of the key at fault to an error.
+
+        Parameters
+        ----------
+        *otherwise : str
+            Keys to name if the error names no argument, or one that the file leaves out.
+        split : str, optional
+            Whose extraction it is.
+        """
         try:
             yield
-        except (RequestError, InputError, ProbeError) as error:
+        except ProbesweepError as error:
             if str(self.path) in str(error):
                 raise
-            places = list(self._places(str(error))) or list(self._places(" ".join(f"--{key}" for key in otherwise)))
-            named = [f"{'.'.join(path)} in line {line} of {self.path}" for path, line in places]
-            if not named:
+            places = self._places(self._key_of(error.argument or "", split)) or [
+                place for key in otherwise for place in self._places(key)
+            ]
+            if not places:
                 raise
-            raise type(error)(f"{error} ({', '.join(named)})") from error
+            raise type(error)(f"{error} ({', '.join(places)})", argument=error.argument) from error
 
-    def _is_quoted(self, message: str, key: str, value: Any) -> bool:
-        """Whether an error names the column, file or model that is a key's value."""
-        if key in _FILES:
-            named = (re.escape(str(self._path(value))), re.escape(repr(value)))
-            return key != "output_dir" and any(re.search(rf"{name}(?![\w/.-])", message) for name in named)
-        names = [value] if isinstance(value, str) else value
-        return key in _COLUMNS and bool(names) and any(repr(name) in message for name in names)
+    def _key_of(self, argument: str, split: Split | None) -> str:
+        """The key behind an argument, as it stands in the file or with the names of a table in it."""
+        name, _, inner = argument.partition(".")
+        if name in ("label_column", "group_column") and inner:
+            # Extractions keep these columns, too.
+            other, section = ("weight_column", "probe") if name == "label_column" else ("groups", "statistics")
+            given = self.settings["data"][name]
+            named = [given] if isinstance(given, str) else given
+            return other if inner not in named and self.settings[section][other] == inner else name
+        if name == "dataset_path" and split is not None:
+            return f"{split}_dataset"
+        return {**RENAMED, **_DATASETS}.get(name, argument)
 
-    def _places(self, message: str) -> Generator[tuple[list[str], int]]:
-        """Keys that a message is about, with their sections, and their lines."""
+    def _places(self, key: str) -> list[str]:
+        """Where the file has a key, or what it can say of it."""
         for section, keys in self.settings.items():
-            for key, value in keys.items():
-                if not (_is_about(message, key) or self._is_quoted(message, key, value)):
-                    continue
-                path = [key]
-                # A table within the section: the key in it that the message names next.
-                while isinstance(value, Mapping):
-                    inner = [name for name in value if re.search(rf"{path[-1]}\W+{re.escape(name)}\b", message)]
-                    if not inner:
-                        break
-                    path, value = [*path, inner[0]], value[inner[0]]
-                line = find_line(self.text, section, *path)
+            steps = key.split(".")
+            while steps and steps[0] in keys:
+                line = find_line(self.text, section, *steps)
                 if line:
-                    yield path, line
-
-
-def _is_about(message: str, key: str) -> bool:
-    """Whether an error names a key: as a flag anywhere, or at its beginning."""
-    words = "sample_weight" if key == "weight_column" else key.replace("_", "[_ ]").removesuffix("s")
-    return bool(re.search(rf"--{key}\b", message) or re.match(rf"{words}s?\b", message))
+                    return [f"{'.'.join(steps)} in line {line} of {self.path}"]
+                steps.pop()
+        return []
 
 
 def _identity(extraction: Extraction) -> dict[str, Any]:
@@ -318,6 +322,11 @@ def _set_aside(path: Path) -> Path:
     return target
 
 
-# Keys that name a file or a folder, and columns.
+# Keys that name a file or a folder, and those behind arguments of a training.
 _FILES = ("output_dir", "model", "train_dataset", "test_dataset")
-_COLUMNS = ("question_column", "label_column", "group_column", "weight_column", "groups")
+_DATASETS = {
+    "train_activations": "train_dataset",
+    "test_activations": "test_dataset",
+    "test": "test_dataset",
+    "test_labels": "test_dataset",
+}

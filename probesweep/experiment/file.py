@@ -17,6 +17,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from activation_store import Extraction
 from activation_store.files.durable import make_folder, write_output
 from probesweep.errors import RequestError
+from probesweep.terminal.flags import in_toml
 from probesweep.tracking.track import Kind
 from probesweep.training import Training
 
@@ -65,6 +66,9 @@ def _schema() -> dict[str, dict[str, Key]]:
     }
 
 
+ALL_KEYS = frozenset(name for keys in _schema().values() for name in keys)
+
+
 def write_template(path: Path) -> None:
     """Write a commented experiment to start from.
 
@@ -74,7 +78,7 @@ def write_template(path: Path) -> None:
         The file already exists.
     """
     if path.exists():
-        raise RequestError(f"{path} exists; give --init another name, or remove it")
+        raise RequestError(f"{path} exists; give another name, or remove it", argument="path")
     make_folder(path.parent)
     write_output(path, [files("probesweep.experiment").joinpath(TEMPLATE).read_bytes()])
 
@@ -152,22 +156,9 @@ def _value(path: Path, text: str, section: str, name: str, key: Key, table: dict
     except ValidationError as error:
         wanted = " or ".join(dict.fromkeys(_in_words(one["msg"]) for one in error.errors()))
         raise RequestError(
-            f"{path}, line {find_line(text, section, name)}: {name} = {_in_toml(table[name])} in {where} should be "
+            f"{path}, line {find_line(text, section, name)}: {name} = {in_toml(table[name])} in {where} should be "
             f"{wanted}{_quoted_date(table[name])}"
         ) from error
-
-
-def _in_toml(value: Any) -> str:
-    """A value in TOML syntax."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, list):
-        return f"[{', '.join(map(_in_toml, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key} = {_in_toml(each)}' for key, each in value.items())}}}"
-    return repr(value)
 
 
 def _quoted_date(value: Any) -> str:

@@ -33,13 +33,17 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
     try:
         yield
     except HFValidationError as error:
-        raise RequestError(f"{repo_id!r} is not a repository name; write it as NAME/REPOSITORY") from error
+        raise RequestError(
+            f"{repo_id!r} is not a repository name; write it as NAME/REPOSITORY", argument="repo_id"
+        ) from error
     except GatedRepoError as error:
         raise RequestError(f"{repo_id} is gated: request access on its page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise RequestError(_unknown(repo_id)) from error
     except RevisionNotFoundError as error:
-        raise RequestError(f"{repo_id} has no branch, tag or commit {revision!r}; check --revision") from error
+        raise RequestError(
+            f"{repo_id} has no branch, tag or commit {revision!r}; check revision=...", argument="revision"
+        ) from error
     except HfHubHTTPError as error:
         raise RequestError(_answered(error, repo_id)) from error
     except Exception as error:  # Networks, disks, Xet: the client does not catch what the libraries below it raise.

@@ -64,7 +64,7 @@ def pack(folder: Path, progress: Progress = iter) -> Parcel:
     Parameters
     ----------
     folder : Path
-        A store, or an ``--output_dir`` of ``probesweep train``.
+        A store, or the results of a training.
     progress : callable
         Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 

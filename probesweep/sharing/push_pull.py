@@ -17,15 +17,14 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from activation_store import StoreError
 from activation_store.files.durable import fsync_path, hidden_beside, make_folder, rename
 from activation_store.store.integrity import Progress
-from gpu_probes import ProbeError
 from gpu_probes.results.folder import RUN, Run
 from probesweep.errors import RequestError
 from probesweep.outputs import only_writer
 from probesweep.sharing.client import find_files, hub_errors
 from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
+from probesweep_errors import ProbesweepError
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def push(
     Parameters
     ----------
     path : str or Path
-        A store, or an ``--output_dir`` of ``probesweep train``.
+        A store, or the results of a training.
     repo_id : str
         Such as ``name/repository``.
     public : bool
@@ -75,7 +74,7 @@ def push(
 
     Raises
     ------
-    RequestError, StoreError, ProbeError
+    ProbesweepError
         There is nothing to send, it is incomplete, it would be public without `public`, or the hub rejects it.
     """
     parcel, hub = pack(Path(path), progress), HfApi()
@@ -84,8 +83,9 @@ def push(
         private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
     if not (private or public):
         raise RequestError(
-            f"{repo_id} is public: everyone would see {parcel.shows}. Give --public (public=True) if that is "
-            "intended, or name another repository"
+            f"{repo_id} is public: everyone would see {parcel.shows}. Give public=True if that is intended, or "
+            "name another repository",
+            argument="public",
         )
     seen = f"{'private' if private else 'public'}, shows {parcel.shows}"
     announce(f"{repo_id}: {seen}")
@@ -132,7 +132,7 @@ def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str 
         place = run.removesuffix(RUN)
         try:
             found |= {place + name for name in files_of_run(Run.load(Path(file).parent), run)}
-        except (ProbeError, RequestError):
+        except ProbesweepError:
             logger.info("%s of %s was written by another program", run, repo_id)
     return found & there
 
@@ -184,7 +184,8 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
                 )
         except RequestError as error:
             raise RequestError(
-                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it"
+                f"{error}; what was downloaded so far is in {partial}, and the same command resumes it",
+                argument=error.argument,
             ) from error
         about = _check(partial, repo_id, listed, progress)
         for written in (*partial.rglob("*"), partial):
@@ -199,7 +200,7 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
         parcel = pack(folder, progress)
         _keep_only(folder, parcel.files)
         _check_hashes(parcel, listed)
-    except (StoreError, ProbeError, RequestError) as error:
+    except ProbesweepError as error:
         shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
         raise RequestError(f"{repo_id} was not downloaded: {reason}") from error

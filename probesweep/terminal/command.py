@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import click
 
+from probesweep.terminal.flags import as_flags
+
+_PACKAGES = ("activation_store", "gpu_probes", "probesweep")
 _LIBRARIES = ("torch", "transformers", "zarr", "numpy", "scikit-learn")
 
 
@@ -27,11 +32,14 @@ class Terminal:
         One JSON document on stdout instead of text.
     debug : bool
         Tracebacks of errors.
+    wording : callable
+        What the libraries say, in the words of the command that runs.
     """
 
     quiet: bool = False
     as_json: bool = False
     debug: bool = False
+    wording: Callable[[str], str] = str
 
     def summarize(self, text: Callable[[], str], document: Callable[[], Any]) -> None:
         """Print what was done, unless quiet."""
@@ -51,6 +59,21 @@ class Terminal:
         """Print on stderr what is done next."""
         if not self.quiet:
             say(text, err=True)
+
+    def word_warnings(self) -> None:
+        """Let the packages' warnings on stderr, too, use the words of the command that runs."""
+        if logging.lastResort is not None:
+            logging.lastResort.setFormatter(_Worded(self))
+
+
+class _Worded(logging.Formatter):
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return self._terminal.wording(text) if record.name.split(".")[0] in _PACKAGES else text
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -87,6 +110,7 @@ class Command(click.Command):
         terminal = ctx.ensure_object(Terminal)
         for name in ("quiet", "as_json", "debug"):
             setattr(terminal, name, ctx.params.pop(name) or getattr(terminal, name))
+        terminal.wording = partial(as_flags, ctx=ctx)
         if terminal.quiet:
             # Read when tqdm is imported, which commands do after this.
             os.environ["TQDM_DISABLE"] = "1"

@@ -8,8 +8,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from activation_store.errors import InputError
 from probesweep.errors import RequestError
+from probesweep_errors import ProbesweepError
 
 DASH = "-"
 
@@ -47,8 +47,8 @@ def dataset_file(path: Path) -> Generator[Path]:
         copy.write_bytes(sys.stdin.buffer.read())
         try:
             yield copy
-        except (InputError, RequestError) as error:
-            raise type(error)(str(error).replace(str(copy), "standard input")) from error
+        except ProbesweepError as error:
+            raise type(error)(str(error).replace(str(copy), "standard input"), argument=error.argument) from error
 
 
 def _lines() -> list[str]:

@@ -92,7 +92,9 @@ def import_tracker(kind: str, module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise RequestError(f'--track {kind} needs a package: pip install "probesweep[{kind}]"') from error
+        raise RequestError(
+            f'the tracker {kind} needs a package: pip install "probesweep[{kind}]"', argument="kind"
+        ) from error
 
 
 TRACKERS: dict[str, Tracker] = {

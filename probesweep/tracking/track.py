@@ -24,7 +24,7 @@ def track(kind: Kind, folder: str | Path) -> str | None:
     ----------
     kind : wandb, mlflow or tensorboard
     folder : str or Path
-        An ``--output_dir`` of ``probesweep train``.
+        The results of a training.
 
     Returns
     -------
@@ -66,6 +66,6 @@ def _send(kind: Kind, folder: Path, results: str) -> str | None:
 def check_installed(kind: Kind) -> None:
     """Raise `RequestError`, before anything is computed, if there is no such tracker or its package is missing."""
     if kind not in TRACKERS:
-        raise RequestError(f"no tracker {kind!r}; there are {', '.join(TRACKERS)}")
+        raise RequestError(f"no tracker {kind!r}; there are {', '.join(TRACKERS)}", argument="kind")
     for module in {"tensorboard": ("torch.utils.tensorboard", "PIL.Image")}.get(kind, (kind,)):
         import_tracker(kind, module)

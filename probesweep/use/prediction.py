@@ -84,7 +84,7 @@ class Probe:
         Parameters
         ----------
         folder : str or Path
-            An ``--output_dir`` of ``probesweep train``.
+            The results of a training.
         model : str, optional
             New location of the same model; by default the training's.
         device : str
@@ -300,15 +300,18 @@ def _usable(questions: Sequence[Question | PromptError]) -> list[Question]:
 def _read_results(folder: Path) -> Results:
     if not has_results(folder):
         inside = sorted(str(found.parent) for found in folder.glob(f"*/{RUN}"))
-        hint = f"give one of {', '.join(inside)}" if inside else "give an --output_dir of probesweep train"
-        raise RequestError(f"{folder} holds no finished training; {hint}")
+        hint = f"give one of {', '.join(inside)}" if inside else "give an output_dir=... of a training"
+        raise RequestError(f"{folder} holds no finished training; {hint}", argument="folder")
     return Results.load(folder)
 
 
 def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
     folder = results.folder
     if results.best is None:
-        raise RequestError(f"{folder} has no best probe: it was trained without --k_fold, or no cell has a CV score")
+        raise RequestError(
+            f"{folder} has no best probe: it was trained without k_fold=True, or no cell has a CV score",
+            argument="folder",
+        )
     if CARD not in results.run.files:
         raise damaged(folder / RUN, f"it does not name {CARD}", ["files"])
     card = Card.of(results)

@@ -111,9 +111,10 @@ def score_dataset(
     write = _WRITERS.get(output_path.suffix.lower())
     if write is None:
         raise RequestError(
-            f"--output_path {output_path}: scores are written as {', '.join(_WRITERS)}; use one of these"
+            f"output_path={str(output_path)!r}: scores are written as {', '.join(_WRITERS)}; use one of these",
+            argument="output_path",
         )
-    check_file(output_path, "--output_path", [dataset_path])
+    check_file(output_path, "output_path", [dataset_path])
     questions, rows = read_all_columns(dataset_path, question_column or probe.question_column, max_samples)
     taken = [name for name in _column_names(probe, on_error) if name in rows.names]
     if taken:
@@ -136,7 +137,7 @@ def score_texts(probe: Probe, texts: Sequence[str], *, on_error: OnError = "stop
 
 def _check_on_error(on_error: str) -> None:
     if on_error not in get_args(OnError):
-        raise RequestError(f"--on_error {on_error!r}: must be one of {', '.join(get_args(OnError))}")
+        raise RequestError(f"on_error={on_error!r} must be one of {', '.join(get_args(OnError))}", argument="on_error")
 
 
 def _score(
@@ -150,8 +151,8 @@ def _score(
         try:
             return _columns(probe, probe.decide(questions, progress)), {}
         except PromptError as error:
-            hint = "--on_error null scores the other rows"
-            raise PromptError(f"{error}; {hint}", error.reason) from error
+            hint = "on_error='null' scores the other rows"
+            raise PromptError(f"{error}; {hint}", error.reason, argument=error.argument) from error
     decision, unusable = probe.decide_usable(questions, progress)
     columns = _columns(probe, decision)
     return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable

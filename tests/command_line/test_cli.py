@@ -425,7 +425,7 @@ def test_a_wrong_option_leaves_the_finished_result_as_it_is(stores, tmp_path):
     assert train(stores, output, "--k_fold").returncode == 0
     before = tree(output)
     for options, message in (
-        (("--k_fold", "--alphas", "1,-1"), "alpha -1.0 is not a penalty"),
+        (("--k_fold", "--alphas", "1,-1"), "--alphas holds -1.0, which is not a penalty"),
         (("--k_fold", "--seed", "-1"), "seed -1 is not a valid NumPy seed"),
         (("--k_fold", "--budget_gib", "0"), "--budget_gib"),
         (("--k_fold", "--alphas", "1,10", "--budget_gib", "0.00001"), "one cell needs"),

@@ -128,14 +128,14 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         "run.json": None,
     }.items():
         if said is None:
-            check_file(tmp_path / name, "--output_path", [tmp_path / "input"])
+            check_file(tmp_path / name, "output_path", [tmp_path / "input"])
             continue
         with pytest.raises(RequestError, match=said):
-            check_file(tmp_path / name, "--output_path", [tmp_path / "input"])
+            check_file(tmp_path / name, "output_path", [tmp_path / "input"])
     with pytest.raises(RequestError, match="device or a pipe"):
-        check_file(Path("/dev/null"), "--output_path")
+        check_file(Path("/dev/null"), "output_path")
     with pytest.raises(RequestError, match="GiB free"):
-        check_room(tmp_path / "a/b", 2**60, "--output_dir")
+        check_room(tmp_path / "a/b", 2**60, "output_dir")
 
 
 @pytest.mark.parametrize("name", ["performance.json", "run.json", "tracked.json", "report.html"])

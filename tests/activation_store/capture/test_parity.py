@@ -100,7 +100,7 @@ def test_a_model_whose_rows_see_each_other_is_refused(dtype, caplog):
     model = build("llama", dtype)
     leak_between_rows(model)
     prompts = random_prompts([5, 12, 7])
-    refusal = r"one at a time, at layer [23] by 0\.\d+ of its size.*--batch_size 1"
+    refusal = r"one at a time, at layer [23] by 0\.\d+ of its size.*batch_size=1"
     with pytest.raises(ParityError, match=refusal):
         hidden_states(model, positions=POSITIONS).check(prompts, max_rows=16)
     hidden_states(model, positions=POSITIONS).check(prompts, max_rows=1)

@@ -43,7 +43,7 @@ def test_a_line_without_its_newline_counts_as_never_written():
 
 
 def test_a_damaged_line_before_good_ones_is_named():
-    with pytest.raises(CorruptStoreError, match=r"j: line 2 is damaged; restore it from a copy, or run .* --repair"):
+    with pytest.raises(CorruptStoreError, match=r"j: line 2 is damaged; restore it from a copy, or run .* repair=True"):
         parse_journal(LINES[0] + b"x" + LINES[1][1:] + LINES[2], "j")
 
 

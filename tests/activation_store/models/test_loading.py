@@ -67,6 +67,6 @@ def test_a_prompt_beyond_the_positions_is_refused_before_the_weights_are_loaded(
         str(tmp_path / "model"), tmp_path / "d.parquet", tmp_path / "s.zarr", use_chat_template=True
     )
     for step in (extraction.preview, extraction.run):
-        with pytest.raises(InputError, match=r"1 prompts are longer than --max_length 22, row 1; .*--truncate"):
+        with pytest.raises(InputError, match=r"1 prompts are longer than max_length=22, row 1; .*truncate=True"):
             step()
     assert not (tmp_path / "s.zarr").exists()

@@ -150,7 +150,7 @@ class WholeTexts:
 def test_a_tail_that_merges_with_the_text_is_refused():
     tokenizer = train_tokenizer("{{ messages[0]['content'] }}L")
     tokenizer.add_tokens(["LL"])
-    with pytest.raises(InputError, match="tail 'L' merges with the user's text; give --eoi_tokens"):
+    with pytest.raises(InputError, match="tail 'L' merges with the user's text; give eoi_tokens=N"):
         find_tail(tokenizer, {})
 
 
@@ -183,18 +183,18 @@ def test_counted_tokens_need_no_tail(use_chat_template):
 @pytest.mark.parametrize(
     ("template", "questions", "options", "message"),
     [
-        (None, ["a b"], {"use_chat_template": False}, "no chat template, .* give --eoi_tokens N"),
-        (None, ["a b"], {}, "leave out --use_chat_template and give --eoi_tokens N"),
-        (CHATML, ["a", "b"], {"use_chat_template": False}, "row 0 does not end in .* add --use_chat_template"),
-        (CHATML, ["Hi", "word " * 40], {"max_length": 30}, r"1 prompts are longer than --max_length 30, .* row 1 with"),
+        (None, ["a b"], {"use_chat_template": False}, "no chat template, .* give eoi_tokens=N"),
+        (None, ["a b"], {}, "leave out use_chat_template=True and give eoi_tokens=N"),
+        (CHATML, ["a", "b"], {"use_chat_template": False}, "row 0 does not end in .* add use_chat_template=True"),
+        (CHATML, ["Hi", "word " * 40], {"max_length": 30}, r"1 prompts are longer than max_length=30, .* row 1 with"),
         (None, ["a b c d", "a"], {"use_chat_template": False, "eoi_tokens": 3}, "row 1 has 1 tokens, fewer than the 3"),
         (
             None,
             ["a b c d", "a b"],
             {"use_chat_template": False, "eoi_tokens": 2**63 - 1},
-            "9223372036854775807 positions of --eoi_tokens; the longest row has .: give --eoi_tokens . at most",
+            r"9223372036854775807 positions of eoi_tokens=\.\.\.; the longest row has .: give eoi_tokens=. at most",
         ),
-        (None, ["a"], {"use_chat_template": False, "eoi_tokens": 0}, "--eoi_tokens 0: must be at least 1"),
+        (None, ["a"], {"use_chat_template": False, "eoi_tokens": 0}, "eoi_tokens=0 must be at least 1"),
         ("{{ messages[0]['content'] }}", ["a"], {}, "puts no tokens after the user's text"),
         ("{{ raise_exception('no users here') }}", ["a"], {}, "the chat template refuses .* no users here"),
         ("{{ messages[0]['content'] }}\n\n", ["a", "b\n"], {}, "row 1: .* merges with the tail"),
@@ -236,12 +236,16 @@ def test_the_row_in_a_message_counts_from_the_start_of_the_dataset(monkeypatch):
         (
             ["a"],
             {"use_chat_template": False, "truncate": True, "max_length": 9},
-            "--truncate cuts the user's text",
+            "truncate=True cuts the user's text",
         ),
-        (["a"], {"truncate": True}, "--truncate needs --max_length N"),
-        ([CONVERSATION], {"use_chat_template": False}, "row 0 is a list of chat messages.* add --use_chat_template"),
-        (["a"] * 3 + ["b " * 90] * 12, {"max_length": 60}, r"12 prompts .* rows 3, 4, .* 12 and 2 more; .*--truncate"),
-        (["a", "b"], {"max_length": 5, "truncate": True}, r"2 prompts cannot be cut to --max_length 5, rows 0, 1: "),
+        (["a"], {"truncate": True}, "truncate=True needs max_length=N"),
+        ([CONVERSATION], {"use_chat_template": False}, "row 0 is a list of chat messages.* add use_chat_template=True"),
+        (
+            ["a"] * 3 + ["b " * 90] * 12,
+            {"max_length": 60},
+            r"12 prompts .* rows 3, 4, .* 12 and 2 more; .*truncate=True",
+        ),
+        (["a", "b"], {"max_length": 5, "truncate": True}, r"2 prompts cannot be cut to max_length=5, rows 0, 1: "),
     ],
 )
 def test_what_is_too_long_is_refused(questions, options, message):
@@ -251,9 +255,9 @@ def test_what_is_too_long_is_refused(questions, options, message):
 
 def test_the_way_out_of_templated_text_is_not_truncation():
     tokenizer = train_tokenizer()
-    with pytest.raises(InputError, match="longer than --max_length 20") as caught:
+    with pytest.raises(InputError, match="longer than max_length=20") as caught:
         encode(tokenizer, [render(tokenizer, "word " * 40, {})], use_chat_template=False, max_length=20)
-    assert "--truncate" not in str(caught.value)
+    assert "truncate" not in str(caught.value)
 
 
 def starts_that_fit(tokenizer, question, max_length):

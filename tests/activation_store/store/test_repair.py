@@ -132,7 +132,7 @@ def test_extract_repairs(tiny_model, dataset, tmp_path, caplog):
     whole = tree(tmp_path / "s.zarr")
     damage(tmp_path / "s.zarr/activations/c/1/0/0/0", 5)
     damage(tmp_path / "s.zarr/token/c/0/0", 5)
-    with pytest.raises(StoreError, match="--repair"):
+    with pytest.raises(StoreError, match="repair=True"):
         ActivationStore.open(tmp_path / "s.zarr")[:]
     with pytest.raises(FingerprintMismatchError, match="layers"):
         run(repair=True, layers="0")

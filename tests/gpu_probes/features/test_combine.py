@@ -54,7 +54,7 @@ def test_joined_layers_joined_cells_and_means(kind: type[ArrayCellSource], dtype
 
 @pytest.mark.parametrize("how", ["0@-1,0@-1", "1@-2,0@-1,01@-2"])
 def test_a_cell_to_join_is_named_once(how: str):
-    with pytest.raises(CellError, match=r"\(--join\) are .*; give each once"):
+    with pytest.raises(CellError, match=r"\(join=\.\.\.\) are .*; give each once"):
         parse_join(how)
 
 
@@ -81,7 +81,7 @@ def test_names():
     [
         (
             "rows",
-            "--join 'rows' is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1",
+            "join='rows' is unknown; use layers, mean, or LAYER@POSITION with commas between, such as 20@-4,18@-1",
         ),
         ("1@-1,1@-1", "give each once, at least one"),
         ("5@-1", "there is no cell 5@-1; layers: 0-2, positions: -2"),

@@ -227,9 +227,9 @@ def test_several_classes(shown: Shown):
 def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown):
     page = shown("no_folds")
     assert page.figures == ["heatmap", "layers"]
-    assert "No best probe is chosen without --k_fold" in page.text
+    assert "No best probe is chosen without cross-validation" in page.text
     assert "The test score of each cell." in page.text
-    assert "Predicted against actual: no best probe is chosen without --k_fold" in page.text
+    assert "Predicted against actual: no best probe is chosen without cross-validation" in page.text
     assert "Prompts with the largest errors: no best probe" in page.text
 
 
@@ -439,7 +439,7 @@ def test_the_same_results_give_the_same_page(regression: Path, tmp_path: Path):
 
 
 def test_folders_of_another_kind_are_refused(tmp_path: Path):
-    with pytest.raises(ProbeError, match="holds no finished training; give an --output_dir of probesweep train"):
+    with pytest.raises(ProbeError, match=r"holds no finished training; give an output_dir=\.\.\. of a training"):
         write_report(tmp_path)
     with pytest.raises(ProbeError, match="holds no finished training"):
         SavedResults.load(tmp_path / "nowhere")

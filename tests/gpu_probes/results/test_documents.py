@@ -135,7 +135,7 @@ def refused(folder: Path) -> str | None:
         return None
     assert line.startswith(str(folder))
     assert "\n" not in line
-    assert re.search(r"; (remove it and )?run (the same training|probesweep train) again$|that wrote it$", line), line
+    assert re.search(r"; (remove it and )?(run the same training|train) again$|that wrote it$", line), line
     return line
 
 

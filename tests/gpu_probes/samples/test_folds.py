@@ -48,12 +48,12 @@ def test_rare_values_may_be_fewer_than_the_folds():
 @pytest.mark.parametrize(
     ("labels", "n_folds", "seed", "message"),
     [
-        (CONTINUOUS, 24, 0, "n_folds 24 is more than the 23 samples; use fewer folds"),
-        (CONTINUOUS, 1, 0, "n_folds 1 is too few; use 2 or more"),
-        (BINARY, 17, 0, "n_folds 17 is more than the 16 samples of the most frequent label, and folds are stratified"),
-        (np.arange(9.0), 2, 0, "n_folds 2 is more than the 1 samples of the most frequent label"),
-        (CONTINUOUS, 2, -1, "seed -1 is not a valid NumPy seed; use 0 to 4294967295"),
-        (CONTINUOUS, 2, 2**32, "seed 4294967296 is not a valid NumPy seed"),
+        (CONTINUOUS, 24, 0, "n_folds=24 is more than the 23 samples; use fewer folds"),
+        (CONTINUOUS, 1, 0, "n_folds=1 is too few; use 2 or more"),
+        (BINARY, 17, 0, "n_folds=17 is more than the 16 samples of the most frequent label, and folds are stratified"),
+        (np.arange(9.0), 2, 0, "n_folds=2 is more than the 1 samples of the most frequent label"),
+        (CONTINUOUS, 2, -1, "seed=-1 is not a valid NumPy seed; use 0 to 4294967295"),
+        (CONTINUOUS, 2, 2**32, "seed=4294967296 is not a valid NumPy seed"),
     ],
 )
 def test_folds_that_cannot_be(labels, n_folds, seed, message):

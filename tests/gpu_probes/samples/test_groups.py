@@ -91,7 +91,7 @@ def test_a_fold_that_scikit_learn_leaves_empty_is_named(monkeypatch: pytest.Monk
     monkeypatch.setattr(StratifiedGroupKFold, "split", split)
     message = (
         "StratifiedGroupKFold leaves fold 1 of 2 empty for these 3 groups, their labels and the seed; use fewer folds "
-        "or another --seed"
+        r"or another seed=\.\.\."
     )
     with pytest.raises(FoldError, match=message):
         plan_folds(np.array([0.0, 1, 0, 1, 0, 1]), n_folds=2, seed=0, groups=np.array([0, 0, 1, 1, 2, 2]))

@@ -98,13 +98,13 @@ def test_an_explicit_task_wins():
 
 def test_continuous_labels_are_no_classes():
     with pytest.raises(
-        LabelError, match=r"training labels are continuous, not classes \(row 1 is 0.5\); use --task_type"
+        LabelError, match=r"training labels are continuous, not classes \(row 1 is 0.5\); use task_type='regression'"
     ):
         resolve_task("classification", np.array([1.0, 0.5]))
 
 
 def test_unknown_task_type():
-    with pytest.raises(LabelError, match="task type 'rank' is unknown; use auto, regression or classification"):
+    with pytest.raises(LabelError, match="task_type='rank' is unknown; use auto, regression or classification"):
         resolve_task("rank", np.array([1.0, 0.5]))
 
 

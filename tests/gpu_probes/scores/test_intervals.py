@@ -251,12 +251,12 @@ TWENTY, EVEN = np.arange(20.0), np.arange(20) % 2
         ("spearman", EVEN, TWENTY, {"classes": [0, 1]}, "for classes use roc_auc"),
         ("spearman", TWENTY, np.zeros((20, 2)), {}, "one number for each row"),
         ("spearman", TWENTY[:, None], TWENTY, {}, "labels have shape (20, 1)"),
-        ("auc", EVEN, TWENTY, {}, "metric 'auc' is unknown; use spearman, r2, roc_auc"),
+        ("auc", EVEN, TWENTY, {}, "metric='auc' is unknown; use spearman, r2, roc_auc"),
         ("spearman", TWENTY, TWENTY, {"clusters": np.zeros(19)}, "clusters have shape (19,) for 20 labels"),
         ("spearman", TWENTY, TWENTY, {"clusters": [np.nan] * 20}, "clusters hold NaN or None"),
         ("spearman", TWENTY, TWENTY, {"folds": np.zeros((20, 1))}, "folds have shape (20, 1) for 20 labels"),
-        ("spearman", TWENTY, TWENTY, {"level": 95.0}, "level 95.0 is not between 0 and 1"),
-        ("spearman", TWENTY, TWENTY, {"seed": -1}, "seed -1 is less than 0"),
+        ("spearman", TWENTY, TWENTY, {"level": 95.0}, "level=95.0 is not between 0 and 1"),
+        ("spearman", TWENTY, TWENTY, {"seed": -1}, "seed=-1 is less than 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(metric: Any, actual: Any, predicted: Any, options: Any, message: str):

@@ -150,9 +150,9 @@ def test_what_is_undefined_has_a_reason():
     assert sweep(source, labels, k_fold=True).permutation == "permutations were not asked for"
     constant = sweep(ArrayCellSource(np.ones_like(array)), labels, k_fold=True, permutations=3)
     assert constant.permutation == "no cell has a CV score"
-    with pytest.raises(FoldError, match="use --k_fold"):
+    with pytest.raises(FoldError, match="use k_fold=True"):
         sweep(source, labels, permutations=10)
-    with pytest.raises(FoldError, match="permutations -1 is negative"):
+    with pytest.raises(FoldError, match="permutations=-1 is negative"):
         sweep(source, labels, k_fold=True, permutations=-1)
 
 

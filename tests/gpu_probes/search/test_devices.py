@@ -10,10 +10,10 @@ from gpu_probes.search.devices import check_device_name, resolve_devices, worker
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tpu", "device 'tpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
-        ("cuda:x", "device 'cuda:x' is unknown"),
-        ("cuda:01", "device 'cuda:01' is unknown"),
-        ("cuda:99", "device 'cuda:99' is not available; use one that is: cpu"),
+        ("tpu", "device='tpu' is unknown; use auto, cpu, cuda, cuda:1 or mps"),
+        ("cuda:x", "device='cuda:x' is unknown"),
+        ("cuda:01", "device='cuda:01' is unknown"),
+        ("cuda:99", "device='cuda:99' is not available; use one that is: cpu"),
     ],
 )
 def test_devices_that_do_not_work(name: str, message: str):
@@ -22,7 +22,7 @@ def test_devices_that_do_not_work(name: str, message: str):
 
 
 def test_a_device_that_is_no_text_is_unknown():
-    with pytest.raises(DeviceError, match="device 3 is unknown"):
+    with pytest.raises(DeviceError, match="device=3 is unknown"):
         check_device_name(3)
 
 
@@ -34,7 +34,7 @@ def test_auto_is_all_gpus_or_the_cpu():
 
 def test_mps_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="device 'mps' is not available; use one that is: cpu"):
+    with pytest.raises(DeviceError, match="device='mps' is not available; use one that is: cpu"):
         resolve_devices("mps")
 
 

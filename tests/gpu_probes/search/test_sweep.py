@@ -359,10 +359,10 @@ class ShortCell(ArrayCellSource):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"alpha": -1.0}, PenaltyError, "alpha -1.0 is not a penalty; use a finite number of 0 or more"),
-        ({"alpha": float("nan")}, PenaltyError, "alpha nan is not a penalty"),
-        ({"alphas": []}, PenaltyError, "alphas is empty; give at least one"),
-        ({"alphas": [1.0, 2.0, 1.0]}, PenaltyError, r"alphas \[1.0, 2.0, 1.0\] holds a value twice"),
+        ({"alpha": -1.0}, PenaltyError, "alpha=-1.0 is not a penalty; use a finite number of 0 or more"),
+        ({"alpha": float("nan")}, PenaltyError, "alpha=nan is not a penalty"),
+        ({"alphas": []}, PenaltyError, r"alphas=\[\] is empty; give at least one"),
+        ({"alphas": [1.0, 2.0, 1.0]}, PenaltyError, r"alphas=\[1.0, 2.0, 1.0\] holds a value twice"),
         (
             {"alphas": GRID, "k_fold": False},
             PenaltyError,
@@ -373,14 +373,14 @@ class ShortCell(ArrayCellSource):
             PenaltyError,
             "alpha 0 means C = 1/alpha = infinity; use an alpha above 0",
         ),
-        ({"alpha": float("inf")}, PenaltyError, "alpha inf is not a penalty"),
+        ({"alpha": float("inf")}, PenaltyError, "alpha=inf is not a penalty"),
         ({"alphas": "1;2"}, PenaltyError, "write numbers with commas between"),
         ({"alphas": ""}, PenaltyError, "write numbers with commas between"),
-        ({"n_folds": 1, "k_fold": False}, FoldError, "n_folds 1 is too few; use 2 or more"),
-        ({"seed": -1, "k_fold": False}, FoldError, "seed -1 is not a valid NumPy seed"),
-        ({"probe": "svm"}, LabelError, "probe 'svm' is unknown; use auto, ridge"),
-        ({"budget_bytes": -1}, BudgetError, "budget_bytes -1 is not a number of bytes"),
-        ({"n_folds": N + 1}, ProbeError, "n_folds 61 is more than the 60 samples"),
+        ({"n_folds": 1, "k_fold": False}, FoldError, "n_folds=1 is too few; use 2 or more"),
+        ({"seed": -1, "k_fold": False}, FoldError, "seed=-1 is not a valid NumPy seed"),
+        ({"probe": "svm"}, LabelError, "probe='svm' is unknown; use auto, ridge"),
+        ({"budget_bytes": -1}, BudgetError, "budget_bytes=-1 is not a number of bytes"),
+        ({"n_folds": N + 1}, ProbeError, "n_folds=61 is more than the 60 samples"),
         ({"labels": LABELS[:-1]}, LabelError, "train_labels has 59 values for 60 samples"),
         ({"test_labels": TEST_LABELS[:-1]}, LabelError, "test_labels has 59 values for 60 samples"),
         ({"test_labels": None}, LabelError, "test_labels is missing; give test and test_labels together, or neither"),
@@ -392,13 +392,15 @@ class ShortCell(ArrayCellSource):
         ),
         ({"test": TEST[:, :2]}, CellError, "train has layers .* and test has"),
         ({"train": TRAIN[:0], "labels": [], "test": None, "test_labels": None}, CellError, "train has no samples"),
-        ({"task_type": "rank"}, LabelError, "task type 'rank' is unknown"),
+        ({"task_type": "rank"}, LabelError, "task_type='rank' is unknown"),
     ],
 )
 def test_misuse_is_one_line_that_says_how_to_mend_it(options: dict, kind: type[ProbeError], message: str):
     with pytest.raises(kind, match=message) as caught:
         run(**options)
     assert "\n" not in str(caught.value)
+    # Rows that do not fit one another are in no option.
+    assert caught.value.argument in {*options, "n_folds", "train_labels", "test_labels", "test"}
 
 
 def test_a_source_that_breaks_its_promise():

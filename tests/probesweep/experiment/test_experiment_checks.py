@@ -71,26 +71,26 @@ VALUES = [
     (*in_template("{share = [nan]}"), 10, "chat_template_kwargs.share", "is nan"),
     (*in_template("[1]"), 10, "chat_template_kwargs = [1]", "a table such as"),
     (*in_data("[data.chat_template_kwargs]\na = 1\nday = 2024-07-26"), 12, "chat_template_kwargs.day", DATE),
-    (*in_data("label_column = []"), 10, "label_column", "label_column is empty"),
+    (*in_data("label_column = []"), 10, "label_column", "label_column = [] is empty"),
     (*in_data("label_column = ''"), 10, "label_column", "cannot be called ''"),
     (*in_data("label_column = 2024-07-26"), 10, "label_column = 2024-07-26", DATE),
     (*in_data("label_column = ['a', 2024-07-26]"), 10, "label_column = ['a', 2024-07-26]", DATE),
     (*in_data("group_column = ['question']"), 10, "group_column", "cannot be called 'question'"),
-    (*in_data("layers = []"), 10, "layers", "layers is empty"),
+    (*in_data("layers = []"), 10, "layers", "layers = [] is empty"),
     (*in_data("layers = ''"), 10, "layers", "0-8"),
     (*in_data("layers = [0, 0]"), 10, "layers", "twice"),
     (*in_data("layers = [true]"), 10, "layers = [true]", "whole number"),
     (*in_data("layers = '8-0'"), 10, "layers", "not a layer"),
     (*in_data("layers = {first = 1}"), 10, "layers = {first = 1}", "a list such as"),
-    (*in_data("eoi_tokens = 0"), 10, "eoi_tokens 0", "at least 1"),
-    (*in_data("max_length = -5"), 10, "max_length -5", "at least 1"),
-    (*in_data("max_samples = 0"), 10, "max_samples 0", "at least 1"),
+    (*in_data("eoi_tokens = 0"), 10, "eoi_tokens = 0", "at least 1"),
+    (*in_data("max_length = -5"), 10, "max_length = -5", "at least 1"),
+    (*in_data("max_samples = 0"), 10, "max_samples = 0", "at least 1"),
     (*in_data(f"max_samples = {2**70}"), 10, "max_samples", "less than"),
     (*in_data("truncate = 1"), 10, "truncate = 1", "true or false"),
-    ("[data]", "batch_size = 0\n[data]", 6, "batch_size 0", "at least 1"),
-    ("[data]", "shard_samples = -1\n[data]", 6, "shard_samples -1", "at least 1"),
-    ("[data]", "dtype = 'float8'\n[data]", 6, "dtype 'float8'", "bfloat16"),
-    ("[data]", "device_map = 'all'\n[data]", 6, "device_map 'all'", "balanced"),
+    ("[data]", "batch_size = 0\n[data]", 6, "batch_size = 0", "at least 1"),
+    ("[data]", "shard_samples = -1\n[data]", 6, "shard_samples = -1", "at least 1"),
+    ("[data]", "dtype = 'float8'\n[data]", 6, "dtype = 'float8'", "bfloat16"),
+    ("[data]", "device_map = 'all'\n[data]", 6, "device_map = 'all'", "balanced"),
     ('train_dataset = "train.parquet"', 'train_dataset = ""', 7, "train_dataset", "give another"),
     ('train_dataset = "train.parquet"', f'train_dataset = "{LONG}"', 7, "train_dataset", "255 bytes"),
     ('test_dataset = "test.parquet"', f'test_dataset = "a/{LONG}/b"', 8, "test_dataset", "255 bytes"),
@@ -99,34 +99,34 @@ VALUES = [
     ('output_dir = "out"', f'output_dir = "{"a/" * 3000}"', 1, "output_dir", "4095"),
     ('output_dir = "out"', 'output_dir = ""', 1, "output_dir", "give another"),
     ('output_dir = "out"', 'output_dir = "a\\u0000b"', 1, "output_dir", "give another"),
-    ('output_dir = "out"', 'output_dir = "out"\ndevice = "gpu"', 2, "device 'gpu'", "cuda:1"),
-    ('output_dir = "out"', 'output_dir = "out"\ndevice = "cuda:²"', 2, "device 'cuda:²'", "cuda:1"),
-    (*in_probe("alphas = []"), 13, "alphas is empty", "at least one"),
+    ('output_dir = "out"', 'output_dir = "out"\ndevice = "gpu"', 2, "device = 'gpu'", "cuda:1"),
+    ('output_dir = "out"', 'output_dir = "out"\ndevice = "cuda:²"', 2, "device = 'cuda:²'", "cuda:1"),
+    (*in_probe("alphas = []"), 13, "alphas = [] is empty", "at least one"),
     (*in_probe("alphas = [1, inf]"), 13, "alpha", "finite"),
     (*in_probe("alphas = [1, 1]"), 13, "alphas", "twice"),
     (*in_probe("alphas = [true]"), 13, "alphas = [true]", "a number"),
-    (*in_probe("alphas = '1;2'"), 13, "alphas '1;2'", "write numbers with commas between"),
+    (*in_probe("alphas = '1;2'"), 13, "alphas = '1;2'", "write numbers with commas between"),
     (*in_probe("alphas = [[1]]"), 13, "alphas = [[1]]", "a number"),
-    (*in_probe("alpha = inf"), 13, "alpha inf", "finite"),
-    (*in_probe("alpha = nan"), 13, "alpha nan", "finite"),
-    (*in_probe("alpha = -1"), 13, "alpha -1.0", "0 or more"),
+    (*in_probe("alpha = inf"), 13, "alpha = inf", "finite"),
+    (*in_probe("alpha = nan"), 13, "alpha = nan", "finite"),
+    (*in_probe("alpha = -1"), 13, "alpha = -1.0", "0 or more"),
     (*in_probe("alpha = true"), 13, "alpha = true", "a number"),
-    (*in_probe("budget_gib = nan"), 13, "budget_gib nan", "above 0"),
-    (*in_probe("budget_gib = 0"), 13, "budget_gib 0", "above 0"),
+    (*in_probe("budget_gib = nan"), 13, "budget_gib = nan", "above 0"),
+    (*in_probe("budget_gib = 0"), 13, "budget_gib = 0", "above 0"),
     (*in_probe("join = ''"), 13, "join", "LAYER@POSITION"),
     (*in_probe("join = '1@'"), 13, "join", "LAYER@POSITION"),
     (*in_probe("join = '0@-1,0@-1'"), 13, "join", "give each once"),
     (*in_probe("weight_column = ''"), 13, "weight_column", "is empty"),
     (*in_probe("task_type = 'numbers'"), 13, "task type 'numbers'", "regression"),
     (*in_probe("alphas = [1, 10]\nprobe = 'mass_mean'"), 13, "alphas", "leave out alphas"),
-    (*in_statistics("n_folds = 1"), 17, "n_folds 1", "2 or more"),
+    (*in_statistics("n_folds = 1"), 17, "n_folds = 1", "2 or more"),
     (*in_statistics("n_folds = true"), 17, "n_folds = true", "whole number"),
-    (*in_statistics("seed = -1"), 17, "seed -1", "0 to 4294967295"),
-    (*in_statistics("permutations = -1"), 17, "permutations -1", "0 or more"),
+    (*in_statistics("seed = -1"), 17, "seed = -1", "0 to 4294967295"),
+    (*in_statistics("permutations = -1"), 17, "permutations = -1", "0 or more"),
     (*in_statistics("permutations = 99999999999999999999"), 17, "permutations", "1000000 at most"),
     (*in_statistics("groups = ''"), 17, "groups", "is empty"),
     (*in_statistics("groups = ['topic']"), 17, "groups = ['topic']", "a string in quotes"),
-    ("k_fold = true", "k_fold = false", 13, "alphas", "use --k_fold"),
+    ("k_fold = true", "k_fold = false", 13, "alphas", "use k_fold = true"),
     ("k_fold = true", "k_fold = 1", 16, "k_fold = 1", "true or false"),
 ]
 
@@ -227,7 +227,7 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
         edited("test", lambda table: table.assign(question=["word " * 500, *table["question"][1:]])),
         ("", ""),
         8,
-        ("test_dataset", "row 0", "--truncate"),
+        ("test_dataset", "row 0", "truncate = true"),
     ),
     "no such cell": (nothing, in_probe("join = '0@-1,3@-1'"), 13, ("join", "3@-1")),
     "no such position": (nothing, in_probe("join = '0@-99'"), 13, ("join", "0@-99")),
@@ -260,7 +260,7 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
         ("test", "never saw"),
     ),
     "numbers as classes": (nothing, in_probe("task_type = 'classification'"), 13, ("task_type", "not classes")),
-    "logistic numbers": (nothing, in_probe("probe = 'logistic'"), 13, ("probe 'logistic'", "regression")),
+    "logistic numbers": (nothing, in_probe("probe = 'logistic'"), 13, ("probe = 'logistic'", "regression")),
     "alpha 0 for classes": (
         with_labels("train", "test", labels=lambda n: np.arange(n) % 2),
         in_probe("alpha = 0"),
@@ -274,12 +274,12 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
         ("weight_column", "0 or more"),
     ),
     # Folds and statistics.
-    "more folds than rows": (nothing, in_statistics("n_folds = 99"), 17, ("n_folds 99", "33 samples")),
+    "more folds than rows": (nothing, in_statistics("n_folds = 99"), 17, ("n_folds = 99", "33 samples")),
     "more folds than groups": (
         nothing,
         ("n_folds = 3", "n_folds = 5\ngroups = 'topic'"),
         17,
-        ("n_folds 5", "4 groups"),
+        ("n_folds = 5", "4 groups"),
     ),
     "more folds than the rarest class has rows": (
         both(
@@ -393,6 +393,28 @@ def test_new_test_rows_are_checked_against_the_store_of_the_training_rows(experi
     monkeypatch.setattr("activation_store.capture.hidden_states.HiddenStates.load", None)
     with_labels("test", labels=lambda n: [0.5] * n)(experiment.parent)
     refused(experiment, "one value", line=8)
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        (("success_rate", "label_column = 'success_rate'"), "label_column in line 10"),
+        (("weight", "weight_column = 'weight'"), "weight_column in line 14"),
+        (("topic", "groups = 'topic'"), "groups in line 19"),
+        (("topic", "group_column = ['topic']"), "group_column in line 10"),
+    ],
+)
+def test_a_column_that_is_missing_is_named_by_the_key_that_asks_for_it(experiment, no_model, missing, named):
+    column, line = missing
+    change(experiment, "layers = [0, 1]", "label_column = 'success_rate'")
+    change(experiment, "alphas = [1, 10]", "alphas = [1, 10]\nweight_column = 'weight'")
+    edited("train", lambda table: table.drop(columns=column))(experiment.parent)
+    if line.startswith("group_column"):
+        change(experiment, "label_column = 'success_rate'", line)
+    elif line.startswith("groups"):
+        change(experiment, "n_folds = 3", f"n_folds = 3\n{line}")
+    told = refused(experiment, "no column", f"({named} of {experiment})", line=None)
+    assert told.count(" in line ") == 1
 
 
 @pytest.mark.parametrize("grid", ["'1,10'", "'auto'", "[1, 10]"])

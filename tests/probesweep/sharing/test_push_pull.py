@@ -200,7 +200,7 @@ def test_prompts_do_not_become_public_unasked(store, hub):
     hub.repos[STATES] = Repo(private=False)
     hub.repos[STATES].commit("main", {}, "initial commit")
     said: list[str] = []
-    with pytest.raises(RequestError, match=r"me/states is public: everyone would see 33 prompts.*Give --public"):
+    with pytest.raises(RequestError, match=r"me/states is public: everyone would see 33 prompts.*Give public=True"):
         push(store, "me/states", announce=said.append)
     assert (hub.repos[STATES].files(), said) == ({}, [])
     push(store, "me/states", public=True, announce=said.append)

@@ -543,7 +543,7 @@ def test_what_has_no_probe_or_no_prompts_is_refused(folder, tmp_path):
         "--output_dir", tmp_path / "plain", "--label_column", "long",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    with pytest.raises(RequestError, match="has no best probe: it was trained without --k_fold"):
+    with pytest.raises(RequestError, match="has no best probe: it was trained without k_fold=True"):
         Probe.load(tmp_path / "plain")
     with pytest.raises(RequestError, match="holds no finished training"):
         Probe.load(tmp_path)
@@ -604,7 +604,7 @@ def test_bad_rows_are_null_with_a_reason_and_the_others_as_ever(train, odd, tmp_
     texts = ["Hi", "", "", "How are you?", ""]
     expected = [probe.score([texts[row]])[0] for row in usable]
     np.testing.assert_allclose(table["probe_score"][usable].astype(float), expected, rtol=1e-4)
-    assert "tokens, more than --max_length 256" in table["probe_error"][1]
+    assert "tokens, more than max_length=256" in table["probe_error"][1]
     assert table["probe_error"][2] == "None is not text; drop or fix it"
     assert list(scored.unusable) == [row for row in range(6) if row not in usable]
 
@@ -637,11 +637,11 @@ def test_prompts_are_cut_as_extract_cuts_them(folder, train, tmp_path, tiny_mode
     assert done.returncode == 0, done.stderr
     cell = ActivationStore.open(tmp_path / "s.zarr").cell(probe.layer, probe.position)
     np.testing.assert_allclose(probe.decide([text]), cell @ probe.coef.T + probe.intercept, rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match=r"1 prompts are longer than --max_length 60, row 0; .* add --truncate"):
+    with pytest.raises(InputError, match=r"1 prompts are longer than max_length=60, row 0; .* add truncate=True"):
         Probe.load(train("success_rate"), max_length=60).score([text])
-    with pytest.raises(InputError, match="--max_length 257: the model takes 256 tokens at most"):
+    with pytest.raises(InputError, match="max_length=257: the model takes 256 tokens at most"):
         Probe.load(train("success_rate"), max_length=257).score(["Hi"])
-    with pytest.raises(InputError, match="--max_length 0: must be at least 1"):
+    with pytest.raises(InputError, match="max_length=0 must be at least 1"):
         Probe.load(train("success_rate"), max_length=0).score(["Hi"])
 
 
@@ -672,9 +672,9 @@ def test_no_prompts_have_no_scores(probe):
 
 @pytest.mark.parametrize("on_error", ["ignore", "", None, True])
 def test_what_a_bad_row_comes_to_is_one_of_two(probe, odd, tmp_path, on_error):
-    with pytest.raises(RequestError, match=r"--on_error .*: must be one of stop, null"):
+    with pytest.raises(RequestError, match=r"on_error=.* must be one of stop, null"):
         score_dataset(probe, odd, tmp_path / "s.jsonl", on_error=on_error)
-    with pytest.raises(RequestError, match=r"--on_error .*: must be one of stop, null"):
+    with pytest.raises(RequestError, match=r"on_error=.* must be one of stop, null"):
         score_texts(probe, ["Hi"], on_error=on_error)
     assert not (tmp_path / "s.jsonl").exists()
 
