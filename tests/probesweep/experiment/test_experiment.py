@@ -163,7 +163,7 @@ def test_the_template_cannot_take_a_file_s_place(tmp_path):
         ("alphas = [1, 10]", "alphas = [1, 'x']", 13, "should be a number"),
         ("k_fold = true", 'k_fold = "yes"', 16, "k_fold = 'yes' in [statistics] should be true or false"),
         ("n_folds = 3", "n_folds = 2.5", 17, "n_folds = 2.5 in [statistics] should be a whole number"),
-        ("[probe]", '[probe]\nprobe = "svm"', 13, "probe 'svm' is unknown; use auto, ridge"),
+        ("[probe]", '[probe]\nprobe = "svm"', 13, "probe = 'svm' is unknown; use auto, ridge"),
         ("[probe]", "[prob]", 12, "prob is unknown in the top of the file; did you mean probe?"),
         (
             "[probe]",

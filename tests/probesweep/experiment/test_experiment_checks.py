@@ -117,7 +117,7 @@ VALUES = [
     (*in_probe("join = '1@'"), 13, "join", "LAYER@POSITION"),
     (*in_probe("join = '0@-1,0@-1'"), 13, "join", "give each once"),
     (*in_probe("weight_column = ''"), 13, "weight_column", "is empty"),
-    (*in_probe("task_type = 'numbers'"), 13, "task type 'numbers'", "regression"),
+    (*in_probe("task_type = 'numbers'"), 13, "task_type = 'numbers'", "regression"),
     (*in_probe("alphas = [1, 10]\nprobe = 'mass_mean'"), 13, "alphas", "leave out alphas"),
     (*in_statistics("n_folds = 1"), 17, "n_folds = 1", "2 or more"),
     (*in_statistics("n_folds = true"), 17, "n_folds = true", "whole number"),
