@@ -281,18 +281,20 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
 
     Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
     """
-    from probesweep.experiment.experiment import Experiment
-    from probesweep.experiment.file import ALL_KEYS, write_template
-    from probesweep.terminal.flags import as_keys
-
-    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     if init:
+        from probesweep.experiment.template import write_template
+
         write_template(experiment)
         terminal.summarize(
             lambda: f"wrote {experiment}; edit it, then run: probesweep run {experiment}",
             lambda: {"experiment": str(experiment)},
         )
         return
+    from probesweep.experiment.experiment import Experiment
+    from probesweep.experiment.file import ALL_KEYS
+    from probesweep.terminal.flags import as_keys
+
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     loaded = Experiment.load(experiment)
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
     _show_trainings(terminal, loaded.run(terminal.note))

@@ -20,7 +20,8 @@ from activation_store.store.documents import is_store
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
-from probesweep.experiment.file import TEMPLATE, checked_settings, find_line
+from probesweep.experiment.file import checked_settings, find_line
+from probesweep.experiment.template import TEMPLATE
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.terminal.flags import RENAMED

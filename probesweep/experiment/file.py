@@ -8,20 +8,17 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import date, time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from activation_store import Extraction
-from activation_store.files.durable import make_folder, write_output
 from probesweep.errors import RequestError
 from probesweep.terminal.flags import in_toml
 from probesweep.tracking.track import Kind
 from probesweep.training import Training
 
-TEMPLATE = "experiment.toml"
 # Sections of the file; their keys are the flags of extract and train, with the same meaning and default.
 _EXTRACT_KEYS = {
     "model": ("model", "dtype", "device_map", "batch_size", "shard_samples", "prefix_cache", "trust_remote_code"),
@@ -67,20 +64,6 @@ def _schema() -> dict[str, dict[str, Key]]:
 
 
 ALL_KEYS = frozenset(name for keys in _schema().values() for name in keys)
-
-
-def write_template(path: Path) -> None:
-    """Write a commented experiment to start from.
-
-    Raises
-    ------
-    RequestError
-        The file already exists.
-    """
-    if path.exists():
-        raise RequestError(f"{path} exists; give another name, or remove it", argument="path")
-    make_folder(path.parent)
-    write_output(path, [files("probesweep.experiment").joinpath(TEMPLATE).read_bytes()])
 
 
 def find_line(text: str, section: str, *path: str | None) -> int | None:

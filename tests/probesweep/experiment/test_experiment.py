@@ -11,7 +11,8 @@ import pytest
 
 from activation_store import ActivationStore
 from probesweep import Experiment, RequestError
-from probesweep.experiment.file import _schema, find_line, write_template
+from probesweep.experiment.file import _schema, find_line
+from probesweep.experiment.template import write_template
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -30,7 +29,7 @@ from gpu_probes.errors import ProbeWarning
 from probesweep import Probe, RequestError
 from probesweep.use.card import Card
 from probesweep.use.scored_datasets import score_dataset, score_texts
-from tests.helpers.commands import PROBESWEEP, run
+from tests.helpers.commands import run, run_forked
 from tests.helpers.models import QUESTIONS, save_model
 from tests.helpers.result_folders import sign
 
@@ -700,10 +699,9 @@ def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
 def test_standard_input_is_read_where_a_dash_asks_for_it(folder, train, tmp_path):
     results, texts = train("success_rate"), ["Hi", "How are you? \u2014 \u00e9"]
     expected = Probe.load(results).score(texts)
-    given = [PROBESWEEP, "predict", "--probe", str(results)]
 
     def scores(*arguments: str, content: bytes) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run([*given, *arguments], input=content, capture_output=True, check=False)
+        return run_forked(["predict", "--probe", results, *arguments], content=content)
 
     lines = "\ufeffHi\r\n\r\n" + texts[1] + "\n"
     done = scores("--text", "-", "--json", content=lines.encode())
@@ -733,12 +731,11 @@ def test_standard_input_is_read_where_a_dash_asks_for_it(folder, train, tmp_path
 
 def test_a_terminal_shows_what_its_encoding_can(train):
     """Legacy encodings lack most characters, and arguments may be bytes that are no text."""
-    given = [PROBESWEEP, "predict", "--probe", str(train("success_rate")), "--text"]
+    given = ["predict", "--probe", train("success_rate"), "--text"]
     for encoding in ("latin-1", "cp1252"):
-        env = {**os.environ, "PYTHONIOENCODING": encoding}
-        done = subprocess.run([*given, "\u00e9 \u65e5\u672c"], env=env, capture_output=True, check=False)
+        done = run_forked([*given, "\u00e9 \u65e5\u672c"], encoding=encoding)
         assert done.returncode == 0, done.stderr
         assert b"\xe9 \\u65e5\\u672c" in done.stdout
-    done = subprocess.run([*[word.encode() for word in given], b"caf\xe9"], capture_output=True, check=False)
+    done = run_forked([*given, b"caf\xe9"])
     assert done.returncode == 2
     assert b"contains bytes that are not valid in this terminal's encoding" in done.stderr
