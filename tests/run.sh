@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything that CI checks, from a fresh machine: install, lint, types, tests. Arguments go to pytest.
+# Everything that CI checks, from a fresh machine: install, lint, types, tests. With arguments only tests, as pytest takes
+# them: bash tests/run.sh -m "not slow"
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export HF_HUB_OFFLINE=1
-# Without bytecode each of the many commands that are tested compiles torch and transformers anew, for ten seconds.
+# Without bytecode each of the many commands that are tested compiles torch and transformers again, for ten seconds.
 unset PYTHONDONTWRITEBYTECODE
 # A test process per core: threads of their own would only get into each other's way.
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
@@ -29,8 +30,17 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   fi
 fi
 
+tests=(.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder)
+if [ $# -gt 0 ]; then
+  "${tests[@]}" "$@"
+  exit
+fi
+
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/lint-imports --no-cache
 .venv/bin/basedpyright
-.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
+# Shapes and types of arguments are checked at every call, which makes numerical tests take four times as long: where
+# they are quick, which is somewhere in every module.
+"${tests[@]}" -m "not slow"
+"${tests[@]}" -m slow --jaxtyping-packages=

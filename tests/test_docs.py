@@ -79,6 +79,7 @@ def code_spans(text: str) -> list[str]:
 # Blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.name)
 def test_blocks_run_one_after_another(page, tmp_path):
     runnable = [block for block in blocks(page) if block.tag in RUNNERS]

@@ -20,6 +20,8 @@ from benchmarks.shared import prompts as sets
 from benchmarks.shared.measure import Limit, Spread, WrongResultError
 from benchmarks.shared.process import watch
 
+pytestmark = pytest.mark.slow
+
 TINY = suite.Size(
     embedded_rows=20,
     skewed_rows=20,

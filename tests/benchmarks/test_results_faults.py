@@ -7,6 +7,8 @@ import pytest
 from benchmarks.faults import results
 from benchmarks.faults.counts import Counts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("work", "every"), [(results.killed, 11), (results.together, 11), (results.one_file, 4)])
 def test_results_are_the_old_or_the_new_and_files_one_writers(work: Callable[[int], Counts], every: int):

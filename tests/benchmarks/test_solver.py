@@ -21,6 +21,8 @@ from benchmarks.solver.rows import ManyRows, measure_many_rows, rows_target
 from benchmarks.solver.scaling import Growth
 from gpu_probes import SweepResult, sweep
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

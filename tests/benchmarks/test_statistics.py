@@ -10,6 +10,8 @@ from benchmarks.statistics import suite
 from benchmarks.statistics.cost import NESTED, PLAIN, SHUFFLED, Cost, Job, cost_limits
 from benchmarks.statistics.simulation import Null, null_limits
 
+pytestmark = pytest.mark.slow
+
 
 def test_quick_run_prints_and_writes_every_part(tmp_path: Path):
     json_path = tmp_path / "figures.json"

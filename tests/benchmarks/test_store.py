@@ -30,6 +30,7 @@ SEQUENCE_READERS = [reading.UNVERIFIED, reading.FIRST_TOUCH, reading.ZARR, readi
 SLICE_READERS = [reading.UNVERIFIED, reading.FIRST_TOUCH, reading.ZARR, reading.SAMPLE_MAJOR]
 
 
+@pytest.mark.slow
 def test_quick_run_prints_and_writes_every_table_and_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "QUICK", TINY)
     work = tmp_path / "work"

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub import constants
 from scipy.stats import spearmanr
 from sklearn.linear_model import Ridge
 
@@ -20,6 +21,8 @@ from activation_store import ActivationStore
 from tests.helpers.commands import PROBESWEEP, run, run_process
 from tests.helpers.models import QUESTIONS, save_model, train_tokenizer
 from tests.helpers.stores import tree
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +300,7 @@ def test_command_lines_of_the_original_scripts_run_as_they_are(stores, tiny_mode
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_hub_id(tiny_model, dataset, tmp_path):
+def test_hub_id(tiny_model, dataset, tmp_path, monkeypatch):
     """A model as the hub's cache holds it, found by its id without a network."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--some--model"
@@ -308,12 +311,8 @@ def test_hub_id(tiny_model, dataset, tmp_path):
         "extract", "--model", "some/model", "--dataset_path", dataset, "--output_path", tmp_path / "s.zarr",
         "--use_chat_template", "--layers", "-1",
     ]  # fmt: skip
-    done = subprocess.run(
-        [PROBESWEEP, *map(str, command)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache")},
-    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     store = ActivationStore.open(tmp_path / "s.zarr")
     assert store.fingerprint["weights"] == f"hub commit {commit}"

@@ -307,6 +307,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "way_out"), COMMANDS, ids=[command for command, _ in COMMANDS])
 def test_a_mistake_is_one_line_with_the_way_out(command, way_out, place, monkeypatch):
     monkeypatch.chdir(place)

@@ -11,6 +11,8 @@ from activation_store import ActivationStore
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory, tiny_model) -> Path:

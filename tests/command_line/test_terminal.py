@@ -33,6 +33,7 @@ def test_every_flag_of_every_command_has_a_help_text(name):
     assert [option.name for option in options if not option.help] == []
 
 
+@pytest.mark.slow
 def test_version_names_what_decides_results():
     done = run_process("--version")
     assert done.returncode == 0, done.stderr
@@ -122,6 +123,7 @@ def test_a_fault_of_ours_is_one_line_that_says_so(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quiet", [False, True])
 def test_progress_is_shown_at_a_terminal_unless_quiet(quiet, tiny_model, dataset, tmp_path):
     command = [PROBESWEEP, *map(str, extract(tiny_model, dataset, tmp_path / "s.zarr"))]

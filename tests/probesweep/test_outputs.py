@@ -38,6 +38,7 @@ def asked(tmp_path: Path) -> Training:
     return Training(train, test, tmp_path / "out", k_fold=True)
 
 
+@pytest.mark.slow
 def test_the_second_writer_of_a_folder_is_refused_by_name_until_the_first_dies(tmp_path: Path, asked: Training):
     code = (
         "import sys; from pathlib import Path; from probesweep.outputs import writing\n"
@@ -138,6 +139,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path
         check_room(tmp_path / "a/b", 2**60, "output_dir")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["performance.json", "run.json", "tracked.json", "report.html"])
 def test_no_output_takes_the_place_of_a_result(trained: Path, name: str):
     done = run("transfer", trained / "results", trained / "test.zarr", "--output_path", trained / "results" / name)
@@ -154,6 +156,7 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):
     assert (tmp_path / "test.pt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_new_training_takes_the_page_and_the_figures_of_the_old_one(tmp_path: Path, asked: Training):
     asked.run()
     report_on(tmp_path / "out", figures=tmp_path / "out/figures")
@@ -210,6 +213,7 @@ def test_an_export_is_done_when_it_holds_what_would_be_written(tmp_path: Path):
     assert not is_exported(store, target)
 
 
+@pytest.mark.slow
 def test_extract_writes_a_pt_again_that_is_of_other_rows_though_it_is_newer(tmp_path: Path, tiny_model):
     for name in ("a", "b"):
         rows = "\n".join(json.dumps({"question": f"{name} {row}", "success_rate": row / 9}) for row in range(9))

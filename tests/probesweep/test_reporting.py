@@ -27,6 +27,7 @@ def test_prompts_of_the_stores_are_shown(results, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["path", "content"])
 def test_prompts_of_other_stores_are_not(results, key, caplog):
     run_json = json.loads((results / "run.json").read_text())
@@ -38,6 +39,7 @@ def test_prompts_of_other_stores_are_not(results, key, caplog):
     assert "does not show these prompts" in caplog.text
 
 
+@pytest.mark.slow
 def test_rows_that_were_left_out_of_the_test_leave_the_others_with_their_prompts(tmp_path, tiny_model):
     questions = [f"question number {row}" for row in range(40)]
     labels = [row / 40 for row in range(40)]

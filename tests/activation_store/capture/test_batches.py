@@ -4,6 +4,7 @@ import json
 from os.path import commonprefix
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,6 +57,7 @@ def test_the_budget_leaves_half_of_the_memory(enough, free, token_nbytes):
     assert budget == enough or (budget + 1) * token_nbytes > free / 2
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=9), min_size=1, max_size=30),

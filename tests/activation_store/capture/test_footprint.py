@@ -21,6 +21,7 @@ def peak_nbytes(action):
     return int(np.cumsum([event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())]).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "qwen2_moe", "falcon_h1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -42,6 +42,7 @@ def read_all(store: ActivationStore) -> np.ndarray:
     return np.array(cells, dtype=np.float32).transpose(2, 0, 1, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "gpt2", "gpt_neox"])
 def test_store_equals_one_by_one_forward(family, tiny_model, dataset, tmp_path):
     folder = tiny_model(family)
@@ -59,6 +60,7 @@ def test_store_equals_one_by_one_forward(family, tiny_model, dataset, tmp_path):
     assert relative_error(np.roll(read_all(store), 1, axis=2), expected).min() > 1e-2
 
 
+@pytest.mark.slow
 def test_smollm2_equals_one_by_one_forward(tmp_path, monkeypatch):
     # The GGUF takes half a minute to load: the reference runs the very model and tokenizer that extract loads.
     loaded = {}

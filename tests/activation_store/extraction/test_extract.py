@@ -61,6 +61,7 @@ def run(folder, dataset, path, **options):
     ).run()
 
 
+@pytest.mark.slow
 def test_interrupted_extraction_resumes_byte_identical(tiny_model, dataset, tmp_path, monkeypatch):
     folder = tiny_model("llama")
     run(folder, dataset, tmp_path / "whole.zarr")
@@ -145,6 +146,7 @@ def test_a_finished_store_needs_no_weights(tiny_model, dataset, tmp_path, monkey
     assert run(folder, dataset, tmp_path / "s.zarr").shape == before.shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "field"),
     [
@@ -161,6 +163,7 @@ def test_changed_inputs_are_refused(options, field, tiny_model, dataset, tmp_pat
         run(folder, dataset, tmp_path / "s.zarr", **options)
 
 
+@pytest.mark.slow
 def test_truncation_is_recorded_and_belongs_to_the_store(tiny_model, dataset, tmp_path):
     folder = tiny_model("llama")
     assert run(folder, dataset, tmp_path / "whole.zarr").attrs["fingerprint"]["truncation"] is None
@@ -234,6 +237,7 @@ def test_changed_weights_are_refused(dataset, tmp_path):
         run(folder, dataset, tmp_path / "s.zarr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_stores_what_the_model_computes_without_loss(dtype, dataset, tmp_path):
     folder = save_model(tmp_path / "model", "llama", dtype=getattr(torch, dtype))
@@ -269,6 +273,7 @@ def test_non_finite_values_stop_with_rows_layer_and_module(dtype, value, message
     assert ActivationStore.open(tmp_path / "s.zarr").n_committed == 0
 
 
+@pytest.mark.slow
 def test_memory_that_ends_splits_batches_and_changes_no_values(tiny_model, dataset, tmp_path, monkeypatch, caplog):
     whole = run(tiny_model("llama"), dataset, tmp_path / "whole.zarr")
     forward = HiddenStates.start
@@ -295,6 +300,7 @@ def test_a_row_that_does_not_fit_in_memory_is_named(tiny_model, dataset, tmp_pat
         run(tiny_model("llama"), dataset, tmp_path / "s.zarr")
 
 
+@pytest.mark.slow
 def test_a_model_whose_rows_see_each_other_stops_before_the_store(tiny_model, dataset, tmp_path, monkeypatch):
     load = AutoModelForCausalLM.from_pretrained
 
@@ -327,6 +333,7 @@ def count_embedded_tokens(monkeypatch):
     return n_tokens
 
 
+@pytest.mark.slow
 def test_the_prefix_of_all_prompts_is_run_once(tiny_model, dataset, tmp_path, monkeypatch):
     frame = pd.read_parquet(dataset)
     frame.question = "Answer the question about numbers or letters. " + frame.question
@@ -347,6 +354,7 @@ def test_the_prefix_of_all_prompts_is_run_once(tiny_model, dataset, tmp_path, mo
             np.testing.assert_allclose(reused.cell(layer, position), expected, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.slow
 def test_a_resumed_store_keeps_its_batches_whatever_memory_is_free(tiny_model, dataset, tmp_path, monkeypatch):
     folder = str(tiny_model("llama"))
     options = {"use_chat_template": True, "shard_samples": 4, "device": "cpu"}
@@ -403,6 +411,7 @@ def test_a_preview_tells_what_the_run_then_does(tiny_model, dataset, tmp_path, m
     assert all(repr(token) in table[5] for token in store.position_tokens)
 
 
+@pytest.mark.slow
 def test_a_device_map_gives_the_same_store(tiny_model, dataset, tmp_path):
     run(tiny_model("llama"), dataset, tmp_path / "plain.zarr")
     Extraction(

@@ -44,6 +44,7 @@ def compared(name, found):
     return found[:, :-1] if name in PROJECTED else found
 
 
+@pytest.mark.slow
 @NAMES
 @DTYPES
 def test_batches_equal_single_prompts(name, dtype):
@@ -63,6 +64,7 @@ def test_batches_equal_single_prompts(name, dtype):
         assert shifted.min() > 2 * TOLERANCE[dtype], (axis, shifted)
 
 
+@pytest.mark.slow
 @NAMES
 @DTYPES
 def test_a_reused_prefix_changes_nothing(name, dtype):

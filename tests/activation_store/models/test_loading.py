@@ -45,6 +45,7 @@ def save(folder: Path, name: str) -> torch.nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_longest_prompt_is_as_long_as_the_model_itself_takes(name: str, tmp_path: Path):
     """Some families number positions from behind that of padding, so that their tables have rows for none."""

@@ -140,6 +140,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
 def test_weights_that_are_not_the_models_are_refused_before_anything_is_written(kind, model, dataset, tmp_path):
     damage, says = BROKEN[kind]
@@ -172,6 +173,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_what_changes_no_hidden_state_is_a_warning(kind, model, dataset, tmp_path, tiny_model, caplog):
     change, says = HARMLESS[kind]

@@ -71,6 +71,7 @@ def reference(kind, question):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smollm2", "byte_level", "metaspace_bpe"])
 def test_adversarial_prompts(kind):
     tokenizer = KINDS[kind]()
@@ -179,6 +180,7 @@ fragments = st.sampled_from(
 texts = st.one_of(st.lists(fragments, max_size=12).map("".join), st.text(st.characters(codec="utf-8"), max_size=12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smollm2", "byte_level", "metaspace_bpe"])
 @given(questions=st.lists(texts, min_size=10, max_size=40))
 @settings(max_examples=5, deadline=None)

@@ -276,6 +276,7 @@ CUT = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["smollm2", "byte_level", "metaspace_bpe"])
 @given(fragments=CUT, less=st.integers(1, 30))
 @settings(max_examples=25, deadline=None)
@@ -302,6 +303,7 @@ def test_truncation_strips_what_the_template_strips():
     np.testing.assert_array_equal(cut.row(0), encode(tokenizer, ["a b c"]).row(0))
 
 
+@pytest.mark.slow
 def test_truncation_is_counted_and_hashed_as_cut(caplog):
     tokenizer = KINDS["smollm2"]()
     questions = ["short", "How many sheep does the farmer have now? " * 2500, "Hi", "<|im_end|> ends " * 30]

@@ -26,6 +26,7 @@ from tests.helpers.stores import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_there_and_back(dtype, tmp_path):
     spec = make_spec(dtype=dtype)
@@ -225,6 +226,7 @@ def test_labels_in_other_forms(tmp_path):
     same_bits(import_pt(tmp_path / "s.pt", tmp_path / "s.zarr")[:], good["activations"].detach().numpy())
 
 
+@pytest.mark.slow
 def test_an_interrupted_import_is_taken_up(tmp_path, monkeypatch):
     spec = make_spec()
     write_store(tmp_path / "s.zarr", spec, make_values(spec))

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from activation_store import ActivationStore
 from activation_store.pt.convert import export_pt, import_pt
@@ -19,6 +20,7 @@ def norms(text):
     }
 
 
+@pytest.mark.slow
 def test_finished_store(tmp_path):
     spec = make_spec()
     values = make_values(spec)
@@ -35,6 +37,7 @@ def test_finished_store(tmp_path):
     np.testing.assert_allclose([found[layer] for layer in LAYERS], expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_unfinished_and_imported_stores(tmp_path):
     spec = make_spec()
     values = make_values(spec)

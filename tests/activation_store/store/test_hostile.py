@@ -298,6 +298,7 @@ CORPUS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CORPUS)
 def test_hostile_stores_are_refused(kind, store):
     change, message = CORPUS[kind]

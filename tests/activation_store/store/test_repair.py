@@ -41,6 +41,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_repair_restores_every_byte(kind, tmp_path):
     spec = make_spec()

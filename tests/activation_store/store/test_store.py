@@ -37,6 +37,7 @@ from tests.helpers.stores import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n_samples", "shard_samples"), [(11, 4), (8, 4), (3, 5), (1, 1)])
 def test_every_reader_reads_the_same(dtype, n_samples, shard_samples, tmp_path):
@@ -116,6 +117,7 @@ def test_bfloat16_is_read_by_zarr_without_our_import(tmp_path):
     assert float(total) == values.astype(np.float64).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [b"", b'0123abcd {"shard":1,', b"garbage\n" * 200])
 def test_interrupted_and_resumed_is_byte_identical(torn, tmp_path):
     spec = make_spec()
@@ -165,6 +167,7 @@ def test_second_writer_is_refused(tmp_path):
     assert lock.read_bytes() == b""  # although the holder left its pid there
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_of_a_shard_is_read_as_whole(tmp_path):
     spec = make_spec(2, dtype="bfloat16", shard_samples=2)
     values = make_values(spec)

@@ -28,6 +28,7 @@ def fail_on(monkeypatch, name, number):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
 def test_a_failed_fsync_ends_the_writer_and_is_not_retried(number, tmp_path, monkeypatch):
     spec = make_spec(8)

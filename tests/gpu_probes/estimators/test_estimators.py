@@ -92,6 +92,7 @@ print(json.dumps(outcomes))
 """
 
 
+@pytest.mark.slow
 def test_scikit_learns_checks_all_pass_and_none_is_skipped():
     # On its own: one check needs a variable that scipy reads when it is first imported, and another passes values of
     # wrong types to the constructors, which the type checks of these tests would not let through.
@@ -124,6 +125,7 @@ FAR = RNG.standard_normal((N, D))
 FAR[:, 2] = 1e5 + 1e-8 * RNG.standard_normal(N)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fit_intercept", [False, True])
 def test_a_feature_far_from_zero_loses_no_digits(fit_intercept: bool):
     """Against the same features counted from another place, which changes no digit of them."""
@@ -144,6 +146,7 @@ def test_a_feature_far_from_zero_loses_no_digits(fit_intercept: bool):
         np.testing.assert_allclose(ours.predict_proba(FAR), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_features_whose_squares_overflow_are_called_that(kind: type):
     with pytest.raises(
@@ -180,6 +183,7 @@ def test_outputs_of_ridge_are_those_of_each_column(X):
     assert RidgeProbe().fit(X, NUMBERS[:, None]).predict(X).shape == (N, 1)
 
 
+@pytest.mark.slow
 @shapes
 @options
 @pytest.mark.parametrize("y", [TWO, THREE], ids=["two", "three"])
@@ -218,6 +222,7 @@ def test_ridge_takes_the_alpha_of_a_search_over_the_same_folds(X, standardize: b
     np.testing.assert_allclose(ours.predict(X), search.predict(X), atol=1e-7 * NUMBERS.std())
 
 
+@pytest.mark.slow
 @shapes
 @pytest.mark.parametrize(("y", "scoring"), [(TWO, "roc_auc"), (THREE, "roc_auc_ovr")], ids=["two", "three"])
 def test_logistic_takes_the_alpha_of_a_search_over_the_same_folds(X, y, scoring: str):
@@ -234,6 +239,7 @@ def test_logistic_takes_the_alpha_of_a_search_over_the_same_folds(X, y, scoring:
     assert ours.n_folds_ == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [RidgeProbeCV, LogisticProbeCV])
 def test_choosing_is_a_sweep_of_one_cell(kind: type):
     y = NUMBERS if kind is RidgeProbeCV else (TWO == "yes") * 1.0
@@ -304,6 +310,7 @@ def test_direction_is_the_unit_coefficient(kind: type):
     np.testing.assert_allclose(ours.direction_ * np.linalg.norm(ours.coef_), np.ravel(ours.coef_), rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_clones_and_pickles(kind: type):
     ours = kind(fit_intercept=True, standardize=True, device="cpu").fit(LONG, labels_of(kind))
@@ -324,6 +331,7 @@ def test_tags(kind: type):
     assert not tags.input_tags.allow_nan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "y"), [(RidgeProbe, NUMBERS), (LogisticProbe, TWO)])
 def test_a_step_of_a_pipeline_in_a_search(kind: type, y):
     frame = pd.DataFrame(LONG, columns=[f"feature {k}" for k in range(D)])
@@ -339,6 +347,7 @@ def test_a_step_of_a_pipeline_in_a_search(kind: type, y):
         search.predict(LONG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_data_frames(kind: type):
     frame = pd.DataFrame(LONG, columns=[f"feature {k}" for k in range(D)])
@@ -351,6 +360,7 @@ def test_data_frames(kind: type):
         ours.predict(frame.rename(columns={"feature 1": "other"}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 @pytest.mark.parametrize("kind", [RidgeProbe, LogisticProbe])
 def test_narrow_dtypes_give_what_their_values_give_in_float64(kind: type, dtype: type):
@@ -363,6 +373,7 @@ def test_narrow_dtypes_give_what_their_values_give_in_float64(kind: type, dtype:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "y", [TWO == "yes", (TWO == "yes") * 2 - 1, THREE.astype(object), np.digitize(NUMBERS, [2, 4])]
 )
@@ -374,6 +385,7 @@ def test_labels_of_any_type(y):
     np.testing.assert_allclose(ours.predict_proba(LONG).sum(1), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "X", "y", "error", "message"),
     [
@@ -442,6 +454,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_parameters_that_are_none():
     # On its own: the type checks of these tests would not let them through.
     finished = subprocess.run([sys.executable, "-c", MISTAKES], capture_output=True, text=True)
@@ -461,6 +474,7 @@ def test_parameters_that_are_none():
         assert "\n" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weights"])
 @pytest.mark.parametrize(
     ("y", "class_weight"),
@@ -476,6 +490,7 @@ def test_class_weights_are_scikit_learns(y, class_weight, weights):
     np.testing.assert_allclose(chosen.coef_, one.coef_, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL)
 def test_tensors_of_bfloat16_give_what_their_values_give(kind: type):
     X, y = torch.tensor(WIDE).bfloat16(), torch.tensor(np.median(NUMBERS) < NUMBERS).int()

@@ -27,6 +27,8 @@ from gpu_probes.evidence.learning_curve import learning_curve
 from gpu_probes.results.encoding import encode_json
 from gpu_probes.terms import Cell
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 N, D = 300, 24
 ARRAY = RNG.standard_normal((N, 2, 1, D)) + 1.0

@@ -67,6 +67,7 @@ def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
     return roc_auc_score(labels, predictions) if set(labels) <= {0, 1} else spearmanr(labels, predictions).statistic
 
 
+@pytest.mark.slow
 def test_is_json_and_complete(found):
     _, inference = found
     assert json.loads(json.dumps(inference, allow_nan=False)) == inference
@@ -164,6 +165,7 @@ def test_learning_curve_is_fits_on_parts_of_the_rows(case: Case, found):
     assert curve[0]["test_score"] < curve[-1]["test_score"]
 
 
+@pytest.mark.slow
 def test_rows_that_train_and_test_share_are_scored_apart(case: Case):
     result, _ = case.run()
     both = ArrayCellSource(np.concatenate([case.features[:20], case.features[N:]]))
@@ -189,6 +191,7 @@ def test_without_folds_only_what_needs_none(case: Case):
     assert inference["baselines"]["tfidf"]["test_score"] is not None
 
 
+@pytest.mark.slow
 def test_groups_weights_and_other_probes(case: Case):
     groups = np.arange(N) // 2
     for probe in ("auto", "mass_mean"):
@@ -214,6 +217,7 @@ def awkward(n: int, labels: np.ndarray, **options: Any) -> dict[str, Any]:
     ).to_json()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "options", "reason"),
     [
@@ -239,6 +243,7 @@ def test_awkward_labels_and_options_are_json_with_reasons(labels, options, reaso
         assert baseline["note"]
 
 
+@pytest.mark.slow
 def test_a_test_row_that_is_not_finite_leaves_no_interval():
     case = Case(classes=False)
     features = case.features[N:].copy()
@@ -252,6 +257,7 @@ def test_a_test_row_that_is_not_finite_leaves_no_interval():
     assert overlap["n_unscored"] == 1
 
 
+@pytest.mark.slow
 def test_dropped_rows_of_another_class_are_not_scored():
     case = Case(classes=True)
     result, _ = case.run()
@@ -285,6 +291,7 @@ def drawn(kind: str, *, wide: bool) -> tuple[ArrayCellSource, np.ndarray, ArrayC
     return sources[0], labels[:n], sources[1], labels[n:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saturated", [False, True], ids=["usual", "saturated"])
 @pytest.mark.parametrize("kind", ["numbers", "two", "three", "ten"])
 @pytest.mark.parametrize("grouped", [False, True], ids=["rows", "groups"])
@@ -348,6 +355,7 @@ def test_a_calibration_that_no_number_can_express_is_null_with_a_reason():
     assert _calibration(tiny, tiny.best) == Line(slope=None, intercept=None, reason=reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [False, True], ids=["numbers", "classes"])
 def test_a_calibration_never_turns_a_ranking_round(classes: bool):
     """Held-out predictions of labels without a pattern fall as often as not; a slope below 0 would swap them."""
@@ -370,6 +378,7 @@ def test_a_calibration_never_turns_a_ranking_round(classes: bool):
     assert 0 < falling < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [0, 2, 3])
 def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
     """Test rows of the best cell are all the same: rounding could be ranked, and ties have an AUC of 0.5."""

@@ -26,6 +26,8 @@ from probesweep import RequestError
 from probesweep.use.card import Card
 from tests.helpers.result_folders import sign, write_results
 
+pytestmark = pytest.mark.slow
+
 DELETED = object()
 CHANGES = {
     "deleted": DELETED,

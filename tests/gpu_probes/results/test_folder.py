@@ -58,6 +58,7 @@ def killed_before(step: int, work: Callable[[], None]) -> bool:
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_old_results_or_the_new(tmp_path: Path):
     step, seen = 0, set()
     while True:

@@ -163,6 +163,7 @@ def test_shuffles_that_change_nothing_have_a_reason():
     )
 
 
+@pytest.mark.slow
 def test_repeated_rows_look_like_knowledge_unless_they_are_held_out_together():
     rng = np.random.default_rng(0)
     once, labels = rng.standard_normal((100, 1, 1, 200)), (rng.permutation(100) % 2).astype(float)

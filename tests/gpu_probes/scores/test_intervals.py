@@ -25,6 +25,7 @@ def width(interval: Interval) -> float:
     return interval.high - interval.low
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["spearman", "r2"])
 def test_bootstrap_is_scipys_bca(metric: str):
     actual, predicted = pair(80)
@@ -174,6 +175,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 def test_two_classes_may_have_any_names(names: list[Any]):
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def test_learnability_needs_success_rates():
     assert scores.to_json()["undefined"]["learnability"] == "labels are not success rates between 0 and 1"
 
 
+@pytest.mark.slow
 @given(
     st.integers(4, 40).flatmap(
         lambda n: st.tuples(arrays(np.int64, n, elements=st.integers(0, 1)), arrays(np.float64, n, elements=tied))
@@ -82,6 +83,7 @@ def test_scores_of_two_classes_are_scikit_learns(drawn: tuple[np.ndarray, np.nda
     assert scores["recall_at_1pct_fpr"] == pytest.approx(max(rates))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(3, 5))
 def test_scores_of_several_classes_are_scikit_learns(seed: int, n_classes: int):
     rng = np.random.default_rng(seed)

@@ -54,6 +54,7 @@ def nested(result: SweepResult) -> NestedCV:
     return result.nested_cv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features", [8, 80])
 @pytest.mark.parametrize("classes", [False, True], ids=["ridge", "logistic"])
 def test_equals_a_nested_loop_of_scikit_learn_fits(classes: bool, n_features: int):
@@ -76,6 +77,7 @@ def test_predictions_are_those_of_the_chosen_probe_without_the_fold():
         np.testing.assert_allclose(nested(result).decision[held_out, 0], model.predict(rows[held_out]), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_leaves_everything_else_as_it_is():
     array, labels = cells(8)
     for y in (labels, (labels > 0).astype(float)):
@@ -101,6 +103,7 @@ def test_what_is_undefined_has_a_reason():
     assert sweep(constant, labels, k_fold=True).nested_cv == "no cell has a CV score without fold 0"
 
 
+@pytest.mark.slow
 def test_on_noise_it_is_lower_than_the_best_score():
     rng = np.random.default_rng(0)
     gaps = []

@@ -19,7 +19,7 @@ from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
 
 N, LAYERS, POSITIONS = 60, 2, 2
 ALPHAS = [1.0, 100.0]
-N_SHUFFLES = 15
+N_SHUFFLES = 6
 
 
 def cells(n_features: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,6 +61,7 @@ def refit(
     return max(by_alpha)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "n_features", "weighted", "options"),
     [
@@ -104,6 +105,7 @@ def test_equals_refits_by_scikit_learn(classes: bool, n_features: int, weighted:
     assert result.permutation.p_best == pytest.approx((1 + reached) / (1 + N_SHUFFLES))
 
 
+@pytest.mark.slow
 def test_batches_pieces_and_several_labels_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     array, labels = cells(8)
     options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES, "fit_intercept": True}
@@ -121,6 +123,7 @@ def test_batches_pieces_and_several_labels_do_not_matter(monkeypatch: pytest.Mon
     np.testing.assert_allclose(pieces.null_score, whole.null_score, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_more_than_two_classes():
     rng = np.random.default_rng(0)
     labels = np.repeat([0.0, 1.0, 2.0], 20)
@@ -156,6 +159,7 @@ def test_what_is_undefined_has_a_reason():
         sweep(source, labels, k_fold=True, permutations=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["ridge", "logistic", "lda", "mass_mean"])
 @pytest.mark.parametrize("n_features", [6, 150])
 @pytest.mark.parametrize("scale", [0.01, 30.0])
@@ -243,6 +247,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_shuffles_stay_within_the_budget():
     """Kept, these 125 would take 50 MB, and 300 while they are drawn; 1,000 take no more than 125, only longer."""
     ran = subprocess.run([sys.executable, "-c", _SHUFFLED], capture_output=True, text=True, check=True)

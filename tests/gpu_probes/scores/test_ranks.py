@@ -22,11 +22,13 @@ def label_and_predictions(draw: st.DrawFn, labels: st.SearchStrategy[float]) -> 
     return draw(arrays(np.float64, n, elements=labels)), draw(arrays(np.float64, (3, n), elements=tied))
 
 
+@pytest.mark.slow
 @given(arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=tied))
 def test_midranks_are_scipys(values: np.ndarray):
     np.testing.assert_array_equal(midranks(torch.tensor(values)).numpy(), rankdata(values, axis=1))
 
 
+@pytest.mark.slow
 @given(label_and_predictions(tied))
 def test_spearman_is_scipys(drawn: tuple[np.ndarray, np.ndarray]):
     labels, predictions = drawn
@@ -38,6 +40,7 @@ def test_spearman_is_scipys(drawn: tuple[np.ndarray, np.ndarray]):
             assert value == pytest.approx(spearmanr(labels, column).statistic, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(label_and_predictions(st.sampled_from([0.0, 1.0])))
 def test_auc_is_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
     labels, predictions = drawn
@@ -49,6 +52,7 @@ def test_auc_is_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
             assert value == pytest.approx(roc_auc_score(labels, column), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(3, 6))
 def test_multiclass_auc_is_scikit_learns_one_vs_rest_macro(seed: int, n_classes: int):
     rng = np.random.default_rng(seed)

@@ -98,6 +98,7 @@ CLUSTERS = {"rows": None, "uneven": np.sort(np.random.default_rng(1).integers(0,
 KINDS = [("spearman", 0), ("r2", 0), ("roc_auc", 2), ("roc_auc", 3), ("roc_auc", 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ties", "clusters"), list(itertools.product([False, True], CLUSTERS)))
 @pytest.mark.parametrize(("metric", "n_classes"), KINDS)
 def test_counts_score_as_gathered_rows(
@@ -120,6 +121,7 @@ def test_counts_score_as_gathered_rows(
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["spearman", "r2"])
 def test_batches_and_lots_of_sides_draw_the_same(metric: str, monkeypatch: pytest.MonkeyPatch):
     actual, sides = rows_of(metric, 0, ties=True)
@@ -152,6 +154,7 @@ def test_equal_labels_that_no_sum_rounds_to_zero_have_no_r2():
     assert score_interval("r2", actual, np.arange(20.0)).reason == "the score is undefined in too many resamples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "n_rows", "n_classes"), [("roc_auc", 1500, 77), ("spearman", 300_000, 0), ("roc_auc", 300_000, 2)]
 )

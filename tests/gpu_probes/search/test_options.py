@@ -54,6 +54,7 @@ def reference(model, X: np.ndarray, labels: np.ndarray, weights: np.ndarray, spl
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", [ARRAY, WIDE], ids=["N>D", "N<D"])
 @pytest.mark.parametrize("fit_intercept", [False, True])
 @pytest.mark.parametrize("standardize", [False, True])
@@ -71,6 +72,7 @@ def test_ridge_options_are_scikit_learns(array, fit_intercept: bool, standardize
         np.testing.assert_allclose(result.train_predictions[0, i, :, 0], recomputed, atol=1e-9 * LABELS.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", [ARRAY, WIDE], ids=["N>D", "N<D"])
 @pytest.mark.parametrize("fit_intercept", [False, True])
 @pytest.mark.parametrize("standardize", [False, True])
@@ -88,6 +90,7 @@ def test_logistic_options_are_scikit_learns(array, fit_intercept: bool, standard
         np.testing.assert_allclose(result.cv_predictions[0, i, :, 0], 1 / (1 + np.exp(-decision)), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LABELS, CLASSES], ids=["ridge", "logistic"])
 @pytest.mark.parametrize("array", [ARRAY, WIDE], ids=["N>D", "N<D"])
 def test_doubled_rows_are_doubled_weights(array, labels):
@@ -98,6 +101,7 @@ def test_doubled_rows_are_doubled_weights(array, labels):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LABELS, CLASSES, np.digitize(LABELS, [2, 4]) * 1.0], ids=["ridge", "two", "three"])
 def test_a_small_budget_reads_the_rows_in_pieces_and_gives_the_same(labels: np.ndarray):
     rng = np.random.default_rng(0)
@@ -125,6 +129,7 @@ def test_threads_and_blocks_do_not_matter():
     np.testing.assert_allclose(results[0].cv_predictions, results[1].cv_predictions, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_labels_together_are_labels_alone():
     labels = {"a": LABELS, "classes": CLASSES, "b": LABELS[::-1].copy(), "constant": np.full(N, 0.5)}
     source = ArrayCellSource(ARRAY)
@@ -166,6 +171,7 @@ def test_weights_that_are_none(weights: np.ndarray, message: str):
         run(ARRAY, LABELS, sample_weight=weights)
 
 
+@pytest.mark.slow
 def test_every_fit_has_a_certificate_and_a_solver():
     result = run(ARRAY, CLASSES, alphas=[1e-6, 1.0])
     assert result.certificate.shape == result.solver.shape == (2, 3, 6, 2)
@@ -176,6 +182,7 @@ def test_every_fit_has_a_certificate_and_a_solver():
     assert (ridge.solver == Solver.CHOLESKY).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LABELS, CLASSES], ids=["ridge", "logistic"])
 @pytest.mark.parametrize("array", [ARRAY[:, :1, :1], WIDE[:, :1]], ids=["N>D", "N<D"])
 @pytest.mark.parametrize("options", [{"standardize": True, "fit_intercept": True}, {"fit_intercept": True}], ids=str)
@@ -207,6 +214,7 @@ def test_held_out_rows_of_folds_with_fewer_rows_than_features_are_exact_at_a_sma
     np.testing.assert_allclose(result.cv_predictions[0, 0, :, 0], expected, atol=1e-6 * labels.std())
 
 
+@pytest.mark.slow
 def test_auto_alphas_suit_the_features_as_they_are_fitted():
     for array in (ARRAY, 1e-4 * ARRAY, 1e4 * ARRAY):
         grid = run(array, LABELS, alphas="auto", standardize=True).alpha_grid
@@ -258,6 +266,7 @@ def test_what_is_wrong_with_one_label_shows_before_any_is_fitted():
     assert not fitted
 
 
+@pytest.mark.slow
 def test_a_constant_label_and_a_rare_class_harm_no_other_label():
     source = ArrayCellSource(ARRAY)
     rare = np.zeros(N)
@@ -271,6 +280,7 @@ def test_a_constant_label_and_a_rare_class_harm_no_other_label():
     assert np.isnan(results["rare"].cv_score).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["logistic", "lda", "mass_mean"])
 def test_a_fold_that_lacks_a_class_is_named_whatever_the_probe(probe: str):
     labels = np.zeros(N)
@@ -298,6 +308,7 @@ def test_options_that_contradict_or_are_no_values(options: dict, message: str):
         given.check()
 
 
+@pytest.mark.slow
 def test_as_many_folds_as_samples_leave_the_score_undefined_and_the_rest_whole():
     result = run(ARRAY[:20], LABELS[:20], n_folds=20)
     assert {status.name for status in result.status.ravel()} == {"CONSTANT_FOLD"}
@@ -305,6 +316,7 @@ def test_as_many_folds_as_samples_leave_the_score_undefined_and_the_rest_whole()
     assert np.isfinite(result.train_score).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LABELS, CLASSES], ids=["ridge", "logistic"])
 def test_folds_from_elsewhere_replace_the_split(labels):
     planned = run(ARRAY, labels, alphas=[0.1, 10.0], n_folds=3, seed=7)
@@ -332,6 +344,7 @@ def test_integers_that_do_not_repeat_are_cross_validated_as_numbers():
 PROBES = [("ridge", LABELS), ("mass_mean", LABELS), ("logistic", CLASSES), ("lda", CLASSES), ("mass_mean", CLASSES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("probe", "labels"), PROBES, ids=["ridge", "covariance", "logistic", "lda", "mass_mean"])
 @pytest.mark.parametrize("scale", [1e-320, 1e-300, 1e-160, 1e160, 1e300])
 @pytest.mark.parametrize("what", ["features", "weights"])
@@ -349,6 +362,7 @@ def test_numbers_beyond_float64_give_scores_or_a_reason(what: str, scale: float,
         assert status is not Status.SINGULAR
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e160, 1e200, 1e307])
 def test_labels_beyond_float64_say_so(scale: float):
     result = run(ARRAY, LABELS / np.abs(LABELS).max() * scale, task_type="regression")
@@ -356,6 +370,7 @@ def test_labels_beyond_float64_say_so(scale: float):
     assert np.isnan(result.cv_score).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-100, 1e100])
 def test_labels_of_any_size_have_the_same_scores(scale: float):
     ours = run(ARRAY, LABELS * scale, task_type="regression").cv_score

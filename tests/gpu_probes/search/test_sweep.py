@@ -81,6 +81,7 @@ def test_ridge_sweep_equals_a_scikit_learn_loop(device: str):
     assert (result.best.layer_index, result.best.position_index) == (2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("labels", "test_labels"), [(BINARY, TEST_BINARY), (TERNARY, TEST_TERNARY)], ids=["two", "three"]
 )
@@ -118,6 +119,7 @@ def test_regression_on_binary_labels_still_splits_by_label():
         np.testing.assert_array_equal(np.flatnonzero(result.fold_of_sample == fold), held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [8, 90], ids=["N>D", "N<D"])
 @given(seed=st.integers(0, 999), row=st.integers(0, N - 1))
 @settings(max_examples=8)
@@ -132,6 +134,7 @@ def test_cv_prediction_of_a_row_does_not_depend_on_its_label(d: int, seed: int, 
     assert not np.allclose(after, before, rtol=1e-3)
 
 
+@pytest.mark.slow
 @given(order=st.permutations(range(LAYERS)), turned=st.permutations(range(POSITIONS)))
 @settings(max_examples=5)
 def test_permuted_cells_permute_results(order: list[int], turned: list[int]):
@@ -149,6 +152,7 @@ def test_permuted_cells_permute_results(order: list[int], turned: list[int]):
         np.testing.assert_allclose(getattr(mixed, field), getattr(straight, field)[turned][:, order], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_cells_together_equal_cells_alone():
     together = run(labels=BINARY, test_labels=TEST_BINARY, alphas=GRID)
     alone = run(TRAIN[:, 1:2, :1], BINARY, TEST[:, 1:2, :1], TEST_BINARY, alphas=GRID)
@@ -156,6 +160,7 @@ def test_cells_together_equal_cells_alone():
     np.testing.assert_array_equal(together.alpha_cv_score[:1, 1:2], alone.alpha_cv_score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_narrow_dtypes_give_what_their_values_give_in_float64(dtype):
     narrow = TRAIN.astype(dtype)
@@ -164,6 +169,7 @@ def test_narrow_dtypes_give_what_their_values_give_in_float64(dtype):
     np.testing.assert_array_equal(ours.cv_score, wide.cv_score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [LABELS, BINARY, TERNARY], ids=["regression", "binary", "multiclass"])
 @pytest.mark.parametrize("alphas", [[1.0], GRID], ids=["one alpha", "grid"])
 def test_a_constant_cell_is_null_everywhere_and_never_wins(labels: np.ndarray, alphas: list[float]):
@@ -193,6 +199,7 @@ def nearly_constant(array: np.ndarray) -> np.ndarray:
     return near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "status", "undefined"),
     [

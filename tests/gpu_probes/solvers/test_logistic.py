@@ -43,6 +43,7 @@ def converged_reference(features: np.ndarray, labels: np.ndarray, c: float) -> n
     return model.fit(features, labels).coef_
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outliers", [False, True], ids=["plain", "activation-like"])
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("shape", [(300, 40), (50, 70)], ids=str)
@@ -62,6 +63,7 @@ def test_every_fold_and_c_equals_converged_scikit_learn(
             assert error < 1e-5, (k, c)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_columns_together_equal_one_by_one(n_classes: int):
     features, labels = classes_of(120, 20, n_classes, outliers=True)
@@ -91,6 +93,7 @@ def test_running_out_of_steps_is_reported_for_the_columns_it_concerns(monkeypatc
     assert fits.coef.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e9, 1e12])
 def test_a_fit_whose_gap_rounding_hides_has_not_converged(scale: float):
     """One row so far out that no float64 gradient tells the minimum: seen, 1e-3 above it and called OK."""
@@ -117,6 +120,7 @@ def test_softmax_coefficients_sum_to_zero_over_classes():
     assert coef.sum(0).abs().max() < 1e-9 * coef.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("shape", [(100, 20), (30, 50)], ids=str)
 def test_half_the_features_twice_with_half_the_alpha_is_the_same_fit(shape: tuple[int, int], n_classes: int):
@@ -127,6 +131,7 @@ def test_half_the_features_twice_with_half_the_alpha_is_the_same_fit(shape: tupl
     torch.testing.assert_close(twice.decision, once.decision, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features", [20, 90], ids=["N>D", "N<D"])
 @given(row=st.integers(0, 59))
 @settings(max_examples=5)
@@ -142,6 +147,7 @@ def test_what_is_predicted_for_a_row_that_is_held_out_does_not_depend_on_its_cla
     assert not torch.allclose(after[others, 0, row], before[others, 0, row], rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("alpha", [1e-5, 1e-3])
 def test_features_that_leave_the_preconditioner_without_a_factor(n_classes: int, alpha: float):

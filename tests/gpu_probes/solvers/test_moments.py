@@ -10,6 +10,7 @@ from tests.helpers.blocks import block_of
 LABELS = np.linspace(0.05, 0.95, 23)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features", [4, STRIP + 3])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("chunk_rows", [23, 5])

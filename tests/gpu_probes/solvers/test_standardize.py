@@ -72,6 +72,7 @@ def assert_scikit_learns(ours: np.ndarray, theirs: np.ndarray, level: float, wha
     np.testing.assert_array_less(np.abs(ours - theirs) / np.maximum(np.abs(theirs), level), 1e-7, err_msg=what)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1e5, 1e6, 1e8])
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("n_features", [12, 80], ids=["N>D", "N<D"])
@@ -94,6 +95,7 @@ def test_ridge_is_scikit_learns(n_features: int, change: str, times: float):
     assert (result.certificate <= 1e-14).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("n_features", [12, 80], ids=["N>D", "N<D"])
 def test_logistic_is_scikit_learns(n_features: int, change: str):
@@ -152,6 +154,7 @@ def test_what_is_constant_is_scikit_learns_rule(place: float, noise: float):
     np.testing.assert_allclose(result.coef[0, 0, 0], model.coef_ / scaler.scale_, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_features", [12, 80], ids=["N>D", "N<D"])
 def test_an_intercept_alone_keeps_the_digits_too(n_features: int):
     for change in CHANGES:
@@ -193,6 +196,7 @@ def test_the_mean_of_positions_does_not_depend_on_the_order_of_the_rows():
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
 def test_shuffled_labels_are_fitted_to_the_same_features(kind: str):
     X, labels = draw(12, "first", 1e8)

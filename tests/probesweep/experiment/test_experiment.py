@@ -16,6 +16,8 @@ from probesweep.experiment.template import write_template
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
 
+pytestmark = pytest.mark.slow
+
 SMALL = """\
 output_dir = "out"
 

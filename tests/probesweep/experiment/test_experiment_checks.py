@@ -315,6 +315,7 @@ ROWS: dict[str, tuple[Callable[[Path], None], tuple[str, str], int, tuple[str, .
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ROWS)
 def test_the_rows_of_every_stage_are_checked_first(experiment, no_model, kind):
     edit, (old, new), line, names = ROWS[kind]
@@ -376,6 +377,7 @@ def test_a_tracker_that_is_not_installed_is_named_first(experiment, no_model, mo
     refused(experiment, "track", "pip install", line=19)
 
 
+@pytest.mark.slow
 def test_what_is_extracted_already_is_not_extracted_or_checked_again(experiment, monkeypatch):
     assert run("run", experiment).returncode == 0
 
@@ -388,6 +390,7 @@ def test_what_is_extracted_already_is_not_extracted_or_checked_again(experiment,
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_new_test_rows_are_checked_against_the_store_of_the_training_rows(experiment, monkeypatch):
     assert run("run", experiment).returncode == 0
     monkeypatch.setattr("activation_store.capture.hidden_states.HiddenStates.load", None)

@@ -22,6 +22,8 @@ from tests.helpers.hub import TOKEN, Hub, Repo
 from tests.helpers.models import QUESTIONS
 from tests.helpers.stores import make_spec, make_values, tree, write_store
 
+pytestmark = pytest.mark.slow
+
 STATES = ("dataset", "me/states")
 PROBES = ("model", "me/probes")
 

@@ -20,6 +20,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", CLOSED)
 def test_a_command_without_streams_does_its_work(closed, tmp_path):
     write = f"import sys, cli; sys.argv[1:] = ['run', '--init', '{tmp_path}/new.toml']; cli.main()"
@@ -60,6 +61,7 @@ def test_a_full_disk_under_stdout_is_one_line():
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
+@pytest.mark.slow
 def test_without_home():
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
     done = subprocess.run([PROBESWEEP, "--version"], env=env | {"HOME": "/proc/none"}, capture_output=True, text=True)

@@ -17,6 +17,8 @@ from probesweep.tracking.track import check_installed, track
 from tests.helpers.commands import run
 from tests.helpers.wandb_file import read_records
 
+pytestmark = pytest.mark.slow
+
 N_PIXELS = 40
 
 

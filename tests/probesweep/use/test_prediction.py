@@ -33,6 +33,8 @@ from tests.helpers.commands import run, run_forked
 from tests.helpers.models import QUESTIONS, save_model
 from tests.helpers.result_folders import sign
 
+pytestmark = pytest.mark.slow
+
 N_TRAIN, N_TEST = 44, 22
 
 
