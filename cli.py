@@ -619,12 +619,12 @@ def _shard_bar(what: str) -> Callable[[Any], Any]:
     return lambda shards: tqdm(shards, unit="shard", desc=what)
 
 
-def _prompt_bar(blocks: Any, n_prompts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _prompt_bar(batches: Any, n_prompts: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from tqdm import tqdm
 
     with tqdm(total=n_prompts, unit="prompt", desc="predict") as bar:
-        for rows, block in blocks:
-            yield rows, block
+        for rows, states in batches:
+            yield rows, states
             bar.update(len(rows))
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from activation_store.capture.footprint import token_nbytes
-from activation_store.capture.parity import PLAIN, Block, Way, find_way
+from activation_store.capture.parity import PLAIN, States, Way, find_way
 from activation_store.capture.prefix import SharedPrefix
 from activation_store.models.info import ModelInfo
 from activation_store.models.loading import LoadedDecoder, load_decoder
@@ -167,7 +167,7 @@ class HiddenStates:
         ways = [Way(hooked, self._way.prefix), Way(hooked), PLAIN]
         return [way for place, way in enumerate(ways) if way not in ways[:place]]
 
-    def start(self, prompts: Sequence[TokenIds]) -> Callable[[], Block]:
+    def start(self, prompts: Sequence[TokenIds]) -> Callable[[], States]:
         """Begin to run some prompts; the parameters are those of `run_on_device`.
 
         Returns
@@ -177,20 +177,20 @@ class HiddenStates:
             feature] in the model's data type; bfloat16 as that of ml_dtypes. On CUDA the next batch can be begun
             before: this one is copied on a stream of its own.
         """
-        block = self.run_on_device(prompts)
-        if block.device.type != "cuda":
-            return lambda: to_numpy(block)
+        states = self.run_on_device(prompts)
+        if states.device.type != "cuda":
+            return lambda: to_numpy(states)
         if self._copies is None:
-            self._copies = torch.cuda.Stream(block.device)
-        self._copies.wait_stream(torch.cuda.current_stream(block.device))
+            self._copies = torch.cuda.Stream(states.device)
+        self._copies.wait_stream(torch.cuda.current_stream(states.device))
         with torch.cuda.stream(self._copies):
-            host = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
-            host.copy_(block, non_blocking=True)
+            host = torch.empty(states.shape, dtype=states.dtype, pin_memory=True)
+            host.copy_(states, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record(self._copies)
-        block.record_stream(self._copies)
+        states.record_stream(self._copies)
 
-        def wait() -> Block:
+        def wait() -> States:
             copied.synchronize()
             return to_numpy(host)
 
@@ -221,7 +221,7 @@ class HiddenStates:
                 self._decoder, torch.from_numpy(prompt.astype(np.int64))[None].to(self.device)
             )
 
-    def _run(self, prompts: Sequence[TokenIds], way: Way) -> Block:
+    def _run(self, prompts: Sequence[TokenIds], way: Way) -> States:
         return to_numpy(self._run_alike(prompts, way))
 
     def _run_alike(self, prompts: Sequence[TokenIds], way: Way) -> Shaped[Tensor, "row layer position feature"]:
@@ -307,10 +307,10 @@ def _pick(
 
 
 def to_numpy(
-    block: Float[Tensor, "row layer position feature"],
-) -> Block:
-    """Copy a block to the host; bfloat16 becomes that of ml_dtypes, which numpy has not."""
-    block = block.cpu()
-    if block.dtype == torch.bfloat16:
-        return block.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-    return block.numpy()
+    states: Float[Tensor, "row layer position feature"],
+) -> States:
+    """Copy hidden states to the host; bfloat16 becomes that of ml_dtypes, which numpy has not."""
+    states = states.cpu()
+    if states.dtype == torch.bfloat16:
+        return states.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return states.numpy()

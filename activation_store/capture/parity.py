@@ -15,7 +15,7 @@ from activation_store.capture.prefix import SharedPrefix
 from activation_store.errors import ParityError
 from activation_store.prompts.prompts import TokenIds
 
-Block: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
+States: TypeAlias = Shaped[np.ndarray, "row layer position feature"]
 
 # Among the first rows, a few of different lengths, none long: a second of work for a small model.
 _FIRST_ROWS = 64
@@ -56,7 +56,7 @@ class Parity:
 
 
 def find_way(
-    run: Callable[[Sequence[TokenIds], Way], Block],
+    run: Callable[[Sequence[TokenIds], Way], States],
     ways: Sequence[Way],
     prompts: Sequence[TokenIds],
     layers: Sequence[int],
@@ -91,7 +91,7 @@ def find_way(
     chosen = [prompts[row] for row in choose_rows(prompts)]
     alone = [run([prompt], PLAIN) for prompt in chosen]
     # Prompts that break the model are for the extraction to report, with their rows.
-    finite = [row for row, block in enumerate(alone) if np.isfinite(block.astype(np.float32)).all()]
+    finite = [row for row, states in enumerate(alone) if np.isfinite(states.astype(np.float32)).all()]
     if not finite:
         return None
     batches = [[chosen[row] for row in finite[i : i + max_rows]] for i in range(0, len(finite), max_rows)]
@@ -109,10 +109,10 @@ def find_way(
 class _Comparison:
     """Batches, and what their prompts return one by one."""
 
-    run: Callable[[Sequence[TokenIds], Way], Block]
+    run: Callable[[Sequence[TokenIds], Way], States]
     layers: tuple[int, ...]
     batches: Sequence[Sequence[TokenIds]]
-    expected: Block
+    expected: States
     errors: Float64[np.ndarray, " layer"] = field(init=False)
     allowed: Float64[np.ndarray, " layer"] = field(init=False)
 
@@ -195,7 +195,7 @@ def choose_rows(prompts: Sequence[TokenIds]) -> list[int]:
     return [usable[place] for place in places]
 
 
-def layer_errors(found: Block, expected: Block) -> Float64[np.ndarray, " layer"]:
+def layer_errors(found: States, expected: States) -> Float64[np.ndarray, " layer"]:
     """Largest error of each layer's vectors, each relative to its own length.
 
     Vectors rather than values: the few features that are a thousand times larger than the others would hide an error

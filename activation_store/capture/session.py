@@ -140,7 +140,7 @@ class LoadedModel:
             return self.find_unusable(questions[:middle]) | {middle + row: why for row, why in behind.items()}
         return {}
 
-    def blocks(
+    def run(
         self, prompts: Prompts, *, max_rows: int | None = None
     ) -> Iterator[tuple[Integer[np.ndarray, " row"], Shaped[np.ndarray, "row layer position feature"]]]:
         """Run prompts in batches of like length.
@@ -168,8 +168,8 @@ class LoadedModel:
             chunk = range(start, min(start + _CHUNK_ROWS, len(prompts.n_tokens)))
             for batch in plan.batches(prompts.n_tokens, chunk):
                 batch_prompts = [prompts.row(row) for row in batch.tolist()]
-                for rows, block in runner.blocks(batch, batch_prompts):
-                    yield rows, block()
+                for rows, wait in runner.run(batch, batch_prompts):
+                    yield rows, wait()
 
     def _plan(self, prompts: Prompts, max_rows: int | None) -> BatchPlan:
         states, longest = self._states, int(prompts.n_tokens.max())

@@ -30,7 +30,7 @@ class SplittingRunner(Generic[T]):
         self._run = run
         self._too_many_tokens: int | None = None
 
-    def blocks(
+    def run(
         self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds]
     ) -> Generator[tuple[Integer[np.ndarray, " row"], T]]:
         """Run a batch.
@@ -53,13 +53,13 @@ class SplittingRunner(Generic[T]):
             A single prompt does not fit.
         """
         if not self._is_too_large(prompts):
-            block = self._try(rows, prompts)
-            if block is not None:
-                yield rows, block
+            found = self._try(rows, prompts)
+            if found is not None:
+                yield rows, found
                 return
         half = (len(rows) + 1) // 2
-        yield from self.blocks(rows[:half], prompts[:half])
-        yield from self.blocks(rows[half:], prompts[half:])
+        yield from self.run(rows[:half], prompts[:half])
+        yield from self.run(rows[half:], prompts[half:])
 
     def _try(self, rows: Integer[np.ndarray, " row"], prompts: Sequence[TokenIds]) -> T | None:
         try:

@@ -15,7 +15,7 @@ from jaxtyping import Integer
 from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
-from activation_store.capture.parity import Block
+from activation_store.capture.parity import States
 from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import NonFiniteError, show_rows
 from activation_store.format.spec import StoreSpec
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class PromptRunner(Protocol):
     """What the loop needs from a loaded model: `activation_store.capture.hidden_states.HiddenStates`, or a stand-in."""
 
-    def start(self, prompts: Sequence[TokenIds]) -> Callable[[], Block]:
+    def start(self, prompts: Sequence[TokenIds]) -> Callable[[], States]:
         """Begin to run some prompts; what it returns waits for their hidden states at their last tokens."""
         ...
 
@@ -70,8 +70,8 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
             for shard in writer.pending_shards:
                 for batch in plan.batches(n_tokens, spec.layout.rows(shard)):
                     batch_prompts = [prompts.row(row) for row in batch.tolist()]
-                    for rows, block in runner.blocks(batch, batch_prompts):
-                        background.add(rows, block)
+                    for rows, wait in runner.run(batch, batch_prompts):
+                        background.add(rows, wait)
                         meter.update(len(rows), int(n_tokens[rows].sum()))
     except _BadValuesError as bad:
         module = states.first_nonfinite_module(prompts.row(bad.row))
@@ -99,17 +99,17 @@ class _BackgroundWriter:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
         self._waiting: deque[tuple[Future[None], int]] = deque()
 
-    def add(self, rows: Integer[np.ndarray, " row"], block: Callable[[], Block]) -> None:
+    def add(self, rows: Integer[np.ndarray, " row"], wait: Callable[[], States]) -> None:
         """Queue rows; waits while a shard's worth of them is queued. Raises what writing earlier ones raised."""
         n_bytes = len(rows) * self._sample_nbytes
         while self._waiting and (self._waiting[0][0].done() or self._n_waiting_nbytes + n_bytes > self._max_nbytes):
             self._waiting.popleft()[0].result()
-        self._waiting.append((self._executor.submit(self._write, rows, block), n_bytes))
+        self._waiting.append((self._executor.submit(self._write, rows, wait), n_bytes))
 
-    def _write(self, rows: Integer[np.ndarray, " row"], block: Callable[[], Block]) -> None:
+    def _write(self, rows: Integer[np.ndarray, " row"], wait: Callable[[], States]) -> None:
         spec = self._writer.spec
         with np.errstate(over="ignore"):  # what does not fit becomes infinite and is reported with its rows
-            values = block().astype(spec.numpy_dtype, copy=False)
+            values = wait().astype(spec.numpy_dtype, copy=False)
         _check_finite(values, rows, spec)
         self._writer.add(rows, values)
 
@@ -185,8 +185,8 @@ class _BadValuesError(Exception):
         self.row = row
 
 
-def _check_finite(block: Block, rows: Integer[np.ndarray, " row"], spec: StoreSpec) -> None:
-    finite = np.isfinite(block)
+def _check_finite(values: States, rows: Integer[np.ndarray, " row"], spec: StoreSpec) -> None:
+    finite = np.isfinite(values)
     if not finite.all():
         bad = np.asarray(~finite.all(axis=(2, 3)))
         first_layer = int(bad.any(axis=0).argmax())

@@ -212,7 +212,7 @@ def checked_bytes(path: Path, name: str, journal: JournalContents, max_nbytes: i
     return data
 
 
-def check_file(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> None:
+def check_unchanged(path: Path, name: str, spec: StoreSpec, journal: JournalContents) -> None:
     """Check a file that was written when the store was created; raises as `checked_bytes`, reads it piece by piece."""
     shape = _coordinate_shapes(spec).get(name.split("/")[0], (0,))
     limit = MAX_JSON_NBYTES if name.endswith("zarr.json") else math.prod(shape) * _MAX_TEXT_NBYTES + CHECKSUM_NBYTES

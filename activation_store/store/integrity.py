@@ -11,7 +11,7 @@ from activation_store.errors import MissingShardError, StoreError
 from activation_store.files.inside import path_inside
 from activation_store.format.journal import JournalContents
 from activation_store.format.spec import ARRAY, StoreSpec
-from activation_store.store.documents import check_file
+from activation_store.store.documents import check_unchanged
 from activation_store.store.shards import Shard, check_shard_length
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -56,7 +56,7 @@ def damaged_files(path: Path, spec: StoreSpec, journal: JournalContents) -> dict
     problems: dict[str, StoreError] = {}
     for name in journal.files:
         try:
-            check_file(path, name, spec, journal)
+            check_unchanged(path, name, spec, journal)
         except StoreError as error:
             problems[name] = error
     return problems

@@ -47,7 +47,7 @@ def _charts() -> Any:
         return import_module("gpu_probes.display.charts")
 
 
-def card(lines: Sequence[str], cells: pd.DataFrame) -> str:
+def summary_html(lines: Sequence[str], cells: pd.DataFrame) -> str:
     """HTML of a few lines and a table with the best cell of every position; all text is escaped."""
     first, *others = (html.escape(visible(line)) for line in lines)
     text = "".join(f"<br>{line}" for line in others)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gpu_probes.display.notebook import card
+from gpu_probes.display.notebook import summary_html
 from gpu_probes.display.wording import number, position_text
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run
@@ -141,7 +141,7 @@ class SavedFiles:
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
-        return card(repr(self).splitlines(), self.cells)
+        return summary_html(repr(self).splitlines(), self.cells)
 
 
 def strongest(results: SavedFiles) -> BaselineScores | None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from gpu_probes.forms import damaged, read_form
 from gpu_probes.results.agreement import check_agreement
-from gpu_probes.results.folder import RUN, Run, check_file, read_document
+from gpu_probes.results.folder import RUN, Run, check_listed, read_document
 from gpu_probes.results.forms import (
     ALL_PREDICTIONS,
     BEST,
@@ -66,7 +66,7 @@ class Results(Documents):
             probes=read_probes(folder),
         )
         if CARD in run.files:
-            check_file(folder / CARD)
+            check_listed(folder / CARD)
         check_agreement(found)
         return found
 
@@ -90,7 +90,7 @@ def read_best(folder: Path) -> Best:
 def read_probes(folder: Path) -> SavedCoefficients:
     """Read a folder's ``probes.safetensors`` by itself; as `read_best`."""
     path = folder / PROBES
-    check_file(path)
+    check_listed(path)
     try:
         with safe_open(path, framework="numpy") as file:
             about = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
@@ -144,7 +144,7 @@ def _check_expected(folder: Path, run: Run, performance: Performance) -> None:
 def _read_cells(path: Path, *, complete: bool) -> pd.DataFrame:
     import pandas as pd
 
-    check_file(path)
+    check_listed(path)
     try:
         cells = pd.read_parquet(path)
     except Exception as error:  # Damaged bytes make pyarrow raise errors of many types.

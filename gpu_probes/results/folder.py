@@ -250,7 +250,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: hash_file(folder / name) for name in sorted(names)}
 
 
-def check_file(path: Path) -> None:
+def check_listed(path: Path) -> None:
     """Make sure that a file matches the ``run.json`` next to it.
 
     Without one, as `SweepResult.save` leaves a folder, there is nothing to hold it against.
@@ -276,9 +276,9 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises
     ------
     ProbeError
-        As `check_file`, or when it is not a JSON object.
+        As `check_listed`, or when it is not a JSON object.
     """
-    check_file(path)
+    check_listed(path)
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

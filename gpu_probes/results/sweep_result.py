@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from gpu_probes.display.notebook import CellPlots, card
+from gpu_probes.display.notebook import CellPlots, summary_html
 from gpu_probes.errors import Status
 from gpu_probes.results.cell_arrays import CellArrays
 from gpu_probes.results.encoding import null_if_nan
@@ -211,7 +211,7 @@ class SweepResult(CellArrays):
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
-        return card(repr(self).splitlines(), self.to_frame())
+        return summary_html(repr(self).splitlines(), self.to_frame())
 
     def cells(self) -> list[tuple[int, int]]:
         """Indices of position and layer of every cell, in the order of the files."""

@@ -23,7 +23,7 @@ Json = Any
 
 
 @dataclass(frozen=True)
-class Training:
+class FinishedTraining:
     """A result folder, its probes, and its request."""
 
     results: Results
@@ -45,7 +45,7 @@ class Training:
         return self.run.label
 
 
-def find_trainings(folder: Path) -> list[Training]:
+def find_trainings(folder: Path) -> list[FinishedTraining]:
     """Read a result folder, or all result folders in a folder.
 
     Raises
@@ -56,10 +56,10 @@ def find_trainings(folder: Path) -> list[Training]:
     folders = [folder] if has_results(folder) else sorted(filter(has_results, folder.glob("*/")))
     if not folders:
         raise ProbeError(f"{folder} holds no finished training; give an output_dir=... of a training")
-    return [Training(each, SavedProbes.of(each)) for each in map(Results.load, folders)]
+    return [FinishedTraining(each, SavedProbes.of(each)) for each in map(Results.load, folders)]
 
 
-def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[str, Json]:
+def score_all(training: FinishedTraining, store: CellSource, labels: pd.Series) -> dict[str, Json]:
     """Score every probe on all rows of a store, ``[position][layer]``; None where undefined."""
     probes, source = training.probes, combine(store, training.run.request.options.get("join"))
     grid = [
@@ -71,7 +71,9 @@ def score_all(training: Training, store: CellSource, labels: pd.Series) -> dict[
     return {"metric": probes.metric, "best": chosen, "scores": grid}
 
 
-def tabulate(trainings: Sequence[Training], stores: Sequence[str], scores: Sequence[Sequence[dict[str, Json]]]) -> str:
+def tabulate(
+    trainings: Sequence[FinishedTraining], stores: Sequence[str], scores: Sequence[Sequence[dict[str, Json]]]
+) -> str:
     """The best probes' scores, a row for each training and a column for each store."""
     import pandas as pd
 

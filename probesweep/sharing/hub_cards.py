@@ -8,7 +8,7 @@ from typing import Any
 
 from activation_store import ActivationStore
 from gpu_probes.report.summary import describe_results
-from gpu_probes.results.transfer import Training
+from gpu_probes.results.transfer import FinishedTraining
 
 
 def store_card(store: ActivationStore) -> str:
@@ -41,7 +41,7 @@ def _positions(store: ActivationStore) -> Iterable[tuple[int, str]]:
     return zip(store.positions, store.position_tokens, strict=True)
 
 
-def results_card(trainings: list[Training]) -> str:
+def results_card(trainings: list[FinishedTraining]) -> str:
     """The README.md of one or several trainings."""
     first = trainings[0]
     layers, positions = (", ".join(map(str, axis)) for axis in (first.probes.layers, first.probes.positions))
@@ -59,7 +59,7 @@ def results_card(trainings: list[Training]) -> str:
     return _card(("linear-probe", "hidden-states"), "Linear probes", lines, opening)
 
 
-def _found(training: Training) -> dict[str, str]:
+def _found(training: FinishedTraining) -> dict[str, str]:
     """The best probe and its defined scores."""
     found = describe_results(training.results)
     best, metric = found["best"], found["metric"]

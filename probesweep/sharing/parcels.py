@@ -17,9 +17,9 @@ from activation_store.format.journal import JOURNAL
 from activation_store.format.spec import ARRAY, COORDINATES
 from activation_store.store.documents import is_store, read_spec
 from activation_store.store.integrity import Progress
-from gpu_probes.results.folder import RUN, Run, check_file
+from gpu_probes.results.folder import RUN, Run, check_listed
 from gpu_probes.results.forms import CARD
-from gpu_probes.results.transfer import Training, find_trainings
+from gpu_probes.results.transfer import FinishedTraining, find_trainings
 from probesweep.errors import RequestError
 from probesweep.sharing.hub_cards import results_card, store_card
 from probesweep.use.card import Card
@@ -119,7 +119,7 @@ def _pack_results(folder: Path) -> Parcel:
     files = [file for training in trainings for file in _result_files(folder, training)]
     for training in trainings:
         for name in training.run.files:
-            check_file(training.folder / name)
+            check_listed(training.folder / name)
         if CARD in training.run.files:
             Card.of(training.results)
     labels = _listed("label", dict.fromkeys(training.label for training in trainings))
@@ -135,7 +135,7 @@ def _pack_results(folder: Path) -> Parcel:
     )
 
 
-def _result_files(folder: Path, training: Training) -> list[str]:
+def _result_files(folder: Path, training: FinishedTraining) -> list[str]:
     place = training.folder.relative_to(folder)
     return [(place / name).as_posix() for name in files_of_run(training.run, str(training.folder / RUN))]
 

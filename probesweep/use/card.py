@@ -39,7 +39,7 @@ CARD_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Scores:
+class BestScores:
     """Scores of the best probe; None if undefined, with the reason in `inference.json`."""
 
     metric: Metric
@@ -123,7 +123,7 @@ class Card:
         Negative token position; a name if positions are joined.
     join : str or None
     alpha : float
-    scores : Scores
+    scores : BestScores
     calibration : Calibration
     prompts : PromptOrigin or None
         None if the activations do not record how they were made.
@@ -138,7 +138,7 @@ class Card:
     position: Place
     join: Text | None
     alpha: Penalty
-    scores: Scores
+    scores: BestScores
     calibration: Calibration
     prompts: PromptOrigin | None
 
@@ -253,7 +253,7 @@ def describe_probe(
         position=best.cell.position,
         join=join,
         alpha=best.alpha,
-        scores=Scores(
+        scores=BestScores(
             metric=result.metric,
             cv=best.cv_score,
             nested_cv=None if evidence.nested_cv is None else evidence.nested_cv.score,

@@ -29,7 +29,7 @@ from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
 from probesweep.use.card import Card, PromptOrigin
 
-Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Probe:
         return one_column(predictions_of(self.decide(prompts), self.card.task_type))
 
     def decide(
-        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Batches, int], Batches] | None = None
     ) -> Float64[np.ndarray, "prompt output"]:
         """Decision values: what ROC-AUC ranks, for several classes through `gpu_probes.scores.decisions.ranked`.
 
@@ -170,7 +170,7 @@ class Probe:
         prompts : sequence of str or of chat messages
             May be empty. The first error given instead of a prompt is raised.
         progress : callable, optional
-            Called with the blocks of rows and the number of prompts; yields the blocks.
+            Called with the batches and the number of prompts; yields the batches.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class Probe:
         return self._decide_encoded(self._loaded.encode(questions), progress, stop=True)
 
     def decide_usable(
-        self, prompts: Sequence[Question | PromptError], progress: Callable[[Blocks, int], Blocks] | None = None
+        self, prompts: Sequence[Question | PromptError], progress: Callable[[Batches, int], Batches] | None = None
     ) -> tuple[Float64[np.ndarray, "prompt output"], dict[int, str]]:
         """Decision values, NaN for prompts that cannot be used, and why those cannot.
 
@@ -224,7 +224,7 @@ class Probe:
         return decision, dict(sorted(reasons.items()))
 
     def _decide_encoded(
-        self, encoded: Prompts, progress: Callable[[Blocks, int], Blocks] | None, *, stop: bool
+        self, encoded: Prompts, progress: Callable[[Batches, int], Batches] | None, *, stop: bool
     ) -> Float64[np.ndarray, "prompt output"]:
         """Decision values; NaN and infinity in hidden states are an error if `stop`."""
         given, join = self._prompts, self.card.join
@@ -234,9 +234,9 @@ class Probe:
                 "load the same tokenizer and template"
             )
         decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
-        blocks = self._loaded.blocks(encoded, max_rows=self.batch_size)
-        for rows, block in blocks if progress is None else progress(blocks, len(decision)):
-            source = combine(ArrayCellSource(block, given.layers, self._read_positions), join)
+        batches = self._loaded.run(encoded, max_rows=self.batch_size)
+        for rows, states in batches if progress is None else progress(batches, len(decision)):
+            source = combine(ArrayCellSource(states, given.layers, self._read_positions), join)
             decision[rows] = decide(source, Cell(self.layer, self.position), self.coef, self.intercept)
             if stop and not np.isfinite(decision[rows]).all():
                 bad = rows[~np.isfinite(decision[rows]).all(1)].tolist()

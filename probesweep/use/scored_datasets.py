@@ -21,9 +21,9 @@ from gpu_probes.display.wording import class_name
 from gpu_probes.scores.decisions import predictions_of, ranked
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file
-from probesweep.use.prediction import Blocks, Probe
+from probesweep.use.prediction import Batches, Probe
 
-Scores = Mapping[str, list[Any]]
+Columns = Mapping[str, list[Any]]
 OnError = Literal["stop", "null"]
 ERROR_COLUMN = "probe_error"
 
@@ -43,7 +43,7 @@ class Scored:
     """
 
     columns: list[str]
-    scores: Scores
+    scores: Columns
     unusable: dict[int, str]
 
     @property
@@ -70,7 +70,7 @@ def score_dataset(
     question_column: str | None = None,
     max_samples: int | None = None,
     on_error: OnError = "stop",
-    progress: Callable[[Blocks, int], Blocks] | None = None,
+    progress: Callable[[Batches, int], Batches] | None = None,
 ) -> Scored:
     """Write a dataset with the probe's scores as new columns; the others stay unchanged.
 
@@ -144,8 +144,8 @@ def _score(
     probe: Probe,
     questions: Sequence[Question | PromptError],
     on_error: OnError,
-    progress: Callable[[Blocks, int], Blocks] | None,
-) -> tuple[Scores, dict[int, str]]:
+    progress: Callable[[Batches, int], Batches] | None,
+) -> tuple[Columns, dict[int, str]]:
     """Columns of scores, and why rows have none."""
     if on_error == "stop":
         try:
@@ -176,7 +176,7 @@ def _column_names(probe: Probe, on_error: OnError) -> list[str]:
     return [*by_class, *reasons]
 
 
-def _parquet(rows: Rows, scores: Scores) -> bytes:
+def _parquet(rows: Rows, scores: Columns) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -190,7 +190,7 @@ def _parquet(rows: Rows, scores: Scores) -> bytes:
     return sink.getvalue()
 
 
-def _csv(rows: Rows, scores: Scores) -> bytes:
+def _csv(rows: Rows, scores: Columns) -> bytes:
     import pyarrow.csv as pacsv
 
     sink = io.BytesIO()
@@ -198,7 +198,7 @@ def _csv(rows: Rows, scores: Scores) -> bytes:
     return sink.getvalue()
 
 
-def _with_scores(table: Table, scores: Scores) -> Table:
+def _with_scores(table: Table, scores: Columns) -> Table:
     import pyarrow as pa
 
     for name, values in scores.items():
@@ -206,7 +206,7 @@ def _with_scores(table: Table, scores: Scores) -> Table:
     return table
 
 
-def _json_lines(rows: Rows, scores: Scores) -> bytes:
+def _json_lines(rows: Rows, scores: Columns) -> bytes:
     lines = rows.json_lines()
     added = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)] or [{}] * len(lines)
     ends = [json.dumps(row, allow_nan=False)[1:-1] for row in added]
@@ -219,7 +219,7 @@ def _with_more(source: str, more: str) -> str:
     return f"{source[:-1]}{', ' if more and not is_empty else ''}{more}}}"
 
 
-_WRITERS: dict[str, Callable[[Rows, Scores], bytes]] = {
+_WRITERS: dict[str, Callable[[Rows, Columns], bytes]] = {
     ".parquet": _parquet,
     ".csv": _csv,
     ".jsonl": _json_lines,

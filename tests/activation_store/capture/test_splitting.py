@@ -27,14 +27,14 @@ class Small:
 
 
 def run_all(runner, rows, prompts):
-    parts = list(runner.blocks(rows, prompts))
+    parts = list(runner.run(rows, prompts))
     return np.concatenate([part for part, _ in parts]), np.concatenate([block for _, block in parts])
 
 
 def test_a_batch_that_fits_is_run_whole():
     prompts = random_prompts([9, 7, 5])
     device = Small(27)
-    [(rows, block)] = SplittingRunner(device.run).blocks(np.array([4, 2, 9]), prompts)
+    [(rows, block)] = SplittingRunner(device.run).run(np.array([4, 2, 9]), prompts)
     assert rows.tolist() == [4, 2, 9]
     assert block == [prompt[-1] for prompt in prompts]
     assert device.calls == [27]
@@ -75,7 +75,7 @@ def test_other_errors_pass():
         raise RuntimeError("not about memory")
 
     with pytest.raises(RuntimeError, match="not about memory"):
-        list(SplittingRunner(broken).blocks(np.arange(2), random_prompts([3, 4])))
+        list(SplittingRunner(broken).run(np.arange(2), random_prompts([3, 4])))
 
 
 def test_splitting_changes_values_by_rounding_only():

@@ -681,7 +681,7 @@ def test_what_a_bad_row_comes_to_is_one_of_two(probe, odd, tmp_path, on_error):
 
 
 def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
-    probe, whole = Probe.load(train("success_rate")), LoadedModel.blocks
+    probe, whole = Probe.load(train("success_rate")), LoadedModel.run
 
     def broken(*args: Any, **options: Any) -> Iterator[Any]:
         for rows, block in whole(*args, **options):
@@ -689,7 +689,7 @@ def test_a_prompt_that_breaks_the_model_is_null(train, monkeypatch):
             yield rows, block
 
     expected = probe.score(["Hi", "you"])
-    monkeypatch.setattr(LoadedModel, "blocks", broken)
+    monkeypatch.setattr(LoadedModel, "run", broken)
     with pytest.raises(NonFiniteError, match="the model returns NaN or infinity for row 1; drop these prompts"):
         probe.score(["Hi", "there", "you"])
     scored = score_texts(probe, ["Hi", "there", "you"], on_error="null")
