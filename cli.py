@@ -197,7 +197,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     "--alpha",
     default=1.0,
     show_default=True,
-    help="Penalty, as in scikit-learn's Ridge; C = 1/alpha. --alphas replaces it.",
+    help="Penalty, as in scikit-learn's Ridge; C = 1/alpha. For a grid give --alphas instead.",
 )
 @click.option(
     "--alphas",

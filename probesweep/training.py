@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -91,9 +91,10 @@ class Training(ProbeOptions):
     test_activations: str | Path
     output_dir: str | Path
     label_column: str | Sequence[str] = ()
+    _: KW_ONLY
     join: str | None = None
     # Lists only: a file holds no arrays.
-    alphas: Sequence[float] | str | None = field(default=None, kw_only=True)
+    alphas: Sequence[float] | str | None = None
     weight_column: str | None = None
     groups: str | None = None
     split_repeats: bool = False

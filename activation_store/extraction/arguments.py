@@ -186,5 +186,5 @@ def check_disk(path: Path, n_bytes: int) -> None:
         raise InputError(
             f"{path} needs {n_bytes / 2**30:.1f} GiB and {folder} has {free / 2**30:.1f} GiB free; "
             "choose fewer layers=..., a 16-bit dtype=... or another disk",
-            argument="layers",
+            argument="output_path",
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
-from activation_store.errors import InputError, check_at_least_one
+from activation_store.errors import FingerprintMismatchError, InputError, check_at_least_one
 from activation_store.extraction.arguments import (
     check_column_name,
     check_device_map,
@@ -203,11 +203,17 @@ class Extraction:
         job = self._job
         try:
             writer = _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint)
+        except FingerprintMismatchError:
+            # It may be the reason why the prompts differ.
+            _warn_of_another_day(ActivationStore.open(path), job)
+            raise
         except OSError as error:
             if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
                 raise
             # There is nothing to write, so read-only media are fine.
-            return ActivationStore.open(path)
+            store = ActivationStore.open(path)
+            _warn_of_another_day(store, job)
+            return store
         with writer:
             _warn_of_another_day(writer, job)
             if writer.pending_shards:
@@ -356,14 +362,14 @@ def _finish(writer: StoreWriter) -> ActivationStore:
     return writer.store()
 
 
-def _warn_of_another_day(writer: StoreWriter, job: Job) -> None:
+def _warn_of_another_day(store: StoreWriter | ActivationStore, job: Job) -> None:
     """Warn that the prompts of a store started on another day may have changed."""
-    begun = writer.spec.provenance.get("template_day")
+    begun = store.spec.provenance.get("template_day")
     if begun is not None and begun != job.template_day:
         logger.warning(
             "%s was started on %s, and this chat template can insert the date into prompts; if they differ, fix the "
             "date from the start, as with chat_template_kwargs={'date_string': '26 Jul 2024'} of Llama 3",
-            writer.path,
+            store.path,
             begun,
         )
 

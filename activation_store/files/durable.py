@@ -56,7 +56,7 @@ def draft_of(path: Path) -> Generator[Path]:
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; give the file it points to", str(path))
     _remove_dead_drafts(path.parent)
-    with naming(path):
+    with naming_file(path):
         draft, descriptor = _new_draft(path.parent)
     try:
         yield draft
@@ -188,7 +188,7 @@ def _start_writeback(descriptor: int, start: int, stop: int) -> None:
 
 @contextmanager
 def _opened(path: Path, flags: int) -> Generator[int]:
-    with naming(path):
+    with naming_file(path):
         descriptor = os.open(path, flags, 0o666)
         try:
             yield descriptor
@@ -197,7 +197,7 @@ def _opened(path: Path, flags: int) -> Generator[int]:
 
 
 @contextmanager
-def naming(path: Path) -> Generator[None]:
+def naming_file(path: Path) -> Generator[None]:
     """Name the file in what write, fsync and close raise: by themselves they do not."""
     try:
         yield

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from activation_store.errors import StoreLockedError
-from activation_store.files.durable import naming, write_all
+from activation_store.files.durable import naming_file, write_all
 
 
 class WriterLock:
@@ -35,7 +35,7 @@ class WriterLock:
         StoreLockedError
             Another process is; names its pid.
         """
-        with naming(path):
+        with naming_file(path):
             while True:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
                 try:
@@ -56,7 +56,7 @@ class WriterLock:
 
     def release(self) -> None:
         """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
-        with naming(self._path):
+        with naming_file(self._path):
             try:
                 os.ftruncate(self._descriptor, 0)
             finally:
@@ -64,7 +64,7 @@ class WriterLock:
 
     def remove(self) -> None:
         """Remove the lock file and let go."""
-        with naming(self._path):
+        with naming_file(self._path):
             try:
                 os.unlink(self._path)  # noqa: PTH108
             finally:
@@ -80,7 +80,7 @@ def check_unlocked(path: Path, folder: Path) -> None:
         Names the writer's pid.
     """
     if path.is_file():
-        with naming(path):
+        with naming_file(path):
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 _lock(folder, descriptor, fcntl.LOCK_SH)

@@ -270,7 +270,7 @@ def _check_cut(rows: list[int], max_length: int | None) -> None:
             f"{len(rows)} prompts cannot be cut to max_length={max_length}, {show_rows(rows)}: they are too long "
             "even without the user's text, or the template rewrites it; drop them, or raise max_length=... if the "
             "model allows",
-            f"cannot be cut to max_length={max_length}",
+            f"cannot be cut to {max_length} tokens",
             argument="max_length",
         )
 
@@ -284,7 +284,7 @@ def _check_lengths(n_tokens: Int64[np.ndarray, " sample"], max_length: int | Non
             f"{len(too_long)} prompts are longer than max_length={max_length}, {show_rows(too_long)}; the longest is "
             f"row {worst} with {n_tokens[worst]} tokens; shorten or drop them{cut}, or raise max_length=... if the "
             "model allows",
-            f"{n_tokens[worst]} tokens, more than max_length={max_length}",
+            f"{n_tokens[worst]} tokens, more than the {max_length} allowed",
             argument="max_length",
         )
 

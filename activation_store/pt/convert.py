@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from activation_store.files.durable import draft_of, naming
+from activation_store.files.durable import draft_of, naming_file
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import file_hash
 from activation_store.format.layout import balanced_shard_samples
@@ -175,7 +175,7 @@ def _reserved_tensors(
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({**fakes, **content}, path)
     # A mapped file with holes ends the process, without a word, where the disk is full.
-    with naming(path), path.open("rb+") as file:
+    with naming_file(path), path.open("rb+") as file:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         mapped = torch.load(path, mmap=True, weights_only=True)

@@ -57,10 +57,12 @@ def _performance(result: SweepResult) -> dict[str, Json]:
         "fit_intercept": result.fit_intercept,
         "standardize": result.standardize,
         "alpha_grid": None if result.alpha_grid is None else list(result.alpha_grid),
-        "selected_alphas": {_key(result, p, i): null_if_nan(result.selected_alpha[p, i]) for p, i in result.cells()},
+        "selected_alphas": {
+            _key(result, p, i): null_if_nan(result.selected_alpha[p, i]) for p, i in result.cell_indices()
+        },
     }
     if len(result.alphas) > 1:
-        content["alpha_cv_scores"] = {_key(result, p, i): _by_alpha(result, p, i) for p, i in result.cells()}
+        content["alpha_cv_scores"] = {_key(result, p, i): _by_alpha(result, p, i) for p, i in result.cell_indices()}
     return content | {
         "undefined": _undefined(result),
         "status_counts": result.status_counts(),
@@ -95,7 +97,7 @@ def _best_probe(result: SweepResult, best: BestProbe) -> dict[str, Json]:
 def _all_predictions(result: SweepResult) -> dict[str, Json]:
     return {
         "positions": list(result.positions),
-        "predictions": {_key(result, p, i): partial(_predictions, result, p, i) for p, i in result.cells()},
+        "predictions": {_key(result, p, i): partial(_predictions, result, p, i) for p, i in result.cell_indices()},
         "train_labels": result.train_labels,
         "test_labels": result.test_labels,
     }
@@ -143,7 +145,7 @@ def _undefined(result: SweepResult) -> dict[str, str]:
     wanted += [result.test_score] if result.test_labels is not None else []
     wanted += [result.cv_score] if result.k_fold else []
     missing = np.any(np.isnan(np.stack(wanted)), axis=0)
-    return {_key(result, p, i): result.status[p, i].value for p, i in result.cells() if missing[p, i]}
+    return {_key(result, p, i): result.status[p, i].value for p, i in result.cell_indices() if missing[p, i]}
 
 
 def probes_bytes(result: SweepResult) -> bytes:

@@ -144,7 +144,7 @@ class SweepResult(CellArrays):
                     **self._how_found(p, i),
                     **self._how_sure(p, i),
                 }
-                for p, i in self.cells()
+                for p, i in self.cell_indices()
             ]
         )
 
@@ -213,7 +213,7 @@ class SweepResult(CellArrays):
         """The same for a notebook."""
         return summary_html(repr(self).splitlines(), self.to_frame())
 
-    def cells(self) -> list[tuple[int, int]]:
+    def cell_indices(self) -> list[tuple[int, int]]:
         """Indices of position and layer of every cell, in the order of the files."""
         return [(p, i) for p in range(len(self.positions)) for i in range(len(self.layers))]
 

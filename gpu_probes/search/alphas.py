@@ -1,4 +1,4 @@
-"""Grids of alphas: checked, or scaled to the data."""
+"""Grids of alphas: checked, or scaled to the data. What alpha means: `gpu_probes.solvers.objective`."""
 
 from __future__ import annotations
 

@@ -44,10 +44,11 @@ class LabelPlan:
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What all cells share; several labels only for ridge."""
+    """What all cells share; several labels only for ridge. `penalties` are those of the `alphas`."""
 
     probe: ProbeKind
     labels: tuple[LabelPlan, ...]
+    alphas: tuple[float, ...]
     penalties: tuple[float, ...]
     penalties_at_once: int
     shuffles_at_once: int
@@ -249,7 +250,7 @@ def _search_label(
     decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
     own = plan.sets.own_fits
-    penalties = coef.new_tensor(plan.penalties)
+    alphas = coef.new_tensor(plan.alphas)
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
         # At any alpha: it played a part in the choice.
@@ -268,7 +269,7 @@ def _search_label(
         intercept=host(intercept - (coef * seen.median[:, None]).sum(-1) if plan.preprocessing.centres else intercept),
         certificate=host(fits.certificate[:, own]),
         solver=host(fits.solver[:, own]),
-        selected_alpha=host(penalties[chosen]),
+        selected_alpha=host(alphas[chosen]),
         train_score=host(on_train.scores[:, 0]),
         test_score=host(on_test.scores[:, 0]),
         cv_score=host(_at(cv.scores, chosen)),
@@ -277,7 +278,7 @@ def _search_label(
         test_decision=None if test is None else host(on_test.decision[:, 0]),
         cv_decision=host(_at(cv.decision, chosen)) if plan.n_folds else None,
         inner_score=host(nested.inner_score),
-        inner_alpha=penalties[nested.selected].cpu().numpy(),
+        inner_alpha=alphas[nested.selected].cpu().numpy(),
         outer_score=host(nested.outer_score),
         null_score=host(_best_null(null_scores, cv.scores)),
     )

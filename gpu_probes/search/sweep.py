@@ -287,6 +287,7 @@ def _sweep_group(planned: PlannedSweep, group: _Group) -> dict[str, SweepResult]
         search_plan = SearchPlan(
             probe=group.labels[0].probe,
             labels=labels[device],
+            alphas=planned.alphas,
             penalties=group.penalties,
             penalties_at_once=plan.penalties_at_once,
             shuffles_at_once=plan.shuffles_at_once,

@@ -24,7 +24,7 @@ from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.template import TEMPLATE
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
-from probesweep.terminal.flags import RENAMED
+from probesweep.terminal.flags import KEYS
 from probesweep.tracking.track import check_installed, track
 from probesweep.training import Training
 from probesweep_errors import ProbesweepError
@@ -249,8 +249,10 @@ class Experiment:
         except ProbesweepError as error:
             if str(self.path) in str(error):
                 raise
+            # What is no ValueError is not about what the file says: another process, a damaged store.
+            keys = otherwise if isinstance(error, ValueError) else ()
             places = self._places(self._key_of(error.argument or "", split)) or [
-                place for key in otherwise for place in self._places(key)
+                place for key in keys for place in self._places(key)
             ]
             if not places:
                 raise
@@ -267,7 +269,7 @@ class Experiment:
             return other if inner not in named and self.settings[section][other] == inner else name
         if name == "dataset_path" and split is not None:
             return f"{split}_dataset"
-        return {**RENAMED, **_DATASETS}.get(name, argument)
+        return KEYS.get(name, argument)
 
     def _places(self, key: str) -> list[str]:
         """Where the file has a key, or what it can say of it."""
@@ -323,11 +325,5 @@ def _set_aside(path: Path) -> Path:
     return target
 
 
-# Keys that name a file or a folder, and those behind arguments of a training.
+# Keys that name a file or a folder.
 _FILES = ("output_dir", "model", "train_dataset", "test_dataset")
-_DATASETS = {
-    "train_activations": "train_dataset",
-    "test_activations": "test_dataset",
-    "test": "test_dataset",
-    "test_labels": "test_dataset",
-}

@@ -1,4 +1,4 @@
-"""The experiment file: its keys, its template, and the location of mistakes in it."""
+"""The experiment file: its keys, and the location of mistakes in it."""
 
 from __future__ import annotations
 

@@ -24,6 +24,18 @@ RENAMED = {
     "sample_weight": "weight_column",
     "train_labels": "label_column",
 }
+# The same for keys of an experiment file, which has one key for each dataset.
+KEYS = {
+    **RENAMED,
+    "output_path": "output_dir",
+    "spill_folder": "output_dir",
+    "train_activations": "train_dataset",
+    "test_activations": "test_dataset",
+    "test": "test_dataset",
+    "test_labels": "test_dataset",
+}
+# Of single commands; in a file there is no such key.
+_ONLY_FLAGS = {"repair": "probesweep extract --repair"}
 _QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 _LITERAL = (
     rf"\.\.\.|{_QUOTED}|\[(?:{_QUOTED}|[^][{{}}'\"])*\]|\((?:{_QUOTED}|[^()'\"])*\)|\{{(?:{_QUOTED}|[^][{{}}'\"])*\}}"
@@ -47,7 +59,7 @@ def as_flags(message: str, ctx: click.Context) -> str:
     options = {
         str(option.name): option for command in (*others, ctx.command) for option in command.params if option.name
     }
-    return _rewrite(message, options, ctx.params, lambda name, literal: _as_flag(options[name], literal))
+    return _rewrite(message, options, RENAMED, ctx.params, lambda name, literal: _as_flag(options[name], literal))
 
 
 def as_keys(message: str, keys: Collection[str], given: object) -> str:
@@ -60,10 +72,17 @@ def as_keys(message: str, keys: Collection[str], given: object) -> str:
     given : any
         What the user wrote, in mappings and lists.
     """
-    return _rewrite(message, keys, given, _as_key)
+    names = {*keys, *_ONLY_FLAGS}
+    return _rewrite(message, names, KEYS, given, lambda name, literal: _ONLY_FLAGS.get(name) or _as_key(name, literal))
 
 
-def _rewrite(message: str, names: Collection[str], given: object, write: Callable[[str, str], str]) -> str:
+def _rewrite(
+    message: str,
+    names: Collection[str],
+    renamed: Mapping[str, str],
+    given: object,
+    write: Callable[[str, str], str],
+) -> str:
     # What the user wrote comes first, so that it is passed over as a whole.
     theirs = sorted({text for text in _texts(given) if "=" in text}, key=len, reverse=True)
     kept = "|".join([*map(re.escape, theirs), rf"(?<!\w)(?:{_QUOTED})(?!\w)"])
@@ -72,7 +91,7 @@ def _rewrite(message: str, names: Collection[str], given: object, write: Callabl
         name, literal = found["name"], found["literal"]
         if name in names:
             return write(name, literal)
-        return write(RENAMED[name], "...") if RENAMED.get(name) in names else found[0]
+        return write(renamed[name], "...") if renamed.get(name) in names else found[0]
 
     return re.sub(rf"(?:{kept})|{_MENTION}", replace, message)
 

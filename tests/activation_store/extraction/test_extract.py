@@ -122,6 +122,13 @@ def test_a_template_that_writes_the_day_is_told_on_another_day(tiny_model, datas
     monkeypatch.setattr("activation_store.extraction.extract.date", Tomorrow)
     run(folder, dataset, tmp_path / "s.zarr")
     assert "this chat template can insert the date into prompts" in caplog.text
+    # As where the date that was inserted has changed the prompts.
+    caplog.clear()
+    frame = pd.read_parquet(dataset)
+    frame.assign(question=frame.question + " today").to_parquet(dataset)
+    with pytest.raises(FingerprintMismatchError):
+        run(folder, dataset, tmp_path / "s.zarr")
+    assert "this chat template can insert the date into prompts" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message", "tokenize"])

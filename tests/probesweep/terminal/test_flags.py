@@ -100,7 +100,10 @@ def test_what_the_user_gave_stays():
         ("give eoi_tokens=N; alpha=inf", "give eoi_tokens = N; alpha = inf"),
         ("chat_template_kwargs={'thinking': False}", "chat_template_kwargs = {thinking = false}"),
         ("a larger budget_bytes=...", "a larger budget_gib"),
-        ("run it again with repair=True", "run it again with repair=True"),
+        ("run it again with repair=True", "run it again with probesweep extract --repair"),
+        ("give other test_activations=...", "give other test_dataset"),
+        ("output_path='a' is a file", "output_dir is a file"),
+        ("give folds=...", "give folds=..."),
     ],
 )
 def test_arguments_become_keys(message, shown):

@@ -605,7 +605,7 @@ def test_bad_rows_are_null_with_a_reason_and_the_others_as_ever(train, odd, tmp_
     texts = ["Hi", "", "", "How are you?", ""]
     expected = [probe.score([texts[row]])[0] for row in usable]
     np.testing.assert_allclose(table["probe_score"][usable].astype(float), expected, rtol=1e-4)
-    assert "tokens, more than max_length=256" in table["probe_error"][1]
+    assert "tokens, more than the 256 allowed" in table["probe_error"][1]
     assert table["probe_error"][2] == "None is not text; drop or fix it"
     assert list(scored.unusable) == [row for row in range(6) if row not in usable]
 
