@@ -20,6 +20,7 @@ def results(trained, tmp_path) -> Path:
     return shutil.copytree(trained / "results", tmp_path / "results")
 
 
+@pytest.mark.slow
 def test_prompts_of_the_stores_are_shown(results, caplog):
     page = report_on(results)
     assert page == results / "report.html"
@@ -69,6 +70,7 @@ def test_rows_that_were_left_out_of_the_test_leave_the_others_with_their_prompts
     assert set(drawn.table.loc[drawn.table["series"] == "test rows", "row number"]) == set(map(str, range(5, 15)))
 
 
+@pytest.mark.slow
 def test_a_folder_without_results(tmp_path):
     with pytest.raises(ProbeError, match="holds no finished training"):
         report_on(tmp_path)

@@ -190,6 +190,7 @@ def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
     assert "/stores/train.zarr" in page.text
 
 
+@pytest.mark.slow
 def test_layers_are_numbers_of_hidden_states_and_positions_have_their_tokens(shown: Shown):
     page = shown("regression")
     data = [row for rows in page.spec("heatmap")["datasets"].values() for row in rows]
@@ -305,6 +306,7 @@ def test_largest_errors_come_first_with_their_prompts(regression: Path, shown: S
     assert "Row numbers only" in page_of(regression).text
 
 
+@pytest.mark.slow
 def test_class_errors_are_the_probability_that_the_actual_class_did_not_get(classes: Path, shown: Shown):
     page, best = shown("classes"), content(classes, "best_probe_predictions.json")
     wrong = np.abs(np.array(best["test_predictions"]) - best["test_actual"])
@@ -666,6 +668,7 @@ def test_browser_dark_scheme_on_a_phone(browser: Browser, shown: Shown, kind: st
         assert view.tab.evaluate("getComputedStyle(document.body).backgroundColor") == colours["light"][0]
 
 
+@pytest.mark.slow
 def test_browser_tooltip_under_the_pointer(browser: Browser, shown: Shown):
     with opened(browser, shown("regression").path) as view:
         tooltip = view.tab.locator("#tooltip")
@@ -680,6 +683,7 @@ def test_browser_tooltip_under_the_pointer(browser: Browser, shown: Shown):
         assert not tooltip.is_visible()
 
 
+@pytest.mark.slow
 def test_browser_keys_reach_every_mark(browser: Browser, shown: Shown):
     with opened(browser, shown("regression").path) as view:
         chart, live = view.tab.locator("#f-heatmap .chart"), view.tab.locator("#live")
@@ -708,6 +712,7 @@ def test_browser_keys_reach_every_mark(browser: Browser, shown: Shown):
         assert view.tab.locator(".ring").count() == 0
 
 
+@pytest.mark.slow
 def test_browser_every_figure_has_keys_and_a_name(browser: Browser, shown: Shown):
     with opened(browser, shown("classes").path) as view:
         view.tab.keyboard.press("Tab")

@@ -327,7 +327,7 @@ def test_the_rows_of_every_stage_are_checked_first(experiment, no_model, kind):
 def test_a_place_that_holds_something_else_is_found_first(experiment, no_model):
     (experiment.parent / "out/test.zarr").mkdir(parents=True)
     (experiment.parent / "out/test.zarr/notes.txt").write_text("mine")
-    assert "is not a store" in refused(experiment, "test_dataset", line=8)
+    assert "is not a store" in refused(experiment, "output_dir", line=1)
 
 
 def test_permutations_that_change_nothing_are_refused(experiment, no_model):
