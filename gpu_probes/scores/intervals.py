@@ -22,7 +22,7 @@ _METRICS: dict[str, Metric] = {"spearman": "spearman", "r2": "r2", "roc_auc": "r
 N_RESAMPLES = 2000
 LEVEL = 0.95
 _FEWEST_UNITS, _FEW_CLUSTERS = 8, 20
-# Beyond 5,000 rows fewer resamples do: those of 500 move an end of the interval by about 6 % of its half width.
+# Beyond 5,000 rows fewer resamples do: those of 500 move an end of the interval by about 7 % of its half width.
 _FEWEST_RESAMPLES, _RESAMPLED_ROWS = 500, 10_000_000
 _MOST_UNDEFINED = 0.1
 # Sums of ranks that are equal may differ in the last digits.
