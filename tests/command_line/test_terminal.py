@@ -70,6 +70,7 @@ def extract(tiny_model, dataset: Path, output: Path, *options: object) -> tuple[
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_json_is_one_document_and_quiet_is_silent(tiny_model, dataset, tmp_path):
     store = tmp_path / "s.zarr"
     quiet = run(*extract(tiny_model, dataset, store, "--quiet"))
@@ -102,6 +103,7 @@ def test_json_is_one_document_and_quiet_is_silent(tiny_model, dataset, tmp_path)
     assert run("--quiet", *extract(tiny_model, dataset, store)).stdout == ""
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path):
     plain = run_process("verify", tmp_path / "none.zarr")
     debug = run_process("verify", tmp_path / "none.zarr", "--debug")

@@ -147,6 +147,7 @@ def test_no_output_takes_the_place_of_a_result(trained: Path, name: str):
     assert "is the name of a result file" in done.stderr
 
 
+@pytest.mark.slow
 def test_no_output_takes_the_place_of_an_input(tmp_path: Path, asked: Training):
     asked.run()
     before = (tmp_path / "test.pt").read_bytes()
@@ -165,6 +166,7 @@ def test_a_new_training_takes_the_page_and_the_figures_of_the_old_one(tmp_path: 
     assert not (tmp_path / "out/figures").exists()
 
 
+@pytest.mark.slow
 def test_the_same_file_with_another_time_is_the_same_and_another_with_the_same_time_is_not(
     tmp_path: Path, asked: Training
 ):
@@ -178,6 +180,7 @@ def test_the_same_file_with_another_time_is_the_same_and_another_with_the_same_t
     assert not replace(asked).is_finished()
 
 
+@pytest.mark.slow
 def test_activations_that_are_replaced_during_the_training_are_an_error(
     tmp_path: Path, asked: Training, monkeypatch: pytest.MonkeyPatch
 ):
@@ -235,6 +238,7 @@ def test_extract_writes_a_pt_again_that_is_of_other_rows_though_it_is_newer(tmp_
     assert len((tmp_path / "a.pt").read_bytes()) == len(right)
 
 
+@pytest.mark.slow
 def test_run_json_names_the_content_of_the_pt(tmp_path: Path, asked: Training):
     asked.run()
     assert len(Run.load(tmp_path / "out").request.train.content) == 64

@@ -87,6 +87,7 @@ def test_smollm2_equals_one_by_one_forward(tmp_path, monkeypatch):
     assert np.ptp(store.cell(0, -1), axis=0).max() == 0
 
 
+@pytest.mark.slow
 def test_chosen_layers_are_those_of_all(tiny_model, dataset, tmp_path):
     folder = str(tiny_model("llama"))
     everything = Extraction(folder, dataset, tmp_path / "all.zarr", use_chat_template=True, device="cpu").run()

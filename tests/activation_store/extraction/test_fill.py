@@ -133,6 +133,7 @@ def test_values_that_are_not_finite_stop_it(writer, bad):
     assert 1 in writer.pending_shards
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_does_not_leave_the_thread_writing(writer, monkeypatch):
     """The lock is let go of when `fill` returns: nothing may be written after that."""
     real, begun, finished = writer.add, threading.Event(), []

@@ -348,6 +348,7 @@ def test_a_template_that_looks_at_the_length_is_not_cut():
         encode(train_tokenizer(template), ["word " * 40], eoi_tokens=3, max_length=20, truncate=True)
 
 
+@pytest.mark.slow
 def test_token_ids_of_all_prompts_are_never_held_as_lists(monkeypatch):
     monkeypatch.setattr(encoding, "_BATCH_ROWS", 50)
     tokenizer = train_tokenizer()

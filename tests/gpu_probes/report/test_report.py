@@ -228,6 +228,7 @@ def test_several_classes(shown: Shown):
     assert "Each class against all others" in page.text
 
 
+@pytest.mark.slow
 def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown):
     page = shown("no_folds")
     assert page.figures == ["heatmap", "layers"]
@@ -237,6 +238,7 @@ def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown)
     assert "Prompts with the largest errors: no best probe" in page.text
 
 
+@pytest.mark.slow
 def test_without_test_rows_or_inference(shown: Shown):
     page = shown("no_test")
     assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
@@ -268,6 +270,7 @@ def test_joined_cells(shown: Shown, kind: str):
     assert shown(kind).figures == ["heatmap", "layers", "predictions", "comparison"]
 
 
+@pytest.mark.slow
 def test_null_everywhere(shown: Shown):
     page = shown("nulls")
     assert page.figures == ["heatmap"]
@@ -276,6 +279,7 @@ def test_null_everywhere(shown: Shown):
     assert "12 cells have no score" in page.text
 
 
+@pytest.mark.slow
 def test_an_older_inference_without_its_newest_parts(copied: Path):
     known = content(copied, "inference.json")
     kept = {name: known[name] for name in ("nested_cv", "permutation", "baselines")}
@@ -335,6 +339,7 @@ def test_long_prompts_are_cut_and_it_is_said(regression: Path):
     assert "(4,400 more characters)" in page_of(regression, prompts=prompts).text
 
 
+@pytest.mark.slow
 def test_prompts_of_another_store_are_refused(regression: Path):
     with pytest.raises(ProbeError, match=f"23 test prompts were given for the {N_TEST} rows of the test store"):
         write_report(regression, prompts=prompts_of(n_test=N_TEST - 1))

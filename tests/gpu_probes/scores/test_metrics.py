@@ -18,6 +18,7 @@ tied = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])
 pairs = st.integers(2, 30).flatmap(lambda n: st.tuples(*[arrays(np.float64, n, elements=tied)] * 2))
 
 
+@pytest.mark.slow
 @given(pairs)
 def test_regression_scores_are_scipys_and_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
     actual, predicted = drawn
@@ -35,6 +36,7 @@ def test_regression_scores_are_scipys_and_scikit_learns(drawn: tuple[np.ndarray,
         assert scores.values["r2"] == pytest.approx(metrics.r2_score(actual, predicted))
 
 
+@pytest.mark.slow
 @given(pairs)
 def test_learnability_is_the_mean_over_all_ways_to_break_ties(drawn: tuple[np.ndarray, np.ndarray]):
     actual, predicted = drawn

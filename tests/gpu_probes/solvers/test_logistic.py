@@ -75,6 +75,7 @@ def test_columns_together_equal_one_by_one(n_classes: int):
         torch.testing.assert_close(together.coef[:, a], alone.coef[:, 0], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_separable_data_at_large_c_converges():
     rng = np.random.default_rng(0)
     features = rng.standard_normal((200, 30))
