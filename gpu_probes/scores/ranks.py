@@ -48,6 +48,20 @@ def unit_ranks(targets: Float64[Tensor, "*column sample"]) -> Float64[Tensor, "*
     return ranks / torch.linalg.vector_norm(ranks, dim=-1, keepdim=True)
 
 
+def unit_ranks_of_places(places: Int64[Tensor, "column sample"], n_places: int) -> Float64[Tensor, "column sample"]:
+    """`unit_ranks` of values given by their places among all distinct ones: on a CPU counted, which takes no sort."""
+    if places.device.type != "cpu":
+        return unit_ranks(places.double())
+    # Twice the midranks less their mean.
+    ranks = np.empty(places.shape)
+    for column, row in enumerate(places.numpy()):
+        upto = np.zeros(n_places + 1, dtype=np.int64)
+        np.cumsum(np.bincount(row, minlength=n_places), out=upto[1:])
+        ranks[column] = (upto[:-1] + upto[1:] - len(row)).take(row)
+    unit = torch.from_numpy(ranks)
+    return unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+
+
 def correlate_ranks(
     targets: Float64[Tensor, "*#column sample"], predictions: Float64[Tensor, "*column sample"]
 ) -> Float64[Tensor, "*column"]:

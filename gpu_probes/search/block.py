@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from gpu_probes.results.cell_arrays import CellArrays
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import Shuffles
 from gpu_probes.samples.training_sets import TrainingSets
-from gpu_probes.scores.ranks import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks
+from gpu_probes.scores.ranks import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks_of_places
 from gpu_probes.solvers.closed_form import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
 from gpu_probes.solvers.logistic import decide_held_out_logistic, fit_logistic
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
@@ -35,6 +36,11 @@ class LabelPlan:
     train_targets: Float64[Tensor, "train_sample output"]
     test_targets: Float64[Tensor, "test_sample output"]
     shuffles: Shuffles | None
+
+    @cached_property
+    def places(self) -> Int64[Tensor, " train_sample"]:
+        """Place of each sample's number among all distinct ones, which are sorted once for all shuffles."""
+        return self.train_targets[:, 0].unique(return_inverse=True)[1]
 
     @property
     def is_constant(self) -> bool:
@@ -214,21 +220,21 @@ def _score_orders(
     orders = torch.from_numpy(drawn).to(label.train_targets.device)
     shuffled = label.train_targets[orders.mT]
     scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
-    score_fold = [_scorer(label.task, shuffled[plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
+    score_fold = [_scorer(label, orders[:, plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
     for fold, penalty, decision in decide(shuffled):
         scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
     return scores
 
 
 def _scorer(
-    task: Task, targets: Float64[Tensor, "sample shuffle output"]
+    label: LabelPlan, orders: Int64[Tensor, "shuffle sample"]
 ) -> Callable[[Float64[Tensor, "cell shuffle sample output"]], Float64[Tensor, "cell shuffle"]]:
     """Score decision values against shuffled targets, whose ranks are the same for all penalties."""
-    by_shuffle = targets.transpose(0, 1).contiguous()[None]
-    if task.task_type == "regression":
-        ranks = unit_ranks(by_shuffle[..., 0])
+    if label.task.task_type == "regression":
+        ranks = unit_ranks_of_places(label.places[orders], int(label.places.max()) + 1)[None]
         return lambda decision: correlate_ranks(ranks, decision[..., 0])
-    return lambda decision: score(task.task_type, by_shuffle, ranked(decision))
+    by_shuffle = label.train_targets[orders][None]
+    return lambda decision: score(label.task.task_type, by_shuffle, ranked(decision))
 
 
 def _search_label(

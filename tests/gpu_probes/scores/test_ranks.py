@@ -10,7 +10,17 @@ from scipy.stats import rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
 from gpu_probes.errors import LabelError
-from gpu_probes.scores.ranks import is_flat, labels_rank, midranks, ranked, roc_auc, rounding_level, score, spearman
+from gpu_probes.scores.ranks import (
+    is_flat,
+    labels_rank,
+    midranks,
+    ranked,
+    roc_auc,
+    rounding_level,
+    score,
+    spearman,
+    unit_ranks_of_places,
+)
 
 # Few distinct values make ties the rule.
 tied = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6))
@@ -26,6 +36,17 @@ def label_and_predictions(draw: st.DrawFn, labels: st.SearchStrategy[float]) -> 
 @given(arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(1, 30)), elements=tied))
 def test_midranks_are_scipys(values: np.ndarray):
     np.testing.assert_array_equal(midranks(torch.tensor(values)).numpy(), rankdata(values, axis=1))
+
+
+@given(arrays(np.int64, st.tuples(st.integers(1, 3), st.integers(2, 30)), elements=st.integers(0, 9)))
+def test_ranks_of_places_are_those_of_values(places: np.ndarray):
+    ours = unit_ranks_of_places(torch.from_numpy(places), 12).numpy()
+    for found, row in zip(ours, places, strict=True):
+        centred = rankdata(row) - (len(row) + 1) / 2
+        if np.ptp(row) == 0:
+            assert np.isnan(found).all()
+        else:
+            np.testing.assert_allclose(found, centred / np.linalg.norm(centred), atol=1e-15)
 
 
 @pytest.mark.slow
