@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from activation_store import StoreLockedError
 from activation_store.extraction import arguments
 from probesweep import Experiment
 from tests.helpers.commands import run
@@ -328,6 +329,15 @@ def test_a_place_that_holds_something_else_is_found_first(experiment, no_model):
     (experiment.parent / "out/test.zarr").mkdir(parents=True)
     (experiment.parent / "out/test.zarr/notes.txt").write_text("mine")
     assert "is not a store" in refused(experiment, "output_dir", line=1)
+
+
+def test_another_process_is_not_a_mistake_in_the_file(experiment, no_model, monkeypatch):
+    def locked(_extraction):
+        raise StoreLockedError("out/train.zarr is being written by process 123")
+
+    monkeypatch.setattr("activation_store.Extraction.plan", locked)
+    done = run("run", experiment)
+    assert (done.returncode, done.stderr) == (1, "error: out/train.zarr is being written by process 123\n")
 
 
 def test_permutations_that_change_nothing_are_refused(experiment, no_model):
