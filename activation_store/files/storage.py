@@ -1,0 +1,158 @@
+"""Where the files of a store are: in a folder of a disk, or below a prefix of an object store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+# A path of a disk, or an address such as s3://bucket/folder/train.zarr.
+Location: TypeAlias = Path | str
+Piece: TypeAlias = bytes | memoryview
+
+_ADDRESS = re.compile(r"(s3|s3a|gs|az|azure|abfss?|adl)://", re.IGNORECASE)
+
+
+def is_address(location: str | Path) -> bool:
+    """Whether a text names a place in an object store."""
+    return isinstance(location, str) and bool(_ADDRESS.match(location))
+
+
+def locate(location: str | Path) -> Location:
+    """A path, or an address without a slash at its end."""
+    return str(location).rstrip("/") if is_address(location) else Path(location)
+
+
+class Contents(Protocol):
+    """One file, of which parts can be read."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the file."""
+        ...
+
+    def part(self, start: int, n_bytes: int) -> memoryview:
+        """Bytes from `start` on; fewer where the file ends. A view, not a copy, where the file is mapped."""
+        ...
+
+
+class Lock(Protocol):
+    """Held by the one writer of a store."""
+
+    def check(self) -> None:
+        """Raise `StoreLockedError` if another writer holds it by now."""
+        ...
+
+    def release(self) -> None:
+        """Let go."""
+        ...
+
+
+class Storage(Protocol):
+    """The files of one store, by their paths below its root (``activations/zarr.json``).
+
+    What is written is there whole or not at all, for whoever looks at any moment, and durable when the call returns.
+    Errors are `OSError`, with the file's full name in `filename`: `FileNotFoundError`, `FileExistsError`,
+    `PermissionError`, others. A path that leads out of the root raises `activation_store.errors.CorruptStoreError`.
+    """
+
+    @property
+    def location(self) -> Location:
+        """The root."""
+        ...
+
+    @property
+    def maps(self) -> bool:
+        """Whether parts are views of mapped files: a process that reads behind the end of one is killed."""
+        ...
+
+    @property
+    def n_in_flight(self) -> int:
+        """Requests that are worth making at the same time."""
+        ...
+
+    def where(self, name: str) -> str:
+        """Full name of a file, for messages."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is anything at the root."""
+        ...
+
+    def n_bytes(self, name: str) -> int | None:
+        """Length of a file; None where there is no regular file."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        ...
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """All of a file, piece by piece."""
+        ...
+
+    def open(self, name: str) -> Contents:
+        """Open a file to read parts of it."""
+        ...
+
+    def names(self, folder: str = "") -> list[str]:
+        """What is directly below a folder, sorted; names of folders end in a slash. Empty if there is no folder."""
+        ...
+
+    def create(self, name: str, pieces: Iterable[Piece]) -> None:
+        """Write a new file; raises `FileExistsError` if there is one."""
+        ...
+
+    def replace(self, name: str, pieces: Iterable[Piece]) -> None:
+        """Write a file, in the place of one that may be there."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def claim(self, name: str, text: str) -> None:
+        """Create a short file that says who is at work; `FileExistsError` if another did. Need not survive a crash."""
+        ...
+
+    def check_vacant(self) -> None:
+        """Raise `InputError` unless a new store can be written here, `StoreLockedError` while another process does."""
+        ...
+
+    def establish(self, files: Mapping[str, bytes], last: str, lock: str) -> Lock:
+        """Write the first files of a new store. The file `last` is there only if all are.
+
+        Returns the lock of its writer; raises as `check_vacant`.
+        """
+        ...
+
+    def acquire(self, lock: str) -> Lock:
+        """Become the writer of an existing store; raises `StoreLockedError` while another process is."""
+        ...
+
+    def check_unlocked(self, lock: str) -> None:
+        """Raise `StoreLockedError` while another process writes."""
+        ...
+
+    def settle(self) -> None:
+        """Make durable what a killed process may have left only in memory."""
+        ...
+
+
+def open_storage(location: str | Path) -> Storage:
+    """Storage of a store at a path or an address.
+
+    Raises
+    ------
+    InputError
+        The address is not one, or obstore is not installed.
+    """
+    if is_address(location):
+        # obstore is an extra.
+        from activation_store.files.objects import Bucket
+
+        return Bucket.open(str(locate(location)))
+    from activation_store.files.disk import Disk
+
+    return Disk(Path(location))
