@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from activation_store.errors import InputError
+from activation_store.files.storage import Location
 from activation_store.format.spec import RESERVED_NAMES
 from probesweep_errors import naming
 
@@ -138,10 +139,10 @@ def check_path(name: str, path: str | Path) -> None:
         )
 
 
-def check_output_path(path: Path) -> None:
+def check_output_path(path: Location) -> None:
     """Refuse a file of the original scripts."""
     check_path("output_path", path)
-    if path.suffix == ".pt":
+    if str(path).endswith(".pt"):
         raise InputError(
             f"{path}: activations are written as a Zarr store; give a path that ends in .zarr and export it afterwards",
             argument="output_path",
@@ -178,8 +179,10 @@ def check_device_map(device: str, device_map: str | None) -> None:
         )
 
 
-def check_disk(path: Path, n_bytes: int) -> None:
-    """Refuse a store that does not fit on its disk."""
+def check_disk(path: Location, n_bytes: int) -> None:
+    """Refuse a store that does not fit on its disk; of an object store nobody knows."""
+    if not isinstance(path, Path):
+        return
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if n_bytes > free:

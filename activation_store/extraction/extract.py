@@ -27,10 +27,8 @@ from activation_store.extraction.arguments import (
 )
 from activation_store.extraction.fill import fill
 from activation_store.extraction.preview import preview
-from activation_store.files.lock import check_unlocked
+from activation_store.files.storage import Location, locate, open_storage
 from activation_store.format.dtypes import numpy_dtype
-from activation_store.format.journal import LOCK
-from activation_store.format.spec import ARRAY
 from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.template import writes_the_day
@@ -39,7 +37,7 @@ from activation_store.store.documents import is_store
 from activation_store.store.health import examine
 from activation_store.store.provenance import library_versions
 from activation_store.store.reader import ActivationStore, PlannedStore
-from activation_store.store.writer import StoreWriter, check_can_create, is_finished
+from activation_store.store.writer import LOCK_PATH, StoreWriter, check_can_create, is_finished
 from probesweep_errors import naming
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ class Extraction:
     dataset_path : str or Path
         Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets.
     output_path : str or Path
-        Folder of the Zarr v3 store to write.
+        Folder of the Zarr v3 store to write, or its address in an object store (``s3://``, ``gs://``, ``az://``).
     label_column : str or sequence of str
         Columns of numbers to predict.
     group_column : str or sequence of str
@@ -134,7 +132,7 @@ class Extraction:
         """
         check_path("model", self.model)
         check_path("dataset_path", self.dataset_path)
-        check_output_path(Path(self.output_path))
+        check_output_path(locate(self.output_path))
         labels = _names(self.label_column)
         if not labels:
             raise InputError("label_column=[] is empty; name a column of numbers to predict", argument="label_column")
@@ -176,10 +174,10 @@ class Extraction:
             A single prompt does not fit in the device's memory.
         """
         self._check_place()
-        path = Path(self.output_path)
+        path = locate(self.output_path)
         return self._resume(path) if is_store(path) else self._start(path)
 
-    def _start(self, path: Path) -> ActivationStore:
+    def _start(self, path: Location) -> ActivationStore:
         """Write a new store."""
         job = self._job
         spec = job.spec(self.shard_samples)
@@ -198,7 +196,7 @@ class Extraction:
             fill(writer, states, job.prompts, plan)
             return _finish(writer)
 
-    def _resume(self, path: Path) -> ActivationStore:
+    def _resume(self, path: Location) -> ActivationStore:
         """Write what an existing store still lacks."""
         job = self._job
         try:
@@ -243,11 +241,11 @@ class Extraction:
             As `run`.
         """
         self._check_place()
-        return PlannedStore(Path(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
+        return PlannedStore(locate(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
 
     def missing_nbytes(self) -> int:
         """Bytes of the shards that `run` still has to write."""
-        path, job = Path(self.output_path), self._job
+        path, job = locate(self.output_path), self._job
         if not is_store(path):
             return job.spec(self.shard_samples).layout.store_nbytes
         store = ActivationStore.open(path)
@@ -269,21 +267,21 @@ class Extraction:
         job = self._job
         plan, weights_nbytes = job.plan_unloaded(self._useful_prefix(), self.batch_size)
         spec = job.spec(self.shard_samples)
-        return preview(Path(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
+        return preview(locate(self.output_path), spec, plan, job.prompts, job.tokenizer, weights_nbytes)
 
     def _check_place(self) -> None:
         """Check the arguments, and that a store can be written to the output path."""
         self.check()
-        path = Path(self.output_path)
+        path = locate(self.output_path)
         if is_store(path):
-            check_unlocked(path / ARRAY / LOCK, path)
+            open_storage(path).check_unlocked(LOCK_PATH)
         elif self.repair:
             raise InputError(
                 f"{path}: there is no store to repair; leave out repair=True to write one", argument="repair"
             )
         else:
             with naming("output_path"):
-                check_can_create(path)
+                check_can_create(open_storage(path))
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -392,7 +390,7 @@ def _warn_of_other_versions(writer: StoreWriter) -> None:
         logger.warning("%s was started with other library versions: %s", writer.path, ", ".join(differing))
 
 
-def _repaired(path: Path, job: Job) -> StoreWriter:
+def _repaired(path: Location, job: Job) -> StoreWriter:
     """Writer of a store whose damaged shards will be written again; reports what is damaged."""
     writer = StoreWriter.repair(
         path, job.fingerprint, job.beside(), lambda shards: tqdm(shards, unit="shard", desc="verify")

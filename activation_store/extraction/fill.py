@@ -154,7 +154,7 @@ class _Meter:
             total=spec.n_samples,
             initial=spec.n_samples - n_pending,
             unit="row",
-            desc=f"extract {writer.path.name}",
+            desc=f"extract {str(writer.path).rsplit('/', 1)[-1]}",
         )
 
     def update(self, n_rows: int, n_tokens: int) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from activation_store.capture.batches import BatchPlan
+from activation_store.files.storage import Location
 from activation_store.format.spec import StoreSpec
 from activation_store.prompts.prompts import Prompts
 from activation_store.prompts.tokenizer import Tokenizer
@@ -16,13 +17,13 @@ _EXAMPLES = 10
 
 
 def preview(
-    path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, tokenizer: Tokenizer, weights_nbytes: int
+    path: Location, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, tokenizer: Tokenizer, weights_nbytes: int
 ) -> str:
     """Describe an extraction before it runs.
 
     Parameters
     ----------
-    path : Path
+    path : Path or str
         Of the store that would be written.
     spec : StoreSpec
         Of the store.
@@ -38,7 +39,7 @@ def preview(
     return f"{_sizes(path, spec, plan, prompts, weights_nbytes)}\n\n{_tokens(prompts, tokenizer)}"
 
 
-def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weights_nbytes: int) -> str:
+def _sizes(path: Location, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weights_nbytes: int) -> str:
     layout, n_tokens = spec.layout, prompts.n_tokens
     shards = [layout.rows(shard) for shard in range(layout.n_shards)]
     n_batches = sum(1 for rows in shards for _ in plan.batches(n_tokens, rows))
@@ -47,7 +48,10 @@ def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weigh
     run = total - len(n_tokens) * plan.prefix_tokens
     lengths = f"{n_tokens.min()} to {n_tokens.max()} per row, median {np.median(n_tokens):.0f}"
     prefix = f"; the first {plan.prefix_tokens} are shared by all rows and run once" if plan.prefix_tokens else ""
-    free = shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.exists())).free
+    free = "unknown, an object store"
+    if isinstance(path, Path):
+        nearest = next(folder for folder in path.absolute().parents if folder.exists())
+        free = f"{_size(shutil.disk_usage(nearest).free)} free"
     n_shards = f"{layout.n_shards} shard{'s' * (layout.n_shards > 1)} of up to {layout.shard_samples} rows"
     peak = weights_nbytes + 2 * layout.shard_nbytes
     return "\n".join(
@@ -56,7 +60,7 @@ def _sizes(path: Path, spec: StoreSpec, plan: BatchPlan, prompts: Prompts, weigh
             f"tokens       {total}: {lengths}{prefix}",
             f"batches      {n_batches}; {100 * (padded - run) / padded:.1f} % of their tokens are padding",
             f"store        {path}: {list(spec.shape)} {spec.dtype}, {_size(layout.store_nbytes)} in {n_shards}",
-            f"disk         {_size(free)} free",
+            f"disk         {free}",
             f"peak memory  about {_size(peak)}: weights {_size(weights_nbytes)}, two shards; plus what a batch takes",
         ]
     )

@@ -16,6 +16,8 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from activation_store.files.storage import DRAFT
+
 Piece = bytes | memoryview
 _WRITEBACK_NBYTES = 2**20
 LONGEST_NAME = 255
@@ -36,7 +38,7 @@ def write_file(path: Path, pieces: Iterable[Piece]) -> None:
 
 def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
     """Write a file completely or not at all: temporary file next to it, fsync, rename, fsync of the locked folder."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{DRAFT}")
     write_file(temporary, pieces)
     rename(temporary, path)
 

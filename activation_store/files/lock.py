@@ -54,6 +54,9 @@ class WriterLock:
         """The same lock after its file was renamed."""
         return WriterLock(path, folder, self._descriptor)
 
+    def check(self) -> None:
+        """The kernel lets nobody else have it while this process lives."""
+
     def release(self) -> None:
         """Empty the lock file, so that a finished store does not depend on who wrote it, and let go."""
         with naming_file(self._path):

@@ -1,9 +1,13 @@
 """The journal: which shards are committed. A shard that is not in it does not exist, whatever files there are.
 
-A line is ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first record names the store's metadata files and
-their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the finished store is
-like. Lines are only added; where a shard has two, the later one counts. Anything after the last good line was
-being written when the machine stopped, and counts as never written.
+It consists of records, each a line ``<crc32c of the JSON, 8 hexadecimal digits> <JSON>``. The first names the store's
+metadata files and their SHA-256; each later one commits a shard with the crc32c of every cell in it, or says what the
+finished store is like.
+
+In format 2 every record is a file of its own, so that several processes can commit and nothing is ever added to a file;
+a finished store has one more file with all of them. In format 1 the journal is one file. Lines are only added to it;
+where a shard has two, the later one counts. Anything after its last good line was being written when the machine
+stopped, and counts as never written.
 """
 
 from __future__ import annotations
@@ -17,8 +21,13 @@ from typing import Any
 from activation_store.errors import MEND, CorruptStoreError
 from activation_store.format.layout import CHECKSUM_NBYTES, checksum_bytes
 
+# In the folder of the activations. The journal is a folder in format 2 and a file in format 1.
 JOURNAL = "journal"
 LOCK = "writer.lock"
+# Files of the journal of format 2; those between them are named after their shards.
+CREATED = "created"
+FINISHED = "finished"
+CLAIM = ".claim"
 
 
 @dataclass(frozen=True)
@@ -34,16 +43,26 @@ class JournalContents:
     health : dict
         What was found when the store was finished; empty before.
     n_bytes : int
-        Length of the good part.
-    n_damaged : int
-        Damaged lines that were passed over.
+        Length of the good part of a journal of format 1.
+    damaged : tuple of str
+        Damaged records that were passed over.
+    before : dict
+        Shards that a repair writes again -> what was committed.
     """
 
     files: dict[str, str]
     shards: dict[int, bytes] = field(default_factory=dict[int, bytes])
     health: dict[str, Any] = field(default_factory=dict[str, Any])
     n_bytes: int = 0
-    n_damaged: int = 0
+    damaged: tuple[str, ...] = ()
+    before: dict[int, bytes] = field(default_factory=dict[int, bytes])
+
+    def records(self) -> bytes:
+        """All records, each shard once, in order."""
+        shards = (shard_record(shard, self.shards[shard]) for shard in sorted(self.shards))
+        return b"".join(
+            [_encode({"files": self.files}), *shards, *([health_record(self.health)] if self.health else [])]
+        )
 
 
 def header_record(files: dict[str, bytes]) -> bytes:
@@ -78,17 +97,26 @@ def _decode(line: bytes) -> bytes | None:
     return data if good else None
 
 
-def parse_journal(data: bytes, where: str) -> JournalContents:
-    """Read a journal's content, up to a torn last line.
+def parse_journal(data: bytes, where: str, *, may_be_torn: bool = True) -> JournalContents:
+    """Read records.
+
+    Parameters
+    ----------
+    data : bytes
+        All records.
+    where : str
+        Where they are from, for messages.
+    may_be_torn : bool
+        Pass over damaged lines at the end: lines were added, and the machine stopped.
 
     Raises
     ------
     CorruptStoreError
-        A line before good ones is damaged, there is no header, or a record does not have this format.
+        Any other line is damaged, there is no header, or a record does not have this format.
     """
     lines = data.splitlines(keepends=True)
     records = [_decode(line) for line in lines]
-    while records and records[-1] is None:
+    while may_be_torn and records and records[-1] is None:
         del records[-1]
     if not records or None in records:
         number = records.index(None) + 1 if records else 1
@@ -116,6 +144,27 @@ def _checked_shard(shard: Any) -> int:
     if type(shard) is not int or shard < 0:
         raise ValueError(f"{shard!r} is not a shard")
     return shard
+
+
+def parse_record(data: bytes, shard: int, where: str) -> bytes:
+    """Checksums in the file of one shard's record.
+
+    Raises
+    ------
+    CorruptStoreError
+        It is damaged, or another shard's.
+    """
+    record = _decode(data) if data.count(b"\n") == 1 else None
+    if record is None:
+        raise CorruptStoreError(f"{where} is damaged; {MEND}")
+    try:
+        entry = json.loads(record)
+        found, checksums = _checked_shard(entry["shard"]), bytes.fromhex(entry["crc32c"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CorruptStoreError(f"{where} is not a record of this format ({error}); {MEND}") from error
+    if found != shard:
+        raise CorruptStoreError(f"{where} is the record of shard {found}; {MEND}")
+    return checksums
 
 
 def good_lines(data: bytes, where: str) -> tuple[bytes, int]:

@@ -14,13 +14,16 @@ from activation_store.errors import CorruptStoreError, UnsupportedFormatError
 from activation_store.format.dtypes import NUMPY_DTYPES, numpy_dtype
 from activation_store.format.layout import Layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+OLDEST_VERSION = 1
 ARRAY = "activations"
 AXES = ("sample", "layer", "position", "feature")
 LAYER_CONVENTION = (
     "index into Hugging Face hidden_states: 0 = embeddings, i = output of block i-1, "
     "last (number of blocks) = after the model's final norm"
 )
+RESIDUAL = "residual"
+PLACE = "place"
 POSITION_CONVENTION = "index from the last real token of the prompt: -1 = last"
 
 JSON = dict[str, Any]
@@ -50,6 +53,12 @@ class StoreSpec:
         What determines the values: a resumed extraction must bring the same.
     provenance : mapping
         What is recorded with it: library versions, batch plan, names.
+    version : int
+        Of the format.
+    places : tuple of str
+        What each position holds, one name each; by default its number. Format 1 has only numbers.
+    site : str
+        Which tensor of a block is stored: "residual", its output. Format 1 has no other.
     """
 
     n_samples: int
@@ -62,6 +71,13 @@ class StoreSpec:
     label_columns: tuple[str, ...]
     fingerprint: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    version: int = FORMAT_VERSION
+    places: tuple[str, ...] = ()
+    site: str = RESIDUAL
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", tuple(map(str, self.positions)))
 
     @cached_property
     def layout(self) -> Layout:
@@ -82,14 +98,21 @@ class StoreSpec:
     def numpy_dtype(self) -> np.dtype[Any]:
         return numpy_dtype(self.dtype)
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Names of the arrays next to the activations, those of the axes left out."""
+        return (*([PLACE] if self.version > 1 else []), *self.coordinates, *self.label_columns)
+
     def attributes(self) -> JSON:
         """Attributes of the Zarr group."""
         return {
-            "probesweep_format": FORMAT_VERSION,
+            "probesweep_format": self.version,
             "layer_convention": LAYER_CONVENTION,
             "position_convention": POSITION_CONVENTION,
+            **({"site": self.site} if self.version > 1 else {}),
             "layers": list(self.layers),
             "positions": list(self.positions),
+            **({"places": list(self.places)} if self.version > 1 else {}),
             "coordinates": list(self.coordinates),
             "label_columns": list(self.label_columns),
             "fingerprint": dict(self.fingerprint),
@@ -115,11 +138,7 @@ class StoreSpec:
             "fill_value": "NaN",
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             # xarray reads this and shows the arrays named as coordinates of the activations; it splits at spaces.
-            "attributes": {
-                "coordinates": " ".join(
-                    name for name in (*self.coordinates, *self.label_columns) if not any(map(str.isspace, name))
-                )
-            },
+            "attributes": {"coordinates": " ".join(name for name in self.beside if not any(map(str.isspace, name)))},
             "dimension_names": list(AXES),
             "zarr_format": 3,
             "node_type": "array",
@@ -153,8 +172,12 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
         The documents contradict each other.
     """
     attributes = check_version(group, where)
+    version = attributes["probesweep_format"]
     try:
         spec = StoreSpec(
+            version=version,
+            places=tuple(map(_text, attributes["places"])) if version > 1 else (),
+            site=_text(attributes["site"]) if version > 1 else RESIDUAL,
             n_samples=_integer(array["shape"][0]),
             layers=tuple(map(_integer, attributes["layers"])),
             positions=tuple(map(_integer, attributes["positions"])),
@@ -172,6 +195,10 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
         raise CorruptStoreError(f"{where}/{ARRAY}/zarr.json: data type {spec.dtype!r} is none of {list(NUMPY_DTYPES)}")
     expected = spec.array_metadata()
     differing = [key for key in expected if array.get(key) != expected[key]]
+    if len(spec.places) != len(spec.positions):
+        raise CorruptStoreError(
+            f"{where}/zarr.json: {len(spec.places)} places for {len(spec.positions)} positions; restore zarr.json"
+        )
     if differing or min(spec.n_samples, spec.shard_samples, spec.n_features) < 1:
         raise CorruptStoreError(f"{where}/{ARRAY}/zarr.json: {', '.join(differing) or 'shape'} is not of this format")
     return spec
@@ -189,9 +216,9 @@ def check_version(group: JSON, where: str) -> JSON:
     number = attributes.get("probesweep_format") if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or type(number) is not int:
         raise UnsupportedFormatError(f"{where} is not a probesweep store: its zarr.json has no probesweep_format")
-    if number != FORMAT_VERSION:
+    if not OLDEST_VERSION <= number <= FORMAT_VERSION:
         raise UnsupportedFormatError(
-            f"{where} has store format {number}, this probesweep reads format {FORMAT_VERSION}: "
+            f"{where} has store format {number}, this probesweep reads formats {OLDEST_VERSION} to {FORMAT_VERSION}: "
             f"install probesweep {_writer_version(attributes)}"
         )
     return attributes
@@ -223,4 +250,4 @@ def _text(value: Any) -> str:
 #   prompt_hash [sample]           first 64 bits of the SHA-256 of the prompt as the model read it
 #   question [sample]              the dataset's question, before the chat template
 COORDINATES = ("n_tokens", "token_id", "token", "prompt_hash", "question")
-RESERVED_NAMES = frozenset({ARRAY, *AXES, *COORDINATES})
+RESERVED_NAMES = frozenset({ARRAY, *AXES, PLACE, *COORDINATES})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from activation_store.format.spec import FORMAT_VERSION, LAYER_CONVENTION, POSITION_CONVENTION
+from activation_store.format.spec import LAYER_CONVENTION, POSITION_CONVENTION
 from activation_store.store.health import describe
 from activation_store.store.reader import ActivationStore
 
@@ -37,7 +37,7 @@ def describe_store(store: ActivationStore) -> dict[str, Any]:
     """What `inspect` says about axes and origin, ready for JSON."""
     return {
         "path": str(store.path),
-        "format_version": FORMAT_VERSION,
+        "format_version": store.spec.version,
         "shape": dict(zip(store.dims, store.shape, strict=True)),
         "layers": list(store.layers),
         "positions": list(store.positions),
@@ -58,7 +58,7 @@ def _axes(store: ActivationStore) -> str:
     axes = ", ".join(f"{length} {axis}s" for axis, length in zip(store.dims, store.shape, strict=True))
     shards = f"{layout.n_shards} shards of {layout.shard_samples} samples, {layout.shard_nbytes / 2**20:.1f} MiB each"
     return (
-        f"{store.path}: store of format {FORMAT_VERSION}\n"
+        f"{store.path}: store of format {store.spec.version}\n"
         f"  shape      {axes}\n"
         f"  dtype      {store.spec.dtype}\n"
         f"  size       {layout.store_nbytes / 2**20:.1f} MiB: {shards}\n"

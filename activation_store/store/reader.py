@@ -1,37 +1,44 @@
-"""Read a store: labelled, memory-mapped, checked."""
+"""Read a store: labelled, checked, memory-mapped where it is on a disk."""
 
 from __future__ import annotations
 
 import html
 import math
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
+from activation_store.files.in_flight import in_flight
+from activation_store.files.storage import Location, Storage, open_storage
 from activation_store.format.dtypes import as_bits
-from activation_store.format.journal import JOURNAL, JournalContents, file_hash
-from activation_store.format.spec import ARRAY, AXES, StoreSpec
+from activation_store.format.journal import JournalContents
+from activation_store.format.spec import ARRAY, AXES, PLACE, StoreSpec
 from activation_store.store.documents import check_length, read_coordinate, read_spec
 from activation_store.store.integrity import (
     Progress,
     damaged_files,
+    damaged_records,
     damaged_shards,
     look_at_shard,
     never_committed,
     open_shard,
 )
+from activation_store.store.journals import journal_of
 from activation_store.store.shards import Shard
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _MOST_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 # Each takes a descriptor, and two stores are read at a time.
@@ -39,18 +46,19 @@ MAX_MAPPED_SHARDS = max(1, min(128, _MOST_FILES // 8)) if _MOST_FILES != resourc
 
 
 class ActivationStore:
-    """Activations ``[sample, layer, position, feature]`` on disk, with their labels and provenance.
+    """Activations ``[sample, layer, position, feature]``, with their labels and provenance.
 
     Open with `ActivationStore.open`. Only what is requested is read, and memory grows only with what is returned.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, journal: JournalContents, *, verify: bool) -> None:
-        self.path = path
+    def __init__(self, storage: Storage, spec: StoreSpec, journal: JournalContents, *, verify: bool) -> None:
         self.spec = spec
+        self._storage = storage
         self._journal = journal
         self._verify = verify
         self._shards: dict[int, Shard] = {}
         self._verified: dict[int, np.ndarray] = {}
+        self._looked_at: set[int] = set()
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> ActivationStore:
@@ -59,7 +67,7 @@ class ActivationStore:
         Parameters
         ----------
         path : str or Path
-            Folder of the store.
+            Folder of the store, or its address in an object store: ``s3://``, ``gs://`` or ``az://``.
         verify : bool
             Check every inner chunk against its crc32c when it is first read.
 
@@ -72,11 +80,21 @@ class ActivationStore:
         CorruptStoreError
             Its metadata or journal is damaged.
         """
-        spec, journal = read_spec(Path(path))
-        check_length(Path(path), spec)
-        return cls(Path(path), spec, journal, verify=verify)
+        storage = open_storage(path)
+        spec, journal = read_spec(storage)
+        check_length(storage, spec)
+        return cls(storage, spec, journal, verify=verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process as its path: there it is opened, and must be the same."""
+        return _open_same, (self.path, self._verify, self.journal_hash)
 
     dims = AXES
+
+    @property
+    def path(self) -> Location:
+        """Where the store is: a path, or an address as a string."""
+        return self._storage.location
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -128,7 +146,7 @@ class ActivationStore:
     @property
     def journal_hash(self) -> str:
         """SHA-256 of the journal, which holds the checksums of all committed values and metadata."""
-        return file_hash((self.path / ARRAY / JOURNAL).read_bytes())
+        return journal_of(self._storage, self.spec.version).content_hash(self._journal)
 
     @property
     def health(self) -> Mapping[str, Any]:
@@ -156,7 +174,7 @@ class ActivationStore:
         CorruptStoreError
             It was damaged.
         """
-        return read_coordinate(self.path, name, self.spec, self._journal)
+        return read_coordinate(self._storage, name, self.spec, self._journal)
 
     @property
     def questions(self) -> list[str] | None:
@@ -242,8 +260,9 @@ class ActivationStore:
         for shard in shards:
             held = self.spec.layout.rows(shard)
             low, high = max(start, held.start), min(stop, held.stop)
-            for layer_idx, position_idx in np.ndindex(*self.shape[1:3]):
-                block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+            opened, cells = self._shard(shard), list(np.ndindex(*self.shape[1:3]))
+            blocks = self._in_flight(lambda cell, opened=opened: opened.cell(*cell, verify=self._verify), cells)
+            for (layer_idx, position_idx), block in zip(cells, blocks, strict=True):
                 part = block[low - held.start : high - held.start]
                 as_bits(out)[low - start : high - start, layer_idx, position_idx] = as_bits(part)
         return out
@@ -274,25 +293,26 @@ class ActivationStore:
         # It registers the data type.
         import_module("activation_store.format.bfloat16")
         self.require_complete()
-        strange = {entry.name for entry in self.path.iterdir() if entry.is_dir()} - {
-            name.split("/")[0] for name in self._journal.files
-        }
+        folders = {name.rstrip("/") for name in self._storage.names() if name.endswith("/")}
+        strange = folders - {name.split("/")[0] for name in self._journal.files}
         if strange:
             raise CorruptStoreError(
                 f"{self.path} holds {sorted(strange)}, which does not belong to the store; remove it"
             )
-        for shard in range(self.spec.layout.n_shards):
-            # Zarr checks the values against the checksums next to them.
-            self._shard(shard).check_checksums()
-        beside = (*AXES[:3], *self.spec.coordinates, *self.spec.label_columns)
+        # Zarr checks the values against the checksums next to them.
+        for _ in self._in_flight(lambda shard: self._shard(shard).check_checksums(), range(self.spec.layout.n_shards)):
+            pass
+        beside = (*AXES[:3], *self.spec.beside)
         # Only the activations are left to Zarr: the files next to them are decoded by us, with bounds checked.
-        dataset = xarray.open_zarr(self.path, consolidated=False, drop_variables=list(beside))[[ARRAY]]
+        dataset = xarray.open_zarr(self._storage.zarr_store(), consolidated=False, drop_variables=list(beside))[[ARRAY]]
         return dataset.assign_coords({name: self._variable(name) for name in beside})
 
     def _variable(self, name: str) -> xarray.Variable:
         import xarray
 
         values = self.coordinate(name)
+        if name == PLACE and self.spec.version > 1:
+            return xarray.Variable(("position",), values)
         return xarray.Variable((name,) if name in AXES else ("sample", "position")[: values.ndim], values)
 
     def cell(self, layer: int, position: int) -> Shaped[np.ndarray, "sample feature"]:
@@ -332,12 +352,15 @@ class ActivationStore:
         range
             Sample indices of the shard.
         ndarray [row, feature]
-            Read-only view of the mapped file.
+            Read-only; a view of the mapped file where the store is on a disk.
         """
         layer_idx = _index(self.layers, layer, "layer")
         position_idx = _index(self.positions, position, "position")
-        for shard in range(self.spec.layout.n_shards):
-            block = self._shard(shard).cell(layer_idx, position_idx, verify=self._verify)
+        shards = range(self.spec.layout.n_shards)
+        blocks = self._in_flight(
+            lambda shard: self._shard(shard).cell(layer_idx, position_idx, verify=self._verify), shards
+        )
+        for shard, block in zip(shards, blocks, strict=True):
             yield self.spec.layout.rows(shard), block
 
     def verify(self, progress: Progress = iter) -> list[StoreError]:
@@ -353,9 +376,16 @@ class ActivationStore:
         list of StoreError
             What is damaged or missing, each with file and rows; empty if nothing is. The errors are not raised.
         """
-        problems = list(damaged_files(self.path, self.spec, self._journal).values())
-        problems += damaged_shards(self.path, self.spec, self._journal, progress).values()
+        store = (self._storage, self.spec, self._journal)
+        problems = [*damaged_files(*store).values(), *damaged_records(*store).values()]
+        problems += damaged_shards(*store, progress).values()
         return problems + self._uncommitted()
+
+    def files(self) -> list[str]:
+        """Paths of all files of the store below its root, the shards last."""
+        shards = [f"{ARRAY}/{self.spec.layout.shard_key(shard)}" for shard in sorted(self._journal.shards)]
+        journal = journal_of(self._storage, self.spec.version).files(self._journal)
+        return [*sorted(self._journal.files), *journal, *shards]
 
     def _uncommitted(self) -> list[StoreError]:
         """One error per gap between committed shards: a store may lack more than can be listed."""
@@ -364,28 +394,40 @@ class ActivationStore:
         gaps = [(low + 1, high) for low, high in pairwise(edges) if high - low > 1]
         return [
             never_committed(
-                self.path / ARRAY / layout.shard_key(first),
+                self._storage.where(f"{ARRAY}/{layout.shard_key(first)}"),
                 range(layout.rows(first).start, layout.rows(stop - 1).stop),
             )
             for first, stop in gaps
         ]
 
     def _check_shards(self, shards: range) -> None:
-        """Check all shards before memory is allocated for them."""
-        for shard in shards:
-            look_at_shard(self.path, self.spec, self._journal, shard)
+        """Check all shards before memory is allocated for them; those that are not mapped once."""
+        pending = shards if self._storage.maps else [shard for shard in shards if shard not in self._looked_at]
+        for _ in self._in_flight(lambda shard: look_at_shard(self._storage, self.spec, self._journal, shard), pending):
+            pass
+        self._looked_at.update(pending)
+
+    def _in_flight(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        return in_flight(self._storage.n_in_flight, function, items)
 
     def _shard(self, shard: int) -> Shard:
         """Mapped shard; only the most recent ones are kept, because each holds a file descriptor."""
         opened = self._shards.pop(shard, None)
         if opened is None:
-            opened = open_shard(self.path, self.spec, self._journal, shard)
+            opened = open_shard(self._storage, self.spec, self._journal, shard)
             opened.verified = self._verified.setdefault(shard, opened.verified)
         self._shards[shard] = opened
         if len(self._shards) > MAX_MAPPED_SHARDS:
             # Several threads may read: each of these is one step for them.
             self._shards.pop(list(self._shards)[0], None)  # noqa: RUF015
         return opened
+
+
+def _open_same(path: Location, verify: bool, journal_hash: str) -> ActivationStore:
+    store = ActivationStore.open(path, verify=verify)
+    if store.journal_hash != journal_hash:
+        raise InputError(f"{path} is another store on this machine, or was replaced; all machines must see the same")
+    return store
 
 
 def _index(values: tuple[int, ...], value: int, axis: str) -> int:
@@ -399,15 +441,15 @@ class PlannedStore(ActivationStore):
 
     Parameters
     ----------
-    path : Path
+    path : Path or str
         Where it will be written.
     spec : StoreSpec
     beside : mapping of str to ndarray
         Its coordinates and label columns.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
-        super().__init__(path, spec, JournalContents({}), verify=True)
+    def __init__(self, path: Location, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
+        super().__init__(open_storage(path), spec, JournalContents({}), verify=True)
         self._beside = beside
 
     def coordinate(self, name: str) -> np.ndarray:

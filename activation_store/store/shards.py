@@ -1,30 +1,30 @@
-"""One shard file: encode and commit it completely; map it and check its cells."""
+"""One shard file: encode and write it completely; open it and check its cells."""
 
 from __future__ import annotations
 
-import mmap
-import os
-import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from activation_store.errors import MEND, CorruptStoreError, MissingShardError
-from activation_store.files.durable import commit_file, make_folder
+from activation_store.files.storage import Contents, InMemory, Storage
 from activation_store.format.dtypes import as_bits
 from activation_store.format.layout import CHECKSUM_NBYTES, Layout, checksum_bytes
 
 
-def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]) -> bytes:
+def write_shard(
+    storage: Storage, name: str, layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]
+) -> bytes:
     """Write one shard durably.
 
     Parameters
     ----------
-    path : Path
-        Target; appears under this name only when complete and on disk.
+    storage : Storage
+        Of the store.
+    name : str
+        Path of the file in the store; it appears only when complete and on disk.
     layout : Layout
         Of the store.
     values : ndarray [row, layer, position, feature]
@@ -49,54 +49,44 @@ def commit_shard(path: Path, layout: Layout, values: Shaped[np.ndarray, "row lay
             yield checksums[-1]
         yield layout.index()
 
-    make_folder(path.parent)
-    commit_file(path, pieces())
+    try:
+        storage.create(name, pieces())
+    except FileExistsError:
+        # Of a run that was killed before it had committed it, or damaged.
+        checksums.clear()
+        storage.replace(name, pieces())
     return b"".join(checksums)
 
 
-def check_shard_length(path: str, layout: Layout, rows: range, descriptor: int | None = None) -> None:
-    """Check the length of a shard's file, open or not.
+def check_shard_length(storage: Storage, name: str, layout: Layout, rows: range) -> None:
+    """Check the length of a shard's file without opening it.
 
     Raises
     ------
     MissingShardError, CorruptStoreError
         It is missing; it is shorter or longer than its index says.
     """
-    where = _where(path, rows)
-    try:
-        found = os.stat(path if descriptor is None else descriptor)  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _gone(where) from error
-    if not stat.S_ISREG(found.st_mode):
-        raise _gone(where)
-    if found.st_size != layout.shard_nbytes:
-        raise CorruptStoreError(f"{where}: {found.st_size} bytes long, committed with {layout.shard_nbytes}; {MEND}")
+    n_bytes = storage.n_bytes(name)
+    if n_bytes is None:
+        raise _gone(_where(storage, name, rows))
+    _check_length(n_bytes, layout, _where(storage, name, rows))
 
 
-def _where(path: str, rows: range) -> str:
-    return f"{path} (rows {rows.start}-{rows.stop - 1})"
+def _check_length(n_bytes: int, layout: Layout, where: str) -> None:
+    if n_bytes != layout.shard_nbytes:
+        raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
+
+
+def _where(storage: Storage, name: str, rows: range) -> str:
+    return f"{storage.where(name)} (rows {rows.start}-{rows.stop - 1})"
 
 
 def _gone(where: str) -> MissingShardError:
     return MissingShardError(f"{where}: the shard was committed but its file is gone; {MEND}")
 
 
-def _map(path: str, layout: Layout, rows: range) -> np.ndarray:
-    """Bytes of a shard's file; NumPy's own `memmap` takes several times as long."""
-    try:
-        # Reading a pipe in its place would block forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _gone(_where(path, rows)) from error
-    try:
-        check_shard_length(path, layout, rows, descriptor)
-        return np.frombuffer(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ), dtype=np.uint8)
-    finally:
-        os.close(descriptor)
-
-
 class Shard:
-    """A committed shard, memory-mapped. A cell is checked against the journal's crc32c when it is first read.
+    """A committed shard. A cell is checked against the journal's crc32c when it is read, a mapped one the first time.
 
     Attributes
     ----------
@@ -106,29 +96,36 @@ class Shard:
 
     def __init__(
         self,
-        path: str,
+        where: str,
         layout: Layout,
         rows: range,
         dtype: np.dtype[Any],
         checksums: bytes,
-        mapped: np.ndarray,
+        contents: Contents,
+        *,
+        mapped: bool,
     ) -> None:
-        self._where = _where(path, rows)
+        self._where = where
         self._layout = layout
         self._n_rows = len(rows)
         self._dtype = dtype
         self._checksums = checksums
+        self._contents = contents
         self._mapped = mapped
         self.verified = np.zeros((layout.n_layers, layout.n_positions), dtype=bool)
 
     @classmethod
-    def map(cls, path: str, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes) -> Shard:
-        """Map a shard file after checking its length and its index.
+    def open(
+        cls, storage: Storage, name: str, layout: Layout, rows: range, dtype: np.dtype[Any], checksums: bytes
+    ) -> Shard:
+        """Open a shard file; if it is mapped, after checking its length and its index.
 
         Parameters
         ----------
-        path : str
-            The shard file.
+        storage : Storage
+            Of the store.
+        name : str
+            Path of the file in the store.
         layout : Layout
             Of the store.
         rows : range
@@ -145,29 +142,38 @@ class Shard:
         CorruptStoreError
             The file is shorter or longer than its index says, or the index is damaged.
         """
-        mapped = _map(path, layout, rows)
-        if mapped[layout.index_offset :].tobytes() != layout.index():
-            raise CorruptStoreError(f"{_where(path, rows)}: the shard index is damaged; {MEND}")
-        return cls(path, layout, rows, dtype, checksums, mapped)
+        where = _where(storage, name, rows)
+        try:
+            contents = storage.open(name)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _gone(where) from error
+        shard = cls(where, layout, rows, dtype, checksums, contents, mapped=storage.maps)
+        if storage.maps:
+            shard._check_index()
+        return shard
 
     def cell(self, layer_idx: int, position_idx: int, *, verify: bool) -> Shaped[np.ndarray, "sample feature"]:
-        """View of one cell's values [sample, feature], padding left out; no copy.
+        """One cell's values [sample, feature], padding left out; a view if the file is mapped.
 
         Raises
         ------
+        MissingShardError
+            The file is gone.
         CorruptStoreError
             If `verify` and the values do not match the crc32c that the journal has.
         """
         layout = self._layout
-        start = layout.chunk_offset(layer_idx, position_idx)
-        values = self._mapped[start : start + layout.values_nbytes]
-        if verify and not self.verified[layer_idx, position_idx]:
+        values = self._part(layout.chunk_offset(layer_idx, position_idx), layout.values_nbytes)
+        # What is not mapped was sent over a network, and is checked each time.
+        if verify and not (self._mapped and self.verified[layer_idx, position_idx]):
             if checksum_bytes(values) != self._committed(layer_idx, position_idx):
                 raise CorruptStoreError(
                     f"{self._where}: the values of layer index {layer_idx}, position index {position_idx} are not "
                     f"those that were committed; {MEND}"
                 )
             self.verified[layer_idx, position_idx] = True
+        if len(values) != layout.values_nbytes:
+            raise CorruptStoreError(f"{self._where}: shorter than it was committed; {MEND}")
         return values.view(self._dtype).reshape(layout.shard_samples, layout.n_features)[: self._n_rows]
 
     def check_checksums(self) -> None:
@@ -178,15 +184,44 @@ class Shard:
         CorruptStoreError
             They differ: the file is another shard's, or damaged.
         """
-        chunks = self._mapped[: self._layout.index_offset].reshape(-1, self._layout.chunk_nbytes)
-        if chunks[:, self._layout.values_nbytes :].tobytes() != self._checksums:
+        layout = self._layout
+        if self._mapped:
+            chunks = self._part(0, layout.index_offset).reshape(-1, layout.chunk_nbytes)
+            found = chunks[:, layout.values_nbytes :].tobytes()
+        else:
+            places = (cell * layout.chunk_nbytes + layout.values_nbytes for cell in range(layout.n_cells))
+            found = b"".join(self._part(place, CHECKSUM_NBYTES).tobytes() for place in places)
+        if found != self._checksums:
             raise CorruptStoreError(f"{self._where}: the checksums in the file are not those committed; {MEND}")
 
     def check_every_byte(self) -> None:
-        """Check all cells and the checksums next to them; raises as `cell` does."""
+        """Check all cells, the checksums next to them and the index; raises as `cell` does."""
+        _check_length(self._contents.n_bytes(), self._layout, self._where)
+        whole = self._loaded()
+        whole._check_index()
         for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
-            self.cell(layer_idx, position_idx, verify=True)
-        self.check_checksums()
+            whole.cell(layer_idx, position_idx, verify=True)
+        whole.check_checksums()
+
+    def _loaded(self) -> Shard:
+        """The same in memory: one request for all cells."""
+        if self._mapped:
+            return self
+        held = InMemory(memoryview(self._part(0, self._layout.shard_nbytes)))
+        rows = range(self._n_rows)
+        return Shard(self._where, self._layout, rows, self._dtype, self._checksums, held, mapped=True)
+
+    def _part(self, start: int, n_bytes: int) -> np.ndarray:
+        try:
+            return np.frombuffer(self._contents.part(start, n_bytes), dtype=np.uint8)
+        except FileNotFoundError as error:
+            raise _gone(self._where) from error
+
+    def _check_index(self) -> None:
+        layout = self._layout
+        _check_length(self._contents.n_bytes(), layout, self._where)
+        if self._contents.part(layout.index_offset, len(layout.index())) != layout.index():
+            raise CorruptStoreError(f"{self._where}: the shard index is damaged; {MEND}")
 
     def _committed(self, layer_idx: int, position_idx: int) -> bytes:
         start = (layer_idx * self._layout.n_positions + position_idx) * CHECKSUM_NBYTES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from activation_store.format.spec import ARRAY, StoreSpec, encode_json
+from activation_store.format.spec import ARRAY, PLACE, StoreSpec, encode_json
 
 if TYPE_CHECKING:
     import zarr
@@ -37,6 +37,8 @@ def skeleton(spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> dict[str, byt
     _add_array(group, "sample", np.arange(spec.n_samples), ("sample",))
     _add_array(group, "layer", np.array(spec.layers, dtype=np.int64), ("layer",))
     _add_array(group, "position", np.array(spec.positions, dtype=np.int64), ("position",))
+    if spec.version > 1:
+        _add_array(group, PLACE, np.array(spec.places, dtype=object), ("position",))
     for name in (*spec.coordinates, *spec.label_columns):
         _add_array(group, name, beside[name], ("sample", "position")[: beside[name].ndim])
     contents[f"{ARRAY}/zarr.json"] = cpu.Buffer.from_bytes(encode_json(spec.array_metadata()))

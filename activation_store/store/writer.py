@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,37 +14,18 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import RESTORE, CorruptStoreError, FingerprintMismatchError, InputError, StoreError
-from activation_store.files.durable import (
-    append_file,
-    clear_folder,
-    commit_file,
-    fsync_folders,
-    fsync_path,
-    hidden_beside,
-    make_folder,
-    rename,
-    write_tree,
-)
-from activation_store.files.inside import path_inside
-from activation_store.files.lock import WriterLock, check_unlocked
+from activation_store.files.storage import Location, Lock, Storage, open_storage
 from activation_store.format.dtypes import as_bits
-from activation_store.format.journal import (
-    JOURNAL,
-    LOCK,
-    JournalContents,
-    file_hash,
-    good_lines,
-    header_record,
-    health_record,
-    parse_journal,
-    shard_record,
-)
+from activation_store.format.journal import LOCK, JournalContents, file_hash, header_record, parse_journal
 from activation_store.format.spec import ARRAY, StoreSpec
 from activation_store.store.documents import check_length, read_spec, require_store
-from activation_store.store.integrity import Progress, damaged_files, damaged_shards
+from activation_store.store.integrity import Progress, damaged_files, damaged_records, damaged_shards
+from activation_store.store.journals import journal_of
 from activation_store.store.reader import ActivationStore
-from activation_store.store.shards import commit_shard
+from activation_store.store.shards import write_shard
 from activation_store.store.skeleton import skeleton
+
+LOCK_PATH = f"{ARRAY}/{LOCK}"
 
 
 class StoreWriter:
@@ -64,32 +44,31 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: Path,
+        storage: Storage,
         spec: StoreSpec,
         journal: JournalContents,
-        lock: WriterLock,
-        redo: frozenset[int] = frozenset(),
+        lock: Lock,
         damage: tuple[StoreError, ...] = (),
     ) -> None:
-        self.path = path
         self.spec = spec
         self.damage = damage
         self.changed_shards: list[int] = []
-        self._journal = journal
+        self._storage = storage
+        self._contents = journal
+        self._journal = journal_of(storage, spec.version)
         self._lock = lock
-        self._redo = set(redo)
         self._buffers: dict[int, np.ndarray] = {}
         self._filled: dict[int, np.ndarray] = {}
         self._spare: np.ndarray | None = None
         self._failed = False
 
     @classmethod
-    def create(cls, path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> StoreWriter:
-        """Start a new store; it appears at `path` with all its metadata or not at all.
+    def create(cls, location: Location, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> StoreWriter:
+        """Start a new store; it appears with all its metadata or not at all.
 
         Parameters
         ----------
-        path : Path
+        location : Path or str
             Where there is nothing, or an empty folder.
         spec : StoreSpec
             What the store holds.
@@ -99,23 +78,19 @@ class StoreWriter:
         Raises
         ------
         InputError
-            Something that is not an empty folder is at `path`.
+            Something that is not an empty folder is there.
         StoreLockedError
             Another process is creating it.
         """
-        draft = check_can_create(path)
-        make_folder(draft / ARRAY)
-        lock = WriterLock.acquire(draft / ARRAY / LOCK, path)
-        with _released_on_error(lock):
-            clear_folder(draft, keep=draft / ARRAY / LOCK)
-            files = skeleton(spec, beside)
-            header = header_record(files)
-            write_tree(draft, {**files, f"{ARRAY}/{JOURNAL}": header})
-            rename(draft, path)
-        return cls(path, spec, parse_journal(header, str(path)), lock.moved(path / ARRAY / LOCK, path))
+        storage = open_storage(location)
+        check_can_create(storage)
+        files, first = skeleton(spec, beside), journal_of(storage, spec.version).first
+        header = header_record(files)
+        lock = storage.establish({**files, first: header}, last=first, lock=LOCK_PATH)
+        return cls(storage, spec, parse_journal(header, str(location)), lock)
 
     @classmethod
-    def resume(cls, path: Path, fingerprint: Mapping[str, Any]) -> StoreWriter:
+    def resume(cls, location: Location, fingerprint: Mapping[str, Any]) -> StoreWriter:
         """Resume an existing store where its journal ends.
 
         Raises
@@ -127,29 +102,30 @@ class StoreWriter:
         CorruptStoreError
             Its metadata or journal is damaged.
         """
-        require_store(path)
-        lock = WriterLock.acquire(path / ARRAY / LOCK, path)
+        storage = open_storage(location)
+        require_store(storage)
+        lock = storage.acquire(LOCK_PATH)
         with _released_on_error(lock):
-            spec, journal = _take_up(path, fingerprint)
-            check_length(path, spec)
-        return cls(path, spec, journal, lock)
+            spec, contents = _take_up(storage, fingerprint)
+            check_length(storage, spec)
+        return cls(storage, spec, contents, lock)
 
     @classmethod
     def repair(
         cls,
-        path: Path,
+        location: Location,
         fingerprint: Mapping[str, Any],
         beside: Mapping[str, np.ndarray],
         progress: Progress = iter,
     ) -> StoreWriter:
         """Open an existing store for repair: its damaged shards are pending, as if they were not committed.
 
-        Damaged coordinates and labels are rewritten from `beside`, and damaged journal lines dropped, so that what
-        they committed is pending, too.
+        Damaged coordinates and labels are rewritten from `beside`, and damaged records of the journal dropped, so that
+        what they committed is pending, too.
 
         Parameters
         ----------
-        path : Path
+        location : Path or str
             Of the store.
         fingerprint : mapping
             Of the current inputs.
@@ -165,22 +141,21 @@ class StoreWriter:
         CorruptStoreError
             The metadata is damaged beyond what the inputs can restore.
         """
-        require_store(path)
-        lock = WriterLock.acquire(path / ARRAY / LOCK, path)
+        storage = open_storage(location)
+        require_store(storage)
+        lock = storage.acquire(LOCK_PATH)
         with _released_on_error(lock):
-            spec, journal = _take_up(path, fingerprint, drop_damaged=True)
+            spec, contents = _take_up(storage, fingerprint, drop_damaged=True)
             # What a killed repair already restored is found undamaged and not rewritten.
-            fsync_folders(path)
-            _check_lengths(path, spec, beside)
-            damage = damaged_files(path, spec, journal)
-            _restore_files(path, damage, journal, skeleton(spec, beside))
-            redo = damaged_shards(path, spec, journal, progress)
-        if journal.n_damaged:
-            message = (
-                f"{path / ARRAY / JOURNAL}: {journal.n_damaged} damaged lines dropped, what they committed is pending"
-            )
-            damage[JOURNAL] = CorruptStoreError(message)
-        return cls(path, spec, journal, lock, frozenset(redo), (*damage.values(), *redo.values()))
+            storage.settle_folders()
+            _check_lengths(storage, spec, beside)
+            files = damaged_files(storage, spec, contents)
+            _restore_files(storage, files, contents, skeleton(spec, beside))
+            records = damaged_records(storage, spec, contents)
+            shards = damaged_shards(storage, spec, contents, progress)
+            damage = [*files.values(), *records.values(), *_dropped(storage, contents), *shards.values()]
+            contents = journal_of(storage, spec.version).retract(contents, shards)
+        return cls(storage, spec, contents, lock, tuple(damage))
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -193,18 +168,19 @@ class StoreWriter:
             self._lock.release()
 
     @property
+    def path(self) -> Location:
+        """Where the store is."""
+        return self._storage.location
+
+    @property
     def pending_shards(self) -> list[int]:
         """Shards that are still to be written, ascending."""
-        return [
-            shard
-            for shard in range(self.spec.layout.n_shards)
-            if shard not in self._journal.shards or shard in self._redo
-        ]
+        return [shard for shard in range(self.spec.layout.n_shards) if shard not in self._contents.shards]
 
     @property
     def n_committed_shards(self) -> int:
         """Shards that are complete and on disk."""
-        return len(self._journal.shards) - len(self._redo)
+        return len(self._contents.shards)
 
     def add(self, rows: Integer[np.ndarray, " row"], block: Shaped[np.ndarray, "row layer position feature"]) -> None:
         """Take the activations of some samples.
@@ -244,7 +220,7 @@ class StoreWriter:
             self._fill(shard, rows[chosen] - shard * self.spec.shard_samples, part)
 
     def _fill(self, shard: int, local_rows: np.ndarray, block: np.ndarray) -> None:
-        if shard in self._journal.shards and shard not in self._redo:
+        if shard in self._contents.shards:
             raise InputError(f"{self.path}: shard {shard} is committed, and shards are written once")
         n_rows = len(self.spec.layout.rows(shard))
         if shard not in self._buffers:
@@ -275,14 +251,11 @@ class StoreWriter:
     def _commit(self, shard: int, values: np.ndarray) -> None:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
-        name = f"{ARRAY}/{self.spec.layout.shard_key(shard)}"
-        path_inside(self.path, name)
-        checksums = commit_shard(self.path / name, self.spec.layout, values)
-        if self._journal.shards.get(shard) != checksums:
-            if shard in self._redo:
-                self.changed_shards.append(shard)
-            self._append(shard_record(shard, checksums), shards=self._journal.shards | {shard: checksums})
-        self._redo.discard(shard)
+        checksums = write_shard(self._storage, shard_path(self.spec, shard), self.spec.layout, values)
+        self._lock.check()
+        self._contents = self._journal.commit(self._contents, shard, checksums)
+        if checksums != self._contents.before.get(shard, checksums):
+            self.changed_shards.append(shard)
         self._failed = False
 
     def finish(self, health: dict[str, Any]) -> None:
@@ -293,20 +266,15 @@ class StoreWriter:
         OSError
             The disk failed; names the file.
         """
-        if self._journal.health != health:
-            self._append(health_record(health), health=health)
+        self._contents = self._journal.finish(self._contents, health)
 
     def store(self) -> ActivationStore:
         """Read what is committed so far."""
-        return ActivationStore(self.path, self.spec, self._journal, verify=True)
-
-    def _append(self, line: bytes, **entries: Any) -> None:
-        append_file(self.path / ARRAY / JOURNAL, line, self._journal.n_bytes)
-        self._journal = replace(self._journal, n_bytes=self._journal.n_bytes + len(line), **entries)
+        return ActivationStore(self._storage, self.spec, self._contents, verify=True)
 
 
 @contextmanager
-def _released_on_error(lock: WriterLock) -> Generator[None]:
+def _released_on_error(lock: Lock) -> Generator[None]:
     try:
         yield
     except BaseException:
@@ -315,81 +283,81 @@ def _released_on_error(lock: WriterLock) -> Generator[None]:
         raise
 
 
-def check_can_create(path: Path) -> Path:
-    """Folder in which a new store for `path` is prepared.
+def shard_path(spec: StoreSpec, shard: int) -> str:
+    """Path of a shard's file below the store."""
+    return f"{ARRAY}/{spec.layout.shard_key(shard)}"
+
+
+def check_can_create(storage: Storage) -> None:
+    """Refuse a place where no new store can be written.
 
     Raises
     ------
     InputError
-        Something else is at `path`, or no store can be created there.
+        Something else is there, or no store can be created there.
     StoreLockedError
         Another process is creating it.
     """
-    path = path.absolute()
-    if (path / "zarr.json").is_file():
-        require_store(path)
-        check_unlocked(path / ARRAY / LOCK, path)
-        raise InputError(f"{path}: another process has created a store here; run the same command again to resume it")
-    if path == Path.cwd():
-        raise InputError(f"{path} is the current folder; give the store a folder of its own")
-    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
-        raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
-    nearest = next(folder for folder in path.parents if folder.exists())
-    if not nearest.is_dir():
-        raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
-    draft = hidden_beside(path, "creating")
-    # What is there is removed: not through a link that somebody put in its place.
-    if draft.is_symlink():
-        raise InputError(f"{draft} is a symbolic link where a new store is prepared; remove it")
-    path_inside(draft, f"{ARRAY}/{LOCK}")
-    check_unlocked(draft / ARRAY / LOCK, path)
-    return draft
+    if storage.n_bytes("zarr.json") is not None and storage.maps:
+        require_store(storage)
+        storage.check_unlocked(LOCK_PATH)
+        raise InputError(
+            f"{storage.location}: another process has created a store here; run the same command again to resume it"
+        )
+    storage.check_vacant()
+    storage.check_unlocked(LOCK_PATH)
 
 
-def is_finished(path: Path, fingerprint: Mapping[str, Any]) -> bool:
+def is_finished(location: Location, fingerprint: Mapping[str, Any]) -> bool:
     """Whether a store is complete; only reads it, and raises as `StoreWriter.resume`."""
-    spec, journal = read_spec(path)
-    _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
-    return bool(journal.health) and len(journal.shards) == spec.layout.n_shards
+    storage = open_storage(location)
+    spec, contents = read_spec(storage)
+    _check_fingerprint(storage, dict(spec.fingerprint), dict(fingerprint))
+    return bool(contents.health) and len(contents.shards) == spec.layout.n_shards
 
 
 def _take_up(
-    path: Path, fingerprint: Mapping[str, Any], *, drop_damaged: bool = False
+    storage: Storage, fingerprint: Mapping[str, Any], *, drop_damaged: bool = False
 ) -> tuple[StoreSpec, JournalContents]:
     """Read a locked store, and make durable what a killed process may have left only in memory."""
-    spec, journal = read_spec(path, drop_damaged=drop_damaged)
-    _check_fingerprint(path, dict(spec.fingerprint), dict(fingerprint))
-    fsync_path(path.absolute().parent)
-    # Written again: after a failed fsync, another fsync of the same pages reports success for what is not on disk.
-    data = (path / ARRAY / JOURNAL).read_bytes()
-    if drop_damaged:
-        data, _ = good_lines(data, str(path / ARRAY / JOURNAL))
-    commit_file(path / ARRAY / JOURNAL, [data[: journal.n_bytes]])
-    return spec, journal
+    spec, contents = read_spec(storage, drop_damaged=drop_damaged)
+    _check_fingerprint(storage, dict(spec.fingerprint), dict(fingerprint))
+    journal_of(storage, spec.version).take_up(contents)
+    return spec, contents
 
 
-def _check_lengths(path: Path, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
+def _dropped(storage: Storage, contents: JournalContents) -> list[StoreError]:
+    """What is said of damaged records."""
+    return [
+        CorruptStoreError(
+            f"{storage.where(name)}: {count} damaged record{'s' * (count > 1)} dropped; what was committed there is "
+            "pending"
+        )
+        for name, count in Counter(contents.damaged).items()
+    ]
+
+
+def _check_lengths(storage: Storage, spec: StoreSpec, beside: Mapping[str, np.ndarray]) -> None:
     """Check the number of samples against the inputs before anything of that length is rebuilt."""
     for name, values in beside.items():
         if len(values) != spec.n_samples:
             raise CorruptStoreError(
-                f"{path}/{ARRAY}/zarr.json says {spec.n_samples} samples, but {name} has {len(values)}; {RESTORE}"
+                f"{storage.where(f'{ARRAY}/zarr.json')} says {spec.n_samples} samples, but {name} has {len(values)}; "
+                f"{RESTORE}"
             )
 
 
 def _restore_files(
-    path: Path, damaged: Mapping[str, StoreError], journal: JournalContents, files: Mapping[str, bytes]
+    storage: Storage, damaged: Mapping[str, StoreError], contents: JournalContents, files: Mapping[str, bytes]
 ) -> None:
     """Rewrite damaged files, but only with the content that the journal's header lists."""
     for name, problem in damaged.items():
-        if file_hash(files.get(name, b"")) != journal.files[name]:
+        if file_hash(files.get(name, b"")) != contents.files[name]:
             raise CorruptStoreError(f"{problem} (these inputs and versions do not reproduce it)")
-        path_inside(path, name)
-        make_folder((path / name).parent)
-        commit_file(path / name, [files[name]])
+        storage.replace(name, [files[name]])
 
 
-def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]) -> None:
+def _check_fingerprint(storage: Storage, stored: dict[str, Any], given: dict[str, Any]) -> None:
     # Through JSON, because the stored one came from there: tuples are lists.
     given = json.loads(json.dumps(given))
     # The model's name is only a spelling; its weights identify it.
@@ -400,7 +368,8 @@ def _check_fingerprint(path: Path, stored: dict[str, Any], given: dict[str, Any]
             f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
         )
         error = FingerprintMismatchError(
-            f"{path} was started from other inputs ({fields}); choose another output path, or remove it to start over"
+            f"{storage.location} was started from other inputs ({fields}); choose another output path, or remove it to "
+            "start over"
         )
         error.differences = fields
         raise error

@@ -17,7 +17,7 @@ from activation_store.store.writer import StoreWriter
 from benchmarks.faults.calls import Effect, Fault, Watch
 from benchmarks.faults.damage import is_reported, read_everything
 from benchmarks.faults.job import STORE, Job, small_job, tree
-from benchmarks.faults.scenarios import JOURNAL_PATH, shard_path
+from benchmarks.faults.scenarios import CREATED_PATH, JOURNAL_PATH, shard_path
 
 JOBS = {dtype: small_job(dtype) for dtype in ("float32", "bfloat16")}
 SAYS_WHAT_IT_IS = {f"{STORE}/zarr.json", f"{STORE}/{ARRAY}/zarr.json"}
@@ -28,9 +28,9 @@ LENGTH = f"{STORE}/sample/c/0"
 class StoreMachine(RuleBasedStateMachine):
     """Write, kill, fail, resume, corrupt, verify, repair and read, in any order.
 
-    The model: the shards that were acknowledged, the rows that the writer was given of others, and whether the journal
-    was damaged, after which it may be refused or have lost its last lines. Which other files are damaged is seen from
-    the files: every one of them has but one right content.
+    The model: the shards that were acknowledged, the rows that the writer was given of others, and which records of the
+    journal were damaged, after which the store is refused until it is repaired. Which other files are damaged is seen
+    from the files: every one of them has but one right content.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.writer: StoreWriter | None = None
         self.committed: set[int] = set()
         self.given: dict[int, set[int]] = {}
-        self.journal_damaged = False
+        self.damaged_records: set[str] = set()
 
     @initialize(dtype=st.sampled_from(sorted(JOBS)))
     def begin(self, dtype: str) -> None:
@@ -50,25 +50,26 @@ class StoreMachine(RuleBasedStateMachine):
 
     @property
     def exists(self) -> bool:
-        return (self.root / JOURNAL_PATH).exists()
+        return (self.root / CREATED_PATH).exists()
 
     @property
     def broken_files(self) -> set[str]:
         """Files that are not as they should be, the journal left out; a shard's only if it is committed."""
         expected = {path: data for path, data in self.job.reference.items() if data is not None}
         uncommitted = {shard_path(self.job, shard) for shard in set(range(self.job.n_shards)) - self.committed}
-        looked_at = set(expected) - uncommitted - {JOURNAL_PATH, f"{STORE}/{ARRAY}/writer.lock"}
+        records = {path for path in expected if path.startswith(JOURNAL_PATH)}
+        looked_at = set(expected) - uncommitted - records - {f"{STORE}/{ARRAY}/writer.lock"}
         found = tree(self.root)
         return {path for path in looked_at if found.get(path) != expected[path]}
 
     @property
     def beyond_repair(self) -> bool:
         """What the store is may not be known: it can be refused, whatever else is whole."""
-        return self.journal_damaged or bool(self.broken_files & SAYS_WHAT_IT_IS)
+        return bool(self.broken_files & SAYS_WHAT_IT_IS) or CREATED_PATH in self.damaged_records
 
     @property
     def may_be_refused(self) -> bool:
-        return self.beyond_repair or LENGTH in self.broken_files
+        return self.beyond_repair or bool(self.damaged_records) or LENGTH in self.broken_files
 
     @precondition(lambda self: self.writer is None)
     @rule(fault=st.none() | st.integers(1, 200))
@@ -89,6 +90,8 @@ class StoreMachine(RuleBasedStateMachine):
                 self.writer = job.writer(self.root)
             except OSError:
                 assert watch.fired
+                if job.repairing:
+                    self._note_what_is_taken_back()
                 return
             except StoreError:
                 assert self.beyond_repair if job.repairing else self.may_be_refused
@@ -98,17 +101,25 @@ class StoreMachine(RuleBasedStateMachine):
     def _agree_on_pending(self, repairing: bool) -> None:
         """The writer wants what was not acknowledged, and in a repair what is damaged; else only the journal's loss."""
         assert self.writer is not None
-        if self.journal_damaged:
-            journal = set(self.writer._journal.shards)  # pyright: ignore[reportPrivateUsage]
-            assert journal <= self.committed
-            self.committed, self.journal_damaged = journal, False
+        self.committed -= {shard for shard in self.committed if f"{JOURNAL_PATH}/{shard}" in self.damaged_records}
+        self.damaged_records = set()
         broken = self.broken_files
         damaged = {shard for shard in self.committed if shard_path(self.job, shard) in broken} if repairing else set()
-        assert set(self.writer.pending_shards) == set(range(self.job.n_shards)) - self.committed | damaged
         assert not repairing or broken == {shard_path(self.job, shard) for shard in damaged}, (
             "the rest is mended at once"
         )
+        # Their records are taken back: they are as if never committed.
+        self.committed -= damaged
+        assert set(self.writer.pending_shards) == set(range(self.job.n_shards)) - self.committed
         self.given = {}
+
+    def _note_what_is_taken_back(self) -> None:
+        """A repair that failed has removed some records of damaged shards, and damaged records, or none."""
+        gone = {shard for shard in self.committed if not (self.root / JOURNAL_PATH / str(shard)).exists()}
+        damaged = {shard for shard in self.committed if shard_path(self.job, shard) in self.broken_files}
+        assert gone <= damaged | {shard for shard in gone if f"{JOURNAL_PATH}/{shard}" in self.damaged_records}
+        self.committed -= gone
+        self.damaged_records = {path for path in self.damaged_records if (self.root / path).exists()}
 
     @precondition(lambda self: self.writer is not None and self.writer.pending_shards)
     @rule(data=st.data(), fault=st.none() | st.integers(1, 30))
@@ -175,9 +186,9 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None and self.exists)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
-        """Remove one file, but not the journal: without it there is no store."""
+        """Remove one file, but not of the journal: what has no record was never committed."""
         path, _ = self._drawn_file(data)
-        if path != JOURNAL_PATH:
+        if not path.startswith(JOURNAL_PATH):
             (self.root / path).unlink()
 
     def _drawn_file(self, data: st.DataObject) -> tuple[str, bytes]:
@@ -188,13 +199,15 @@ class StoreMachine(RuleBasedStateMachine):
     def _damage(self, path: str, content: bytes) -> None:
         changed = (self.root / path).read_bytes() != content
         (self.root / path).write_bytes(content)
-        self.journal_damaged |= path == JOURNAL_PATH and changed
+        # Drafts of a killed process are nothing.
+        if changed and path.startswith(JOURNAL_PATH) and not path.endswith(".partial"):
+            self.damaged_records.add(path)
 
     @precondition(lambda self: self.exists)
     @rule()
     def verify(self) -> None:
         """It reports something just if something is missing or damaged."""
-        if not self.journal_damaged:
+        if not self.damaged_records:
             unfinished = len(self.committed) < self.job.n_shards
             assert is_reported(self.root / STORE) == (unfinished or bool(self.broken_files))
 
@@ -213,19 +226,16 @@ class StoreMachine(RuleBasedStateMachine):
         outcome = read_everything(self.job, self.root / STORE)
         unfinished = len(self.committed) < self.job.n_shards
         assert outcome == "right" or (
-            outcome == "refused" and (unfinished or self.journal_damaged or self.broken_files)
+            outcome == "refused" and (unfinished or self.damaged_records or self.broken_files)
         )
 
     def teardown(self) -> None:
-        """Mend and finish the store: every file but the journal, whose lines may be in another order, is as ever."""
+        """Mend and finish the store: every file is as ever."""
         try:
             if self.writer is not None:
                 self.close()
             if hasattr(self, "root") and not (self.exists and self.beyond_repair):
                 replace(self.job, repairing=True).run(self.root)
-                found, expected = tree(self.root), dict(self.job.reference)
-                assert found.pop(JOURNAL_PATH)
-                del expected[JOURNAL_PATH]
-                assert found == expected
+                assert tree(self.root) == self.job.reference
         finally:
             self._folders.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from activation_store.format.journal import JOURNAL
+from activation_store.format.journal import CREATED, FINISHED, JOURNAL
 from activation_store.format.spec import ARRAY
 from benchmarks.faults.calls import Effect, Fault
 from benchmarks.faults.disk import Tree
@@ -12,6 +12,7 @@ from benchmarks.faults.job import STORE, Job, tree
 from benchmarks.faults.kills import run_and_die
 
 JOURNAL_PATH = f"{STORE}/{ARRAY}/{JOURNAL}"
+CREATED_PATH, FINISHED_PATH = f"{JOURNAL_PATH}/{CREATED}", f"{JOURNAL_PATH}/{FINISHED}"
 
 
 def scenarios(job: Job) -> dict[str, Job]:
@@ -19,7 +20,8 @@ def scenarios(job: Job) -> dict[str, Job]:
     damages = {
         "shard": shard_path(job, 1),
         "labels": f"{STORE}/{job.spec.label_columns[0]}/c/0",
-        "journal": JOURNAL_PATH,
+        "record": f"{JOURNAL_PATH}/1",
+        "journal": FINISHED_PATH,
     }
     return {
         "new": job,

@@ -22,7 +22,7 @@ from probesweep.sharing.parcels import RepoType
 
 # Files that identify each.
 _MARKERS: dict[RepoType, re.Pattern[str]] = {
-    "dataset": re.compile(r"activations/journal"),
+    "dataset": re.compile(r"activations/journal(/created)?"),
     "model": re.compile(r"([^/]+/)?run\.json"),
 }
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from activation_store import ActivationStore
-from activation_store.format.journal import JOURNAL
+from activation_store.format.journal import CREATED, FINISHED, JOURNAL
 from activation_store.format.spec import ARRAY, COORDINATES
-from activation_store.store.documents import is_store, read_spec
+from activation_store.store.documents import is_store
 from activation_store.store.integrity import Progress
 from gpu_probes.results.folder import RUN, Run, check_listed
 from gpu_probes.results.forms import CARD
@@ -26,7 +26,8 @@ from probesweep.use.card import Card
 
 RepoType = Literal["dataset", "model"]
 SHARD_FILE = re.compile(rf"{ARRAY}/c/\d+/0/0/0")
-STORE_FILE = re.compile(rf"zarr\.json|[^/]+/zarr\.json|[^/]+/c/0(/0)?|{ARRAY}/{JOURNAL}|{SHARD_FILE.pattern}")
+JOURNAL_FILE = re.compile(rf"{ARRAY}/{JOURNAL}(/({CREATED}|{FINISHED}|\d+))?")
+STORE_FILE = re.compile(rf"zarr\.json|[^/]+/zarr\.json|[^/]+/c/0(/0)?|{JOURNAL_FILE.pattern}|{SHARD_FILE.pattern}")
 # No pickles and no pages with scripts: nothing that runs when it is opened.
 _RESULT_FILE = re.compile(r"[^/\\]+\.(json|parquet|safetensors)")
 
@@ -88,12 +89,10 @@ def _pack_store(folder: Path, progress: Progress) -> Parcel:
     problems = store.verify(progress)
     if problems:
         raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all damage)")
-    spec, journal = read_spec(folder)
-    shards = [f"{ARRAY}/{spec.layout.shard_key(shard)}" for shard in range(spec.layout.n_shards)]
     return Parcel(
         repo_type="dataset",
         folder=folder,
-        files=(*sorted(journal.files), f"{ARRAY}/{JOURNAL}", *shards),
+        files=tuple(store.files()),
         about=f"{len(store)} samples of {store.fingerprint.get('model')}",
         shows=_seen_in_store(store),
         card=store_card(store),

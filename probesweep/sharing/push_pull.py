@@ -23,7 +23,7 @@ from gpu_probes.results.folder import RUN, Run
 from probesweep.errors import RequestError
 from probesweep.outputs import only_writer
 from probesweep.sharing.client import find_files, hub_errors
-from probesweep.sharing.parcels import SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
+from probesweep.sharing.parcels import JOURNAL_FILE, SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
 from probesweep_errors import ProbesweepError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _README = "README.md"
 # What the client may fetch; files not listed in the journal or run.json are removed again.
 _PATTERNS: dict[RepoType, list[str]] = {
-    "dataset": ["zarr.json", "*/zarr.json", "activations/journal", "activations/c/*", "*/c/0", "*/c/0/0"],
+    "dataset": ["zarr.json", "*/zarr.json", "activations/journal*", "activations/c/*", "*/c/0", "*/c/0/0"],
     "model": ["*.json", "*.parquet", "*.safetensors"],
 }
 
@@ -125,7 +125,8 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
 def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
     """Files of an earlier push; other files, such as a model's own, stay."""
     if repo_type == "dataset":
-        return {name for name in there if "activations/journal" in there and STORE_FILE.fullmatch(name)}
+        is_store = any(map(JOURNAL_FILE.fullmatch, there))
+        return {name for name in there if is_store and STORE_FILE.fullmatch(name)}
     found: set[str] = set()
     for run in (name for name in there if name.split("/")[-1] == RUN and name.count("/") < 2):
         file = hub.hf_hub_download(repo_id, run, repo_type=repo_type, revision=revision)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from activation_store.format.spec import COORDINATES, StoreSpec
+from activation_store.format.spec import COORDINATES, FORMAT_VERSION, StoreSpec
 from activation_store.store.writer import StoreWriter
 
 LAYERS = (0, 2, 5)
@@ -12,7 +12,9 @@ POSITIONS = (-2, -1)
 N_FEATURES = 7
 
 
-def make_spec(n_samples: int = 11, *, dtype: str = "float32", shard_samples: int = 4, **fingerprint) -> StoreSpec:
+def make_spec(
+    n_samples: int = 11, *, dtype: str = "float32", shard_samples: int = 4, version: int = FORMAT_VERSION, **fingerprint
+) -> StoreSpec:
     return StoreSpec(
         n_samples=n_samples,
         layers=LAYERS,
@@ -24,6 +26,7 @@ def make_spec(n_samples: int = 11, *, dtype: str = "float32", shard_samples: int
         label_columns=("success_rate", "is right"),
         fingerprint={"model": "m", "dataset": "d", **fingerprint},
         provenance={},
+        version=version,
     )
 
 
@@ -45,11 +48,28 @@ def make_beside(n_samples: int) -> dict[str, np.ndarray]:
     }
 
 
-def write_store(path: Path, spec: StoreSpec, values: np.ndarray, order: np.ndarray | None = None) -> None:
+HEALTH = {"constant_cells": [], "zero_cells": [], "repeated_prompts": 0}
+
+
+def write_store(
+    path: Path, spec: StoreSpec, values: np.ndarray, order: np.ndarray | None = None, *, finish: bool = False
+) -> None:
     with StoreWriter.create(path, spec, make_beside(spec.n_samples)) as writer:
         rows = np.arange(spec.n_samples) if order is None else order
         for part in np.array_split(rows, 3):
             writer.add(part, values[part])
+        if finish:
+            writer.finish(HEALTH)
+
+
+def uncommit(path: Path, shard: int) -> None:
+    """Take the record of a shard out of the journal of an unfinished store."""
+    journal = path / "activations/journal"
+    if journal.is_dir():
+        (journal / str(shard)).unlink()
+    else:
+        lines = journal.read_bytes().splitlines(keepends=True)
+        journal.write_bytes(b"".join(line for line in lines if b'{"shard":%d,' % shard not in line))
 
 
 DTYPES = ["float32", "float16", "bfloat16"]

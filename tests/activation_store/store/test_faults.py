@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import pytest
 
-from activation_store.files import durable
+from activation_store.files import disk, durable
 from activation_store.format.layout import checksum_bytes
-from activation_store.store import shards, writer
+from activation_store.store import journals, shards, writer
 from benchmarks.faults import damage, extraction, failing, kills, power, suite
 from benchmarks.faults.aftermath import run_again
 from benchmarks.faults.calls import Effect, Fault, Watch
@@ -40,7 +40,7 @@ def holds(counts: Counts):
 
 def test_every_change_is_seen(rows):
     holds(rows["every change is seen"])
-    assert rows["every change is seen"].identical == 6
+    assert rows["every change is seen"].identical == 7
 
 
 @pytest.mark.parametrize("kind", ["at every call", "of two runs", "at random times"])
@@ -74,13 +74,14 @@ def test_power_loss_after_a_killed_repair():
 
 
 def test_power_loss_after_a_failed_fsync_of_the_journal():
-    """The line can be read until the power fails; the process is killed before it takes it back."""
+    """The record can be read until the power fails; the process is killed before it takes it back."""
     job = small_job()
     with job.begun() as root, Watch(root) as watch:
         job.run(root)
     fsyncs = [call.path for call in watch.calls if call.kind == "fsync"]
     chosen = [n for n, path in enumerate(fsyncs, start=1) if path == JOURNAL_PATH]
-    assert len(chosen) == 3
+    # Once when the store is made; then of every shard and at the end.
+    assert len(chosen) == 4
     for killed in (False, True):
         holds(power.lost_power_after_failed_fsync(job, chosen, n_random=0, seed=0, killed=killed))
 
@@ -181,48 +182,50 @@ def test_missing_fsync_on_taking_up_is_noticed(monkeypatch):
     job = small_job()
     whole = power.uninterrupted(job)
     n = next(n for n, call in enumerate(whole.runs[0], start=1) if call.target == STORE)
-    monkeypatch.setattr(writer, "fsync_path", lambda path: None)
+    monkeypatch.setattr(disk, "fsync_path", lambda path: None)
     assert power.lost_power_after_kill(job, whole, [n], n_random=0, seed=0).lost > 0
 
 
 def test_journal_before_shard_is_noticed(monkeypatch):
     job, held = small_job(), []
     assert job.reference
-    real_commit, real_append = writer.commit_shard, writer.append_file
+    real_write, real_commit = writer.write_shard, journals.RecordFiles.commit
 
-    def commit_later(path, layout, cells):
-        held.append((path, layout, cells))
+    def write_later(storage, name, layout, cells):
+        held.append((storage, name, layout, cells))
         return b"".join(checksum_bytes(chunk.view("u1")) for chunk in cells.reshape(layout.n_cells, -1))
 
-    def append_first(*line):
-        real_append(*line)
-        real_commit(*held.pop())
+    def commit_first(*record):
+        contents = real_commit(*record)
+        real_write(*held.pop())
+        return contents
 
-    monkeypatch.setattr(writer, "commit_shard", commit_later)
-    monkeypatch.setattr(writer, "append_file", append_first)
+    monkeypatch.setattr(writer, "write_shard", write_later)
+    monkeypatch.setattr(journals.RecordFiles, "commit", commit_first)
     n_calls = kills.count_calls(job)
     assert kills.killed_at(job, range(n_calls - 8, n_calls - 2)).broken
 
 
-def test_journal_rewritten_in_place_is_noticed(monkeypatch):
-    job = mending(small_job(), JOURNAL_PATH)
+def test_record_written_in_place_is_noticed(monkeypatch):
+    job = small_job()
     assert job.reference
-    monkeypatch.setattr(writer, "commit_file", durable.write_file)
-    with job.begun() as root:
-        kills.run_and_die(job, root, Fault(Effect.KILL_MIDDLE, 2, "write"))
-        assert run_again(job, root, "killed").broken
-
-
-def test_torn_journal_line_that_is_not_cut_off_is_noticed(monkeypatch):
-    job, real = small_job(), writer.append_file
-    assert job.reference
-    monkeypatch.setattr(writer, "append_file", lambda path, data, _: real(path, data, path.stat().st_size))
-    # Nor when the store is taken up.
-    monkeypatch.setattr(writer, "commit_file", lambda *file: None)
-    n_writes = kills.count_calls(job, "write")
+    monkeypatch.setattr(disk, "commit_file", durable.write_file)
+    # The last is that of the last file; before it comes the last record.
+    n_writes = kills.count_calls(job, "write") - 1
     with job.begun() as root:
         kills.run_and_die(job, root, Fault(Effect.KILL_MIDDLE, n_writes, "write"))
         assert run_again(job, root, "killed").broken
+
+
+def test_records_not_settled_are_noticed(monkeypatch):
+    """A record whose folder's fsync failed, the process killed: the next one must not rely on what it finds."""
+    job = small_job()
+    with job.begun() as root, Watch(root) as watch:
+        job.run(root)
+    fsyncs = [call.path for call in watch.calls if call.kind == "fsync"]
+    chosen = [n for n, path in enumerate(fsyncs, start=1) if path == JOURNAL_PATH]
+    monkeypatch.setattr(disk.Disk, "settle", lambda *names: None)
+    assert power.lost_power_after_failed_fsync(job, chosen, n_random=0, seed=0, killed=True).broken
 
 
 def test_retried_fsync_is_noticed(monkeypatch):
@@ -242,14 +245,14 @@ def test_retried_fsync_is_noticed(monkeypatch):
 
 
 def test_swallowed_error_is_noticed(monkeypatch):
-    job, real = small_job(), writer.append_file
+    job, real = small_job(), disk.Disk.create
 
-    def silent(*line):
+    def silent(*file):
         with suppress(OSError):
-            real(*line)
+            real(*file)
 
-    monkeypatch.setattr(writer, "append_file", silent)
-    counts = failing.failing(job, "write", every=kills.count_calls(job, "write") - 1)
+    monkeypatch.setattr(disk.Disk, "create", silent)
+    counts = failing.failing(job, "write", every=kills.count_calls(job, "write") - 2)
     assert counts.lost > 0
     assert "the caller got None" in broken_list({"": counts})
 

@@ -9,7 +9,7 @@ import pytest
 
 from activation_store import ActivationStore
 from activation_store.format.dtypes import numpy_dtype
-from activation_store.format.spec import StoreSpec
+from activation_store.format.spec import FORMAT_VERSION, StoreSpec
 from activation_store.store.writer import StoreWriter
 from tests.helpers.readers import check_other_readers
 from tests.helpers.stores import DTYPES, same_bits, tree
@@ -37,7 +37,7 @@ def beside():
 
 
 def write(folder):
-    """How the stores of format 1 were made; `python -m tests.activation_store.store.test_golden FOLDER`."""
+    """How the stores of the newest format were made; `python -m tests.activation_store.store.test_golden FOLDER`."""
     for dtype in DTYPES:
         spec = StoreSpec(
             n_samples=SHAPE[0],
@@ -51,18 +51,27 @@ def write(folder):
             fingerprint={"model": "golden", "layers": list(LAYERS)},
             provenance={"versions": {"probesweep": "0.1.0"}},
         )
-        stores = {f"v1-{dtype}.zarr": 5} | ({"v1-bfloat16-unfinished.zarr": 3} if dtype == "bfloat16" else {})
-        for name, n_rows in stores.items():
+        version = f"v{FORMAT_VERSION}"
+        unfinished = {f"{version}-bfloat16-unfinished.zarr": 3} if dtype == "bfloat16" else {}
+        for name, n_rows in ({f"{version}-{dtype}.zarr": 5} | unfinished).items():
             with StoreWriter.create(folder / name, spec, beside()) as writer:
                 writer.add(np.arange(n_rows), values(dtype)[:n_rows])
+                if n_rows == SHAPE[0]:
+                    writer.finish(HEALTH)
 
 
+HEALTH = {"constant_cells": [], "zero_cells": [], "repeated_prompts": 0}
+
+
+@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_format_1(dtype):
-    path = GOLDEN / f"v1-{dtype}.zarr"
+def test_stores_of_every_format(dtype, version):
+    path = GOLDEN / f"v{version}-{dtype}.zarr"
     store = ActivationStore.open(path)
     assert (store.shape, store.layers, store.positions) == (SHAPE, LAYERS, POSITIONS)
-    assert store.attrs["probesweep_format"] == 1
+    assert store.attrs["probesweep_format"] == version
+    assert (store.spec.places, store.spec.site) == (("-2", "-1"), "residual")
+    assert store.health == (HEALTH if version > 1 else {})
     assert store.fingerprint["model"] == "golden"
     same_bits(store[:], values(dtype))
     assert list(store.labels) == ["success_rate", "right"]
@@ -76,13 +85,22 @@ def test_format_1(dtype):
     check_other_readers(path)
 
 
-def test_an_unfinished_store_of_format_1_is_finished(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_unfinished_store_of_every_format_is_finished(version, tmp_path):
     dtype = "bfloat16"
-    shutil.copytree(GOLDEN / f"v1-{dtype}-unfinished.zarr", tmp_path / "s.zarr")
+    shutil.copytree(GOLDEN / f"v{version}-{dtype}-unfinished.zarr", tmp_path / "s.zarr")
     with StoreWriter.resume(tmp_path / "s.zarr", {"model": "golden", "layers": list(LAYERS)}) as writer:
         assert writer.pending_shards == [1, 2]
         writer.add(np.arange(2, 5), values(dtype)[2:])
-    assert tree(tmp_path / "s.zarr") == tree(GOLDEN / f"v1-{dtype}.zarr")
+        if version > 1:
+            writer.finish(HEALTH)
+    assert tree(tmp_path / "s.zarr") == tree(GOLDEN / f"v{version}-{dtype}.zarr")
+
+
+def test_the_coordinate_of_places_is_text_along_the_positions():
+    store = ActivationStore.open(GOLDEN / "v2-float32.zarr")
+    assert store.coordinate("place").tolist() == ["-2", "-1"]
+    assert store.to_xarray()["activations"].coords["place"].dims == ("position",)
 
 
 if __name__ == "__main__":

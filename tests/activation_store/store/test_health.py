@@ -39,7 +39,7 @@ def test_constant_and_zero_cells_and_repeated_prompts(dtype, tmp_path):
         "all zero: layer 5 at -2",
         "samples that repeat the prompt of an earlier one: 3",
     ]
-    journal = (tmp_path / "s.zarr/activations/journal").read_bytes()
+    journal = (tmp_path / "s.zarr/activations/journal/finished").read_bytes()
     assert journal.count(b"\n") == 1 + 3 + 1
 
 

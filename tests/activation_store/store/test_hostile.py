@@ -15,7 +15,7 @@ from activation_store.format.journal import header_record, shard_record
 from activation_store.format.layout import checksum_bytes
 from activation_store.store.describe import inspect
 from activation_store.store.writer import StoreWriter
-from tests.helpers.stores import make_beside, make_spec, make_values, write_store
+from tests.helpers.stores import make_beside, make_spec, make_values, uncommit, write_store
 
 
 @pytest.fixture(autouse=True)
@@ -23,20 +23,23 @@ def other_readers_agree():
     """Not on these: instead of the fixture of that name that all other tests have."""
 
 
-@pytest.fixture
-def store(tmp_path):
-    spec = make_spec()
-    write_store(tmp_path / "s.zarr", spec, make_values(spec))
+@pytest.fixture(params=[(1, False), (2, False), (2, True)], ids=["format 1", "format 2", "format 2, finished"])
+def store(request, tmp_path):
+    version, finish = request.param
+    spec = make_spec(version=version)
+    write_store(tmp_path / "s.zarr", spec, make_values(spec), finish=finish)
     (tmp_path / "outside").mkdir()
     return tmp_path / "s.zarr"
 
 
 def sign(store):
     """Write a journal that vouches for the files as they are now, as whoever made them would."""
-    journal = store / "activations/journal"
-    header, *shards = journal.read_bytes().splitlines(keepends=True)
-    names = json.loads(header[9:])["files"]
-    journal.write_bytes(header_record({name: (store / name).read_bytes() for name in names}) + b"".join(shards))
+    for name in ("journal", "journal/created", "journal/finished"):
+        journal = store / "activations" / name
+        if journal.is_file():
+            header, *shards = journal.read_bytes().splitlines(keepends=True)
+            names = json.loads(header[9:])["files"]
+            journal.write_bytes(header_record({name: (store / name).read_bytes() for name in names}) + b"".join(shards))
 
 
 def edit(store, name, change):
@@ -92,7 +95,8 @@ def with_name_above(kind):
     def change(store):
         edit(store, "zarr.json", lambda document: document["attributes"][kind].append("../../outside"))
         names = json.loads((store / "zarr.json").read_bytes())["attributes"]
-        told = " ".join(name for name in names["coordinates"] + names["label_columns"] if " " not in name)
+        place = ["place"] * (names["probesweep_format"] > 1)
+        told = " ".join(name for name in place + names["coordinates"] + names["label_columns"] if " " not in name)
         edit(store, "activations/zarr.json", lambda document: document["attributes"].update(coordinates=told))
 
     return change
@@ -151,12 +155,24 @@ def with_coordinate(name, **changes):
     return lambda store: edit(store, f"{name}/zarr.json", lambda document: document.update(changes))
 
 
-def with_journal(*records):
+def journal_file(store, shard):
+    """Where the record of a shard is read."""
+    journal = store / "activations/journal"
+    whole = [path for path in (journal / "finished", journal) if path.is_file()]
+    return whole[0] if whole else journal / str(shard)
+
+
+def with_journal(shard, record):
     def change(store):
-        with (store / "activations/journal").open("ab") as journal:
-            journal.writelines(records)
+        file = journal_file(store, shard)
+        file.write_bytes((file.read_bytes() if file.name != str(shard) else b"") + record)
 
     return change
+
+
+def with_long_journal(store):
+    with journal_file(store, 1).open("rb+") as file:
+        file.truncate(2**40)
 
 
 def with_text(chunk):
@@ -211,6 +227,7 @@ def with_v2_pickle(store):
     (store / "question/0").write_bytes(pickle.dumps(np.array(["x"] * 11, dtype=object)))
 
 
+UNFINISHED = [(1, False), (2, False)]
 CORPUS = {
     "many samples": (with_shape(0, 2**60), "says 1152921504606846976 samples, but sample/c/0 is 92 bytes long"),
     "more samples": (with_shape(0, 12), "says 12 samples"),
@@ -273,17 +290,17 @@ CORPUS = {
     "long metadata": (with_sparse("zarr.json", 2**40), "1099511627776 bytes long, at most"),
     "long coordinate": (with_sparse("n_tokens/c/0", 2**40), "1099511627776 bytes long, at most"),
     "long text": (with_sparse("question/c/0", 2**40), "1099511627776 bytes long, at most"),
-    "long journal": (with_sparse("activations/journal", 2**40), "1099511627776 bytes long, at most"),
+    "long journal": (with_long_journal, "1099511627776 bytes long, at most"),
     "long shard": (with_sparse("activations/c/0/0/0/0", 2**40), "1099511627776 bytes long, committed with"),
-    "shard beyond": (with_journal(shard_record(3, b"abcd" * 6)), "shard 3 does not belong to this store"),
-    "shard far beyond": (with_journal(shard_record(2**70, b"abcd" * 6)), "does not belong to this store"),
+    "shard beyond": (with_journal(3, shard_record(3, b"abcd" * 6)), "shard 3 does not belong to this store"),
+    "shard far beyond": (with_journal(2**70, shard_record(2**70, b"abcd" * 6)), "does not belong to this store"),
     "ring of links": (with_ring("n_tokens/c/0"), "cannot be resolved|leads out of|is missing"),
     "zero in a name": (with_name("a\0b"), "cannot be resolved"),
     "half a character": (with_name("a\ud800"), "cannot be resolved"),
-    "few checksums": (with_journal(shard_record(1, b"abcd")), "shard 1 does not belong to this store"),
+    "few checksums": (with_journal(1, shard_record(1, b"abcd")), "shard 1 does not belong to this store"),
     "nested record": (
-        with_journal(checksum_bytes(b"[" * 200_000).hex().encode() + b" " + b"[" * 200_000 + b"\n"),
-        "not of this format",
+        with_journal(1, checksum_bytes(b"[" * 200_000).hex().encode() + b" " + b"[" * 200_000 + b"\n"),
+        r"not (a record )?of this format|bytes long, at most",
     ),
     "linked shard": (with_link("activations/c/1/0/0/0"), "leads out of"),
     "linked shards": (with_link("activations/c"), "leads out of"),
@@ -325,13 +342,13 @@ def test_no_store_is_taken_up_whose_length_is_not_true(take_up, store):
         take_up(store, make_spec().fingerprint)
 
 
+@pytest.mark.parametrize("store", UNFINISHED, ids=["format 1", "format 2"], indirect=True)
 def test_nothing_is_written_through_a_link(store):
     spec = make_spec()
     for name in ("activations/c", "activations/writer.lock", "activations/journal"):
         copy = store.with_name("copy.zarr")
         shutil.copytree(store, copy)
-        journal = copy / "activations/journal"
-        journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+        uncommit(copy, 2)
         with_link(name)(copy)
         outside = store.parent / "outside"
         before = {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()}
@@ -356,11 +373,19 @@ def test_nothing_is_restored_through_a_link(store):
     assert outside.read_bytes() == b"damaged"
 
 
-@pytest.mark.parametrize("name", ["activations/c/2/0/0/.0.partial", "activations/.journal.partial"])
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [
+        ("activations/c/2/0/0/.0.partial", UNFINISHED[0]),
+        ("activations/.journal.partial", UNFINISHED[0]),
+        ("activations/c/2/0/0/.0.partial", UNFINISHED[1]),
+        ("activations/journal/.1.partial", UNFINISHED[1]),
+    ],
+    indirect=["store"],
+)
 def test_a_link_in_place_of_a_temporary_file_is_not_followed(name, store):
     spec = make_spec()
-    journal = store / "activations/journal"
-    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
+    uncommit(store, 2)
     victim = store.parent / "outside/victim"
     victim.write_bytes(b"kept")
     (store / name).symlink_to(victim)
@@ -433,9 +458,9 @@ def test_text_in_a_notebook_is_escaped(tmp_path):
 def test_a_newer_format_says_which_version_it_needs(provenance, needed, store):
     # All that is certain of a format to come is where its number stands.
     (store / "zarr.json").write_text(
-        json.dumps({"attributes": {"probesweep_format": 2, "provenance": provenance}, "zarr_format": 3})
+        json.dumps({"attributes": {"probesweep_format": 3, "provenance": provenance}, "zarr_format": 3})
     )
-    (store / "activations/journal").write_bytes(b"written otherwise")
-    refused(store, f"has store format 2, this probesweep reads format 1: .*{needed}", UnsupportedFormatError)
+    journal_file(store, 1).write_bytes(b"written otherwise")
+    refused(store, f"has store format 3, this probesweep reads formats 1 to 2: .*{needed}", UnsupportedFormatError)
     with pytest.raises(UnsupportedFormatError):
         StoreWriter.repair(store, {}, make_beside(11))

@@ -1,21 +1,25 @@
 """What is damaged can be written anew, to the last byte as it was."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from activation_store import ActivationStore, CorruptStoreError, Extraction, FingerprintMismatchError, InputError
 from activation_store.errors import StoreError
 from activation_store.store.writer import StoreWriter
-from tests.helpers.stores import damage, make_beside, make_spec, make_values, same_bits, tree, write_store
+from tests.helpers.stores import HEALTH, damage, make_beside, make_spec, make_values, same_bits, tree, write_store
 
 
-def repair(path, spec, values):
+def repair(path, spec, values, *, finish=False):
     """Mend a store; returns what was wrong and the shards written."""
     with StoreWriter.repair(path, spec.fingerprint, make_beside(spec.n_samples)) as writer:
         pending = writer.pending_shards
         for shard in pending:
             rows = np.array(spec.layout.rows(shard))
             writer.add(rows, values[rows])
+        if finish:
+            writer.finish(HEALTH)
     return [str(problem) for problem in writer.damage], pending
 
 
@@ -36,23 +40,45 @@ DAMAGES = {
     "a missing label": (lambda store: (store / "is right/c/0").unlink(), []),
     "the sample numbers": (lambda store: (store / "sample/c/0").write_bytes(b"short"), []),
     "a label's metadata": (lambda store: damage(store / "success_rate/zarr.json", 40), []),
+}
+LINES = {
     "a journal line": (lambda store: drop_line(store / "activations/journal", 2), [1]),
     "the last journal line": (lambda store: damage(store / "activations/journal", -5), [2]),
+}
+RECORDS = {
+    "a record": (lambda store: damage(store / "activations/journal/1", 20), [1]),
+    "a cut record": (lambda store: (store / "activations/journal/2").write_bytes(b""), [2]),
+    "another shard's record": (
+        lambda store: shutil.copy(store / "activations/journal/0", store / "activations/journal/1"),
+        [1],
+    ),
+}
+FINISHED = {
+    "the last file": (lambda store: damage(store / "activations/journal/finished", 20), []),
+    "a record": (lambda store: damage(store / "activations/journal/1", 20), []),
+    "a missing record": (lambda store: (store / "activations/journal/1").unlink(), []),
+    "the first record": (lambda store: damage(store / "activations/journal/created", 20), []),
+    "no first record": (lambda store: (store / "activations/journal/created").unlink(), []),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_repair_restores_every_byte(kind, tmp_path):
-    spec = make_spec()
+@pytest.mark.parametrize(
+    ("kind", "version", "finish"),
+    [(kind, 1, False) for kind in DAMAGES | LINES]
+    + [(kind, 2, False) for kind in DAMAGES | RECORDS]
+    + [(kind, 2, True) for kind in DAMAGES | FINISHED],
+)
+def test_repair_restores_every_byte(kind, version, finish, tmp_path):
+    spec = make_spec(version=version)
     values = make_values(spec)
     path = tmp_path / "s.zarr"
-    write_store(path, spec, values)
+    write_store(path, spec, values, finish=finish)
     whole = tree(path)
-    do, expected = DAMAGES[kind]
+    do, expected = (DAMAGES | LINES | RECORDS | (FINISHED if finish else {}))[kind]
     do(path)
     assert (tree(path) == whole) == (kind == "nothing")
-    problems, pending = repair(path, spec, values)
+    problems, pending = repair(path, spec, values, finish=finish)
     assert pending == expected
     assert len(problems) == (kind != "nothing")
     assert ActivationStore.open(path).verify() == []
@@ -93,7 +119,7 @@ def test_what_the_inputs_do_not_give_again_is_refused(name, tmp_path):
 def test_other_inputs_change_nothing(tmp_path):
     spec = make_spec()
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
-    drop_line(tmp_path / "s.zarr/activations/journal", 2)
+    damage(tmp_path / "s.zarr/activations/journal/1", 20)
     before = tree(tmp_path / "s.zarr")
     with pytest.raises(FingerprintMismatchError):
         StoreWriter.repair(tmp_path / "s.zarr", {**spec.fingerprint, "dataset": "e"}, make_beside(11))
@@ -115,7 +141,7 @@ def test_other_labels_do_not_replace_damaged_ones(tmp_path):
 def test_a_damaged_first_journal_line_is_beyond_repair(tmp_path):
     spec = make_spec()
     write_store(tmp_path / "s.zarr", spec, make_values(spec))
-    damage(tmp_path / "s.zarr/activations/journal", 30)
+    damage(tmp_path / "s.zarr/activations/journal/created", 30)
     with pytest.raises(CorruptStoreError, match="names all other files"):
         StoreWriter.repair(tmp_path / "s.zarr", spec.fingerprint, make_beside(11))
 

@@ -1,6 +1,7 @@
 """Written by us, read by us and by everyone else, bit for bit."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -119,8 +120,9 @@ def test_bfloat16_is_read_by_zarr_without_our_import(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("torn", [b"", b'0123abcd {"shard":1,', b"garbage\n" * 200])
-def test_interrupted_and_resumed_is_byte_identical(torn, tmp_path):
-    spec = make_spec()
+@pytest.mark.parametrize("version", [1, 2])
+def test_interrupted_and_resumed_is_byte_identical(version, torn, tmp_path):
+    spec = make_spec(version=version)
     values = make_values(spec)
     write_store(tmp_path / "whole.zarr", spec, values)
     with StoreWriter.create(tmp_path / "cut.zarr", spec, make_beside(11)) as writer:
@@ -132,8 +134,8 @@ def test_interrupted_and_resumed_is_byte_identical(torn, tmp_path):
     with pytest.raises(MissingShardError, match="4 of 11 samples are committed"):
         cut.require_complete()
     # A record torn by a power failure counts as never written.
-    with (tmp_path / "cut.zarr/activations/journal").open("ab") as journal:
-        journal.write(torn)
+    with (tmp_path / "cut.zarr/activations" / ("journal" if version == 1 else "journal/.1.partial")).open("ab") as file:
+        file.write(torn)
     with StoreWriter.resume(tmp_path / "cut.zarr", dict(spec.fingerprint)) as writer:
         assert writer.pending_shards == [1, 2]
         writer.add(np.arange(4, 11), values[4:])
@@ -198,7 +200,7 @@ def test_no_flipped_byte_of_a_shard_is_read_as_whole(tmp_path):
 def read_everything_beside(path):
     store = ActivationStore.open(path)
     store.require_complete()
-    names = ["sample", "layer", "position", "n_tokens", "token_id", "prompt_hash", "question", "token"]
+    names = ["sample", "layer", "position", "place", "n_tokens", "token_id", "prompt_hash", "question", "token"]
     return [store.coordinate(name) for name in names], store.labels
 
 
@@ -214,7 +216,7 @@ def test_damaged_metadata_is_refused(tmp_path):
         with pytest.raises((CorruptStoreError, MissingShardError)):
             read_everything_beside(tmp_path / "s.zarr")
         file.write_bytes(untouched[name])
-    file.unlink()
+    (tmp_path / "s.zarr/activations/zarr.json").unlink()
     with pytest.raises(CorruptStoreError, match="is missing"):
         ActivationStore.open(tmp_path / "s.zarr")
 
@@ -241,7 +243,7 @@ def test_edits_that_keep_to_the_format_are_refused(tmp_path):
     lengths.write_bytes(with_checksum(b"\7" + lengths.read_bytes()[1:-4]))
     with pytest.raises(CorruptStoreError, match="n_tokens/c/0 is not what was written"):
         ActivationStore.open(path).coordinate("n_tokens")
-    (path / "activations/journal").unlink()
+    shutil.rmtree(path / "activations/journal")
     with pytest.raises(CorruptStoreError, match="journal is missing, so it is unknown what is committed"):
         ActivationStore.open(path)
 
@@ -318,8 +320,8 @@ def test_newer_format_names_itself(tmp_path):
     from activation_store.format.spec import parse_spec
 
     spec = make_spec()
-    group = {"attributes": {**spec.attributes(), "probesweep_format": 2}}
-    with pytest.raises(UnsupportedFormatError, match="store format 2, this probesweep reads format 1"):
+    group = {"attributes": {**spec.attributes(), "probesweep_format": 3}}
+    with pytest.raises(UnsupportedFormatError, match="store format 3, this probesweep reads formats 1 to 2"):
         parse_spec(group, spec.array_metadata(), "s.zarr")
     changed = json.loads(json.dumps(spec.array_metadata()))
     changed["codecs"][0]["configuration"]["codecs"].append({"name": "zstd"})

@@ -1,0 +1,195 @@
+"""A store's files in a folder of a disk."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from activation_store.errors import InputError
+from activation_store.files.durable import (
+    clear_folder,
+    commit_file,
+    fsync_folders,
+    fsync_path,
+    hidden_beside,
+    make_folder,
+    naming_file,
+    rename,
+    write_all,
+    write_tree,
+)
+from activation_store.files.inside import path_inside
+from activation_store.files.lock import WriterLock, check_unlocked
+from activation_store.files.storage import InMemory, Piece
+
+_PIECE_NBYTES = 2**20
+
+
+class Disk:
+    """`activation_store.files.storage.Storage` in a folder."""
+
+    maps = True
+    n_in_flight = 1
+
+    def __init__(self, path: Path) -> None:
+        self.location = path
+
+    def where(self, name: str) -> str:
+        """Path of a file."""
+        return str(self.location / name)
+
+    def exists(self) -> bool:
+        """Whether anything is there."""
+        return self.location.exists()
+
+    def n_bytes(self, name: str) -> int | None:
+        """Length of a regular file; a pipe in its place would block whoever reads it."""
+        try:
+            found = path_inside(self.location, name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, name: str) -> bytes:
+        """All of a file."""
+        return path_inside(self.location, name).read_bytes()
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """All of a file, piece by piece."""
+        with path_inside(self.location, name).open("rb") as file:
+            while piece := file.read(_PIECE_NBYTES):
+                yield piece
+
+    def open(self, name: str) -> InMemory:
+        """Map a file; NumPy's own `memmap` takes several times as long."""
+        # Following links takes longer than reading a small file, and stores rarely have any.
+        if any(map(os.path.islink, accumulate(name.split("/"), "{}/{}".format, initial=str(self.location)))):
+            path_inside(self.location, name)
+        path = self.location / name
+        with naming_file(path):
+            # Reading a pipe in its place would block forever.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise FileNotFoundError(errno.ENOENT, "is not a regular file", str(path))
+                # An empty file cannot be mapped.
+                size = found.st_size
+                mapped = memoryview(mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)) if size else memoryview(b"")
+                return InMemory(mapped)
+            finally:
+                os.close(descriptor)
+
+    def names(self, folder: str = "") -> list[str]:
+        """What is directly below a folder; names of folders end in a slash."""
+        try:
+            with os.scandir(path_inside(self.location, folder)) as entries:
+                return sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def create(self, name: str, pieces: Iterable[Piece]) -> None:
+        """Write a new file. Two processes cannot get here for the same file: the lock or a claim stops one of them."""
+        if os.path.lexists(self.location / name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.where(name))
+        try:
+            self.replace(name, pieces)
+        except OSError:
+            # What may not be on disk must not be found in the page cache by the next process.
+            with suppress(OSError):
+                os.unlink(self.location / name)  # noqa: PTH108
+            raise
+
+    def replace(self, name: str, pieces: Iterable[Piece]) -> None:
+        """Write a file, in the place of one that may be there."""
+        path_inside(self.location, name)
+        make_folder((self.location / name).parent)
+        commit_file(self.location / name, pieces)
+
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there, durably."""
+        path = self.location / name
+        path_inside(self.location, name)
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108
+            fsync_path(path.parent)
+
+    def claim(self, name: str, text: str) -> None:
+        """Create a short file that says who is at work."""
+        path = self.location / name
+        path_inside(self.location, name)
+        with naming_file(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+            try:
+                write_all(descriptor, text.encode())
+            finally:
+                os.close(descriptor)
+
+    def check_vacant(self) -> None:
+        """Raise unless a new store can be made: see `Storage.check_vacant`."""
+        path = self.location.absolute()
+        if path == Path.cwd():
+            raise InputError(f"{path} is the current folder; give the store a folder of its own")
+        if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+            raise InputError(f"{path} exists and is not a store; remove it or choose another output path")
+        nearest = next(folder for folder in path.parents if folder.exists())
+        if not nearest.is_dir():
+            raise InputError(f"{path} cannot be made: {nearest} is a file; choose another output path")
+        draft = self._draft()
+        # What is there is removed: not through a link that somebody put in its place.
+        if draft.is_symlink():
+            raise InputError(f"{draft} is a symbolic link where a new store is prepared; remove it")
+
+    def establish(self, files: Mapping[str, bytes], last: str, lock: str) -> WriterLock:
+        """Write the first files in a hidden folder, which then gets the store's name."""
+        path, draft = self.location.absolute(), self._draft()
+        path_inside(draft, lock)
+        make_folder((draft / lock).parent)
+        held = WriterLock.acquire(draft / lock, path)
+        try:
+            clear_folder(draft, keep=draft / lock)
+            write_tree(draft, files)
+            rename(draft, path)
+        except BaseException:
+            with suppress(OSError):
+                held.release()
+            raise
+        return held.moved(path / lock, path)
+
+    def acquire(self, lock: str) -> WriterLock:
+        """Become the writer."""
+        path_inside(self.location, lock)
+        return WriterLock.acquire(self.location / lock, self.location)
+
+    def check_unlocked(self, lock: str) -> None:
+        """Raise while another process writes, or prepares a new store."""
+        for root in (self.location, self._draft()):
+            path_inside(root, lock)
+            check_unlocked(root / lock, self.location.absolute())
+
+    def settle(self, names: Iterable[str]) -> None:
+        """Make durable what a killed process may have left only in memory."""
+        fsync_path(self.location.absolute().parent)
+        for name in names:
+            # Written again: after a failed fsync, another fsync of the same pages reports success for what is not on
+            # disk.
+            self.replace(name, [self.read(name)])
+
+    def settle_folders(self) -> None:
+        """Make durable all names below the root."""
+        fsync_folders(self.location)
+
+    def zarr_store(self) -> Any:
+        """What zarr-python opens."""
+        return self.location
+
+    def _draft(self) -> Path:
+        """Where a new store is prepared."""
+        return hidden_beside(self.location.absolute(), "creating")
