@@ -11,12 +11,14 @@ from typing import Any
 
 from activation_store.errors import InputError
 from activation_store.files.lease import Lease, check_free
-from activation_store.files.requests import Requests
+from activation_store.files.requests import Requests, connect
 from activation_store.files.storage import Piece
 
 _ROOT = "zarr.json"
 _FOLDER = "activations"
 _LOCK = "writer.lock"
+# Only so many objects are looked at where a new store is to be: the address may be that of a bucket full of others.
+_MOST_REMAINS = 10_000
 
 
 class Bucket:
@@ -56,7 +58,7 @@ class Bucket:
 
     def exists(self) -> bool:
         """Whether there is anything below the address."""
-        return self._requests.anything()
+        return bool(self._requests.below(1))
 
     def n_bytes(self, name: str) -> int | None:
         """Length of an object; None where there is none."""
@@ -85,11 +87,11 @@ class Bucket:
         An object that appeared while attempts of this call failed, and that holds exactly these bytes, counts as
         created by this call, whoever created it.
         """
-        self._requests.put(name, list(pieces), new=True)
+        self._requests.put(name, _kept(pieces), new=True)
 
     def replace(self, name: str, pieces: Iterable[Piece]) -> None:
         """Write an object in one request, in the place of one that may be there."""
-        self._requests.put(name, list(pieces))
+        self._requests.put(name, _kept(pieces))
 
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
@@ -137,37 +139,42 @@ class Bucket:
         """Raise `StoreLockedError` while another process writes; as long as `acquire`."""
         check_free(self.location, lock)
 
-    def settle(self) -> None:
+    def settle(self, names: Iterable[str]) -> None:
         """Nothing to do: an object that can be read is stored."""
+
+    def settle_folders(self) -> None:
+        """Nothing to do: there are no folders."""
+
+    def zarr_store(self) -> Any:
+        """What zarr-python opens, to read only; its requests are obstore's own."""
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(connect(self.location), read_only=True)
 
     def _remains(self) -> list[str]:
         """Objects of a creation that was killed before a store was there."""
-        top = self.names()
-        begun = set(self.names(_FOLDER)) if f"{_FOLDER}/" in top else set[str]()
-        if len(top) == 1 and begun == {_LOCK}:
-            return [f"{_FOLDER}/{_LOCK}"]
-        if not top:
-            return []
-        if not self._is_ours(top):
+        lock = f"{_FOLDER}/{_LOCK}"
+        found = self._requests.below(_MOST_REMAINS)
+        if set(found) <= {lock}:
+            return found
+        if not self._is_ours():
             raise InputError(f"{self.location} exists and is not a store; remove it or choose another output path")
-        if not begun <= {_ROOT, _LOCK}:
-            self.check_unlocked(f"{_FOLDER}/{_LOCK}")
+        begun = {f"{_FOLDER}/{_ROOT}", lock}
+        if any(name.startswith(f"{_FOLDER}/") and name not in begun for name in found):
+            self.check_unlocked(lock)
             raise InputError(
                 f"{self.location}: another process has created a store here; run the same command again to resume it"
             )
-        remains = self._requests.below()
-        for name in remains:
+        for name in found:
             if name.rpartition("/")[2] not in (_ROOT, _LOCK) and "/c/" not in name:
                 raise InputError(f"{self.where(name)} belongs to no store; remove it or choose another output path")
-        return remains
+        return found
 
-    def _is_ours(self, top: list[str]) -> bool:
-        if _ROOT not in top:
-            return False
+    def _is_ours(self) -> bool:
         try:
             document: Any = json.loads(self.read(_ROOT))
             return "probesweep_format" in document["attributes"]
-        except (ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return False
 
 
@@ -178,7 +185,6 @@ class ObjectContents:
     requests: Requests
     name: str
 
-    @property
     def n_bytes(self) -> int:
         """Length of the object."""
         n_bytes = self.requests.n_bytes(self.name)
@@ -190,3 +196,8 @@ class ObjectContents:
     def part(self, start: int, n_bytes: int) -> memoryview:
         """Bytes from `start` on, in one request; fewer where the object ends."""
         return self.requests.get(self.name, start, n_bytes).content if n_bytes else memoryview(b"")
+
+
+def _kept(pieces: Iterable[Piece]) -> list[bytes]:
+    """Copies, to send again if need be: who makes the pieces may use the memory of one for the next."""
+    return [bytes(piece) for piece in pieces]

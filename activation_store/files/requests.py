@@ -8,17 +8,14 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from activation_store.errors import CorruptStoreError, InputError
-from activation_store.files.storage import Piece
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 # A request that failed is not repeated after this time, and after the second where the server has never answered:
 # a wrong address is more likely then than a server that is down.
@@ -98,9 +95,9 @@ class Requests:
         self.address = address
         self._hasty = hasty
         self._answered = False
-        self._stores: dict[float, ObjectStore] = {}
+        self._stores: dict[float, Any] = {}
         _check_address(address)
-        self._store(0)
+        self._store(self._seconds(0))
 
     def where(self, name: str) -> str:
         """Full name of an object or a folder."""
@@ -157,7 +154,7 @@ class Requests:
                 return
 
     def put(
-        self, name: str, pieces: Sequence[Piece], condition: Version | None = None, *, new: bool = False
+        self, name: str, pieces: Sequence[bytes], condition: Version | None = None, *, new: bool = False
     ) -> Version:
         """Write an object in one request.
 
@@ -169,7 +166,7 @@ class Requests:
         ----------
         name : str
             Of the object.
-        pieces : sequence of bytes or memoryview
+        pieces : sequence of bytes
             Its content.
         condition : Version, optional
             What it must replace.
@@ -186,20 +183,20 @@ class Requests:
         import obstore
 
         path, where = _checked(name), self.where(name)
-        views = [memoryview(piece).cast("B") for piece in pieces if memoryview(piece).nbytes]
-        n_bytes = sum(view.nbytes for view in views)
+        n_bytes = sum(map(len, pieces))
         if n_bytes > LARGEST_NBYTES:
             too_large = f"{n_bytes} bytes are more than the 5 GiB that object stores take at once; use smaller shards"
             raise OSError(errno.EFBIG, too_large, where)
         mode: Any = "create" if new else "overwrite"
         if condition:
-            mode = {"e_tag": condition.e_tag, "version": condition.number}
+            known = {"e_tag": condition.e_tag, "version": condition.number}
+            # Its documentation allows None, and it does not.
+            mode = {name: value for name, value in known.items() if value is not None}
         open_outcomes: list[Exception] = []
 
         def send(seconds: float) -> Version:
             try:
-                # An empty list would be no content at all.
-                written = obstore.put(self._store(seconds), path, views or b"", mode=mode, use_multipart=False)
+                written = obstore.put(self._store(seconds), path, pieces, mode=mode, use_multipart=False)
             except Exception as error:
                 if _is_temporary(error):
                     open_outcomes.append(error)
@@ -209,24 +206,22 @@ class Requests:
         try:
             return self._ask(where, send, n_bytes)
         except FileExistsError:
-            version = self._version_of(name, views, n_bytes) if open_outcomes else None
+            version = self._version_of(name, pieces, n_bytes) if open_outcomes else None
             if version is None:
                 raise
             return version
 
-    def _version_of(self, name: str, views: Sequence[memoryview], n_bytes: int) -> Version | None:
+    def _version_of(self, name: str, pieces: Sequence[bytes], n_bytes: int) -> Version | None:
         """The version of an object that holds exactly these bytes."""
         try:
             part = self.get(name, 0, 1)
             if part.n_bytes != n_bytes:
                 return None
-            done = 0
-            for view in views:
-                for start in range(0, view.nbytes, _PIECE_NBYTES):
-                    mine = view[start : start + _PIECE_NBYTES]
-                    if self.get(name, done, mine.nbytes, part.version).content != mine:
-                        return None
-                    done += mine.nbytes
+            done, mine = 0, b"".join(pieces)
+            for theirs in self.pieces(name):
+                if theirs != mine[done : done + len(theirs)]:
+                    return None
+                done += len(theirs)
         except FileNotFoundError:
             return None
         return part.version
@@ -252,22 +247,15 @@ class Requests:
         folders = [one.rsplit("/", 1)[-1] for one in found["common_prefixes"]]
         return folders, [one["path"].rsplit("/", 1)[-1] for one in found["objects"]]
 
-    def below(self, name: str = "") -> list[str]:
-        """All objects below a folder, by their paths below the address."""
+    def below(self, most: int) -> list[str]:
+        """Objects below the address, by their paths from there; no more than `most`."""
         import obstore
-
-        path = _checked(name) if name else None
 
         def ask(seconds: float) -> list[str]:
-            return [one["path"] for page in obstore.list(self._store(seconds), path) for one in page]
+            paths = (one["path"] for page in obstore.list(self._store(seconds)) for one in page)
+            return list(islice(paths, most))
 
-        return self._ask(self.where(name), ask)
-
-    def anything(self) -> bool:
-        """Whether there is any object below the address."""
-        import obstore
-
-        return self._ask(self.address, lambda seconds: next(iter(obstore.list(self._store(seconds))), None) is not None)
+        return self._ask(self.address, ask)
 
     def delete(self, name: str) -> None:
         """Remove an object if it is there."""
@@ -281,12 +269,14 @@ class Requests:
 
     def _ask(self, where: str, request: Callable[[float], Result], n_bytes: int = 0) -> Result:
         """Result of a request, which takes the seconds that one attempt has; repeated while that may help."""
+        from obstore.exceptions import BaseError
+
         begun = time.monotonic()
         wait = 0.1
         while True:
             try:
                 result = request(self._seconds(n_bytes))
-            except Exception as error:
+            except (BaseError, OSError, BrokenOffError) as error:
                 known = self._explained(error, where)
                 self._answered |= _status(error) is not None
                 last = self._hasty / 2 if self._hasty else TRY_SECONDS if self._answered else FIRST_SECONDS
@@ -307,9 +297,11 @@ class Requests:
         times = n_bytes / SLOWEST_NBYTES_PER_SECOND / REQUEST_SECONDS
         return REQUEST_SECONDS * 2 ** math.ceil(math.log2(max(times, 1)))
 
-    def _store(self, seconds: float) -> ObjectStore:
+    def _store(self, seconds: float) -> Any:
         if seconds not in self._stores:
-            self._stores[seconds] = _connect(self.address, seconds)
+            self._stores[seconds] = connect(
+                self.address, retry_config={"max_retries": 0}, timeout=f"{round(1000 * seconds)}ms"
+            )
         return self._stores[seconds]
 
     def _explained(self, error: Exception, where: str) -> OSError:
@@ -353,17 +345,33 @@ class Requests:
         return OSError(errno.EIO, "the object store refuses this request; check its settings in the environment", where)
 
 
-def _connect(address: str, seconds: float) -> ObjectStore:
+def connect(address: str, *, retry_config: Mapping[str, Any] | None = None, **options: str) -> Any:
+    """The client of obstore for an address, with the settings of the environment.
+
+    Parameters
+    ----------
+    address : str
+        Of its root.
+    retry_config : mapping, optional
+        obstore's own repetitions.
+    **options
+        Of its HTTP client.
+
+    Raises
+    ------
+    InputError
+        The address cannot be used, or obstore is not installed.
+    """
     try:
         from obstore.store import from_url
     except ImportError as error:
         raise InputError(f'{address}: object stores need obstore: pip install "probesweep[cloud]"') from error
     # Given options, obstore looks for none of them in the environment.
     prefix = {"s": "AWS", "g": "GOOGLE"}.get(address[0].lower(), "AZURE")
-    options: Any = {name: os.environ[key] for name in _OPTIONS if (key := f"{prefix}_{name.upper()}") in os.environ}
-    options["timeout"] = f"{round(1000 * seconds)}ms"
+    client = {name: os.environ[key] for name in _OPTIONS if (key := f"{prefix}_{name.upper()}") in os.environ}
+    settings: Any = {"client_options": {**client, **options}, "retry_config": retry_config}
     try:
-        return from_url(address, client_options=options, retry_config={"max_retries": 0})
+        return from_url(address, **settings)
     except Exception as error:
         # What it says holds no values of settings.
         reason = " ".join(str(error).partition("\n")[0].split())

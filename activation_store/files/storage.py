@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 # A path of a disk, or an address such as s3://bucket/folder/train.zarr.
 Location: TypeAlias = Path | str
 Piece: TypeAlias = bytes | memoryview
 
+# Ends the names of files on a disk that are being written.
+DRAFT = ".partial"
 _ADDRESS = re.compile(r"(s3|s3a|gs|az|azure|abfss?|adl)://", re.IGNORECASE)
 
 
@@ -24,10 +26,10 @@ def locate(location: str | Path) -> Location:
     return str(location).rstrip("/") if is_address(location) else Path(location)
 
 
+@runtime_checkable
 class Contents(Protocol):
     """One file, of which parts can be read."""
 
-    @property
     def n_bytes(self) -> int:
         """Length of the file."""
         ...
@@ -37,6 +39,22 @@ class Contents(Protocol):
         ...
 
 
+class InMemory:
+    """Bytes that are in memory, or mapped into it."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def n_bytes(self) -> int:
+        """Length of the file."""
+        return len(self._data)
+
+    def part(self, start: int, n_bytes: int) -> memoryview:
+        """View of some bytes."""
+        return self._data[start : start + n_bytes]
+
+
+@runtime_checkable
 class Lock(Protocol):
     """Held by the one writer of a store."""
 
@@ -49,6 +67,7 @@ class Lock(Protocol):
         ...
 
 
+@runtime_checkable
 class Storage(Protocol):
     """The files of one store, by their paths below its root (``activations/zarr.json``).
 
@@ -135,8 +154,16 @@ class Storage(Protocol):
         """Raise `StoreLockedError` while another process writes."""
         ...
 
-    def settle(self) -> None:
-        """Make durable what a killed process may have left only in memory."""
+    def settle(self, names: Iterable[str]) -> None:
+        """Make durable what a killed process may have left only in memory: these files, and the root's name."""
+        ...
+
+    def settle_folders(self) -> None:
+        """Make durable the names of all files."""
+        ...
+
+    def zarr_store(self) -> Any:
+        """What zarr-python opens."""
         ...
 
 
