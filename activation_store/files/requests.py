@@ -47,6 +47,11 @@ _REFUSED = {
 }
 _TEMPORARY_CODES = {"ConditionalRequestConflict", "RequestTimeout", "SlowDown", "Throttling"}
 _TEMPORARY_STATUS = {408, 429}
+# What obstore says of XML that ends too early.
+_INVALID = "Got invalid"
+
+# The process that obstore's threads belong to: a fork of it has none of them, and would wait for them forever.
+_process: list[int] = []
 
 Result = TypeVar("Result")
 
@@ -271,6 +276,10 @@ class Requests:
         """Result of a request, which takes the seconds that one attempt has; repeated while that may help."""
         from obstore.exceptions import BaseError
 
+        if (_process or [os.getpid()])[0] != os.getpid():
+            forked = "a process that used an object store was forked; start others with the method spawn or forkserver"
+            raise OSError(errno.ENOTSUP, forked, where)
+        _process[:] = [os.getpid()]
         begun = time.monotonic()
         wait = 0.1
         while True:
@@ -324,8 +333,8 @@ class Requests:
         if status in (401, 403) or code == "AccessDenied":
             refused = _REFUSED.get(code, "the server refuses access; check the credentials and what they may do")
             return PermissionError(errno.EACCES, refused, where)
-        if isinstance(error, BrokenOffError):
-            return OSError(errno.EIO, f"the server's answers break off ({error}); run the same command again", where)
+        if isinstance(error, BrokenOffError) or _INVALID in text:
+            return OSError(errno.EIO, "the server's answers are incomplete; run the same command again", where)
         if status is not None:
             answer = f"the server answers {status}{f' {code}' if code else ''}"
             return OSError(errno.EIO, f"{answer}; run the same command again when it works", where)
@@ -414,7 +423,7 @@ def _is_unmet(error: Exception) -> bool:
 
 def _is_temporary(error: Exception) -> bool:
     """Whether the same request may be answered later."""
-    if isinstance(error, BrokenOffError) or _code(error) in _TEMPORARY_CODES:
+    if isinstance(error, BrokenOffError) or _INVALID in str(error) or _code(error) in _TEMPORARY_CODES:
         return True
     status = _status(error)
     if status is not None:

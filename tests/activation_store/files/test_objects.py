@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import multiprocessing
 import os
 import pickle
 import re
@@ -106,6 +107,22 @@ class TestFiles:
 
         storage.create("x", pieces())
         assert storage.read("x") == bytes([0, 0, 1, 1, 2, 2])
+
+    def test_a_fork_does_not_wait_forever(self, storage: Storage):
+        storage.create("x", [b"1"])
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+
+        def read() -> None:
+            try:
+                storage.read("x")
+            except OSError as error:
+                sender.send(str(error))
+
+        process = multiprocessing.get_context("fork").Process(target=read)
+        process.start()
+        assert receiver.poll(20)
+        assert "a process that used an object store was forked" in receiver.recv()
+        process.join()
 
     def test_zarr_reads_it(self, storage: Storage):
         array = zarr.create_array({}, shape=(3,), dtype="int64", fill_value=0)
@@ -328,7 +345,7 @@ class TestFaults:
         [
             (Answer(500), "the server answers 500 InternalError"),
             (Answer(503, "SlowDown"), "the server answers 503 SlowDown"),
-            (Cut(5, declared=False), "the server's answers break off"),
+            (Cut(5, declared=False), "the server's answers are incomplete"),
             (Cut(5), "the connection was lost"),
             (LoseAnswer(), "the connection was lost"),
             pytest.param(Delay(2), "the server did not answer in time", marks=pytest.mark.slow),
@@ -363,9 +380,12 @@ class TestFaults:
         assert through.names("a") == ["x"]
         assert through.n_bytes("a/x") == 1
         assert proxy.counts == {"GET": 2, "HEAD": 2}
-        proxy.plan(Mistake("POST", "tests$", Answer(503)))
-        through.remove("a/x")
-        assert not storage.exists()
+        for effect in (Answer(503), Cut(10, declared=False)):
+            proxy.plan(Mistake("POST", "tests$", effect), Mistake("GET", "tests$", effect))
+            assert through.exists()
+            through.remove("a/x")
+            assert not storage.exists()
+            storage.create("a/x", [b"1"])
 
     def test_n_bytes_costs_a_request_only_when_asked_for(self, storage: Storage, proxy: Proxy):
         storage.create("x", [CONTENT])
@@ -550,6 +570,17 @@ class TestEstablish:
                 refuse()
         assert storage.names() == ["activations/"]
         held.release()
+
+    def test_behind_a_bad_line(self, storage: Storage, proxy: Proxy):
+        through = open_storage(str(storage.location))
+        effects = [LoseAnswer(), Answer(503), LoseRequest(), LoseAnswer(), LoseAnswer(), Answer(500)]
+        mistakes = [Mistake("PUT", f"{name}$", effect) for name, effect in zip([LOCK, *FILES], effects, strict=True)]
+        proxy.plan(*mistakes, Mistake("GET", "", Cut(10, declared=False)), Mistake("GET", "tests$", Answer(503), 3))
+        held = through.establish(FILES, CREATED, LOCK)
+        held.check()
+        assert {name: storage.read(name) for name in FILES} == FILES
+        held.release()
+        assert storage.n_bytes(LOCK) is None
 
     def test_remains_are_written_over(self, storage: Storage, monkeypatch: pytest.MonkeyPatch):
         earlier = {**FILES, "other_label/zarr.json": b"{}", "other_label/c/0": b"1", "sample/c/0": b"other"}
