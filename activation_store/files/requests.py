@@ -377,14 +377,18 @@ def connect(address: str, *, retry_config: Mapping[str, Any] | None = None, **op
         raise InputError(f'{address}: object stores need obstore: pip install "probesweep[cloud]"') from error
     # Given options, obstore looks for none of them in the environment.
     prefix = {"s": "AWS", "g": "GOOGLE"}.get(address[0].lower(), "AZURE")
+    for key in (f"{prefix}_ENDPOINT", f"{prefix}_ENDPOINT_URL", f"{prefix}_ENDPOINT_URL_S3"):
+        # With anything else obstore panics at the first request.
+        if key in os.environ and not re.match(r"https?://[^/]", os.environ[key]):
+            raise InputError(f"{address} cannot be used: {key} in the environment is not http://... or https://...")
     client = {name: os.environ[key] for name in _OPTIONS if (key := f"{prefix}_{name.upper()}") in os.environ}
     settings: Any = {"client_options": {**client, **options}, "retry_config": retry_config}
     try:
         return from_url(address, **settings)
     except Exception as error:
-        # What it says holds no values of settings.
-        reason = " ".join(str(error).partition("\n")[0].split())
-        raise InputError(f"{address} cannot be used as an object store: {reason}") from None
+        # In quotes it may show what was found in a setting.
+        reason = re.sub(r'".*"', "...", str(error).partition("\n")[0])
+        raise InputError(f"{address} cannot be used: {reason}; correct it or the settings in the environment") from None
 
 
 def _check_address(address: str) -> None:

@@ -37,6 +37,7 @@ FILES = {
     "activations/zarr.json": b"{}",
     CREATED: b"{}",
 }
+SLOW = pytest.param(Delay(1.5), marks=pytest.mark.slow)
 CONTENT = bytes(range(256)) * 4096
 
 
@@ -154,6 +155,7 @@ class TestFiles:
         with pytest.raises(FileExistsError):
             storage.claim("x", "process 2")
 
+    @pytest.mark.slow
     def test_one_of_many_creates(self, storage: Storage):
         def create(number: int) -> bool:
             try:
@@ -217,6 +219,22 @@ class TestAddresses:
         with pytest.raises(InputError, match=re.escape(address)) as error:
             open_storage(address)
         assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("address", "name", "value"),
+        [
+            ("gs://bucket/x", "GOOGLE_SERVICE_ACCOUNT_KEY", '"hush"'),
+            ("gs://bucket/x", "GOOGLE_SERVICE_ACCOUNT_KEY", '{"private_key": "hush", "client_email": "", "a": 1}'),
+            ("s3://bucket/x", "AWS_ENDPOINT_URL", "hush"),
+            ("s3://bucket/x", "AWS_ENDPOINT_URL", "http://"),
+            ("s3://bucket/x", "AWS_ALLOW_HTTP", "hush"),
+        ],
+    )
+    def test_useless_settings(self, address: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=f"{address} cannot be used") as error:
+            open_storage(address)
+        assert not re.search(r"hush|\n", str(error.value))
 
     def test_copies_know_the_address_only(self, storage: Storage):
         storage.create("x", [b"1"])
@@ -302,7 +320,7 @@ class TestFaults:
             Cut(0, declared=False),
             LoseRequest(),
             LoseAnswer(),
-            pytest.param(Delay(1.5), marks=pytest.mark.slow),
+            SLOW,
         ],
         ids=repr,
     )
@@ -318,7 +336,7 @@ class TestFaults:
 
     @pytest.mark.parametrize(
         "effect",
-        [Answer(500), Answer(409, "ConditionalRequestConflict"), LoseRequest(), LoseAnswer(), Delay(1.5)],
+        [Answer(500), Answer(409, "ConditionalRequestConflict"), LoseRequest(), LoseAnswer(), SLOW],
         ids=repr,
     )
     def test_writes_are_repeated(self, storage: Storage, proxy: Proxy, effect: Effect, monkeypatch: pytest.MonkeyPatch):
@@ -520,6 +538,7 @@ class TestLock:
         storage.acquire(LOCK).release()
         assert time.monotonic() - begun > 3
 
+    @pytest.mark.slow
     def test_renewals_whose_answers_are_lost(self, storage: Storage, proxy: Proxy):
         held = open_storage(str(storage.location)).acquire(LOCK)
         proxy.plan(Mistake("PUT", "lock$", LoseAnswer(), count=3))
