@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.helpers.models import QUESTIONS, save_model
+from tests.helpers.objects import Server, seaweedfs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +32,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[family]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[Server]:
+    """An object store, started for the first test of this process that asks for it."""
+    with seaweedfs() as server:
+        yield server
 
 
 @pytest.fixture

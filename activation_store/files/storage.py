@@ -179,7 +179,7 @@ def open_storage(location: str | Path) -> Storage:
         # obstore is an extra.
         from activation_store.files.objects import Bucket
 
-        return Bucket.open(str(locate(location)))
+        return Bucket(str(locate(location)))
     from activation_store.files.disk import Disk
 
     return Disk(Path(location))
