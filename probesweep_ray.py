@@ -39,6 +39,10 @@ class MachinesError(ProbesweepError, ValueError):
     """Workers that cannot be had, in one line: what is wrong, and how to fix it."""
 
 
+class WorkerError(ProbesweepError):
+    """Worker processes that die again and again."""
+
+
 @dataclass(frozen=True)
 class Machines:
     """Where work runs.
@@ -178,7 +182,7 @@ def check_answers(machines: Machines) -> None:
 
 
 def _shake_hands(connection: socket.socket) -> None:
-    """Say hello as HTTP/2 does, and expect a frame of settings: Ray waits a minute for what is no server of its kind."""
+    """Say hello as HTTP/2 does, and expect a frame of settings: Ray would wait a minute for another kind of server."""
     connection.settimeout(_WAIT_S)
     connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
     answer = connection.recv(9, socket.MSG_WAITALL)
@@ -211,8 +215,7 @@ def _too_many(workers: int, there: str) -> MachinesError:
 def _check_installed(argument: str) -> None:
     from importlib.util import find_spec
 
-    # A module that was set to None counts as missing, too.
-    if sys.modules.get("ray", ...) is None or find_spec("ray") is None:
+    if find_spec("ray") is None:
         raise MachinesError('ray is not installed; pip install "probesweep[ray]"', argument=argument)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
+from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError, check_same_content
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import JOURNAL, JournalContents, file_hash
 from activation_store.format.spec import ARRAY, AXES, StoreSpec
@@ -75,6 +75,10 @@ class ActivationStore:
         spec, journal = read_spec(Path(path))
         check_length(Path(path), spec)
         return cls(Path(path), spec, journal, verify=verify)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process go its path and what should be there."""
+        return _reopen, (self.path.absolute(), self._verify, self.journal_hash)
 
     dims = AXES
 
@@ -392,6 +396,13 @@ def _index(values: tuple[int, ...], value: int, axis: str) -> int:
     if value not in values:
         raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
     return values.index(value)
+
+
+def _reopen(path: Path, verify: bool, journal_hash: str) -> ActivationStore:
+    """Open the same store in another process, or refuse another one."""
+    store = ActivationStore.open(path, verify=verify)
+    check_same_content(path, store.journal_hash, journal_hash)
+    return store
 
 
 class PlannedStore(ActivationStore):
