@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -311,6 +311,7 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
             import ray
             from ray.job_config import JobConfig
 
+            _read_token_again()
             logger = logging.getLogger("ray")
             level = logger.level
             logger.setLevel(logging.CRITICAL)
@@ -338,6 +339,19 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
     finally:
         ray.shutdown()
         logger.setLevel(level)
+
+
+def _read_token_again() -> None:
+    """Let Ray look whether there is a token, as for the first time.
+
+    It remembers that of a private Ray, and the workers of a cluster without one would not get at this process.
+    """
+    # Older versions have no tokens.
+    with suppress(ImportError):
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
 
 
 class _SearchPath(list[str]):
