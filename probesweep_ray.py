@@ -9,22 +9,25 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
+
+import psutil
 
 from probesweep_errors import ProbesweepError
 
 _ADDRESS = r"(ray://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})"
 # How long to wait for an answer from an address.
 _WAIT_S = 5
+# How long the processes of a private Ray have to end on their own.
+_END_S = 3
 # Processes on one machine: more would not be started in reasonable time.
 _MOST_WORKERS = 100_000
 # Settings of libraries that a cluster's workers get from the driver; a private Ray's inherit everything.
@@ -307,7 +310,7 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
     }
     address = str(options["address"])
     try:
-        with _environment({**quiet, **changes}), _own_signals():
+        with _environment({**quiet, **changes}):
             import ray
             from ray.job_config import JobConfig
 
@@ -317,14 +320,16 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
             logger.setLevel(logging.CRITICAL)
             path = [*reversed(sys.path)]
             job = JobConfig(_py_driver_sys_path=path if address.startswith("ray://") else _SearchPath(path))
+            start = partial(
+                ray.init,
+                log_to_driver=False,
+                configure_logging=False,
+                logging_level=logging.CRITICAL,
+                job_config=job,
+                **options,
+            )
             with _loopback(on_loopback):
-                ray.init(
-                    log_to_driver=False,
-                    configure_logging=False,
-                    logging_level=logging.CRITICAL,
-                    job_config=job,
-                    **options,
-                )
+                _in_thread(start, undo=partial(_shut_down, options.get("_temp_dir")))
     except ImportError as error:
         raise MachinesError(
             f'ray={address!r} needs {error.name or error}; pip install "ray[client]"', argument="ray"
@@ -337,8 +342,24 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
     try:
         yield
     finally:
-        ray.shutdown()
+        _shut_down(options.get("_temp_dir"))
         logger.setLevel(level)
+
+
+def _shut_down(folder: str | None) -> None:
+    """Leave Ray; of a private one, wait until no process uses its folder any more."""
+    import ray
+
+    started: list[psutil.Process] = []
+    for child in psutil.Process().children() if folder else ():
+        with suppress(psutil.Error):
+            if any(str(folder) in word for word in child.cmdline()):
+                started += [child, *child.children(recursive=True)]
+    ray.shutdown()
+    for process in psutil.wait_procs(started, timeout=_END_S)[1]:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, timeout=_END_S)
 
 
 def _read_token_again() -> None:
@@ -376,17 +397,27 @@ def _environment(changes: Mapping[str, str]) -> Generator[None]:
         os.environ.update(before)
 
 
-@contextmanager
-def _own_signals() -> Generator[None]:
-    """Keep the handlers of signals, of which Ray replaces one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
+def _in_thread(start: Callable[[], object], *, undo: Callable[[], object]) -> None:
+    """Start Ray where no signal reaches it: it can be ended only once it runs, and it replaces handlers of signals."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            start()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        thread.join()
+    except BaseException:
+        thread.join()
+        undo()
+        raise
+    if errors:
+        undo()
+        raise errors[0]
 
 
 @contextmanager
