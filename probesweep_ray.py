@@ -279,7 +279,13 @@ def _private_ray(cluster: Cluster) -> Generator[None]:
             # What may be used of the memory was planned: Ray is not to end workers because others need some.
             "_system_config": {"memory_monitor_refresh_ms": 0},
         }
-        with _running(changes, on_loopback=True, **options):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(_running(changes, on_loopback=True, **options))
+            except Exception as error:
+                raise MachinesError(
+                    f"Ray does not start on this machine: {_first_line(error)}", argument="workers"
+                ) from error
             yield
 
 
@@ -290,8 +296,20 @@ def _joined_ray(address: str) -> Generator[None]:
     shared = {
         name: value for name, value in os.environ.items() if name.startswith(_SHARED) and not _SECRET.search(name)
     }
-    with _running({}, address=address, runtime_env={"env_vars": shared} if shared else None):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_running({}, address=address, runtime_env={"env_vars": shared} if shared else None))
+        except ImportError as error:
+            raise MachinesError(
+                f'ray={address!r} needs {error.name or error}; pip install "ray[client]"', argument="ray"
+            ) from error
+        except Exception as error:
+            raise _no_answer(address, _first_line(error)) from error
         yield
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @cache
@@ -308,42 +326,69 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
         # Ray warns of what it will do to tasks without a GPU otherwise.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
-    address = str(options["address"])
+    address, folder = str(options["address"]), options.get("_temp_dir")
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        with _environment({**quiet, **changes}):
+        with _environment({**quiet, **changes}), _loopback(on_loopback):
             import ray
             from ray.job_config import JobConfig
 
             _read_token_again()
-            logger = logging.getLogger("ray")
-            level = logger.level
-            logger.setLevel(logging.CRITICAL)
             path = [*reversed(sys.path)]
-            job = JobConfig(_py_driver_sys_path=path if address.startswith("ray://") else _SearchPath(path))
             start = partial(
                 ray.init,
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.CRITICAL,
-                job_config=job,
+                job_config=JobConfig(_py_driver_sys_path=path if address.startswith("ray://") else _SearchPath(path)),
                 **options,
             )
-            with _loopback(on_loopback):
-                _in_thread(start, undo=partial(_shut_down, options.get("_temp_dir")))
-    except ImportError as error:
-        raise MachinesError(
-            f'ray={address!r} needs {error.name or error}; pip install "ray[client]"', argument="ray"
-        ) from error
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if on_loopback:
-            raise MachinesError(f"Ray does not start on this machine: {reason}", argument="workers") from error
-        raise _no_answer(address, reason) from error
-    try:
-        yield
+            own = _OwnThread(start, partial(_shut_down, folder))
+        try:
+            yield
+        finally:
+            own.end()
     finally:
-        _shut_down(options.get("_temp_dir"))
         logger.setLevel(level)
+
+
+class _OwnThread:
+    """A thread for the whole life of Ray.
+
+    No signal reaches it: Ray can be ended only once it runs, and replaces handlers of signals. It has to last: the
+    processes of a private Ray end with the thread that started them.
+    """
+
+    def __init__(self, start: Callable[[], object], end: Callable[[], object]) -> None:
+        self._start, self._end = start, end
+        self._ready, self._leave = threading.Event(), threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        try:
+            self._ready.wait()
+        except BaseException:
+            self.end()
+            raise
+        if self._error is not None:
+            self.end()
+            raise self._error
+
+    def end(self) -> None:
+        """Leave Ray."""
+        self._leave.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._start()
+        except Exception as error:
+            self._error = error
+        self._ready.set()
+        self._leave.wait()
+        self._end()
 
 
 def _shut_down(folder: str | None) -> None:
@@ -395,29 +440,6 @@ def _environment(changes: Mapping[str, str]) -> Generator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _in_thread(start: Callable[[], object], *, undo: Callable[[], object]) -> None:
-    """Start Ray where no signal reaches it: it can be ended only once it runs, and it replaces handlers of signals."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            start()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        thread.join()
-    except BaseException:
-        thread.join()
-        undo()
-        raise
-    if errors:
-        undo()
-        raise errors[0]
 
 
 @contextmanager
