@@ -236,10 +236,12 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     help="Skip nested cross-validation.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
+@click.option("--workers", type=int, help="Processes that share the cells (needs the extra ray).")
+@click.option("--ray", help="Where they run: local, or a Ray cluster: auto, host:port, ray://host:port.")
 @click.option(
     "--budget_gib",
     type=float,
-    help="Memory for fits, statistics and results.  [default: half of what is free; 4/5 on a GPU]",
+    help="Memory for fits, statistics and results, of each worker.  [default: half of what is free; 4/5 on a GPU]",
 )
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj

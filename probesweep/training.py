@@ -56,7 +56,16 @@ if TYPE_CHECKING:
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
 # Options that do not affect the results, or say where they go.
-_NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
+_NOT_REQUESTED = (
+    "train_activations",
+    "test_activations",
+    "output_dir",
+    "label_column",
+    "device",
+    "workers",
+    "ray",
+    "budget_gib",
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,11 @@ class Training(ProbeOptions):
     join : str, optional
         Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
     budget_gib : float, optional
-        Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU.
-    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv, device
+        Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU. With `workers`,
+        that of each, and half of what is free is shared by those of a machine.
+    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv
+        As `gpu_probes.ProbeOptions`.
+    device, workers, ray
         As `gpu_probes.ProbeOptions`.
     """
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
+from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError, check_same_content
 from activation_store.files.in_flight import in_flight
 from activation_store.files.storage import Location, Storage, open_storage
 from activation_store.format.dtypes import as_bits
@@ -86,8 +86,9 @@ class ActivationStore:
         return cls(storage, spec, journal, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process as its path: there it is opened, and must be the same."""
-        return _open_same, (self.path, self._verify, self.journal_hash)
+        """To another process go its path and what should be there."""
+        path = self.path.absolute() if isinstance(self.path, Path) else self.path
+        return _reopen, (path, self._verify, self.journal_hash)
 
     dims = AXES
 
@@ -423,17 +424,17 @@ class ActivationStore:
         return opened
 
 
-def _open_same(path: Location, verify: bool, journal_hash: str) -> ActivationStore:
-    store = ActivationStore.open(path, verify=verify)
-    if store.journal_hash != journal_hash:
-        raise InputError(f"{path} is another store on this machine, or was replaced; all machines must see the same")
-    return store
-
-
 def _index(values: tuple[int, ...], value: int, axis: str) -> int:
     if value not in values:
         raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
     return values.index(value)
+
+
+def _reopen(path: Path, verify: bool, journal_hash: str) -> ActivationStore:
+    """Open the same store in another process, or refuse another one."""
+    store = ActivationStore.open(path, verify=verify)
+    check_same_content(path, store.journal_hash, journal_hash)
+    return store
 
 
 class PlannedStore(ActivationStore):

@@ -157,6 +157,7 @@ class Experiment:
             device=self.settings[""]["device"],
             **self.settings["probe"],
             **self.settings["statistics"],
+            **self.settings["machines"],
         )
 
     @contextmanager
