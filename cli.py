@@ -132,6 +132,8 @@ def probesweep() -> None:
 )
 @click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
 @click.option("--repair", is_flag=True, help="Check every byte of an existing store; extract damaged shards again.")
+@click.option("--workers", type=int, help="Processes that share the shards, each with the model (needs the extra ray).")
+@click.option("--ray", help="Where they run: local, or a Ray cluster: auto, host:port, ray://host:port.")
 @click.option("--dry_run", is_flag=True, help="Print sizes and the stored tokens of ten prompts; run nothing.")
 @click.pass_obj
 def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:

@@ -129,6 +129,11 @@ class Cluster:
     workers_per_machine: int
 
     @property
+    def device(self) -> str:
+        """The device of each worker: Ray shows it its own GPU only."""
+        return "cuda:0" if self.num_gpus else "cpu"
+
+    @property
     def options(self) -> dict[str, Any]:
         """Options of a Ray task or actor that is one worker: its share of a machine, spread over all machines."""
         return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "scheduling_strategy": "SPREAD"}

@@ -86,7 +86,7 @@ def check_at_least_one(**values: int | None) -> None:
             raise InputError(f"{name}={value} must be less than 2 ** 63; leave it out for no limit", argument=name)
 
 
-def check_same_content(path: Path, found: str, expected: str) -> None:
+def check_same_content(path: Path | str, found: str, expected: str) -> None:
     """Refuse activations that another process sees otherwise than the one that opened them."""
     if found != expected:
         raise InputError(

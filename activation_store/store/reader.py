@@ -430,7 +430,7 @@ def _index(values: tuple[int, ...], value: int, axis: str) -> int:
     return values.index(value)
 
 
-def _reopen(path: Path, verify: bool, journal_hash: str) -> ActivationStore:
+def _reopen(path: Location, verify: bool, journal_hash: str) -> ActivationStore:
     """Open the same store in another process, or refuse another one."""
     store = ActivationStore.open(path, verify=verify)
     check_same_content(path, store.journal_hash, journal_hash)

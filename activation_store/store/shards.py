@@ -38,15 +38,10 @@ def write_shard(
     checksums: list[bytes] = []
 
     def pieces() -> Iterator[bytes | memoryview]:
-        # One cell at a time: gathered, summed and written while it is in the processor's cache.
-        cell = np.full((layout.shard_samples, layout.n_features), np.nan, dtype=values.dtype)
-        held = as_bits(cell)[: len(values)]
-        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
-            held[...] = as_bits(values)[:, layer_idx, position_idx]
-            data = cell.view(np.uint8).reshape(-1)
-            checksums.append(checksum_bytes(data))
+        for data, checksum in _cells(layout, values):
+            checksums.append(checksum)
             yield data.data
-            yield checksums[-1]
+            yield checksum
         yield layout.index()
 
     try:
@@ -56,6 +51,22 @@ def write_shard(
         checksums.clear()
         storage.replace(name, pieces())
     return b"".join(checksums)
+
+
+def shard_checksums(layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]) -> Iterator[bytes]:
+    """crc32c of every cell, in the order of the layout."""
+    return (checksum for _, checksum in _cells(layout, values))
+
+
+def _cells(layout: Layout, values: np.ndarray) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Bytes and crc32c of every cell; the bytes until the next one is asked for."""
+    # One cell at a time: gathered, summed and written while it is in the processor's cache.
+    cell = np.full((layout.shard_samples, layout.n_features), np.nan, dtype=values.dtype)
+    held = as_bits(cell)[: len(values)]
+    for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
+        held[...] = as_bits(values)[:, layer_idx, position_idx]
+        data = cell.view(np.uint8).reshape(-1)
+        yield data, checksum_bytes(data)
 
 
 def check_shard_length(storage: Storage, name: str, layout: Layout, rows: range) -> None:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from activation_store.store.documents import check_length, read_spec, require_st
 from activation_store.store.integrity import Progress, damaged_files, damaged_records, damaged_shards
 from activation_store.store.journals import journal_of
 from activation_store.store.reader import ActivationStore
-from activation_store.store.shards import write_shard
+from activation_store.store.shards import shard_checksums, write_shard
 from activation_store.store.skeleton import skeleton
 
 LOCK_PATH = f"{ARRAY}/{LOCK}"
@@ -173,6 +174,11 @@ class StoreWriter:
         return self._storage.location
 
     @property
+    def storage(self) -> Storage:
+        """Its files."""
+        return self._storage
+
+    @property
     def pending_shards(self) -> list[int]:
         """Shards that are still to be written, ascending."""
         return [shard for shard in range(self.spec.layout.n_shards) if shard not in self._contents.shards]
@@ -251,12 +257,26 @@ class StoreWriter:
     def _commit(self, shard: int, values: np.ndarray) -> None:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
-        checksums = write_shard(self._storage, shard_path(self.spec, shard), self.spec.layout, values)
+        layout = self.spec.layout
+        if self._journal.recorded(shard, layout) is None:
+            checksums = write_shard(self._storage, shard_path(self.spec, shard), layout, values)
+        else:
+            # By another process: its values stay.
+            checksums = b"".join(shard_checksums(layout, values))
         self._lock.check()
         self._contents = self._journal.commit(self._contents, shard, checksums)
+        self.note(shard, checksums)
+        self._failed = False
+
+    def checksums(self, shard: int) -> bytes:
+        """crc32c of each cell of a shard that this writer has committed, 4 bytes each, in the order of the layout."""
+        return self._contents.shards[shard]
+
+    def note(self, shard: int, checksums: bytes) -> None:
+        """Take notice of a shard that another process has committed (see `activation_store.store.claims`)."""
+        self._contents = replace(self._contents, shards=self._contents.shards | {shard: checksums})
         if checksums != self._contents.before.get(shard, checksums):
             self.changed_shards.append(shard)
-        self._failed = False
 
     def finish(self, health: dict[str, Any]) -> None:
         """Record findings about the complete store, unless they are already recorded.

@@ -92,7 +92,7 @@ def share_of_worker(machines: Machines, device: str, budget_bytes: int | None) -
         n_workers = machines.local_workers(n_gpus)
         return devices[0], free_bytes(devices) // (1 if n_gpus else n_workers) if budget_bytes is None else budget_bytes
     with connected(machines, gpus=_WITH_GPUS[device]) as cluster:
-        first = device_of(cluster)
+        first = torch.device(cluster.device)
         if budget_bytes is not None:
             return first, budget_bytes
         import ray
@@ -114,11 +114,6 @@ def _free_bytes(device: str) -> int:
 def _uses_gpus(machines: Machines, device: str) -> bool | None:
     """Whether workers have GPUs; None: if the cluster has any."""
     return resolve_devices(device)[0].type == "cuda" if machines.is_local else _WITH_GPUS[device]
-
-
-def device_of(cluster: Cluster) -> torch.device:
-    """The device of each worker: Ray shows it its own GPU only."""
-    return torch.device("cuda:0" if cluster.num_gpus else "cpu")
 
 
 def most_workers(device: torch.device) -> int:

@@ -13,7 +13,7 @@ import torch
 from gpu_probes.errors import CellError
 from gpu_probes.search.block import BlockResult
 from gpu_probes.search.block_search import BlockSearch
-from gpu_probes.search.devices import device_of, workers
+from gpu_probes.search.devices import workers
 from gpu_probes.terms import Cell
 from probesweep_ray import Cluster, WorkerError
 
@@ -57,7 +57,7 @@ def search_blocks(cluster: Cluster, search: BlockSearch) -> Generator[list[Block
             # What is done and not yet yielded is bounded, too: results may be large.
             while batches and len(running) < cluster.n_workers and len(pending) < 2 * cluster.n_workers:
                 batch = batches.popleft()
-                running.append(task.remote(shared, str(device_of(cluster)), at_once, threads, batch))
+                running.append(task.remote(shared, cluster.device, at_once, threads, batch))
                 pending.append((running[-1], batch))
             if pending[0][0] in running:
                 running = ray.wait(running, num_returns=1, fetch_local=False)[1]

@@ -86,6 +86,8 @@ def pack(folder: Path, progress: Progress = iter) -> Parcel:
 def _pack_store(folder: Path, progress: Progress) -> Parcel:
     store = ActivationStore.open(folder)
     store.require_complete()
+    if not store.health:
+        raise RequestError(f"{folder} lacks its last file; run the same extract (or import) again, which writes it")
     problems = store.verify(progress)
     if problems:
         raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all damage)")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
+import time
+import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from activation_store.errors import StoreError
+from activation_store.extraction.worker import ShardWorker
 from activation_store.format.spec import COORDINATES, StoreSpec
 from activation_store.store.writer import StoreWriter
 
@@ -88,3 +94,27 @@ class DeadlyCells:
                 (self._deaths / str(number)).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         yield range(self.n_samples), self._array[:, layer, self.positions.index(position)]
+
+
+class FaultyWorker(ShardWorker):
+    """A worker that fails at a shard as `FAULT` in the environment says.
+
+    ``{"shard": 3, "what": "die before", "most": 1, "folder": "/tmp/deaths"}``; a worker of the same name is needed in
+    every process, and the environment reaches those of a private Ray.
+    """
+
+    def write(self, path: Any, shard: int) -> Any:
+        fault = json.loads(os.environ["FAULT"])
+        time.sleep(fault.get("seconds", 0))
+        struck = shard == fault["shard"] and len(list(Path(fault["folder"]).iterdir())) < fault["most"]
+        if not struck:
+            return super().write(path, shard)
+        (Path(fault["folder"]) / uuid.uuid4().hex).touch()
+        if fault["what"] == "raise":
+            raise StoreError("the disk of this worker is full")
+        if fault["what"] == "die inside":
+            threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        if fault["what"] != "die before":
+            super().write(path, shard)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None
