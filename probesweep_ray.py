@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -412,12 +413,11 @@ def _read_token_again() -> None:
 
     It remembers that of a private Ray, and the workers of a cluster without one would not get at this process.
     """
+    core: Any = import_module("ray._raylet")
     # Older versions have no tokens.
-    with suppress(ImportError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        AuthenticationTokenLoader.instance().reset_cache()
-        Config.initialize("")
+    if hasattr(core, "AuthenticationTokenLoader"):
+        core.AuthenticationTokenLoader.instance().reset_cache()
+        core.Config.initialize("")
 
 
 class _SearchPath(list[str]):
