@@ -297,6 +297,8 @@ def _joined_ray(address: str) -> Generator[None]:
     shared = {
         name: value for name, value in os.environ.items() if name.startswith(_SHARED) and not _SECRET.search(name)
     }
+    if address.startswith("ray://"):
+        shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with ExitStack() as stack:
         try:
             stack.enter_context(_running({}, address=address, runtime_env={"env_vars": shared} if shared else None))
@@ -337,13 +339,14 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
             from ray.job_config import JobConfig
 
             _read_token_again()
-            path = [*reversed(sys.path)]
+            if not address.startswith("ray://"):
+                # Ray's client takes none: there the path is a variable.
+                options["job_config"] = JobConfig(_py_driver_sys_path=_SearchPath(reversed(sys.path)))
             start = partial(
                 ray.init,
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.CRITICAL,
-                job_config=JobConfig(_py_driver_sys_path=path if address.startswith("ray://") else _SearchPath(path)),
                 **options,
             )
             own = _OwnThread(start, partial(_shut_down, folder))
