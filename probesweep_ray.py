@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -301,6 +302,8 @@ def _joined_ray(address: str) -> Generator[None]:
     shared = {
         name: value for name, value in os.environ.items() if name.startswith(_SHARED) and not _SECRET.search(name)
     }
+    if address.startswith("ray://"):
+        shared["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with ExitStack() as stack:
         try:
             stack.enter_context(_running({}, address=address, runtime_env={"env_vars": shared} if shared else None))
@@ -341,13 +344,14 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
             from ray.job_config import JobConfig
 
             _read_token_again()
-            path = [*reversed(sys.path)]
+            if not address.startswith("ray://"):
+                # Ray's client takes none: there the path is a variable.
+                options["job_config"] = JobConfig(_py_driver_sys_path=_SearchPath(reversed(sys.path)))
             start = partial(
                 ray.init,
                 log_to_driver=False,
                 configure_logging=False,
                 logging_level=logging.CRITICAL,
-                job_config=JobConfig(_py_driver_sys_path=path if address.startswith("ray://") else _SearchPath(path)),
                 **options,
             )
             own = _OwnThread(start, partial(_shut_down, folder))
@@ -417,12 +421,11 @@ def _read_token_again() -> None:
 
     It remembers that of a private Ray, and the workers of a cluster without one would not get at this process.
     """
+    core: Any = import_module("ray._raylet")
     # Older versions have no tokens.
-    with suppress(ImportError):
-        from ray._raylet import AuthenticationTokenLoader, Config
-
-        AuthenticationTokenLoader.instance().reset_cache()
-        Config.initialize("")
+    if hasattr(core, "AuthenticationTokenLoader"):
+        core.AuthenticationTokenLoader.instance().reset_cache()
+        core.Config.initialize("")
 
 
 class _SearchPath(list[str]):
