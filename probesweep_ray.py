@@ -339,7 +339,7 @@ def _running(changes: Mapping[str, str], *, on_loopback: bool = False, **options
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with _environment({**quiet, **changes}), _loopback(on_loopback):
+        with _environment({**quiet, **changes}), _loopback(on_loopback), _no_announcements():
             import ray
             from ray.job_config import JobConfig
 
@@ -448,6 +448,19 @@ def _environment(changes: Mapping[str, str]) -> Generator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@contextmanager
+def _no_announcements() -> Generator[None]:
+    """Have no thread that prints a paragraph for each worker that dies: they are replaced, or told of in a line."""
+    from ray._private import worker
+
+    before = getattr(worker, "listen_error_messages", None)
+    worker.listen_error_messages = lambda *_: None
+    try:
+        yield
+    finally:
+        worker.listen_error_messages = before
 
 
 @contextmanager

@@ -59,10 +59,17 @@ class Schedule:
             The one at which workers have died too often, if there is one.
         """
         lost = list(self._given.pop(worker))
-        self._queue.extendleft(reversed(lost))
         # The others had not begun, or only just.
-        self._deaths.update(lost[:1])
-        return lost, next((shard for shard in lost[:1] if self._deaths[shard] >= MOST_DEATHS), None)
+        suspects, others = lost[:1], lost[1:]
+        self._deaths.update(suspects)
+        self._queue.extendleft(reversed(others))
+        for shard in suspects:
+            if self._deaths[shard] == 1:
+                self._queue.appendleft(shard)
+            else:
+                # Nothing else is to be missing if this one cannot be done.
+                self._queue.append(shard)
+        return lost, next((shard for shard in suspects if self._deaths[shard] >= MOST_DEATHS), None)
 
     def drop(self, shard: int) -> None:
         """A shard need not be done again: the worker that died had committed it."""

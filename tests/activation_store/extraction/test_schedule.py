@@ -28,16 +28,32 @@ def test_long_shards_first_and_one_waiting_while_there_are_enough():
 
 
 def test_what_a_dead_worker_had_is_done_first_and_only_its_first_shard_counts():
-    schedule = Schedule(dict.fromkeys(range(6), 1))
-    for death in range(1, MOST_DEATHS + 1):
+    schedule = Schedule(dict.fromkeys(range(4), 1))
+    for death in (1, 2):
         schedule.join(death)
         assert [schedule.next(death), schedule.next(death)] == [0, 1]
-        lost, hopeless = schedule.died(death)
-        assert lost == [0, 1]
-        assert hopeless == (0 if death == MOST_DEATHS else None)
-    schedule.drop(1)
-    schedule.join(9)
-    assert [schedule.next(9), schedule.next(9)] == [0, 2]
+        assert schedule.died(death) == ([0, 1], None)
+    # The second time it is put last: everything else is done before the run is given up.
+    schedule.join(3)
+    given = [schedule.next(3), schedule.next(3)]
+    for shard in (1, 2, 3):
+        assert shard in given
+        schedule.done(3, shard)
+        given.append(schedule.next(3))
+    assert MOST_DEATHS == 3
+    assert schedule.died(3) == ([0], 0)
+
+
+def test_what_a_dead_worker_had_committed_is_not_done_again():
+    schedule = Schedule({0: 2, 1: 1})
+    schedule.join(0)
+    assert schedule.next(0) == 0
+    schedule.died(0)
+    schedule.drop(0)
+    schedule.join(1)
+    assert schedule.next(1) == 1
+    schedule.done(1, 1)
+    assert schedule.is_done
 
 
 @pytest.mark.parametrize("seed", range(20))
