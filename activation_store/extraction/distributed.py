@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # Two shards, and how far it is.
 _CALLS_AT_ONCE = 4
-_PROGRESS_S = 1.0
+_PROGRESS_S, _SHOW_S = 1.0, 0.2
 # How long to wait for the cluster to start a first worker, or another when all have died.
 _START_S = 600.0
 
@@ -105,7 +105,7 @@ class Workers:
         # Tokens of workers that are gone.
         self._n_tokens_before = 0
         self._n_deaths_at_start = 0
-        self._last_asked = 0.0
+        self._last_asked = self._last_shown = 0.0
 
     def begin(self, prefix_tokens: int, max_rows: int | None, stored: BatchPlan | None = None) -> Begun:
         """Load the model in one worker, which plans; parameters as of `ModelRun.begin`."""
@@ -164,7 +164,7 @@ class Workers:
                     self._take(answer, schedule, writer, plan)
                 self._check_alive()
                 self._ask_progress()
-                self._show(meter)
+                self._show(meter, at_once=schedule.is_done)
 
     def end(self) -> None:
         """End all workers; what they have committed stays."""
@@ -304,7 +304,11 @@ class Workers:
             if worker.ready and number not in asked:
                 self._asked[worker.actor.counts.remote()] = _Question(number, is_progress=True)
 
-    def _show(self, meter: Meter) -> None:
+    def _show(self, meter: Meter, *, at_once: bool) -> None:
+        # With many small shards this would be most of the driver's work.
+        if time.monotonic() - self._last_shown < _SHOW_S and not at_once:
+            return
+        self._last_shown = time.monotonic()
         begun = sum(max(worker.counts.n_rows - worker.n_committed_rows, 0) for worker in self._workers.values())
         n_tokens = self._n_tokens_before + sum(worker.counts.n_tokens for worker in self._workers.values())
         meter.show(begun, n_tokens, sum(worker.ready for worker in self._workers.values()))

@@ -34,6 +34,8 @@ class Size:
         With which bytes are flipped.
     n_examples : int
         Of the state machine.
+    n_nodes : int
+        Nodes and drivers of a Ray cluster that are killed.
     """
 
     every: int
@@ -43,9 +45,12 @@ class Size:
     n_disks: int
     masks: tuple[int, ...]
     n_examples: int
+    n_nodes: int = 0
 
 
-FULL = Size(every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300)
+FULL = Size(
+    every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300, n_nodes=8
+)
 QUICK = Size(every=23, n_double=30, n_random=10, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
 
 
@@ -74,6 +79,7 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "state machine": _parcels(size.n_examples, 50, lambda n, i: partial(random_walks, n, seed + i)),
         "results: SIGKILL at every step": [partial(results.killed, size.every)],
         "results: two processes": [partial(results.together, size.every), partial(results.one_file, size.every)],
+        **_workers(size, seed),
         "SIGKILL of probesweep extract": _parcels(
             size.n_extractions, 5, lambda n, i: partial(extraction.killed_extraction, n, 600, seed + i)
         ),
@@ -131,6 +137,45 @@ def _kills(jobs: dict[str, Job], size: Size) -> Iterator[Task]:
     for job in jobs.values():
         for calls in _chunks(range(1, kills.count_calls(job) + 1, size.every), 20):
             yield partial(kills.killed_at, job, calls)
+
+
+def _workers(size: Size, seed: int) -> dict[str, list[Task]]:
+    """What several processes and Ray add."""
+    phases = ("before", "inside", "after")
+    points = [(shard, phase) for shard in range(large_job().n_shards) for phase in phases][:: size.every]
+    return {
+        "workers: SIGKILL of one": [partial(_killed_workers, some) for some in _chunks(points, 12)],
+        "workers: a node killed": _parcels(size.n_nodes, 8, lambda n, i: partial(_killed_nodes, n, seed + i)),
+        "workers: the driver killed": _parcels(size.n_nodes, 8, lambda n, i: partial(_killed_drivers, n, seed + i)),
+        "workers: two drivers": _parcels(size.n_nodes // 2, 8, lambda n, i: partial(_two_drivers, n)),
+    }
+
+
+# torch and Ray are imported where they are used: the other parts fork processes, which takes long with them.
+
+
+def _killed_workers(points: Sequence[tuple[int, str]]) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_workers(points)
+
+
+def _killed_nodes(n_kills: int, seed: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_nodes(n_kills, seed)
+
+
+def _killed_drivers(n_kills: int, seed: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_drivers(n_kills, seed)
+
+
+def _two_drivers(n_times: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.two_drivers(n_times)
 
 
 def _limits(job: Job, every: int) -> Iterable[Sequence[int]]:

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import psutil
 
-from activation_store.capture.batches import BatchPlan
 from activation_store.errors import StoreError
 from activation_store.extraction import distributed
 from activation_store.extraction.distributed import Workers
@@ -27,11 +25,10 @@ from benchmarks.faults.aftermath import aftermath
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.job import HEALTH, Job, large_job
 from benchmarks.faults.scenarios import JOURNAL_PATH
+from benchmarks.shared.known import KnownRun
 from probesweep_ray import Cluster, Machines, connected
 
 N_WORKERS = 2
-PLAN = BatchPlan(max_tokens=64, max_rows=4, prefix_tokens=0)
-PHASES = ("before", "inside", "after")
 _TIMEOUT_S = 120
 
 
@@ -49,59 +46,10 @@ class Death:
 
 
 @dataclass(frozen=True)
-class KnownRun:
-    """Stands in for `activation_store.extraction.model_run.ModelRun`: the values are known, and no model is loaded."""
+class MortalRun(KnownRun):
+    """A run in which a worker dies."""
 
-    values: np.ndarray
-    seconds: float
     death: Death | None = None
-    device: Any = None
-
-    @property
-    def prompts(self) -> NumberedPrompts:
-        """One per sample."""
-        return NumberedPrompts(len(self.values))
-
-    def begin(self, *_: object) -> tuple[KnownStates, BatchPlan]:
-        """As `ModelRun.begin`."""
-        return KnownStates(self.values, self.seconds), PLAN
-
-
-@dataclass(frozen=True)
-class NumberedPrompts:
-    """Prompts of which each is its own number."""
-
-    n_samples: int
-
-    @property
-    def n_tokens(self) -> np.ndarray:
-        return np.ones(self.n_samples, dtype=np.int64)
-
-    def row(self, sample: int) -> np.ndarray:
-        """Its only token."""
-        return np.array([sample])
-
-
-@dataclass(frozen=True)
-class KnownStates:
-    """Gives the values of numbered prompts, after a while."""
-
-    values: np.ndarray
-    seconds: float
-    attention: str = "none"
-
-    @property
-    def parity(self) -> dict[str, float]:
-        return {}
-
-    def start(self, prompts: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
-        """As `HiddenStates.start`."""
-        time.sleep(self.seconds)
-        rows = [int(prompt[0]) for prompt in prompts]
-        return lambda: self.values[rows]
-
-    def first_nonfinite_module(self, prompt: np.ndarray) -> None:
-        """No values are bad."""
 
 
 class MortalWorker(ShardWorker):
@@ -217,7 +165,7 @@ def two_drivers(n_times: int) -> Counts:
 
 def share(job: Job, root: Path, cluster: Cluster, death: Death | None, *, seconds: float) -> None:
     """Create the store or take it up, and fill it with workers."""
-    run: Any = KnownRun(job.values, seconds, death)
+    run: Any = MortalRun(job.values, seconds, death=death)
     with mock.patch.object(distributed, "ShardWorker", MortalWorker):
         crew = Workers(cluster, run, check_model=False)
         try:

@@ -73,7 +73,8 @@ def test_three_deaths_at_one_shard_stop_it_and_any_process_goes_on(inputs, whole
     with pytest.raises(StoreError, match=r"s\.zarr: workers died 3 times at rows 4-5; all other shards") as caught:
         Extraction(**inputs, output_path=tmp_path / "s.zarr", workers=2).run()
     assert "\n" not in str(caught.value)
-    assert ActivationStore.open(tmp_path / "s.zarr").n_committed_shards == 5
+    # All others, but for one that another worker may have been running.
+    assert ActivationStore.open(tmp_path / "s.zarr").n_committed_shards in (4, 5)
     Extraction(**inputs, output_path=tmp_path / "s.zarr").run()
     assert tree(tmp_path / "s.zarr") == whole
 
