@@ -16,7 +16,7 @@ from jaxtyping import Integer, Shaped
 
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError, check_same_content
 from activation_store.files.in_flight import in_flight
-from activation_store.files.storage import Location, Storage, open_storage
+from activation_store.files.storage import Location, Storage, locate, open_storage
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import JournalContents
 from activation_store.format.spec import ARRAY, AXES, PLACE, StoreSpec
@@ -381,6 +381,39 @@ class ActivationStore:
         problems = [*damaged_files(*store).values(), *damaged_records(*store).values()]
         problems += damaged_shards(*store, progress).values()
         return problems + self._uncommitted()
+
+    def copy_to(self, target: str | Path, progress: Progress = iter) -> ActivationStore:
+        """Copy the store to another place, every byte checked on the way and again where it was written.
+
+        What was committed when the store was opened is copied; the same call on a store that is opened again adds what
+        was committed since, and goes on with a copy that broke off. One shard is in memory at a time, or a part of it.
+
+        Parameters
+        ----------
+        target : str or Path
+            Where there is nothing, an empty folder, or an earlier copy of the same store: a folder, or an address in an
+            object store.
+        progress : callable
+            Wraps the shard numbers while they are copied, such as `tqdm`.
+
+        Returns
+        -------
+        ActivationStore
+            The copy.
+
+        Raises
+        ------
+        InputError
+            The target is something else.
+        StoreLockedError
+            Another process writes it.
+        StoreError
+            Bytes of the store are not those that were committed, or what was written is not what is read back.
+        """
+        from activation_store.store.copy import copy_store
+
+        copy_store(self._storage, self.spec, self._journal, locate(target), progress)
+        return ActivationStore.open(target, verify=self._verify)
 
     def files(self) -> list[str]:
         """Paths of all files of the store below its root, the shards last."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from jaxtyping import Shaped
 
@@ -67,6 +68,59 @@ def _cells(layout: Layout, values: np.ndarray) -> Iterator[tuple[np.ndarray, byt
         held[...] = as_bits(values)[:, layer_idx, position_idx]
         data = cell.view(np.uint8).reshape(-1)
         yield data, checksum_bytes(data)
+
+
+def checked_pieces(storage: Storage, name: str, layout: Layout, rows: range, checksums: bytes) -> Iterator[bytes]:
+    """A committed shard's file, piece by piece, every byte checked before the last piece is taken.
+
+    Parameters
+    ----------
+    storage : Storage
+        Of the store.
+    name : str
+        Path of the file in the store.
+    layout : Layout
+        Of the store.
+    rows : range
+        Samples that the shard holds.
+    checksums : bytes
+        crc32c of every cell as the journal has them.
+
+    Raises
+    ------
+    MissingShardError
+        The file is missing.
+    CorruptStoreError
+        The file is shorter or longer than its index says, or not what was committed.
+    """
+    check_shard_length(storage, name, layout, rows)
+    where, n_bytes = _where(storage, name, rows), 0
+    parts = _parts(layout, checksums)
+    what, left, expected = next(parts)
+    found = 0
+    for piece in storage.pieces(name):
+        n_bytes += len(piece)
+        values = np.frombuffer(piece, dtype=np.uint8)
+        while len(values) and left:
+            found = google_crc32c.extend(found, values[:left])
+            left, values = left - len(values[:left]), values[left:]
+            if left:
+                continue
+            if found != expected:
+                raise CorruptStoreError(f"{where}: {what} what was committed; {MEND}")
+            (what, left, expected), found = next(parts, ("", 0, 0)), 0
+        yield piece
+    _check_length(n_bytes, layout, where)
+
+
+def _parts(layout: Layout, checksums: bytes) -> Iterator[tuple[str, int, int]]:
+    """What a shard's file consists of: its name, its length, its crc32c."""
+    for cell, (layer_idx, position_idx) in enumerate(np.ndindex(layout.n_layers, layout.n_positions)):
+        committed = checksums[cell * CHECKSUM_NBYTES :][:CHECKSUM_NBYTES]
+        place = f"layer index {layer_idx}, position index {position_idx}"
+        yield f"the values of {place} are not", layout.values_nbytes, int.from_bytes(committed, "little")
+        yield f"the checksum of {place} is not", CHECKSUM_NBYTES, google_crc32c.value(committed)
+    yield "the index is not", len(layout.index()), google_crc32c.value(layout.index())
 
 
 def check_shard_length(storage: Storage, name: str, layout: Layout, rows: range) -> None:

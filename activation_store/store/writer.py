@@ -106,7 +106,7 @@ class StoreWriter:
         storage = open_storage(location)
         require_store(storage)
         lock = storage.acquire(LOCK_PATH)
-        with _released_on_error(lock):
+        with released_on_error(lock):
             spec, contents = _take_up(storage, fingerprint)
             check_length(storage, spec)
         return cls(storage, spec, contents, lock)
@@ -145,7 +145,7 @@ class StoreWriter:
         storage = open_storage(location)
         require_store(storage)
         lock = storage.acquire(LOCK_PATH)
-        with _released_on_error(lock):
+        with released_on_error(lock):
             spec, contents = _take_up(storage, fingerprint, drop_damaged=True)
             # What a killed repair already restored is found undamaged and not rewritten.
             storage.settle_folders()
@@ -294,7 +294,8 @@ class StoreWriter:
 
 
 @contextmanager
-def _released_on_error(lock: Lock) -> Generator[None]:
+def released_on_error(lock: Lock) -> Generator[None]:
+    """Let go of a lock if the block fails; that is the failure to report."""
     try:
         yield
     except BaseException:
