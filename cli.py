@@ -62,12 +62,14 @@ class _TextPath(click.Path):
         return path.absolute() if str(path) == "-" and str(value) != "-" else path
 
 
-class _Location(_TextPath):
+class _Location(click.ParamType):
     """A path, or the address of a store in an object store, which stays text."""
+
+    name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
         """Convert the argument to a path unless it is an address."""
-        return locate(value) if is_address(value) else super().convert(value, param, ctx)
+        return locate(value) if is_address(value) else _PATH.convert(value, param, ctx)
 
 
 _PATH = _TextPath()

@@ -456,7 +456,11 @@ def _no_announcements() -> Generator[None]:
     from ray._private import worker
 
     before = getattr(worker, "listen_error_messages", None)
-    worker.listen_error_messages = lambda *_: None
+
+    def listen(*_: object) -> None:
+        """To nothing."""
+
+    worker.listen_error_messages = listen
     try:
         yield
     finally:

@@ -272,7 +272,7 @@ class Shard:
         """The same in memory: one request for all cells."""
         if self._mapped:
             return self
-        held = InMemory(memoryview(self._part(0, self._layout.shard_nbytes)))
+        held = InMemory(self._contents.part(0, self._layout.shard_nbytes))
         rows = range(self._n_rows)
         return Shard(self._where, self._layout, rows, self._dtype, self._checksums, held, mapped=True)
 
@@ -285,7 +285,7 @@ class Shard:
     def _check_index(self) -> None:
         layout = self._layout
         _check_length(self._contents.n_bytes(), layout, self._where)
-        if self._contents.part(layout.index_offset, len(layout.index())) != layout.index():
+        if bytes(self._contents.part(layout.index_offset, len(layout.index()))) != layout.index():
             raise CorruptStoreError(f"{self._where}: the shard index is damaged; {MEND}")
 
     def _committed(self, layer_idx: int, position_idx: int) -> bytes:

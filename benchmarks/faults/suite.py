@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from benchmarks.faults import damage, extraction, failing, kills, power, results
 from benchmarks.faults.aftermath import difference
@@ -15,6 +16,7 @@ from benchmarks.faults.job import STORE, Job, large_job, small_job, tree
 from benchmarks.faults.scenarios import scenarios
 
 Task = Callable[[], Counts]
+Item = TypeVar("Item")
 COORDINATES = tuple(f"{STORE}/{name}/" for name in damage.coordinates(small_job()))
 
 
@@ -248,6 +250,6 @@ def _damaged_files() -> Iterator[tuple[Job, str]]:
             yield half, path
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

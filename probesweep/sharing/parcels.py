@@ -90,7 +90,7 @@ def _pack_store(place: Location, progress: Progress) -> Parcel:
     store = ActivationStore.open(place)
     store.require_complete()
     if not store.health:
-        raise RequestError(f"{folder} lacks its last file; run the same extract (or import) again, which writes it")
+        raise RequestError(f"{place} lacks its last file; run the same extract (or import) again, which writes it")
     problems = store.verify(progress)
     if problems:
         raise RequestError(f"{place} is damaged: {problems[0]} (probesweep verify lists all damage)")

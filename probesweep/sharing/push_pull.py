@@ -130,7 +130,8 @@ def _contents(parcel: Parcel) -> dict[str, str | bytes | BinaryIO]:
         return {name: str(parcel.place / name) for name in parcel.files}
     storage = open_storage(parcel.place)
     # Opening one sends nothing: the client reads one after another.
-    return {name: OpenFile(storage.open(name)) for name in parcel.files}
+    opened: dict[str, str | bytes | BinaryIO] = {name: OpenFile(storage.open(name)) for name in parcel.files}
+    return opened
 
 
 def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
