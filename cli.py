@@ -62,7 +62,8 @@ class _TextPath(click.Path):
         return path.absolute() if str(path) == "-" and str(value) != "-" else path
 
 
-class _Location(click.ParamType):
+# Older versions of click take no type here.
+class _Location(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
     """A path, or the address of a store in an object store, which stays text."""
 
     name = "path"
