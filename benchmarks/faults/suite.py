@@ -12,6 +12,7 @@ from benchmarks.faults.calls import KINDS, Watch
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import replayed
 from benchmarks.faults.job import STORE, Job, large_job, small_job, tree
+from benchmarks.faults.objects import suite as objects
 from benchmarks.faults.scenarios import scenarios
 
 Task = Callable[[], Counts]
@@ -34,6 +35,8 @@ class Size:
         With which bytes are flipped.
     n_examples : int
         Of the state machine.
+    every_object : int
+        Take every so many requests to an object store, and damages there: each takes half a second.
     """
 
     every: int
@@ -43,10 +46,22 @@ class Size:
     n_disks: int
     masks: tuple[int, ...]
     n_examples: int
+    every_object: int
 
 
-FULL = Size(every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300)
-QUICK = Size(every=23, n_double=30, n_random=10, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
+FULL = Size(
+    every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300, every_object=1
+)
+QUICK = Size(
+    every=23,
+    n_double=30,
+    n_random=10,
+    n_extractions=0,
+    n_disks=2,
+    masks=damage.MASKS[:1],
+    n_examples=10,
+    every_object=30,
+)
 
 
 def parts(size: Size, seed: int) -> dict[str, list[Task]]:
@@ -77,6 +92,7 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "SIGKILL of probesweep extract": _parcels(
             size.n_extractions, 5, lambda n, i: partial(extraction.killed_extraction, n, 600, seed + i)
         ),
+        **objects.parts(size.every_object),
     }
 
 
