@@ -150,10 +150,13 @@ class StoreWriter:
             storage.settle_folders()
             _check_lengths(storage, spec, beside)
             files = damaged_files(storage, spec, contents)
+            lock.check()
             _restore_files(storage, files, contents, skeleton(spec, beside))
             records = damaged_records(storage, spec, contents)
             shards = damaged_shards(storage, spec, contents, progress)
             damage = [*files.values(), *records.values(), *_dropped(storage, contents), *shards.values()]
+            # Every byte was read meanwhile.
+            lock.check()
             contents = journal_of(storage, spec.version).retract(contents, shards)
         return cls(storage, spec, contents, lock, tuple(damage))
 
@@ -251,7 +254,7 @@ class StoreWriter:
     def _commit(self, shard: int, values: np.ndarray) -> None:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
-        checksums = write_shard(self._storage, shard_path(self.spec, shard), self.spec.layout, values)
+        checksums = write_shard(self._storage, shard_path(self.spec, shard), self.spec.layout, values, self._lock)
         self._lock.check()
         self._contents = self._journal.commit(self._contents, shard, checksums)
         if checksums != self._contents.before.get(shard, checksums):
@@ -263,9 +266,12 @@ class StoreWriter:
 
         Raises
         ------
+        StoreLockedError
+            Another writer has taken over.
         OSError
             The disk failed; names the file.
         """
+        self._lock.check()
         self._contents = self._journal.finish(self._contents, health)
 
     def store(self) -> ActivationStore:
