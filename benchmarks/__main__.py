@@ -21,6 +21,7 @@ COMMANDS = {
         "benchmarks.job.command",
         "All probes of a large store on a GPU, against a scikit-learn loop on all cores.",
     ),
+    "scale": ("benchmarks.scale.command", "Stores in object stores: speed of reads, memory of a training."),
     "faults": (
         "benchmarks.faults.command",
         "Kills, failing calls, power loss, damaged bytes: data lost or read wrong.",

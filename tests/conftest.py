@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.shared.objects import Server, seaweedfs
 from tests.helpers.models import QUESTIONS, save_model
-from tests.helpers.objects import Server, seaweedfs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

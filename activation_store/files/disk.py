@@ -6,7 +6,7 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -27,7 +27,7 @@ from activation_store.files.durable import (
 )
 from activation_store.files.inside import path_inside
 from activation_store.files.lock import WriterLock, check_unlocked
-from activation_store.files.storage import InMemory, Piece
+from activation_store.files.storage import InMemory, Lock, Piece
 
 _PIECE_NBYTES = 2**20
 
@@ -120,6 +120,13 @@ class Disk:
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108
             fsync_path(path.parent)
+
+    def write_uncommitted(self, name: str, pieces: Callable[[], Iterable[Piece]], lock: Lock) -> None:
+        """Write a file that nothing refers to yet; the kernel lets no other writer in while this one lives."""
+        try:
+            self.create(name, pieces())
+        except FileExistsError:
+            self.replace(name, pieces())
 
     def claim(self, name: str, text: str) -> None:
         """Create a short file that says who is at work."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from typing import Any
 from activation_store.errors import InputError
 from activation_store.files.lease import Lease, check_free
 from activation_store.files.requests import Requests, connect
-from activation_store.files.storage import Piece
+from activation_store.files.storage import Lock, Piece
 
 _ROOT = "zarr.json"
 _FOLDER = "activations"
@@ -93,6 +93,23 @@ class Bucket:
         """Write an object in one request, in the place of one that may be there."""
         self._requests.put(name, _kept(pieces))
 
+    def write_uncommitted(self, name: str, pieces: Callable[[], Iterable[Piece]], lock: Lock) -> None:
+        """Write an object that nothing refers to yet, in the place of one that a killed writer may have left.
+
+        A request may arrive after its sender was stopped for longer than the lock lasts: it replaces just the content
+        that was there while the lock was held.
+        """
+        try:
+            self.create(name, pieces())
+        except FileExistsError:
+            found = self._requests.version(name)
+            lock.check()
+            try:
+                self._requests.put(name, _kept(pieces()), found, new=found is None)
+            except (FileExistsError, FileNotFoundError):
+                lock.check()
+                raise
+
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
         self._requests.delete(name)
@@ -113,10 +130,11 @@ class Bucket:
         try:
             remains = set(self._remains()) - {*files, lock}
             # First: it says whose remains the others are.
-            self.replace(_ROOT, [files[_ROOT]])
+            self.write_uncommitted(_ROOT, lambda: [files[_ROOT]], held)
             others = [name for name in files if name not in (_ROOT, last)]
             with ThreadPoolExecutor(self.n_in_flight) as pool:
-                list(pool.map(self.replace, others, ([files[name]] for name in others)))
+                list(pool.map(lambda name: self.write_uncommitted(name, lambda: [files[name]], held), others))
+                held.check()
                 # Zarr would show arrays that an earlier creation had and this one does not.
                 list(pool.map(self.remove, remains))
             held.check()

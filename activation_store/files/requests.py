@@ -233,11 +233,20 @@ class Requests:
 
     def n_bytes(self, name: str) -> int | None:
         """Length of an object, None if there is none."""
+        about = self._about(name)
+        return None if about is None else about["size"]
+
+    def version(self, name: str) -> Version | None:
+        """The content that an object has now, None if there is none."""
+        about = self._about(name)
+        return None if about is None else Version(about["e_tag"], about["version"])
+
+    def _about(self, name: str) -> Any:
         import obstore
 
         path = _checked(name)
         try:
-            return self._ask(self.where(name), lambda seconds: obstore.head(self._store(seconds), path)["size"])
+            return self._ask(self.where(name), lambda seconds: obstore.head(self._store(seconds), path))
         except FileNotFoundError:
             return None
 

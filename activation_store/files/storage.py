@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -191,6 +191,13 @@ class Storage(Protocol):
 
     def replace(self, name: str, pieces: Iterable[Piece]) -> None:
         """Write a file, in the place of one that may be there."""
+        ...
+
+    def write_uncommitted(self, name: str, pieces: Callable[[], Iterable[Piece]], lock: Lock) -> None:
+        """Write a file that nothing refers to yet, in the place of one that a killed writer may have left.
+
+        Whoever lost the lock meanwhile does not touch what the new writer wrote: `StoreLockedError`.
+        """
         ...
 
     def remove(self, name: str) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Shaped
 
 from activation_store.errors import MEND, CorruptStoreError, MissingShardError
-from activation_store.files.storage import Contents, InMemory, Storage
+from activation_store.files.storage import Contents, InMemory, Lock, Storage
 from activation_store.format.dtypes import as_bits
 from activation_store.format.layout import CHECKSUM_NBYTES, Layout, checksum_bytes
 
 
 def write_shard(
-    storage: Storage, name: str, layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]
+    storage: Storage, name: str, layout: Layout, values: Shaped[np.ndarray, "row layer position feature"], lock: Lock
 ) -> bytes:
     """Write one shard durably.
 
@@ -30,6 +30,8 @@ def write_shard(
         Of the store.
     values : ndarray [row, layer, position, feature]
         All samples of the shard, at most `layout.shard_samples`; what the last shard lacks is padded with NaN.
+    lock : Lock
+        Of the store's writer.
 
     Returns
     -------
@@ -39,18 +41,15 @@ def write_shard(
     checksums: list[bytes] = []
 
     def pieces() -> Iterator[bytes | memoryview]:
+        # Asked for once more where a run that was killed had written the file, and not committed it.
+        checksums.clear()
         for data, checksum in _cells(layout, values):
             checksums.append(checksum)
             yield data.data
             yield checksum
         yield layout.index()
 
-    try:
-        storage.create(name, pieces())
-    except FileExistsError:
-        # Of a run that was killed before it had committed it, or damaged.
-        checksums.clear()
-        storage.replace(name, pieces())
+    storage.write_uncommitted(name, pieces, lock)
     return b"".join(checksums)
 
 
@@ -261,7 +260,7 @@ class Shard:
 
     def check_every_byte(self) -> None:
         """Check all cells, the checksums next to them and the index; raises as `cell` does."""
-        _check_length(self._contents.n_bytes(), self._layout, self._where)
+        _check_length(self._n_bytes(), self._layout, self._where)
         whole = self._loaded()
         whole._check_index()
         for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
@@ -282,9 +281,15 @@ class Shard:
         except FileNotFoundError as error:
             raise _gone(self._where) from error
 
+    def _n_bytes(self) -> int:
+        try:
+            return self._contents.n_bytes()
+        except FileNotFoundError as error:
+            raise _gone(self._where) from error
+
     def _check_index(self) -> None:
         layout = self._layout
-        _check_length(self._contents.n_bytes(), layout, self._where)
+        _check_length(self._n_bytes(), layout, self._where)
         if bytes(self._contents.part(layout.index_offset, len(layout.index()))) != layout.index():
             raise CorruptStoreError(f"{self._where}: the shard index is damaged; {MEND}")
 

@@ -151,10 +151,13 @@ class StoreWriter:
             storage.settle_folders()
             _check_lengths(storage, spec, beside)
             files = damaged_files(storage, spec, contents)
+            lock.check()
             _restore_files(storage, files, contents, skeleton(spec, beside))
             records = damaged_records(storage, spec, contents)
             shards = damaged_shards(storage, spec, contents, progress)
             damage = [*files.values(), *records.values(), *_dropped(storage, contents), *shards.values()]
+            # Every byte was read meanwhile.
+            lock.check()
             contents = journal_of(storage, spec.version).retract(contents, shards)
         return cls(storage, spec, contents, lock, tuple(damage))
 
@@ -259,7 +262,7 @@ class StoreWriter:
         self._failed = True
         layout = self.spec.layout
         if self._journal.recorded(shard, layout) is None:
-            checksums = write_shard(self._storage, shard_path(self.spec, shard), layout, values)
+            checksums = write_shard(self._storage, shard_path(self.spec, shard), layout, values, self._lock)
         else:
             # By another process: its values stay.
             checksums = b"".join(shard_checksums(layout, values))
@@ -283,9 +286,12 @@ class StoreWriter:
 
         Raises
         ------
+        StoreLockedError
+            Another writer has taken over.
         OSError
             The disk failed; names the file.
         """
+        self._lock.check()
         self._contents = self._journal.finish(self._contents, health)
 
     def store(self) -> ActivationStore:

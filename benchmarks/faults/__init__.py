@@ -10,6 +10,7 @@ extraction SIGKILL of ``probesweep extract``
 failing    calls that fail, and a file size limit of the kernel
 power      power loss at every call
 damage     flipped bytes, truncated and missing files
+objects    all of that on an object store
 suite      the parts and how much of each is run
 command    ``python -m benchmarks faults``
 ========== ==========================================================================================================

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
+from activation_store.files.storage import Location
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import Tree
-from benchmarks.faults.job import Job, tree
+from benchmarks.faults.job import Job
 
 
-def aftermath(job: Job, root: Path, acknowledged: Collection[int], what: str) -> Counts:
+def aftermath(job: Job, root: Location, acknowledged: Collection[int], what: str) -> Counts:
     """Look at what a fault left below `root`, run the job again and compare with the uninterrupted one.
 
     Parameters
     ----------
     job : Job
         That was interrupted.
-    root : Path
+    root : Path or str
         Where it worked.
     acknowledged : collection of int
         Shards that must be there.
@@ -29,7 +29,7 @@ def aftermath(job: Job, root: Path, acknowledged: Collection[int], what: str) ->
     return counts
 
 
-def run_again(job: Job, root: Path, what: str) -> Counts:
+def run_again(job: Job, root: Location, what: str) -> Counts:
     """Run the job to its end and compare the tree."""
     counts = Counts(reruns=1)
     try:
@@ -38,7 +38,7 @@ def run_again(job: Job, root: Path, what: str) -> Counts:
         # Whatever it is: the job cannot be finished.
         counts.expect(False, f"{what}: the job run again raised {error!r}")
         return counts
-    differing = difference(tree(root), job.reference)
+    differing = difference(job.tree(root), job.reference)
     counts.identical += not differing
     counts.expect(not differing, f"{what}: after the job was run again, other than uninterrupted: {differing}")
     return counts

@@ -18,6 +18,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import MemoryStore
 
 from activation_store.errors import StoreError
+from activation_store.files.storage import Location
 from activation_store.format.spec import ARRAY
 from activation_store.store.reader import ActivationStore
 from benchmarks.faults.aftermath import difference
@@ -124,7 +125,7 @@ def harmless(damage: Damage) -> bool:
     return damage.path.endswith("/writer.lock") or (damage.path == FINISHED_PATH and damage.content is None)
 
 
-def is_reported(path: Path) -> bool:
+def is_reported(path: Location) -> bool:
     """Whether opening the store or `verify` says that something is wrong."""
     try:
         return bool(ActivationStore.open(path).verify())
@@ -132,7 +133,7 @@ def is_reported(path: Path) -> bool:
         return True
 
 
-def read_everything(job: Job, path: Path) -> str:
+def read_everything(job: Job, path: Location) -> str:
     """Read all shards, cells, coordinates and labels: "right", "refused" or "wrong".
 
     What can be read must be right even if something else cannot: one wrong value makes the whole wrong.

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from activation_store.errors import StoreError
+from activation_store.files.storage import Location
 from activation_store.format.spec import StoreSpec
 from activation_store.store.documents import is_store
 from activation_store.store.reader import ActivationStore
@@ -31,6 +33,11 @@ def ignore(shard: int) -> None:
     """Take no note of an acknowledgement."""
 
 
+def store_at(root: Location) -> Location:
+    """The store below a folder or an address."""
+    return root / STORE if isinstance(root, Path) else f"{root}/{STORE}"
+
+
 @dataclass(frozen=True)
 class Job:
     """An extraction without a model: known values, written shard by shard.
@@ -43,16 +50,19 @@ class Job:
         What is there before; nothing by default.
     repairing : bool
         Take an existing store up with `StoreWriter.repair`.
+    seed : int
+        Of the values; of labels, too.
     """
 
     spec: StoreSpec
     start: Tree = field(default_factory=dict)
     repairing: bool = False
+    seed: int = 0
 
     @cached_property
     def values(self) -> np.ndarray:
         """[sample, layer, position, feature], every value another one."""
-        return np.random.default_rng(0).standard_normal(self.spec.shape).astype(self.spec.numpy_dtype)
+        return np.random.default_rng(self.seed).standard_normal(self.spec.shape).astype(self.spec.numpy_dtype)
 
     @cached_property
     def beside(self) -> dict[str, np.ndarray]:
@@ -61,7 +71,7 @@ class Job:
         everything = {
             "n_tokens": np.arange(5, 5 + n_samples, dtype=np.int32),
             "question": np.array([f"é{row}" for row in range(n_samples)], dtype=object),
-            "success_rate": np.linspace(0, 1, n_samples),
+            "success_rate": np.linspace(0, 1, n_samples) + self.seed,
         }
         return {name: everything[name] for name in (*self.spec.coordinates, *self.spec.label_columns)}
 
@@ -74,13 +84,13 @@ class Job:
     def n_shards(self) -> int:
         return self.spec.layout.n_shards
 
-    def run(self, root: Path, acknowledge: Callable[[int], None] = ignore) -> None:
+    def run(self, root: Location, acknowledge: Callable[[int], None] = ignore) -> None:
         """Do the job below `root`, or what is left of it.
 
         Parameters
         ----------
-        root : Path
-            Folder of everything.
+        root : Path or str
+            Folder or address of everything.
         acknowledge : callable
             Told every shard that can be relied on from then on: those that a resumed writer finds committed, and each
             when `add` has returned.
@@ -97,9 +107,9 @@ class Job:
                 acknowledge(shard)
             writer.finish(HEALTH)
 
-    def writer(self, root: Path) -> StoreWriter:
+    def writer(self, root: Location) -> StoreWriter:
         """Writer of the store below `root`, created or taken up."""
-        path = root / STORE
+        path = store_at(root)
         if not is_store(path):
             return StoreWriter.create(path, self.spec, self.beside)
         if self.repairing:
@@ -114,17 +124,22 @@ class Job:
             return tree(root)
 
     @contextmanager
-    def begun(self, *, real_disk: bool = False) -> Generator[Path]:
+    def begun(self, *, real_disk: bool = False) -> Generator[Any]:
         """Folder in which the job can be run."""
         with scratch(real_disk=real_disk) as root:
             write_tree(root, self.start)
             yield root
 
-    def look(self, root: Path, acknowledged: Collection[int], what: str) -> Counts:
+    def tree(self, root: Location) -> Tree:
+        """Everything below `root`."""
+        assert isinstance(root, Path)
+        return tree(root)
+
+    def look(self, root: Location, acknowledged: Collection[int], what: str) -> Counts:
         """Read every shard: those that were acknowledged must be there, and what can be read must be right."""
         counts = Counts(cases=1)
         try:
-            store = ActivationStore.open(root / STORE)
+            store = ActivationStore.open(store_at(root))
         except StoreError:
             store = None
         for shard in range(self.n_shards):
@@ -135,9 +150,9 @@ class Job:
             self._judge_mended(counts, root, what)
         return counts
 
-    def _judge_mended(self, counts: Counts, root: Path, what: str) -> None:
+    def _judge_mended(self, counts: Counts, root: Location, what: str) -> None:
         """A repair restores the files beside the shards before it acknowledges any."""
-        found = tree(root)
+        found = self.tree(root)
         for name, content in self.skeleton.items():
             whole = found.get(f"{STORE}/{name}") == content
             counts.lost += not whole

@@ -13,6 +13,7 @@ from benchmarks.faults.calls import KINDS, Watch
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.disk import replayed
 from benchmarks.faults.job import STORE, Job, large_job, small_job, tree
+from benchmarks.faults.objects import suite as objects
 from benchmarks.faults.scenarios import scenarios
 
 Task = Callable[[], Counts]
@@ -38,6 +39,8 @@ class Size:
         Of the state machine.
     n_nodes : int
         Nodes and drivers of a Ray cluster that are killed.
+    every_object : int
+        Take every so many requests to an object store, and damages there: each takes half a second.
     """
 
     every: int
@@ -47,13 +50,31 @@ class Size:
     n_disks: int
     masks: tuple[int, ...]
     n_examples: int
+    every_object: int
     n_nodes: int = 0
 
 
 FULL = Size(
-    every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300, n_nodes=8
+    every=1,
+    n_double=500,
+    n_random=50,
+    n_extractions=5,
+    n_disks=6,
+    masks=damage.MASKS,
+    n_examples=300,
+    every_object=1,
+    n_nodes=8,
 )
-QUICK = Size(every=23, n_double=30, n_random=10, n_extractions=0, n_disks=2, masks=damage.MASKS[:1], n_examples=10)
+QUICK = Size(
+    every=23,
+    n_double=30,
+    n_random=10,
+    n_extractions=0,
+    n_disks=2,
+    masks=damage.MASKS[:1],
+    n_examples=10,
+    every_object=30,
+)
 
 
 def parts(size: Size, seed: int) -> dict[str, list[Task]]:
@@ -85,6 +106,7 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "SIGKILL of probesweep extract": _parcels(
             size.n_extractions, 5, lambda n, i: partial(extraction.killed_extraction, n, 600, seed + i)
         ),
+        **objects.parts(size.every_object),
     }
 
 

@@ -6,12 +6,12 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread, local
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 # Of one connection: they are passed on to neither side.
@@ -59,7 +59,40 @@ class LoseRequest:
     """Close the connection instead of asking the server."""
 
 
-Effect: TypeAlias = Answer | Delay | Cut | LoseAnswer | LoseRequest
+@dataclass(frozen=True)
+class Break:
+    """Do something while a request is on its way, such as killing who sent it, and close the connection.
+
+    Parameters
+    ----------
+    action : callable
+        What is done.
+    sent : str
+        What the server has of the request by then: "nothing", "half" of its body, or "all", which it has answered. Of
+        one without a body, half is all.
+    """
+
+    action: Callable[[], object]
+    sent: Literal["nothing", "half", "all"]
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """Do something while whoever sent a request waits, and go on as if nothing had happened.
+
+    Parameters
+    ----------
+    action : callable
+        What is done.
+    answered : bool
+        Whether the server has answered by then, or has not been asked.
+    """
+
+    action: Callable[[], object]
+    answered: bool
+
+
+Effect: TypeAlias = Answer | Delay | Cut | LoseAnswer | LoseRequest | Break | Meanwhile
 
 
 @dataclass(frozen=True)
@@ -69,7 +102,7 @@ class Mistake:
     Parameters
     ----------
     method : str
-        Of the requests, such as ``GET``.
+        Of the requests, such as ``GET``; empty for any.
     key : str
         Regular expression that is searched for in their path, ``/bucket/key``.
     effect : Effect
@@ -88,7 +121,7 @@ class Mistake:
 
     def matches(self, method: str, path: str) -> bool:
         """Whether a request is of the kind that is counted."""
-        return method == self.method and bool(re.search(self.key, path))
+        return self.method in ("", method) and bool(re.search(self.key, path))
 
 
 class Proxy:
@@ -102,6 +135,8 @@ class Proxy:
         URL for clients.
     counts : Counter of str
         Requests by method, those that a mistake happened to among them.
+    struck : list of str
+        Method and path of the requests that a mistake happened to.
     """
 
     def __init__(self, target: str, mistakes: Iterable[Mistake] = ()) -> None:
@@ -145,6 +180,7 @@ class Proxy:
         """Make these mistakes from now on instead of others, and count from zero."""
         with self._lock:
             self.counts: Counter[str] = Counter()
+            self.struck: list[str] = []
             self._plan, self._seen = mistakes, [0] * len(mistakes)
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
@@ -163,10 +199,21 @@ class Proxy:
                 length = len(content) if declared else min(n_bytes, len(content))
                 _send(request, answer.status, dict(answer.getheaders()), content[:n_bytes], length)
                 _hang_up(request)
+            case Break(action, sent):
+                if sent == "half" and body:
+                    self._ask_half(request, body)
+                elif sent != "nothing":
+                    self._ask(request, body)
+                action()
+                _hang_up(request)
             case effect:
                 if isinstance(effect, Delay):
                     time.sleep(effect.seconds)
+                elif isinstance(effect, Meanwhile) and not effect.answered:
+                    effect.action()
                 answer, content = self._ask(request, body)
+                if isinstance(effect, Meanwhile) and effect.answered:
+                    effect.action()
                 length = int(answer.headers.get("Content-Length") or len(content))
                 _send(request, answer.status, dict(answer.getheaders()), content, length)
 
@@ -179,6 +226,8 @@ class Proxy:
                     self._seen[number] += 1
                     if mistake.first <= self._seen[number] < mistake.first + mistake.count:
                         chosen = chosen or mistake.effect
+            if chosen is not None:
+                self.struck.append(f"{method} {path}")
             return chosen
 
     def _ask(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[HTTPResponse, bytes]:
@@ -187,10 +236,7 @@ class Proxy:
             connection = getattr(self._connections, "one", None) or HTTPConnection(*self._target)
             self._connections.one = connection
             try:
-                connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
-                for name, value in request.headers.items():
-                    if name.lower() not in _HOP_BY_HOP:
-                        connection.putheader(name, value)
+                _begin(connection, request)
                 connection.endheaders(body or None)
                 answer = connection.getresponse()
                 return answer, answer.read()
@@ -200,6 +246,21 @@ class Proxy:
                 if is_last:
                     raise
         raise AssertionError
+
+    def _ask_half(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+        """Send the server half of a body, and no more."""
+        connection = HTTPConnection(*self._target)
+        _begin(connection, request)
+        connection.endheaders(body[: len(body) // 2])
+        # What was sent is read by the server before it sees the end.
+        connection.close()
+
+
+def _begin(connection: HTTPConnection, request: BaseHTTPRequestHandler) -> None:
+    connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
+    for name, value in request.headers.items():
+        if name.lower() not in _HOP_BY_HOP:
+            connection.putheader(name, value)
 
 
 def _send(

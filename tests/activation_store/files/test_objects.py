@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -24,9 +24,9 @@ import zarr
 from activation_store.errors import CorruptStoreError, InputError, StoreLockedError
 from activation_store.files import lease, requests
 from activation_store.files.objects import Bucket
-from activation_store.files.storage import Storage, open_storage
+from activation_store.files.storage import Piece, Storage, open_storage
+from benchmarks.shared.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server, settings
 from benchmarks.shared.proxy import Answer, Cut, Delay, Effect, LoseAnswer, LoseRequest, Mistake, Proxy
-from tests.helpers.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server, settings
 
 LOCK = "activations/writer.lock"
 CREATED = "activations/journal/created"
@@ -566,7 +566,8 @@ class TestEstablish:
         create = Bucket.create
 
         def spy(self: Bucket, name: str, pieces: object) -> None:
-            before.extend(self._requests.below(100))
+            if name == CREATED:
+                before.extend(self._requests.below(100))
             create(self, name, pieces)
 
         monkeypatch.setattr(Bucket, "create", spy)
@@ -604,8 +605,12 @@ class TestEstablish:
     def test_remains_are_written_over(self, storage: Storage, monkeypatch: pytest.MonkeyPatch):
         earlier = {**FILES, "other_label/zarr.json": b"{}", "other_label/c/0": b"1", "sample/c/0": b"other"}
 
-        def fail(self: Bucket, name: str, pieces: object) -> None:
-            raise OSError(errno.EIO, "made to fail", name)
+        create = Bucket.create
+
+        def fail(self: Bucket, name: str, pieces: Iterable[Piece]) -> None:
+            if name == CREATED:
+                raise OSError(errno.EIO, "made to fail", name)
+            create(self, name, pieces)
 
         with monkeypatch.context() as patch:
             patch.setattr(Bucket, "create", fail)

@@ -19,15 +19,18 @@ from benchmarks.faults.scenarios import JOURNAL_PATH, mending, shard_path
 
 pytestmark = pytest.mark.slow
 
-SAMPLE = suite.Size(every=53, n_double=16, n_random=4, n_extractions=0, n_disks=1, masks=(0xFF,), n_examples=0)
+SAMPLE = suite.Size(
+    every=53, n_double=16, n_random=4, n_extractions=0, n_disks=1, masks=(0xFF,), n_examples=0, every_object=30
+)
 
 
 @pytest.fixture(scope="module")
 def rows():
     """Counts of every part; in other processes, because a fork of this one, which has torch, takes a while."""
     parts = suite.parts(SAMPLE, seed=0).items()
-    # Result folders have a sample of their own: tests/benchmarks/test_results_faults.py.
-    return run({name: tasks for name, tasks in parts if tasks and not name.startswith("results")}, n_processes=2)
+    # Result folders and object stores have a sample of their own: tests/benchmarks/.
+    others = ("results", "objects")
+    return run({name: tasks for name, tasks in parts if tasks and not name.startswith(others)}, n_processes=2)
 
 
 def holds(counts: Counts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -11,10 +12,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import S3Store
@@ -40,12 +42,37 @@ _IDENTITIES = {
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
 class Server:
-    """Where it answers, and its process, which tests may stop and kill."""
+    """The server: where it answers, and its process, which tests may stop, kill and start again.
 
-    endpoint: str
-    process: subprocess.Popen[bytes]
+    Parameters
+    ----------
+    command : list of str
+        Starts it, with the same ports and the same files each time.
+    folder : Path
+        Of its files.
+    port : int
+        At which it speaks S3.
+    """
+
+    def __init__(self, command: list[str], folder: Path, port: int) -> None:
+        self._command, self._folder = command, folder
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        log = self._folder / "log"
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                self._command, stdout=file, stderr=file, cwd=self._folder, preexec_fn=_die_with_parent
+            )
+        _wait_until_ready(self.endpoint, self.process, log)
+
+    def kill(self) -> None:
+        """End it as a power loss of its machine would: without a word to it. What it wrote stays."""
+        self.process.kill()
+        self.process.wait()
 
     @property
     def env(self) -> dict[str, str]:
@@ -74,7 +101,7 @@ def settings(endpoint: str, key: str = KEY, secret: str = SECRET) -> dict[str, s
 @contextmanager
 def seaweedfs() -> Iterator[Server]:
     """Run the server; it is gone when the block ends or this process does, however it does."""
-    with tempfile.TemporaryDirectory(prefix="probesweep-weed-") as folder, (Path(folder) / "log").open("wb") as log:
+    with tempfile.TemporaryDirectory(prefix="probesweep-weed-") as folder:
         identities = Path(folder) / "identities.json"
         identities.write_text(json.dumps(_IDENTITIES))
         ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
@@ -85,18 +112,55 @@ def seaweedfs() -> Iterator[Server]:
         ]
         command += [f"-s3.config={identities}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, preexec_fn=_die_with_parent)
+        server = Server(command, Path(folder), ports["s3"])
         try:
-            endpoint = f"http://127.0.0.1:{ports['s3']}"
-            _wait_until_ready(endpoint, process, Path(log.name))
-            yield Server(endpoint, process)
+            yield server
         finally:
-            process.kill()
-            process.wait()
+            server.kill()
+
+
+def read_objects(env: Mapping[str, str], address: str) -> dict[str, bytes]:
+    """All objects below an address: path from there -> content. By obstore alone, and without what is tested."""
+    client = _client(env, address)
+    paths = [one["path"] for page in obstore.list(client) for one in page]
+    return {path: bytes(obstore.get(client, path).bytes()) for path in sorted(paths)}
+
+
+def write_objects(env: Mapping[str, str], address: str, files: Mapping[str, bytes]) -> None:
+    """Put objects below an address, in the place of those that are there."""
+    client = _client(env, address)
+    for path, content in files.items():
+        obstore.put(client, path, content)
+
+
+def delete_objects(env: Mapping[str, str], address: str, paths: Iterable[str]) -> None:
+    """Remove objects below an address."""
+    client = _client(env, address)
+    for path in paths:
+        obstore.delete(client, path)
+
+
+def _client(env: Mapping[str, str], address: str) -> S3Store:
+    return _connected(env["AWS_ENDPOINT_URL"], env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], address)
+
+
+@lru_cache(maxsize=4)
+def _connected(endpoint: str, key: str, secret: str, address: str) -> S3Store:
+    """A client, kept for the next call: making one takes longer than most requests."""
+    parts = urlsplit(address)
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/"),
+        endpoint=endpoint,
+        access_key_id=key,
+        secret_access_key=secret,
+        region="us-east-1",
+        client_options={"allow_http": True},
+    )
 
 
 def _die_with_parent() -> None:
-    # Nobody else would end it after pytest was killed.
+    # Nobody else would end it after this process was killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -128,11 +192,12 @@ def _administrator(endpoint: str, bucket: str) -> S3Store:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nobody has: not those that the kernel gives to clients, which may be taken while a server restarts."""
+    ports: list[int] = []
+    for port in random.sample(range(10_000, 32_000), 1000):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            break
+    return ports
