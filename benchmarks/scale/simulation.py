@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from activation_store.extraction.schedule import Schedule
+from benchmarks.shared.measure import Limit, Spread, Table
 
 
 @dataclass(frozen=True)
@@ -82,3 +83,21 @@ def idle_share(crowd: Crowd, seed: int) -> float:
                 busy += length
                 heapq.heappush(events, (now + length, each, "died" if dies else "done"))
     return 1 - busy / (crowd.n_workers * now)
+
+
+def simulate(n_runs: int) -> tuple[Table, list[Limit]]:
+    """Idle shares for shards whose times vary more or less, and follow their tokens more or less."""
+    rows: list[dict[str, str | Spread]] = []
+    limits: list[Limit] = []
+    for sigma in (0.25, 0.5):
+        for known in (0.0, 0.5):
+            crowd = replace(Crowd(), sigma=sigma, known=known)
+            share = Spread.of([100 * idle_share(crowd, seed) for seed in range(n_runs)])
+            rows.append({"sigma": f"{sigma}", "told by tokens": f"{known}", "idle, %": share})
+            limits.append(Limit(f"idle workers, %, sigma {sigma}, share known {known}", 3.0, share))
+    about = Crowd()
+    title = (
+        f"{about.n_workers} workers, {about.shards_per_worker} shards each, log-normal times (sigma of the logarithm), "
+        f"{about.deaths:.0%} of the shards kill their worker, a new one takes {about.start} of a shard to load"
+    )
+    return Table(title, rows), limits
