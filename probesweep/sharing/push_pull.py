@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
@@ -124,7 +124,7 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
     return set(contents)
 
 
-def _contents(parcel: Parcel) -> dict[str, str | bytes | BinaryIO]:
+def _contents(parcel: Parcel) -> dict[str, Any]:
     """The files of a parcel as the client takes them: by their paths, or open."""
     if isinstance(parcel.place, Path):
         return {name: str(parcel.place / name) for name in parcel.files}
