@@ -45,12 +45,14 @@ SETTINGS: dict[str, Any] = {
 }
 # What a shell reports for a command killed by SIGPIPE.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+# No bucket of that name, no access, no server that answers, one without encryption.
+_WRONG_ADDRESS = {errno.ENXIO, errno.EACCES, errno.EHOSTUNREACH, errno.EPROTONOSUPPORT}
 
 
 class _TextPath(click.Path):
     """A path that is valid text, as safetensors, Arrow and torch need. `-` may be standard input, `./-` is a file."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
         """Convert the argument to a path."""
         if is_address(value):
             self.fail(f"{value} is in an object store, where only stores can be; give a path on a disk", param, ctx)
@@ -745,8 +747,9 @@ def _explain(terminal: Terminal, error: Exception) -> int:
     if limit is not None:
         _leave_at_once(limit)
     if isinstance(error, OSError):
-        # No file can have that name: wrong usage, whatever the disk.
-        code = 2 if error.errno == errno.ENAMETOOLONG else 1
+        # No file can have that name, or nothing is at an address: wrong usage, whatever the disk or the server.
+        wrong = error.errno == errno.ENAMETOOLONG or (is_address(error.filename) and error.errno in _WRONG_ADDRESS)
+        code = 2 if wrong else 1
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", code)
     if isinstance(error, ProbesweepError):
         # What can be mended by other input is a ValueError too.

@@ -353,9 +353,9 @@ class Requests:
             insecure = "the endpoint has no encryption; set AWS_ALLOW_HTTP=true in the environment if that is wanted"
             return OSError(errno.EPROTONOSUPPORT, insecure, where)
         if "kind: Connect" in text:
-            return OSError(
-                errno.EHOSTUNREACH, "the object store cannot be reached; check its endpoint and the network", where
-            )
+            # Where it has answered before, the address is not at fault.
+            number = errno.ENETDOWN if self._answered else errno.EHOSTUNREACH
+            return OSError(number, "the object store cannot be reached; check its endpoint and the network", where)
         if "kind: Timeout" in text:
             return TimeoutError(errno.ETIMEDOUT, "the server did not answer in time; run the same command again", where)
         if "HTTP error" in text:

@@ -28,7 +28,11 @@ def is_address(location: str | Path) -> bool:
 
 def locate(location: str | Path) -> Location:
     """A path, or an address without a slash at its end."""
-    return str(location).rstrip("/") if is_address(location) else Path(location)
+    if not is_address(location):
+        return Path(location)
+    trimmed = str(location).rstrip("/")
+    # Of s3:// nothing is left by which its error could say what is missing.
+    return trimmed if is_address(trimmed) else str(location)
 
 
 def as_recorded(location: Location) -> str:
