@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent
 from obstore.store import from_url
+from tests.helpers.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server
 
 from activation_store import ActivationStore, import_pt
 from activation_store.capture.hidden_states import HiddenStates
@@ -30,7 +31,6 @@ from benchmarks.shared.proxy import Delay, Mistake, Proxy
 from tests.helpers.commands import PROBESWEEP, run
 from tests.helpers.hub import TOKEN, Hub
 from tests.helpers.models import QUESTIONS
-from tests.helpers.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server
 from tests.helpers.stores import make_spec, make_values, tree, uncommit, write_store
 
 pytestmark = pytest.mark.slow
