@@ -22,7 +22,7 @@ from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
 from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.template import TEMPLATE
-from probesweep.outputs import check_folder, writing
+from probesweep.outputs import check_folder, check_on_disk, writing
 from probesweep.reporting import report_on
 from probesweep.terminal.flags import KEYS
 from probesweep.tracking.track import check_installed, track
@@ -79,6 +79,7 @@ class Experiment:
             As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
         """
         with self._naming_lines():
+            check_on_disk(self.settings[""]["output_dir"], "output_dir")
             for keys in self.settings.values():
                 for name in keys.keys() & set(_FILES):
                     check_path(name, keys[name])

@@ -469,6 +469,17 @@ def test_what_is_only_on_disks(place, command, said):
     assert said in done.stderr
 
 
+def test_an_experiment_has_its_results_on_a_disk(place, tmp_path):
+    place.do("run", "--init", tmp_path / "e.toml")
+    text = (tmp_path / "e.toml").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("output_dir"))
+    (tmp_path / "e.toml").write_text(text.replace(line, 'output_dir = "s3://commands/r"'))
+    done = place.run("run", tmp_path / "e.toml")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "s3://commands/r: results are written to a disk" in done.stderr
+    assert "output_dir in line " in done.stderr
+
+
 def test_a_store_that_is_written_is_refused_before_a_model_is_loaded(place, monkeypatch):
     """As on a disk it exits with 1: nothing is wrong with the command."""
     monkeypatch.setattr(HiddenStates, "load", None)
