@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
@@ -16,13 +16,15 @@ from tqdm import tqdm
 from activation_store import ActivationStore, Extraction, FingerprintMismatchError
 from activation_store.extraction.arguments import check_disk, check_path
 from activation_store.files.durable import rename
+from activation_store.files.storage import Location, is_address, locate
 from activation_store.store.documents import is_store
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
 from probesweep.errors import RequestError
 from probesweep.experiment.file import checked_settings, find_line
+from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
-from probesweep.outputs import check_folder, check_on_disk, writing
+from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.terminal.flags import KEYS
 from probesweep.tracking.track import check_installed, track
@@ -79,7 +81,6 @@ class Experiment:
             As `activation_store.Extraction.check` and `probesweep.training.Training.check`; names the line at fault.
         """
         with self._naming_lines():
-            check_on_disk(self.settings[""]["output_dir"], "output_dir")
             for keys in self.settings.values():
                 for name in keys.keys() & set(_FILES):
                     check_path(name, keys[name])
@@ -108,6 +109,8 @@ class Experiment:
             As `activation_store.Extraction.run` and `probesweep.training.Training.run`; names the line at fault.
         """
         with self._naming_lines(), self._only_writer():
+            if self._mirror:
+                self._mirror.fetch()
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
             extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
@@ -123,8 +126,12 @@ class Experiment:
             training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
             say(f"train: {'already done' if training.is_finished() else training.output_dir}")
             folders = training.run()
+            self._send()
             for folder in folders.values():
                 self._report(folder, say)
+            self._send()
+            if self._mirror:
+                say(f"results: {self._place}, and a copy in {self._mirror.folder}")
         return folders
 
     def extraction(self, split: Split) -> Extraction:
@@ -141,7 +148,7 @@ class Experiment:
         changed: dict[str, Any] = {
             "model": str(model) if model.exists() else self.settings["model"]["model"],
             "dataset_path": self._path(datasets[split]),
-            "output_path": self._output_dir / f"{split}.zarr",
+            "output_path": self._store(split),
             "label_column": kept,
             "group_column": beside,
             "device": self.settings[""]["device"],
@@ -152,8 +159,8 @@ class Experiment:
     def training(self) -> Training:
         """The training on the two stores."""
         return Training(
-            train_activations=self._output_dir / "train.zarr",
-            test_activations=self._output_dir / "test.zarr",
+            train_activations=self._store("train"),
+            test_activations=self._store("test"),
             output_dir=self._output_dir / "probes",
             label_column=self.settings["data"]["label_column"],
             device=self.settings[""]["device"],
@@ -165,12 +172,32 @@ class Experiment:
     @contextmanager
     def _only_writer(self) -> Generator[None]:
         check_folder(self._output_dir, "output_dir")
-        with writing(self._output_dir):
+        with writing(self._output_dir), self._mirror.only_writer() if self._mirror else nullcontext():
             yield
 
     @property
+    def _place(self) -> Location:
+        """Where the file says that everything goes."""
+        given = self.settings[""]["output_dir"]
+        return locate(given) if is_address(given) else self._path(given)
+
+    @cached_property
+    def _mirror(self) -> Mirror | None:
+        """Of results in an object store."""
+        return None if isinstance(self._place, Path) else Mirror(self._place, self._output_dir)
+
+    def _send(self) -> None:
+        if self._mirror:
+            self._mirror.send()
+
+    @property
     def _output_dir(self) -> Path:
-        return self._path(self.settings[""]["output_dir"])
+        """Where results are on this machine."""
+        return self._place if isinstance(self._place, Path) else folder_beside(self.path, self._place)
+
+    def _store(self, split: Split) -> Location:
+        place = self._place
+        return place / f"{split}.zarr" if isinstance(place, Path) else f"{place}/{split}.zarr"
 
     def _path(self, text: str) -> Path:
         return self.path.parent / Path(text).expanduser()
@@ -184,24 +211,24 @@ class Experiment:
         stores: dict[Split, ActivationStore] = {}
         for split, extraction in extractions.items():
             with self._naming_lines("model", f"{split}_dataset", split=split):
-                target = Path(extraction.output_path)
-                stores[split] = extraction.plan() if split in pending else ActivationStore.open(target)
+                stores[split] = extraction.plan() if split in pending else ActivationStore.open(self._store(split))
         with self._naming_lines("train_dataset", "test_dataset"):
             self.training().check_rows(stores["train"], stores["test"])
-        check_disk(self._output_dir / "stores", sum(extractions[split].missing_nbytes() for split in pending))
+        check_disk(self._store("train"), sum(extractions[split].missing_nbytes() for split in pending))
 
     def _is_extracted(self, split: Split, extraction: Extraction) -> bool:
         done = self._stages.get(split, {})
-        return done.get("request") == _identity(extraction) and _holds_all(
-            Path(extraction.output_path), done.get("content")
-        )
+        return done.get("request") == _identity(extraction) and _holds_all(self._store(split), done.get("content"))
 
     def _extract(self, split: Split, extraction: Extraction, say: Callable[[str], None]) -> None:
-        target, wanted = Path(extraction.output_path), _identity(extraction)
+        target, wanted = self._store(split), _identity(extraction)
         say(f"extract {split}: {extraction.dataset_path} -> {target}")
         try:
             store = extraction.run()
         except FingerprintMismatchError as error:
+            if not isinstance(target, Path):
+                # Nothing is renamed there, and nothing is deleted.
+                raise
             kept = _set_aside(target).name
             say(f"{target} was made from other inputs ({error.differences}): kept as {kept}; delete it if not needed")
             store = extraction.run()
@@ -312,7 +339,7 @@ def _hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     return {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
 
 
-def _holds_all(path: Path, content: str | None) -> bool:
+def _holds_all(path: Location, content: str | None) -> bool:
     """Whether the store exists, is complete, and is the one that was written."""
     if not is_store(path):
         return False

@@ -20,13 +20,13 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import _detect_agent
 from obstore.store import from_url
-from tests.helpers.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server
 
 from activation_store import ActivationStore, import_pt
 from activation_store.capture.hidden_states import HiddenStates
 from activation_store.files import lease, requests
 from activation_store.files.storage import open_storage
 from activation_store.store.writer import LOCK_PATH
+from benchmarks.shared.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server
 from benchmarks.shared.proxy import Delay, Mistake, Proxy
 from tests.helpers.commands import PROBESWEEP, run
 from tests.helpers.hub import TOKEN, Hub
@@ -469,15 +469,64 @@ def test_what_is_only_on_disks(place, command, said):
     assert said in done.stderr
 
 
-def test_an_experiment_has_its_results_on_a_disk(place, tmp_path):
-    place.do("run", "--init", tmp_path / "e.toml")
-    text = (tmp_path / "e.toml").read_text()
-    line = next(line for line in text.splitlines() if line.startswith("output_dir"))
-    (tmp_path / "e.toml").write_text(text.replace(line, 'output_dir = "s3://commands/r"'))
-    done = place.run("run", tmp_path / "e.toml")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "s3://commands/r: results are written to a disk" in done.stderr
-    assert "output_dir in line " in done.stderr
+def experiment(place: Place, folder: Path, output_dir: object) -> Path:
+    folder.mkdir()
+    (folder / "e.toml").write_text(
+        f"""output_dir = "{output_dir}"
+device = "cpu"
+[model]
+model = "{place.model}"
+batch_size = 5
+shard_samples = 5
+[data]
+train_dataset = "{place.folder}/train.parquet"
+test_dataset = "{place.folder}/test.parquet"
+use_chat_template = true
+layers = "0,1,3"
+[probe]
+alphas = [1, 100]
+[statistics]
+k_fold = true
+permutations = 20
+"""
+    )
+    return folder / "e.toml"
+
+
+def test_an_experiment_in_a_bucket_gives_the_files_of_one_on_a_disk(place, tmp_path):
+    address = f"{place.address}/experiment"
+    on_disk = experiment(place, tmp_path / "disk", "out")
+    place.do("run", on_disk)
+    first = experiment(place, tmp_path / "first", address)
+    place.do("run", first)
+    storage = open_storage(address)
+    assert set(storage.names()) >= {"train.zarr/", "test.zarr/", "probes/", "stages.json"}
+    there = {name: storage.read(f"probes/{name}") for name in storage.names("probes") if not name.endswith("/")}
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "disk/out/probes").iterdir() if path.is_file()}
+    assert set(there) == {name for name in expected if not name.startswith(".")}
+    # These name the stores.
+    named = {"run.json", "report.html", "probe.json"}
+    assert [name for name in there if name not in named and there[name] != expected[name]] == []
+    # Another machine finds all of it.
+    second = experiment(place, tmp_path / "second", address)
+    done = place.run("run", second)
+    assert done.returncode == 0, done.stderr
+    for stage in ("extract train", "extract test", "train", "report"):
+        assert f"{stage}: already done" in done.stdout + done.stderr
+    assert {name: storage.read(f"probes/{name}") for name in there} == there
+    assert "writer.lock" not in storage.names()
+
+
+def test_other_inputs_in_a_bucket_are_refused_and_nothing_is_lost(place, tmp_path):
+    address = f"{place.address}/kept"
+    path = experiment(place, tmp_path / "e", address)
+    place.do("run", path)
+    before = open_storage(address).read("train.zarr/zarr.json")
+    path.write_text(path.read_text().replace('layers = "0,1,3"', 'layers = "0,1"'))
+    done = place.run("run", path)
+    assert done.returncode == 2
+    assert "was started from other inputs (layers: [0, 1, 3] in the store, [0, 1] now)" in done.stderr
+    assert open_storage(address).read("train.zarr/zarr.json") == before
 
 
 def test_a_store_that_is_written_is_refused_before_a_model_is_loaded(place, monkeypatch):
