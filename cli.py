@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import click
 from click.shell_completion import get_completion_class
 
+from activation_store.files.storage import Location, is_address, locate
 from probesweep.terminal.command import Group, Terminal, say, show_versions
 from probesweep.terminal.limits import limit_reached
 from probesweep.terminal.streams import close_streams, nobody_reads, open_streams
@@ -51,6 +52,8 @@ class _TextPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Convert the argument to a path."""
+        if is_address(value):
+            self.fail(f"{value} is in an object store, where only stores can be; give a path on a disk", param, ctx)
         try:
             str(value).encode()
         except UnicodeEncodeError:
@@ -59,7 +62,19 @@ class _TextPath(click.Path):
         return path.absolute() if str(path) == "-" and str(value) != "-" else path
 
 
+# Older versions of click take no type here.
+class _Location(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """A path, or the address of a store in an object store, which stays text."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Location:
+        """Convert the argument to a path unless it is an address."""
+        return locate(value) if is_address(value) else _PATH.convert(value, param, ctx)
+
+
 _PATH = _TextPath()
+_LOCATION = _Location()
 _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 
 
@@ -93,8 +108,8 @@ def probesweep() -> None:
 @click.option(
     "--output_path",
     required=True,
-    type=_PATH,
-    help="Zarr store to write; x.pt writes x.zarr and x.pt.",
+    type=_LOCATION,
+    help="Zarr store to write, a folder or s3://bucket/x.zarr; x.pt writes x.zarr and x.pt.",
 )
 @click.option(
     "--label_column",
@@ -132,6 +147,8 @@ def probesweep() -> None:
 )
 @click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
 @click.option("--repair", is_flag=True, help="Check every byte of an existing store; extract damaged shards again.")
+@click.option("--workers", type=int, help="Processes that share the shards, each with the model (needs the extra ray).")
+@click.option("--ray", help="Where they run: local, or a Ray cluster: auto, host:port, ray://host:port.")
 @click.option("--dry_run", is_flag=True, help="Print sizes and the stored tokens of ten prompts; run nothing.")
 @click.pass_obj
 def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
@@ -151,27 +168,28 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     from probesweep.outputs import check_file
 
     options["chat_template_kwargs"] = _json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
-    target: Path = options["output_path"]
-    if target.suffix == ".pt":
+    output_path: Location = options["output_path"]
+    target = output_path if isinstance(output_path, Path) and output_path.suffix == ".pt" else None
+    if target:
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
-    if target.suffix == ".pt":
+    if target:
         check_file(target, "output_path", [options["dataset_path"]])
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
-    if target.suffix == ".pt" and not target.is_file():
+    if target and not target.is_file():
         check_disk(target, extraction.plan().nbytes + extraction.missing_nbytes())
     store = extraction.run()
-    if target.suffix == ".pt" and not is_exported(store, target, progress=_shard_bar("compare")):
+    if target and not is_exported(store, target, progress=_shard_bar("compare")):
         export_pt(store, target, progress=_shard_bar("export"))
     terminal.summarize(lambda: "\n".join([repr(store), *describe(store.health)]), lambda: describe_store(store))
 
 
 @probesweep.command()
-@click.option("--train_activations", required=True, type=_PATH, help="Store (or .pt) of the training rows.")
-@click.option("--test_activations", required=True, type=_PATH, help="Store (or .pt) of the test rows.")
+@click.option("--train_activations", required=True, type=_LOCATION, help="Store (or .pt) of the training rows.")
+@click.option("--test_activations", required=True, type=_LOCATION, help="Store (or .pt) of the test rows.")
 @click.option("--output_dir", required=True, type=_PATH, help="Folder for the results.")
 @click.option(
     "--task_type",
@@ -236,10 +254,12 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     help="Skip nested cross-validation.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
+@click.option("--workers", type=int, help="Processes that share the cells (needs the extra ray).")
+@click.option("--ray", help="Where they run: local, or a Ray cluster: auto, host:port, ray://host:port.")
 @click.option(
     "--budget_gib",
     type=float,
-    help="Memory for fits, statistics and results.  [default: half of what is free; 4/5 on a GPU]",
+    help="Memory for fits, statistics and results, of each worker.  [default: half of what is free; 4/5 on a GPU]",
 )
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
@@ -426,12 +446,12 @@ def _without_score(unusable: Mapping[int, str]) -> str:
 
 @probesweep.command()
 @click.argument("probes", type=_PATH)
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_PATH)
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=_LOCATION)
 @click.option("--label_column", help="Label of the stores to score against.  [default: the training's]")
 @click.option("--output_path", type=_PATH, help="JSON file for the scores of every cell.")
 @click.pass_obj
 def transfer(
-    terminal: Terminal, probes: Path, stores: tuple[Path, ...], label_column: str | None, output_path: Path | None
+    terminal: Terminal, probes: Path, stores: tuple[Location, ...], label_column: str | None, output_path: Path | None
 ) -> None:
     """Score trained probes on other stores.
 
@@ -468,9 +488,9 @@ def transfer(
 
 
 @probesweep.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_LOCATION)
 @click.pass_obj
-def verify(terminal: Terminal, store: Path) -> None:
+def verify(terminal: Terminal, store: Location) -> None:
     """Check every byte of a STORE.
 
     Lists what is damaged or missing, and exits with 1 if there is anything to list.
@@ -490,9 +510,9 @@ def verify(terminal: Terminal, store: Path) -> None:
 
 
 @probesweep.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_LOCATION)
 @click.pass_obj
-def inspect(terminal: Terminal, store: Path) -> None:
+def inspect(terminal: Terminal, store: Location) -> None:
     """Describe a STORE.
 
     Shows its axes, origin, committed rows, norms by layer, and the tokens at every position of a few samples.
@@ -508,11 +528,11 @@ def inspect(terminal: Terminal, store: Path) -> None:
 
 
 @probesweep.command()
-@click.argument("store", type=_PATH)
+@click.argument("store", type=_LOCATION)
 @click.argument("output_path", type=_PATH)
 @click.option("--label_column", help="The label to write.  [default: the first]")
 @click.pass_obj
-def export(terminal: Terminal, store: Path, output_path: Path, label_column: str | None) -> None:
+def export(terminal: Terminal, store: Location, output_path: Path, label_column: str | None) -> None:
     """Write a finished STORE as a .pt file of the original scripts.
 
     Example: probesweep export train.zarr train.pt
@@ -536,9 +556,9 @@ def export(terminal: Terminal, store: Path, output_path: Path, label_column: str
 
 @probesweep.command("import")
 @click.argument("source", type=_PATH)
-@click.argument("output_path", type=_PATH)
+@click.argument("output_path", type=_LOCATION)
 @click.pass_obj
-def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
+def import_(terminal: Terminal, source: Path, output_path: Location) -> None:
     """Write a store from SOURCE, a .pt file of the original scripts.
 
     Example: probesweep import train.pt train.zarr
@@ -551,13 +571,32 @@ def import_(terminal: Terminal, source: Path, output_path: Path) -> None:
 
 
 @probesweep.command()
-@click.argument("path", type=_PATH)
+@click.argument("store", type=_LOCATION)
+@click.argument("target", type=_LOCATION)
+@click.pass_obj
+def copy(terminal: Terminal, store: Location, target: Location) -> None:
+    """Copy a STORE to TARGET, from or to a disk or an object store.
+
+    Every byte is checked on the way, and again where it was written. The same command again goes on with a copy that
+    broke off, or adds what was committed to an unfinished STORE since.
+
+    Example: probesweep copy train.zarr s3://bucket/train.zarr
+    """
+    from activation_store import ActivationStore
+    from activation_store.store.describe import describe_store
+
+    copied = ActivationStore.open(store).copy_to(target, progress=_shard_bar("copy"))
+    terminal.summarize(lambda: repr(copied), lambda: describe_store(copied))
+
+
+@probesweep.command()
+@click.argument("path", type=_LOCATION)
 @click.argument("repository")
 @click.option("--public", is_flag=True, help="Make a new repository public, and allow one that is already public.")
 @click.option("--revision", help="Branch to commit to.  [default: the main branch]")
 @click.option("--message", help="Commit message.  [default: written for you]")
 @click.pass_obj
-def push(terminal: Terminal, path: Path, repository: str, **options: Any) -> None:
+def push(terminal: Terminal, path: Location, repository: str, **options: Any) -> None:
     """Upload a store or results to the Hugging Face hub.
 
     PATH is a finished store, or a folder of results. A new REPOSITORY is private unless --public is given.

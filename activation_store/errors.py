@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
+from pathlib import Path
 
 from probesweep_errors import ProbesweepError
 
@@ -83,3 +84,12 @@ def check_at_least_one(**values: int | None) -> None:
             raise InputError(f"{name}={value} must be at least 1", argument=name)
         if value >= 2**63:
             raise InputError(f"{name}={value} must be less than 2 ** 63; leave it out for no limit", argument=name)
+
+
+def check_same_content(path: Path | str, found: str, expected: str) -> None:
+    """Refuse activations that another process sees otherwise than the one that opened them."""
+    if found != expected:
+        raise InputError(
+            f"{path} is not the same for all processes: it was replaced, or a machine has another one there; put it on "
+            "a disk that all of them share, and run the same command again"
+        )

@@ -12,6 +12,7 @@ from pathlib import Path
 from activation_store import StoreLockedError
 from activation_store.files.durable import LONGEST_NAME, make_folder
 from activation_store.files.lock import WriterLock
+from activation_store.files.storage import Location, is_address
 from activation_store.store.documents import is_store
 from gpu_probes.results.folder import PAGE, RESULT_FILES, RUN, has_results
 from probesweep.errors import RequestError
@@ -19,6 +20,21 @@ from probesweep.errors import RequestError
 _LOCK = ".lock"
 # Those of result folders and of experiments.
 _NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json")
+
+
+def check_on_disk(location: str | Path, argument: str) -> None:
+    """Refuse an address of an object store.
+
+    Raises
+    ------
+    RequestError
+        It is one.
+    """
+    if is_address(location):
+        raise RequestError(
+            f"{location}: results are written to a disk, only stores to an object store; give a path as {argument}=...",
+            argument=argument,
+        )
 
 
 def check_folder(folder: Path, argument: str) -> None:
@@ -31,15 +47,15 @@ def check_folder(folder: Path, argument: str) -> None:
     """
     above = (folder.absolute(), *folder.absolute().parents)
     _check_names(folder.absolute().parts, argument)
-    for each in filter(is_store, above):
-        raise RequestError(
-            f"{each} is a store, which holds nothing else; give another {argument}=...", argument=argument
-        )
     for each in above:
         if each.is_symlink() and not each.exists():
             raise RequestError(
                 f"{folder}: {each} is a broken link; fix it or give another {argument}=...", argument=argument
             )
+    for each in filter(is_store, above):
+        raise RequestError(
+            f"{each} is a store, which holds nothing else; give another {argument}=...", argument=argument
+        )
     nearest = next(each for each in above if each.exists())
     try:
         # Permissions are not the only thing that can fail.
@@ -51,7 +67,7 @@ def check_folder(folder: Path, argument: str) -> None:
         ) from error
 
 
-def check_file(path: Path, argument: str, inputs: Iterable[Path] = ()) -> None:
+def check_file(path: Path, argument: str, inputs: Iterable[Location] = ()) -> None:
     """Make sure that a file can be written; as `check_folder`.
 
     Parameters
@@ -59,8 +75,8 @@ def check_file(path: Path, argument: str, inputs: Iterable[Path] = ()) -> None:
     path : Path
     argument : str
         That which names the file, for errors.
-    inputs : iterable of Path
-        Files and folders that the same command reads, which the output must not replace.
+    inputs : iterable of Path or str
+        What the same command reads, which the output must not replace; an address cannot be.
     """
     _check_names([path.name], argument)
     check_folder(path.parent, argument)
@@ -76,7 +92,7 @@ def check_file(path: Path, argument: str, inputs: Iterable[Path] = ()) -> None:
             f"{path} is a device or a pipe; give the name of a file as {argument}=...", argument=argument
         )
     target = path.resolve()
-    for each in inputs:
+    for each in (each for each in inputs if isinstance(each, Path)):
         if target == each.resolve() or _is_same(path, each):
             raise RequestError(
                 f"{path} is an input, and would be overwritten; give another {argument}=...", argument=argument

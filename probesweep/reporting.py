@@ -52,10 +52,11 @@ def _prompts(folder: Path) -> dict[str, list[str]]:
 def _questions(used: UsedStore) -> list[str] | None:
     try:
         store = open_activations(used.path)
-    except StoreError as error:
-        logger.warning("the report does not show these prompts: %s", error)
-        return None
-    if store.journal_hash != used.content:
-        logger.warning("the report does not show these prompts: %s has other rows than the training", store.path)
-        return None
-    return store.questions
+        if store.journal_hash == used.content:
+            return store.questions
+        reason = f"{store.path} has other rows than the training"
+    except (StoreError, OSError) as error:
+        # An object store may be out of reach.
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    logger.warning("the report does not show these prompts: %s", reason)
+    return None

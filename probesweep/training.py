@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
+from activation_store.files.storage import as_recorded
 from activation_store.opening import open_activations
 from gpu_probes import (
     About,
@@ -35,7 +36,7 @@ from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
-from probesweep.outputs import check_folder, check_room, writing
+from probesweep.outputs import check_folder, check_on_disk, check_room, writing
 from probesweep.stores import (
     Activations,
     check_same_origin,
@@ -56,7 +57,16 @@ if TYPE_CHECKING:
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
 # Options that do not affect the results, or say where they go.
-_NOT_REQUESTED = ("train_activations", "test_activations", "output_dir", "label_column", "device", "budget_gib")
+_NOT_REQUESTED = (
+    "train_activations",
+    "test_activations",
+    "output_dir",
+    "label_column",
+    "device",
+    "workers",
+    "ray",
+    "budget_gib",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Training(ProbeOptions):
     Parameters
     ----------
     train_activations, test_activations : str or Path
-        Stores, or ``.pt`` files of the original scripts.
+        Stores, by their paths or by their addresses in an object store, or ``.pt`` files of the original scripts.
     output_dir : str or Path
         Folder for the results; several labels get a folder each inside it.
     label_column : str or sequence of str
@@ -82,8 +92,11 @@ class Training(ProbeOptions):
     join : str, optional
         Probe on joined cells: ``layers``, ``mean``, or cells such as ``20@-4,18@-1``.
     budget_gib : float, optional
-        Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU.
-    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv, device
+        Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU. With `workers`,
+        that of each, and half of what is free is shared by those of a machine.
+    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv
+        As `gpu_probes.ProbeOptions`.
+    device, workers, ray
         As `gpu_probes.ProbeOptions`.
     """
 
@@ -109,6 +122,7 @@ class Training(ProbeOptions):
         ProbesweepError
             One of them is invalid for any activations.
         """
+        check_on_disk(self.output_dir, "output_dir")
         for name in ("weight_column", "groups"):
             if getattr(self, name) == "":
                 raise RequestError(f"{name}='' is empty; name a column, or leave it out", argument=name)
@@ -388,4 +402,4 @@ def _can_be_read(folder: Path) -> bool:
 
 
 def _describe(store: Activations) -> UsedStore:
-    return UsedStore(str(store.path.resolve()), store.n_samples, store.journal_hash)
+    return UsedStore(as_recorded(store.path), store.n_samples, store.journal_hash)

@@ -179,6 +179,21 @@ def check_device_map(device: str, device_map: str | None) -> None:
         )
 
 
+def check_shared_device(device: str, device_map: str | None) -> None:
+    """Refuse devices that several workers cannot each have one of."""
+    if device_map is not None:
+        raise InputError(
+            f"device_map={device_map!r} spreads one model over all devices, and each worker has a model of its own; "
+            "leave out one of them",
+            argument="device_map",
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(
+            f"device={device!r} is one device of this machine, and each worker takes another; use auto, cpu or cuda",
+            argument="device",
+        )
+
+
 def check_disk(path: Location, n_bytes: int) -> None:
     """Refuse a store that does not fit on its disk; of an object store nobody knows."""
     if not isinstance(path, Path):

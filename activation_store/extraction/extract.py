@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property
@@ -21,11 +22,11 @@ from activation_store.extraction.arguments import (
     check_disk,
     check_output_path,
     check_path,
+    check_shared_device,
     check_template_kwargs,
     parse_layers,
     read_layers,
 )
-from activation_store.extraction.fill import fill
 from activation_store.extraction.preview import preview
 from activation_store.files.storage import Location, locate, open_storage
 from activation_store.format.dtypes import numpy_dtype
@@ -33,14 +34,18 @@ from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.template import writes_the_day
 from activation_store.questions.dataset import Dataset, read_dataset
+from activation_store.store.claims import check_can_share
 from activation_store.store.documents import is_store
 from activation_store.store.health import examine
 from activation_store.store.provenance import library_versions
 from activation_store.store.reader import ActivationStore, PlannedStore
 from activation_store.store.writer import LOCK_PATH, StoreWriter, check_can_create, is_finished
 from probesweep_errors import naming
+from probesweep_ray import Machines, check_answers
 
 if TYPE_CHECKING:
+    from activation_store.extraction.distributed import Workers
+    from activation_store.extraction.fill import OneProcess
     from activation_store.extraction.job import Job
 
 logger = logging.getLogger(__name__)
@@ -98,6 +103,11 @@ class Extraction:
         Run code from the model's repository.
     repair : bool
         Check every byte of an existing store and extract damaged or missing shards again.
+    workers : int, optional
+        How many processes, each with the model, share the shards: on GPUs one each by default.
+    ray : str, optional
+        Where they run: ``local``, or a Ray cluster, ``auto``, ``host:port`` or ``ray://host:port``, with by default a
+        worker for each GPU, or else for each node.
     """
 
     model: str
@@ -121,6 +131,13 @@ class Extraction:
     prefix_cache: bool = True
     trust_remote_code: bool = False
     repair: bool = False
+    workers: int | None = None
+    ray: str | None = None
+
+    @property
+    def machines(self) -> Machines:
+        """Where the work runs."""
+        return Machines(self.workers, self.ray)
 
     def check(self) -> None:
         """Check the arguments by themselves: nothing is read.
@@ -148,6 +165,9 @@ class Extraction:
             eoi_tokens=self.eoi_tokens,
         )
         check_device_map(self.device, self.device_map)
+        self.machines.check()
+        if self.machines.many:
+            check_shared_device(self.device, self.device_map)
         check_template_kwargs(self.chat_template_kwargs or {})
         if self.dtype != "auto":
             numpy_dtype(self.dtype)
@@ -174,6 +194,7 @@ class Extraction:
             A single prompt does not fit in the device's memory.
         """
         self._check_place()
+        check_answers(self.machines)
         path = locate(self.output_path)
         return self._resume(path) if is_store(path) else self._start(path)
 
@@ -182,19 +203,33 @@ class Extraction:
         job = self._job
         spec = job.spec(self.shard_samples)
         check_disk(path, spec.layout.store_nbytes)
-        # Before the store is created: weights that cannot be loaded leave nothing behind.
-        states = job.load(self._useful_prefix(), self.batch_size)
-        plan = job.plan(states, self.batch_size)
-        provenance = {
-            **spec.provenance,
-            "dataset_path": str(self.dataset_path),
-            "attention_implementation": states.attention,
-            "batch_plan": plan.describe(),
-            "parity": states.parity,
-        }
-        with StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()) as writer:
-            fill(writer, states, job.prompts, plan)
-            return _finish(writer)
+        with self._model(job) as model:
+            # Before the store is created: weights that cannot be loaded leave nothing behind.
+            begun = model.begin(self._useful_prefix(), self.batch_size)
+            provenance = {
+                **spec.provenance,
+                "dataset_path": str(self.dataset_path),
+                "attention_implementation": begun.attention,
+                "batch_plan": begun.plan.describe(),
+                "parity": begun.parity,
+            }
+            with StoreWriter.create(path, replace(spec, provenance=provenance), job.beside()) as writer:
+                model.fill(writer, begun.plan)
+                return _finish(writer)
+
+    @contextmanager
+    def _model(self, job: Job) -> Generator[OneProcess | Workers]:
+        """Who runs the model: this process, or workers."""
+        from activation_store.extraction.distributed import workers
+        from activation_store.extraction.fill import OneProcess
+
+        if not self.machines.many:
+            yield OneProcess(job)
+            return
+        # What this machine has says nothing about a cluster.
+        gpus = job.device.type == "cuda" if self.machines.is_local else {"cuda": True, "cpu": False}.get(self.device)
+        with workers(self.machines, job.model_run, gpus=gpus) as model:
+            yield model
 
     def _resume(self, path: Location) -> ActivationStore:
         """Write what an existing store still lacks."""
@@ -220,11 +255,13 @@ class Extraction:
                 _warn_of_other_versions(writer)
                 stored = BatchPlan.of(writer.spec.provenance)
                 plan = self._as_asked(stored)
-                states = job.load(plan.prefix_tokens, plan.max_rows)
-                plan = job.plan_that_fits(plan, states)
-                if plan != stored:
-                    _warn_of_another_plan(writer, stored, plan)
-                fill(writer, states, job.prompts, plan)
+                if self.machines.many:
+                    check_can_share(writer.spec, str(path))
+                with self._model(job) as model:
+                    plan = model.begin(plan.prefix_tokens, plan.max_rows, plan).plan
+                    if plan != stored:
+                        _warn_of_another_plan(writer, stored, plan)
+                    model.fill(writer, plan)
             return _finish(writer)
 
     def plan(self) -> PlannedStore:
@@ -303,7 +340,8 @@ class Extraction:
 
         with naming("model"):
             source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
-        device = resolve_device(self.device)
+        # That of a cluster's workers is found there.
+        device = resolve_device(self.device if self.machines.is_local else "cpu")
         with naming("model"):
             info = read_model_info(source)
         layers = parse_layers(self.layers, info.n_blocks)

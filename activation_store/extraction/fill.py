@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
-from tqdm import tqdm
 
 from activation_store.capture.batches import BatchPlan
+from activation_store.capture.hidden_states import HiddenStates
 from activation_store.capture.parity import States
 from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import NonFiniteError, show_rows
+from activation_store.extraction.meter import Meter
+from activation_store.extraction.model_run import ModelRun
 from activation_store.format.spec import StoreSpec
 from activation_store.prompts.prompts import Prompts, TokenIds
 from activation_store.store.writer import StoreWriter
@@ -38,8 +41,64 @@ class PromptRunner(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A loaded model, for who plans and records.
+
+    Parameters
+    ----------
+    plan : BatchPlan
+        How prompts are put into batches.
+    attention : str
+        The implementation that the model uses.
+    parity : dict
+        How far batches may differ, and did, from single prompts.
+    """
+
+    plan: BatchPlan
+    attention: str
+    parity: dict[str, float]
+
+    @classmethod
+    def of(cls, states: HiddenStates, plan: BatchPlan) -> Begun:
+        """What is to be known of a model that is loaded."""
+        return cls(plan, states.attention, states.parity)
+
+
+class OneProcess:
+    """Fills a store in this process; `activation_store.extraction.distributed.Workers` does it in others."""
+
+    def __init__(self, run: ModelRun) -> None:
+        self._run = run
+        self._states: HiddenStates | None = None
+
+    def begin(self, prefix_tokens: int, max_rows: int | None, stored: BatchPlan | None = None) -> Begun:
+        """Load the model; parameters as of `ModelRun.begin`."""
+        self._states, plan = self._run.begin(prefix_tokens, max_rows, stored)
+        return Begun.of(self._states, plan)
+
+    def fill(self, writer: StoreWriter, plan: BatchPlan) -> None:
+        """Write all pending shards; raises as `fill`."""
+        assert self._states is not None
+        fill(writer, self._states, self._run.prompts, plan)
+
+
 def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: BatchPlan) -> None:
-    """Write all pending shards of a store.
+    """Write all pending shards of a store, with a progress bar; parameters and errors as of `run_shards`."""
+    with Meter(writer) as meter:
+        run_shards(writer, states, prompts, plan, writer.pending_shards, meter.update)
+
+
+def run_shards(
+    writer: StoreWriter,
+    states: PromptRunner,
+    prompts: Prompts,
+    plan: BatchPlan,
+    shards: Iterable[int],
+    count: Callable[[int, int], None],
+    turn: AbstractContextManager[Any] | None = None,
+) -> None:
+    """Run the prompts of some shards and write these.
 
     Memory: the shard that is being collected, at most one shard's worth of values that wait for the disk, and the batch
     that has just been run (which is no larger than a shard, mostly much smaller).
@@ -54,6 +113,12 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
         One per sample.
     plan : BatchPlan
         How they are put into batches.
+    shards : iterable of int
+        Not committed.
+    count : callable
+        Told how many rows and tokens went through the model.
+    turn : context manager, optional
+        Held while the model runs, and not while the last rows are written.
 
     Raises
     ------
@@ -66,13 +131,13 @@ def fill(writer: StoreWriter, states: PromptRunner, prompts: Prompts, plan: Batc
     """
     spec, runner, n_tokens = writer.spec, SplittingRunner(states.start), prompts.n_tokens
     try:
-        with _Meter(writer) as meter, _BackgroundWriter(writer) as background:
-            for shard in writer.pending_shards:
+        with _BackgroundWriter(writer) as background, turn or nullcontext():
+            for shard in shards:
                 for batch in plan.batches(n_tokens, spec.layout.rows(shard)):
                     batch_prompts = [prompts.row(row) for row in batch.tolist()]
                     for rows, wait in runner.run(batch, batch_prompts):
                         background.add(rows, wait)
-                        meter.update(len(rows), int(n_tokens[rows].sum()))
+                        count(len(rows), int(n_tokens[rows].sum()))
     except _BadValuesError as bad:
         module = states.first_nonfinite_module(prompts.row(bad.row))
         origin = f", first returned by {module}" if module else ""
@@ -140,39 +205,6 @@ class _BackgroundWriter:
                 raise problem
             if problem is not None and problem is not error:
                 logger.warning("writing failed at the end, too: %s", problem)
-
-
-class _Meter:
-    """Progress on stderr: rows, time left, tokens per second, shards committed."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        self._writer = writer
-        self._started = time.monotonic()
-        self._n_tokens = 0
-        spec, n_pending = writer.spec, sum(len(writer.spec.layout.rows(shard)) for shard in writer.pending_shards)
-        self._bar = tqdm(
-            total=spec.n_samples,
-            initial=spec.n_samples - n_pending,
-            unit="row",
-            desc=f"extract {str(writer.path).rsplit('/', 1)[-1]}",
-        )
-
-    def update(self, n_rows: int, n_tokens: int) -> None:
-        """Count a batch that went through the model."""
-        self._n_tokens += n_tokens
-        speed = self._n_tokens / (time.monotonic() - self._started)
-        self._bar.set_postfix_str(
-            f"{speed:.0f} tokens/s, {self._writer.n_committed_shards} shards on disk", refresh=False
-        )
-        self._bar.update(n_rows)
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.close()
 
 
 class _BadValuesError(Exception):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -13,6 +16,8 @@ Piece: TypeAlias = bytes | memoryview
 
 # Ends the names of files on a disk that are being written.
 DRAFT = ".partial"
+# What is read at a time of a file that a library reads in smaller parts.
+_PIECE_NBYTES = 8 * 2**20
 _ADDRESS = re.compile(r"(s3|s3a|gs|az|azure|abfss?|adl)://", re.IGNORECASE)
 
 
@@ -24,6 +29,11 @@ def is_address(location: str | Path) -> bool:
 def locate(location: str | Path) -> Location:
     """A path, or an address without a slash at its end."""
     return str(location).rstrip("/") if is_address(location) else Path(location)
+
+
+def as_recorded(location: Location) -> str:
+    """How documents name a place, so that it is found from any folder."""
+    return location if isinstance(location, str) else str(location.resolve())
 
 
 @runtime_checkable
@@ -52,6 +62,62 @@ class InMemory:
     def part(self, start: int, n_bytes: int) -> memoryview:
         """View of some bytes."""
         return self._data[start : start + n_bytes]
+
+
+class OpenFile(BufferedIOBase):
+    """One file as Python's own kind of open file, for libraries that take nothing else.
+
+    One piece of it is in memory, and none while nothing is read: many can be open at the same time.
+    """
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._n_bytes: int | None = None
+        self._at = self._start = 0
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte is read."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Go to a place: from the start, from where it is, or from the end."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length()}[whence]
+        self._piece = memoryview(b"")
+        return self._at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes; fewer where the file ends."""
+        rest = max(self._length() - self._at, 0)
+        left = rest if size is None or size < 0 else min(size, rest)
+        parts: list[bytes] = []
+        while left:
+            part = self._held()[:left]
+            parts.append(bytes(part))
+            self._at += len(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def _held(self) -> memoryview:
+        """What is in memory from here on, at least one byte."""
+        if not self._start <= self._at < self._start + len(self._piece):
+            self._start, self._piece = self._at, self._contents.part(self._at, _PIECE_NBYTES)
+            if not self._piece:
+                raise OSError(errno.ESTALE, "became shorter while it was read; run the same command again")
+        return self._piece[self._at - self._start :]
+
+    def _length(self) -> int:
+        if self._n_bytes is None:
+            self._n_bytes = self._contents.n_bytes()
+        return self._n_bytes
 
 
 @runtime_checkable

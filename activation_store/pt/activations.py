@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from activation_store.errors import InputError
+from activation_store.errors import InputError, check_same_content
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +54,10 @@ class PtActivations:
             raise InputError(f"{path} cannot be read as a .pt of tensors: {_why_unreadable(path)}") from error
         _check_content(path, content)
         return cls(path, content)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process go its path and what should be there."""
+        return _reopen, (self.path.absolute(), self.journal_hash)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -118,6 +122,13 @@ class PtActivations:
     def __getitem__(self, rows: slice) -> Shaped[np.ndarray, "row layer position feature"]:
         """Activations of consecutive samples, a view."""
         return to_numpy(self._activations[rows])
+
+
+def _reopen(path: Path, journal_hash: str) -> PtActivations:
+    """Open the same file in another process, or refuse another one."""
+    activations = PtActivations.open(path)
+    check_same_content(path, activations.journal_hash, journal_hash)
+    return activations
 
 
 def _check_content(path: Path, content: Any) -> None:

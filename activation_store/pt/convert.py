@@ -20,6 +20,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from activation_store.files.durable import draft_of, naming_file
+from activation_store.files.storage import locate
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import file_hash
 from activation_store.format.layout import balanced_shard_samples
@@ -40,6 +41,17 @@ def import_pt(
 
     The same call again takes up an interrupted import.
 
+    Parameters
+    ----------
+    source : str or Path
+        The file.
+    path : str or Path
+        Folder of the store to write, or its address in an object store.
+    shard_samples : int, optional
+        Samples per shard file; by default shards of up to 256 MiB.
+    progress : callable
+        Wraps the shard numbers while they are written, such as `tqdm`.
+
     Raises
     ------
     InputError
@@ -47,7 +59,7 @@ def import_pt(
     FingerprintMismatchError
         `path` holds a store of another file.
     """
-    activations, path = PtActivations.open(source), Path(path)
+    activations, place = PtActivations.open(source), locate(path)
     dtype = activations.dtype
     n_samples, n_layers, n_positions, n_features = activations.shape
     itemsize = TORCH_DTYPES[dtype].itemsize
@@ -75,16 +87,16 @@ def import_pt(
         provenance={"imported_from": str(source), "versions": library_versions()},
     )
     writer = (
-        StoreWriter.resume(path, spec.fingerprint)
-        if is_store(path)
-        else StoreWriter.create(path, spec, {LABEL: labels})
+        StoreWriter.resume(place, spec.fingerprint)
+        if is_store(place)
+        else StoreWriter.create(place, spec, {LABEL: labels})
     )
     with writer:
         for shard in progress(writer.pending_shards):
             rows = writer.spec.layout.rows(shard)
             writer.add(np.arange(rows.start, rows.stop), activations[rows.start : rows.stop])
-        writer.finish(examine(ActivationStore.open(path)))
-    return ActivationStore.open(path)
+        writer.finish(examine(ActivationStore.open(place)))
+    return ActivationStore.open(place)
 
 
 def export_pt(

@@ -65,6 +65,10 @@ class Journal(Protocol):
         """Make durable what a killed process may have left only in memory, and void its claims."""
         ...
 
+    def recorded(self, shard: int, layout: Layout) -> bytes | None:
+        """Checksums of the cells of a shard, if somebody has committed it by now."""
+        ...
+
     def commit(self, contents: JournalContents, shard: int, checksums: bytes) -> JournalContents:
         """Add the record of a shard that is complete and on disk.
 
@@ -202,6 +206,10 @@ class RecordFiles:
         """See `Journal.content_hash`."""
         return file_hash(contents.records())
 
+    def recorded(self, shard: int, layout: Layout) -> bytes | None:
+        """See `Journal.recorded`."""
+        return None if self._storage.n_bytes(_path(shard)) is None else self._read_record(shard, layout)
+
     def _recorded(self) -> list[int]:
         """Shards of which there is a record. Drafts of killed processes and claims are there, too."""
         return sorted(int(name) for name in self._storage.names(JOURNAL_PATH) if name.isascii() and name.isdecimal())
@@ -246,6 +254,10 @@ class LineFile:
         if contents.damaged:
             data, _ = good_lines(data, str(path))
         commit_file(path, [data[: contents.n_bytes]])
+
+    def recorded(self, shard: int, layout: Layout) -> bytes | None:
+        """See `Journal.recorded`: only one process writes."""
+        return None
 
     def commit(self, contents: JournalContents, shard: int, checksums: bytes) -> JournalContents:
         """See `Journal.commit`."""

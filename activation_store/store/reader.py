@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError
+from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError, check_same_content
 from activation_store.files.in_flight import in_flight
-from activation_store.files.storage import Location, Storage, open_storage
+from activation_store.files.storage import Location, Storage, locate, open_storage
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import JournalContents
 from activation_store.format.spec import ARRAY, AXES, PLACE, StoreSpec
@@ -86,8 +86,9 @@ class ActivationStore:
         return cls(storage, spec, journal, verify=verify)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent to another process as its path: there it is opened, and must be the same."""
-        return _open_same, (self.path, self._verify, self.journal_hash)
+        """To another process go its path and what should be there."""
+        path = self.path.absolute() if isinstance(self.path, Path) else self.path
+        return _reopen, (path, self._verify, self.journal_hash)
 
     dims = AXES
 
@@ -397,6 +398,39 @@ class ActivationStore:
         problems += damaged_shards(*store, progress).values()
         return problems + self._uncommitted()
 
+    def copy_to(self, target: str | Path, progress: Progress = iter) -> ActivationStore:
+        """Copy the store to another place, every byte checked on the way and again where it was written.
+
+        What was committed when the store was opened is copied; the same call on a store that is opened again adds what
+        was committed since, and goes on with a copy that broke off. One shard is in memory at a time, or a part of it.
+
+        Parameters
+        ----------
+        target : str or Path
+            Where there is nothing, an empty folder, or an earlier copy of the same store: a folder, or an address in an
+            object store.
+        progress : callable
+            Wraps the shard numbers while they are copied, such as `tqdm`.
+
+        Returns
+        -------
+        ActivationStore
+            The copy.
+
+        Raises
+        ------
+        InputError
+            The target is something else.
+        StoreLockedError
+            Another process writes it.
+        StoreError
+            Bytes of the store are not those that were committed, or what was written is not what is read back.
+        """
+        from activation_store.store.copy import copy_store
+
+        copy_store(self._storage, self.spec, self._journal, locate(target), progress)
+        return ActivationStore.open(target, verify=self._verify)
+
     def files(self) -> list[str]:
         """Paths of all files of the store below its root, the shards last."""
         shards = [f"{ARRAY}/{self.spec.layout.shard_key(shard)}" for shard in sorted(self._journal.shards)]
@@ -439,17 +473,17 @@ class ActivationStore:
         return opened
 
 
-def _open_same(path: Location, verify: bool, journal_hash: str) -> ActivationStore:
-    store = ActivationStore.open(path, verify=verify)
-    if store.journal_hash != journal_hash:
-        raise InputError(f"{path} is another store on this machine, or was replaced; all machines must see the same")
-    return store
-
-
 def _index(values: tuple[int, ...], value: int, axis: str) -> int:
     if value not in values:
         raise InputError(f"{axis} {value} is not in the store; it holds {_span(values)}")
     return values.index(value)
+
+
+def _reopen(path: Location, verify: bool, journal_hash: str) -> ActivationStore:
+    """Open the same store in another process, or refuse another one."""
+    store = ActivationStore.open(path, verify=verify)
+    check_same_content(path, store.journal_hash, journal_hash)
+    return store
 
 
 class PlannedStore(ActivationStore):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from jaxtyping import Shaped
 
@@ -42,19 +43,83 @@ def write_shard(
     def pieces() -> Iterator[bytes | memoryview]:
         # Asked for once more where a run that was killed had written the file, and not committed it.
         checksums.clear()
-        # One cell at a time: gathered, summed and written while it is in the processor's cache.
-        cell = np.full((layout.shard_samples, layout.n_features), np.nan, dtype=values.dtype)
-        held = as_bits(cell)[: len(values)]
-        for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
-            held[...] = as_bits(values)[:, layer_idx, position_idx]
-            data = cell.view(np.uint8).reshape(-1)
-            checksums.append(checksum_bytes(data))
+        for data, checksum in _cells(layout, values):
+            checksums.append(checksum)
             yield data.data
-            yield checksums[-1]
+            yield checksum
         yield layout.index()
 
     storage.write_uncommitted(name, pieces, lock)
     return b"".join(checksums)
+
+
+def shard_checksums(layout: Layout, values: Shaped[np.ndarray, "row layer position feature"]) -> Iterator[bytes]:
+    """crc32c of every cell, in the order of the layout."""
+    return (checksum for _, checksum in _cells(layout, values))
+
+
+def _cells(layout: Layout, values: np.ndarray) -> Iterator[tuple[np.ndarray, bytes]]:
+    """Bytes and crc32c of every cell; the bytes until the next one is asked for."""
+    # One cell at a time: gathered, summed and written while it is in the processor's cache.
+    cell = np.full((layout.shard_samples, layout.n_features), np.nan, dtype=values.dtype)
+    held = as_bits(cell)[: len(values)]
+    for layer_idx, position_idx in np.ndindex(layout.n_layers, layout.n_positions):
+        held[...] = as_bits(values)[:, layer_idx, position_idx]
+        data = cell.view(np.uint8).reshape(-1)
+        yield data, checksum_bytes(data)
+
+
+def checked_pieces(storage: Storage, name: str, layout: Layout, rows: range, checksums: bytes) -> Iterator[bytes]:
+    """A committed shard's file, piece by piece, every byte checked before the last piece is taken.
+
+    Parameters
+    ----------
+    storage : Storage
+        Of the store.
+    name : str
+        Path of the file in the store.
+    layout : Layout
+        Of the store.
+    rows : range
+        Samples that the shard holds.
+    checksums : bytes
+        crc32c of every cell as the journal has them.
+
+    Raises
+    ------
+    MissingShardError
+        The file is missing.
+    CorruptStoreError
+        The file is shorter or longer than its index says, or not what was committed.
+    """
+    check_shard_length(storage, name, layout, rows)
+    where, n_bytes = _where(storage, name, rows), 0
+    parts = _parts(layout, checksums)
+    what, left, expected = next(parts)
+    found = 0
+    for piece in storage.pieces(name):
+        n_bytes += len(piece)
+        values = np.frombuffer(piece, dtype=np.uint8)
+        while len(values) and left:
+            found = google_crc32c.extend(found, values[:left])
+            left, values = left - len(values[:left]), values[left:]
+            if left:
+                continue
+            if found != expected:
+                raise CorruptStoreError(f"{where}: {what} what was committed; {MEND}")
+            (what, left, expected), found = next(parts, ("", 0, 0)), 0
+        yield piece
+    _check_length(n_bytes, layout, where)
+
+
+def _parts(layout: Layout, checksums: bytes) -> Iterator[tuple[str, int, int]]:
+    """What a shard's file consists of: its name, its length, its crc32c."""
+    for cell, (layer_idx, position_idx) in enumerate(np.ndindex(layout.n_layers, layout.n_positions)):
+        committed = checksums[cell * CHECKSUM_NBYTES :][:CHECKSUM_NBYTES]
+        place = f"layer index {layer_idx}, position index {position_idx}"
+        yield f"the values of {place} are not", layout.values_nbytes, int.from_bytes(committed, "little")
+        yield f"the checksum of {place} is not", CHECKSUM_NBYTES, google_crc32c.value(committed)
+    yield "the index is not", len(layout.index()), google_crc32c.value(layout.index())
 
 
 def check_shard_length(storage: Storage, name: str, layout: Layout, rows: range) -> None:
@@ -206,7 +271,7 @@ class Shard:
         """The same in memory: one request for all cells."""
         if self._mapped:
             return self
-        held = InMemory(memoryview(self._part(0, self._layout.shard_nbytes)))
+        held = InMemory(self._contents.part(0, self._layout.shard_nbytes))
         rows = range(self._n_rows)
         return Shard(self._where, self._layout, rows, self._dtype, self._checksums, held, mapped=True)
 
@@ -225,7 +290,7 @@ class Shard:
     def _check_index(self) -> None:
         layout = self._layout
         _check_length(self._n_bytes(), layout, self._where)
-        if self._contents.part(layout.index_offset, len(layout.index())) != layout.index():
+        if bytes(self._contents.part(layout.index_offset, len(layout.index()))) != layout.index():
             raise CorruptStoreError(f"{self._where}: the shard index is damaged; {MEND}")
 
     def _committed(self, layer_idx: int, position_idx: int) -> bytes:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,7 +23,7 @@ from activation_store.store.documents import check_length, read_spec, require_st
 from activation_store.store.integrity import Progress, damaged_files, damaged_records, damaged_shards
 from activation_store.store.journals import journal_of
 from activation_store.store.reader import ActivationStore
-from activation_store.store.shards import write_shard
+from activation_store.store.shards import shard_checksums, write_shard
 from activation_store.store.skeleton import skeleton
 
 LOCK_PATH = f"{ARRAY}/{LOCK}"
@@ -105,7 +106,7 @@ class StoreWriter:
         storage = open_storage(location)
         require_store(storage)
         lock = storage.acquire(LOCK_PATH)
-        with _released_on_error(lock):
+        with released_on_error(lock):
             spec, contents = _take_up(storage, fingerprint)
             check_length(storage, spec)
         return cls(storage, spec, contents, lock)
@@ -144,7 +145,7 @@ class StoreWriter:
         storage = open_storage(location)
         require_store(storage)
         lock = storage.acquire(LOCK_PATH)
-        with _released_on_error(lock):
+        with released_on_error(lock):
             spec, contents = _take_up(storage, fingerprint, drop_damaged=True)
             # What a killed repair already restored is found undamaged and not rewritten.
             storage.settle_folders()
@@ -174,6 +175,11 @@ class StoreWriter:
     def path(self) -> Location:
         """Where the store is."""
         return self._storage.location
+
+    @property
+    def storage(self) -> Storage:
+        """Its files."""
+        return self._storage
 
     @property
     def pending_shards(self) -> list[int]:
@@ -254,12 +260,26 @@ class StoreWriter:
     def _commit(self, shard: int, values: np.ndarray) -> None:
         # Stays set if anything below fails: a failed fsync cannot be retried.
         self._failed = True
-        checksums = write_shard(self._storage, shard_path(self.spec, shard), self.spec.layout, values, self._lock)
+        layout = self.spec.layout
+        if self._journal.recorded(shard, layout) is None:
+            checksums = write_shard(self._storage, shard_path(self.spec, shard), layout, values, self._lock)
+        else:
+            # By another process: its values stay.
+            checksums = b"".join(shard_checksums(layout, values))
         self._lock.check()
         self._contents = self._journal.commit(self._contents, shard, checksums)
+        self.note(shard, checksums)
+        self._failed = False
+
+    def checksums(self, shard: int) -> bytes:
+        """crc32c of each cell of a shard that this writer has committed, 4 bytes each, in the order of the layout."""
+        return self._contents.shards[shard]
+
+    def note(self, shard: int, checksums: bytes) -> None:
+        """Take notice of a shard that another process has committed (see `activation_store.store.claims`)."""
+        self._contents = replace(self._contents, shards=self._contents.shards | {shard: checksums})
         if checksums != self._contents.before.get(shard, checksums):
             self.changed_shards.append(shard)
-        self._failed = False
 
     def finish(self, health: dict[str, Any]) -> None:
         """Record findings about the complete store, unless they are already recorded.
@@ -280,7 +300,8 @@ class StoreWriter:
 
 
 @contextmanager
-def _released_on_error(lock: Lock) -> Generator[None]:
+def released_on_error(lock: Lock) -> Generator[None]:
+    """Let go of a lock if the block fails; that is the failure to report."""
     try:
         yield
     except BaseException:

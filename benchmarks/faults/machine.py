@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from activation_store.errors import StoreError
+from activation_store.files.lock import WriterLock
 from activation_store.format.spec import ARRAY
 from activation_store.store.writer import StoreWriter
 from benchmarks.faults.calls import Effect, Fault, Watch
@@ -164,7 +165,9 @@ class StoreMachine(RuleBasedStateMachine):
     def kill(self) -> None:
         """Leave the writer as a killed process does: only its descriptors are closed."""
         assert self.writer is not None
-        os.close(self.writer._lock._descriptor)  # pyright: ignore[reportPrivateUsage]
+        lock = self.writer._lock  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(lock, WriterLock)
+        os.close(lock._descriptor)  # pyright: ignore[reportPrivateUsage]
         self.writer = None
 
     @precondition(lambda self: self.writer is None and self.exists)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from benchmarks.faults import damage, extraction, failing, kills, power, results
 from benchmarks.faults.aftermath import difference
@@ -16,6 +17,7 @@ from benchmarks.faults.objects import suite as objects
 from benchmarks.faults.scenarios import scenarios
 
 Task = Callable[[], Counts]
+Item = TypeVar("Item")
 COORDINATES = tuple(f"{STORE}/{name}/" for name in damage.coordinates(small_job()))
 
 
@@ -35,6 +37,8 @@ class Size:
         With which bytes are flipped.
     n_examples : int
         Of the state machine.
+    n_nodes : int
+        Nodes and drivers of a Ray cluster that are killed.
     every_object : int
         Take every so many requests to an object store, and damages there: each takes half a second.
     """
@@ -47,10 +51,19 @@ class Size:
     masks: tuple[int, ...]
     n_examples: int
     every_object: int
+    n_nodes: int = 0
 
 
 FULL = Size(
-    every=1, n_double=500, n_random=50, n_extractions=5, n_disks=6, masks=damage.MASKS, n_examples=300, every_object=1
+    every=1,
+    n_double=500,
+    n_random=50,
+    n_extractions=5,
+    n_disks=6,
+    masks=damage.MASKS,
+    n_examples=300,
+    every_object=1,
+    n_nodes=8,
 )
 QUICK = Size(
     every=23,
@@ -89,6 +102,7 @@ def parts(size: Size, seed: int) -> dict[str, list[Task]]:
         "state machine": _parcels(size.n_examples, 50, lambda n, i: partial(random_walks, n, seed + i)),
         "results: SIGKILL at every step": [partial(results.killed, size.every)],
         "results: two processes": [partial(results.together, size.every), partial(results.one_file, size.every)],
+        **_workers(size, seed),
         "SIGKILL of probesweep extract": _parcels(
             size.n_extractions, 5, lambda n, i: partial(extraction.killed_extraction, n, 600, seed + i)
         ),
@@ -147,6 +161,45 @@ def _kills(jobs: dict[str, Job], size: Size) -> Iterator[Task]:
     for job in jobs.values():
         for calls in _chunks(range(1, kills.count_calls(job) + 1, size.every), 20):
             yield partial(kills.killed_at, job, calls)
+
+
+def _workers(size: Size, seed: int) -> dict[str, list[Task]]:
+    """What several processes and Ray add."""
+    phases = ("before", "inside", "after")
+    points = [(shard, phase) for shard in range(large_job().n_shards) for phase in phases][:: size.every]
+    return {
+        "workers: SIGKILL of one": [partial(_killed_workers, some) for some in _chunks(points, 12)],
+        "workers: a node killed": _parcels(size.n_nodes, 8, lambda n, i: partial(_killed_nodes, n, seed + i)),
+        "workers: the driver killed": _parcels(size.n_nodes, 8, lambda n, i: partial(_killed_drivers, n, seed + i)),
+        "workers: two drivers": _parcels(size.n_nodes // 2, 8, lambda n, i: partial(_two_drivers, n)),
+    }
+
+
+# torch and Ray are imported where they are used: the other parts fork processes, which takes long with them.
+
+
+def _killed_workers(points: Sequence[tuple[int, str]]) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_workers(points)
+
+
+def _killed_nodes(n_kills: int, seed: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_nodes(n_kills, seed)
+
+
+def _killed_drivers(n_kills: int, seed: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.killed_drivers(n_kills, seed)
+
+
+def _two_drivers(n_times: int) -> Counts:
+    from benchmarks.faults import workers
+
+    return workers.two_drivers(n_times)
 
 
 def _limits(job: Job, every: int) -> Iterable[Sequence[int]]:
@@ -219,6 +272,6 @@ def _damaged_files() -> Iterator[tuple[Job, str]]:
             yield half, path
 
 
-def _chunks(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]

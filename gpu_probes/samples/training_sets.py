@@ -28,7 +28,8 @@ class TrainingSets:
     @classmethod
     def of(cls, folds: FoldPlan, weights: Float64[np.ndarray, " sample"] | None, device: torch.device) -> TrainingSets:
         """Put a fold plan on the device; `weights` None counts every sample once."""
-        lots = torch.as_tensor(folds.fold_of_sample, device=device)
+        # A copy: what came from another process is read-only, which torch warns of.
+        lots = torch.tensor(folds.fold_of_sample, device=device)
         counts = torch.ones(len(lots), dtype=torch.float64) if weights is None else torch.from_numpy(weights.copy())
         included = torch.as_tensor(folds.lots_of_fit(), device=device)
         return cls(lots, included, counts.to(device), weights is not None, tuple(folds.pairs))

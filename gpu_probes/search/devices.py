@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
 from typing import Any
 
@@ -15,11 +15,14 @@ import psutil
 import torch
 
 from gpu_probes.errors import DeviceError, ProbeWarning
+from probesweep_ray import Cluster, Machines, connected
 
 # A share of free memory: the rest is for other processes, and for what the plan cannot predict.
 _HOST_SHARE, _GPU_SHARE = 0.5, 0.8
 # While one block is computed, the next is read and copied.
 _THREADS_PER_GPU = 2
+# Whether the workers of a cluster have GPUs; None: if there are any.
+_WITH_GPUS = {"auto": None, "cuda": True, "cpu": False, "mps": False}
 
 
 def resolve_devices(name: str) -> tuple[torch.device, ...]:
@@ -59,6 +62,58 @@ def free_bytes(devices: Sequence[torch.device]) -> int:
     if devices[0].type == "cuda":
         return int(_GPU_SHARE * min(torch.cuda.mem_get_info(device)[0] for device in devices))
     return int(_HOST_SHARE * psutil.virtual_memory().available)
+
+
+def share_of_worker(machines: Machines, device: str, budget_bytes: int | None) -> tuple[torch.device, int]:
+    """What one worker has: the device to plan for, and its memory.
+
+    Parameters
+    ----------
+    machines : Machines
+    device : name, as for `resolve_devices`
+    budget_bytes : what each worker may take; None: its share of what is free on its machine
+
+    Raises
+    ------
+    DeviceError
+        When a single GPU is named: each worker has its own.
+    MachinesError
+        When there are no such workers.
+    """
+    check_device_name(device)
+    if device not in _WITH_GPUS:
+        raise DeviceError(
+            f"device={device!r} is one GPU of this machine, and each worker takes another; use device='cuda'",
+            argument="device",
+        )
+    if machines.is_local:
+        devices = resolve_devices(device)
+        n_gpus = len(devices) if devices[0].type == "cuda" else 0
+        n_workers = machines.local_workers(n_gpus)
+        return devices[0], free_bytes(devices) // (1 if n_gpus else n_workers) if budget_bytes is None else budget_bytes
+    with connected(machines, gpus=_WITH_GPUS[device]) as cluster:
+        first = torch.device(cluster.device)
+        if budget_bytes is not None:
+            return first, budget_bytes
+        import ray
+
+        ask = ray.remote(_free_bytes).options(**cluster.options)
+        found = ray.get([ask.remote(str(first)) for _ in range(cluster.n_workers)])
+        return first, min(found) // (1 if cluster.num_gpus else cluster.workers_per_machine)
+
+
+def connect(machines: Machines, device: str) -> AbstractContextManager[Cluster]:
+    """`connected`, for a device by its name."""
+    return connected(machines, gpus=_uses_gpus(machines, device))
+
+
+def _free_bytes(device: str) -> int:
+    return free_bytes([torch.device(device)])
+
+
+def _uses_gpus(machines: Machines, device: str) -> bool | None:
+    """Whether workers have GPUs; None: if the cluster has any."""
+    return resolve_devices(device)[0].type == "cuda" if machines.is_local else _WITH_GPUS[device]
 
 
 def most_workers(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from gpu_probes.samples.groups import Grouping, group_samples
 from gpu_probes.samples.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
 from gpu_probes.scores.ranks import labels_rank
-from gpu_probes.search.devices import free_bytes, resolve_devices
+from gpu_probes.search.devices import free_bytes, resolve_devices, share_of_worker
 from gpu_probes.search.options import SweepOptions
 from gpu_probes.terms import ProbeKind
 from probesweep_errors import naming
@@ -47,9 +47,18 @@ def check_scores(label: Label, given: SweepOptions) -> None:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a sweep besides features: read and checked."""
+    """The inputs of a sweep besides features: read and checked.
+
+    Attributes
+    ----------
+    devices : tuple of torch.device
+        What the work is planned for; with several workers, what one of them has.
+    free_nbytes : int
+        What may be used of its memory, if nothing else is said.
+    """
 
     devices: tuple[torch.device, ...]
+    free_nbytes: int
     weights: Float64[np.ndarray, " train_sample"] | None
     grouping: Grouping
     labels: list[Label]
@@ -72,12 +81,17 @@ def read_inputs(
         check_axes(test, "test")
         with naming("test"):
             check_same_axes(train, test)
-    devices = resolve_devices(given.device)
+    if given.machines.many:
+        device, free = share_of_worker(given.machines, given.device, given.budget_bytes)
+        devices = (device,)
+    else:
+        devices = resolve_devices(given.device)
+        free = free_bytes(devices)
     with naming("sample_weight"):
         weights = read_weights(given.sample_weight, train.n_samples)
     grouping = group_samples(train.n_samples, given.groups, given.prompts)
     labels = [read_label(name, train, train_labels, test, test_labels, grouping, given) for name in train_labels]
-    return Inputs(devices, weights, grouping, [with_weights(label, weights) for label in labels])
+    return Inputs(devices, free, weights, grouping, [with_weights(label, weights) for label in labels])
 
 
 @dataclass(frozen=True)

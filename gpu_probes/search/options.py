@@ -18,6 +18,7 @@ from gpu_probes.search.alphas import read_alphas
 from gpu_probes.search.devices import check_device_name
 from gpu_probes.solvers.preprocessing import Preprocessing
 from gpu_probes.terms import Cell
+from probesweep_ray import Machines
 
 Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
 
@@ -58,6 +59,11 @@ class ProbeOptions:
         Scale every feature to mean 0 and deviation 1, fitted on the training rows of each fold.
     device : str
         ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps``.
+    workers : int, optional
+        How many processes share the cells. The results are those of one process.
+    ray : str, optional
+        Where they run: ``local``, or a Ray cluster, ``auto``, ``host:port`` or ``ray://host:port``, with by default a
+        worker for each GPU, or else for each node.
     """
 
     task_type: str = "auto"
@@ -72,6 +78,13 @@ class ProbeOptions:
     fit_intercept: bool = False
     standardize: bool = False
     device: str = "auto"
+    workers: int | None = None
+    ray: str | None = None
+
+    @property
+    def machines(self) -> Machines:
+        """Where the work runs."""
+        return Machines(self.workers, self.ray)
 
     def shared(self) -> dict[str, Any]:
         """These options by name, without those that a subclass adds."""
@@ -94,7 +107,7 @@ class SweepOptions(ProbeOptions):
         Weights of the losses. Scores are not weighted.
     budget_bytes : int, optional
         Memory for the work on one device and, on a CPU, the results; by default half of what is free on a CPU, and
-        four fifths on a GPU.
+        four fifths on a GPU. With `workers`, that of each, and half of what is free is shared by those of a machine.
     spill_folder : Path, optional
         Folder for unnamed files with the predictions of all cells, if they are more than a quarter of the budget; by
         default the system's temporary folder.
@@ -134,6 +147,7 @@ class SweepOptions(ProbeOptions):
         read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
         check_split(self.n_folds, self.seed)
         check_device_name(self.device)
+        self.machines.check()
         check_whole("permutations", self.permutations, FoldError)
         if self.permutations < 0:
             raise FoldError(
@@ -187,6 +201,8 @@ class SweepKeywords(TypedDict, total=False):
     standardize: bool
     sample_weight: Any
     device: str
+    workers: int | None
+    ray: str | None
     budget_bytes: int | None
     spill_folder: Path | None
     progress: Progress | None

@@ -55,6 +55,7 @@ def plan_memory(
     devices: Sequence[torch.device],
     budget_bytes: int | None,
     *,
+    free_nbytes: int,
     result_nbytes: int,
     other_nbytes: int,
     folder: Path | None,
@@ -64,7 +65,8 @@ def plan_memory(
     Parameters
     ----------
     devices : where the fits are done
-    budget_bytes : what was allowed; None: a share of what is free
+    budget_bytes : what was allowed; None: `free_nbytes`
+    free_nbytes : what may be used on each device, if nothing else is said
     result_nbytes : of all results
     other_nbytes : of what else is held in the host's memory
     folder : for files; None: the system's for temporary ones
@@ -74,9 +76,9 @@ def plan_memory(
     BudgetError
         When neither memory nor disk holds the results.
     """
-    host = (torch.device("cpu"),)
-    budget = free_bytes(devices) if budget_bytes is None else budget_bytes
-    on_host = free_bytes(host) if budget_bytes is None else budget_bytes
+    budget = on_host = free_nbytes if budget_bytes is None else budget_bytes
+    if budget_bytes is None and devices[0].type != "cpu":
+        on_host = free_bytes((torch.device("cpu"),))
     held = held_nbytes(result_nbytes, on_host)
     spill_folder = None
     if held < result_nbytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -15,20 +16,21 @@ from jaxtyping import Shaped
 
 from gpu_probes.errors import Status
 from gpu_probes.features.cells import CellSource, axis, cells_of
-from gpu_probes.features.rows import Rows
 from gpu_probes.results.sweep_result import SweepResult
 from gpu_probes.samples.folds import FoldPlan
-from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.scores.nested import NestedDecision
 from gpu_probes.search.alphas import choose_alphas, read_alphas
-from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, search_block
-from gpu_probes.search.devices import most_workers, workers
+from gpu_probes.search.block import BlockResult
+from gpu_probes.search.block_search import BlockSearch
+from gpu_probes.search.devices import connect, most_workers, workers
+from gpu_probes.search.distributed import search_blocks
 from gpu_probes.search.inputs import Inputs, Label, check_scores, read_inputs
 from gpu_probes.search.options import SweepKeywords, SweepOptions
 from gpu_probes.search.planner import BlockPlan, Workload, least_nbytes, plan_blocks, result_nbytes
 from gpu_probes.search.storage import Memory, empty_array, plan_memory
 from gpu_probes.solvers.objective import penalties_of
 from gpu_probes.terms import Cell
+from probesweep_ray import Cluster
 
 
 def sweep(
@@ -119,8 +121,10 @@ class PlannedSweep:
             By name.
         """
         results: dict[str, SweepResult] = {}
-        for group in self.groups:
-            results |= _sweep_group(self, group)
+        machines, device = self.given.machines, self.given.device
+        with connect(machines, device) if machines.many else nullcontext() as cluster:
+            for group in self.groups:
+                results |= _sweep_group(self, group, cluster)
         _warn(results)
         return {label.name: results[label.name] for label in self.read.labels}
 
@@ -229,6 +233,7 @@ def _plan(
     memory = plan_memory(
         devices,
         given.budget_bytes,
+        free_nbytes=read.free_nbytes,
         result_nbytes=len(cells) * sum(map(result_nbytes, workloads)),
         other_nbytes=sum(label.shuffles_nbytes for label in read.labels),
         folder=given.spill_folder,
@@ -277,39 +282,40 @@ def _workload(
     )
 
 
-def _sweep_group(planned: PlannedSweep, group: _Group) -> dict[str, SweepResult]:
-    plan, folds, train, test = group.plan, group.labels[0].folds, planned.train, planned.test
-    devices, given = planned.read.devices, planned.given
-    labels = {device: tuple(_label_plan(label, device) for label in group.labels) for device in devices}
-
-    def search(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
-        sets = TrainingSets.of(folds, planned.read.weights, device)
-        search_plan = SearchPlan(
-            probe=group.labels[0].probe,
-            labels=labels[device],
-            alphas=planned.alphas,
-            penalties=group.penalties,
-            penalties_at_once=plan.penalties_at_once,
-            shuffles_at_once=plan.shuffles_at_once,
-            dual=group.workload.is_dual,
-            sets=sets,
-            preprocessing=given.preprocessing,
-        )
-        rows = Rows(train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=plan.chunk_rows, device=device)
-        held_out = None
-        if test is not None:
-            no_lots = np.zeros(test.n_samples, dtype=np.int64)
-            held_out = Rows(test, block, no_lots, 1, chunk_rows=plan.chunk_rows, device=device)
-        return search_block(search_plan, rows, held_out)
-
-    gathered = [_Gathered(train, folds, label.task.n_outputs, planned.memory.spill_folder) for label in group.labels]
-    with workers(devices, plan.n_workers) as submit:
-        pending = deque(submit(search, block) for block in plan.blocks)
-        progress = given.progress
+def _sweep_group(planned: PlannedSweep, group: _Group, cluster: Cluster | None) -> dict[str, SweepResult]:
+    plan, train, spill_folder = group.plan, planned.train, planned.memory.spill_folder
+    search = BlockSearch(
+        train=train,
+        test=planned.test,
+        labels=group.labels,
+        weights=planned.read.weights,
+        alphas=planned.alphas,
+        penalties=group.penalties,
+        dual=group.workload.is_dual,
+        plan=plan,
+        preprocessing=planned.given.preprocessing,
+    )
+    found = _search_here(search, planned.read.devices) if cluster is None else search_blocks(cluster, search)
+    folds, progress = group.labels[0].folds, planned.given.progress
+    gathered = [_Gathered(train, folds, label.task.n_outputs, spill_folder) for label in group.labels]
+    with closing(found):
         for _ in plan.blocks if progress is None else progress(plan.blocks):
-            for one, result in zip(gathered, pending.popleft().result(), strict=True):
+            for one, result in zip(gathered, next(found), strict=True):
                 one.append(result)
     return {label.name: _result(label, one, planned) for label, one in zip(group.labels, gathered, strict=True)}
+
+
+def _search_here(search: BlockSearch, devices: Sequence[torch.device]) -> Generator[list[BlockResult]]:
+    """Search all blocks in threads of this process; yield what is found in the order of the blocks."""
+    on = {device: search.on(device) for device in devices}
+
+    def search_one(device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
+        return on[device](block)
+
+    with workers(devices, search.plan.n_workers) as submit:
+        pending = deque(submit(search_one, block) for block in search.plan.blocks)
+        while pending:
+            yield pending.popleft().result()
 
 
 class _Gathered:
@@ -349,15 +355,6 @@ class _Gathered:
             name: None if values is None else values.reshape(*self._shape, *values.shape[1:])
             for name, values in self._arrays.items()
         }
-
-
-def _label_plan(label: Label, device: torch.device) -> LabelPlan:
-    test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
-    train = label.task.targets(label.train, "train_labels")
-    shuffles = None if isinstance(label.shuffles, str) else label.shuffles
-    # torch must not wrap pandas' read-only memory.
-    train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
-    return LabelPlan(label.task, train_targets, test_targets, shuffles)
 
 
 def _result(label: Label, gathered: _Gathered, planned: PlannedSweep) -> SweepResult:

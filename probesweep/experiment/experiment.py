@@ -144,6 +144,7 @@ class Experiment:
             "label_column": kept,
             "group_column": beside,
             "device": self.settings[""]["device"],
+            **self.settings["machines"],
         }
         return Extraction(**{**given, **changed})
 
@@ -157,6 +158,7 @@ class Experiment:
             device=self.settings[""]["device"],
             **self.settings["probe"],
             **self.settings["statistics"],
+            **self.settings["machines"],
         )
 
     @contextmanager
@@ -286,7 +288,7 @@ class Experiment:
 def _identity(extraction: Extraction) -> dict[str, Any]:
     """What decides whether an extraction is up to date, without loading the model."""
     request = {field.name: getattr(extraction, field.name) for field in fields(extraction)}
-    for name in ("device", "batch_size", "output_path", "repair"):
+    for name in ("device", "batch_size", "output_path", "repair", "workers", "ray"):
         del request[name]
     model = Path(extraction.model)
     return {

@@ -28,11 +28,13 @@ _EXTRACT_KEYS = {
     ),
 }
 _STATISTICS = ("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap")
-_ELSEWHERE = ("train_activations", "test_activations", "output_dir", "label_column", "device", *_STATISTICS)
+_MACHINES = ("workers", "ray")
+_ELSEWHERE = ("train_activations", "test_activations", "output_dir", "label_column", "device", *_STATISTICS, *_MACHINES)
 _TRAIN_KEYS = {
     # With every option that has no other place.
     "probe": tuple(option.name for option in fields(Training) if option.name not in _ELSEWHERE),
     "statistics": _STATISTICS,
+    "machines": _MACHINES,
 }
 
 

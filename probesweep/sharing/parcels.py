@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from activation_store import ActivationStore
+from activation_store.files.storage import Location
 from activation_store.format.journal import CREATED, FINISHED, JOURNAL
 from activation_store.format.spec import ARRAY, COORDINATES
 from activation_store.store.documents import is_store
@@ -40,9 +41,10 @@ class Parcel:
     ----------
     repo_type : dataset or model
         A store is data, to be read by zarr and xarray, too; probes are weights that predict.
-    folder : Path
+    place : Path or str
+        Where it is: a folder, or the address of a store.
     files : tuple of str
-        Paths below the folder.
+        Paths below it.
     about : str
         What it is.
     shows : str
@@ -52,20 +54,20 @@ class Parcel:
     """
 
     repo_type: RepoType
-    folder: Path
+    place: Location
     files: tuple[str, ...]
     about: str
     shows: str
     card: str
 
 
-def pack(folder: Path, progress: Progress = iter) -> Parcel:
+def pack(place: Location, progress: Progress = iter) -> Parcel:
     """Read and check a store, every byte of it, or result folders.
 
     Parameters
     ----------
-    folder : Path
-        A store, or the results of a training.
+    place : Path or str
+        A store, by its path or its address, or the folder of a training's results.
     progress : callable
         Wraps the shard numbers of a store while they are checked, such as `tqdm`.
 
@@ -78,20 +80,23 @@ def pack(folder: Path, progress: Progress = iter) -> Parcel:
     RequestError
         Bytes of the store are damaged, or files of the results are missing.
     """
-    if is_store(folder):
-        return _pack_store(folder, progress)
-    return _pack_results(folder)
+    # At an address there is a store, or the error says that there is none.
+    if not isinstance(place, Path) or is_store(place):
+        return _pack_store(place, progress)
+    return _pack_results(place)
 
 
-def _pack_store(folder: Path, progress: Progress) -> Parcel:
-    store = ActivationStore.open(folder)
+def _pack_store(place: Location, progress: Progress) -> Parcel:
+    store = ActivationStore.open(place)
     store.require_complete()
+    if not store.health:
+        raise RequestError(f"{place} lacks its last file; run the same extract (or import) again, which writes it")
     problems = store.verify(progress)
     if problems:
-        raise RequestError(f"{folder} is damaged: {problems[0]} (probesweep verify lists all damage)")
+        raise RequestError(f"{place} is damaged: {problems[0]} (probesweep verify lists all damage)")
     return Parcel(
         repo_type="dataset",
-        folder=folder,
+        place=place,
         files=tuple(store.files()),
         about=f"{len(store)} samples of {store.fingerprint.get('model')}",
         shows=_seen_in_store(store),
@@ -126,7 +131,7 @@ def _pack_results(folder: Path) -> Parcel:
     rows = f"{first.request.train.n_samples} train and {first.request.test.n_samples} test"
     return Parcel(
         repo_type="model",
-        folder=folder,
+        place=folder,
         files=tuple(files),
         about=f"probes of {first.model or 'an unknown model'}, {labels}",
         shows=f"{labels} and predictions of {rows} rows, the paths of stores; no prompts",

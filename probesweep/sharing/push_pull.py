@@ -13,15 +13,17 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from activation_store.files.durable import fsync_path, hidden_beside, make_folder, rename
+from activation_store.files.storage import OpenFile, locate, open_storage
 from activation_store.store.integrity import Progress
 from gpu_probes.results.folder import RUN, Run
 from probesweep.errors import RequestError
-from probesweep.outputs import only_writer
+from probesweep.outputs import check_on_disk, only_writer
 from probesweep.sharing.client import find_files, hub_errors
 from probesweep.sharing.parcels import JOURNAL_FILE, SHARD_FILE, STORE_FILE, Parcel, RepoType, files_of_run, pack
 from probesweep_errors import ProbesweepError
@@ -53,7 +55,7 @@ def push(
     Parameters
     ----------
     path : str or Path
-        A store, or the results of a training.
+        A store, by its path or its address in an object store, or the results of a training.
     repo_id : str
         Such as ``name/repository``.
     public : bool
@@ -77,7 +79,7 @@ def push(
     ProbesweepError
         There is nothing to send, it is incomplete, it would be public without `public`, or the hub rejects it.
     """
-    parcel, hub = pack(Path(path), progress), HfApi()
+    parcel, hub = pack(locate(path), progress), HfApi()
     with hub_errors(repo_id, revision):
         url = hub.create_repo(repo_id, repo_type=parcel.repo_type, private=not public, exist_ok=True)
         private = bool(hub.repo_info(repo_id, repo_type=parcel.repo_type).private)
@@ -103,7 +105,7 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
     """Upload all files in one commit, and delete those of an earlier push; returns the uploaded names."""
     there = set(hub.list_repo_files(repo_id, repo_type=parcel.repo_type, revision=revision))
     stale = _pushed_before(hub, parcel.repo_type, repo_id, revision, there) - set(parcel.files)
-    contents: dict[str, str | bytes] = {name: str(parcel.folder / name) for name in parcel.files}
+    contents = _contents(parcel)
     if _README not in there:
         contents[_README] = parcel.card.encode()
     with warnings.catch_warnings():
@@ -120,6 +122,15 @@ def _commit(hub: HfApi, parcel: Parcel, repo_id: str, revision: str | None, mess
             revision=revision,
         )
     return set(contents)
+
+
+def _contents(parcel: Parcel) -> dict[str, Any]:
+    """The files of a parcel as the client takes them: by their paths, or open."""
+    if isinstance(parcel.place, Path):
+        return {name: str(parcel.place / name) for name in parcel.files}
+    storage = open_storage(parcel.place)
+    # Opening one sends nothing: the client reads one after another.
+    return {name: OpenFile(storage.open(name)) for name in parcel.files}
 
 
 def _pushed_before(hub: HfApi, repo_type: RepoType, repo_id: str, revision: str | None, there: set[str]) -> set[str]:
@@ -165,6 +176,7 @@ def pull(repo_id: str, path: str | Path, *, revision: str | None = None, progres
     RequestError
         `path` exists, the hub has no such repository or cannot be reached, or the download is incomplete.
     """
+    check_on_disk(path, "path")
     path, hub = Path(path), HfApi()
     if os.path.lexists(path):
         raise RequestError(f"{path} already exists; give another folder, or remove it")
@@ -200,7 +212,7 @@ def _check(folder: Path, repo_id: str, listed: Mapping[str, RepoFile], progress:
     try:
         parcel = pack(folder, progress)
         _keep_only(folder, parcel.files)
-        _check_hashes(parcel, listed)
+        _check_hashes(folder, parcel.files, listed)
     except ProbesweepError as error:
         shutil.rmtree(folder)
         reason = str(error).replace(str(folder), repo_id)
@@ -222,10 +234,10 @@ def _keep_only(folder: Path, names: Iterable[str]) -> None:
                 below.rmdir()
 
 
-def _check_hashes(parcel: Parcel, listed: Mapping[str, RepoFile]) -> None:
+def _check_hashes(folder: Path, files: Iterable[str], listed: Mapping[str, RepoFile]) -> None:
     """Check files against the hub's hashes; shards were already checked against the journal."""
-    for name in parcel.files:
-        file, expected = parcel.folder / name, listed.get(name)
+    for name in files:
+        file, expected = folder / name, listed.get(name)
         if file.is_symlink():
             raise RequestError(f"{file} arrived as a link")
         if expected is None or not (SHARD_FILE.fullmatch(name) or _has_hash(file, expected)):

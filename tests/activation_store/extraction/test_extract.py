@@ -365,7 +365,7 @@ def test_the_prefix_of_all_prompts_is_run_once(tiny_model, dataset, tmp_path, mo
 def test_a_resumed_store_keeps_its_batches_whatever_memory_is_free(tiny_model, dataset, tmp_path, monkeypatch):
     folder = str(tiny_model("llama"))
     options = {"use_chat_template": True, "shard_samples": 4, "device": "cpu"}
-    monkeypatch.setattr("activation_store.extraction.job.free_nbytes", lambda _device: 2**19)
+    monkeypatch.setattr("activation_store.extraction.model_run.free_nbytes", lambda _device: 2**19)
     whole = Extraction(folder, dataset, tmp_path / "whole.zarr", **options).run()
     plan = whole.attrs["provenance"]["batch_plan"]
     assert 1 < plan["max_tokens"] < 200
@@ -381,7 +381,7 @@ def test_a_resumed_store_keeps_its_batches_whatever_memory_is_free(tiny_model, d
     monkeypatch.setattr(HiddenStates, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Extraction(folder, dataset, tmp_path / "cut.zarr", **options).run()
-    monkeypatch.setattr("activation_store.extraction.job.free_nbytes", lambda _device: 2**40)
+    monkeypatch.setattr("activation_store.extraction.model_run.free_nbytes", lambda _device: 2**40)
     Extraction(folder, dataset, tmp_path / "cut.zarr", **options).run()
     assert tree(tmp_path / "cut.zarr") == tree(tmp_path / "whole.zarr")
 

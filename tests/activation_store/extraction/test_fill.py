@@ -73,7 +73,7 @@ def test_the_model_runs_while_a_shard_is_written(writer, monkeypatch):
         assert next_shard.wait(timeout=60)
         real(path, pieces)
 
-    monkeypatch.setattr("activation_store.store.shards.commit_file", commit_later)
+    monkeypatch.setattr("activation_store.files.disk.commit_file", commit_later)
     values = make_values(writer.spec)
     fill(
         writer, Recorded(values, lambda rows: next_shard.set() if min(rows) >= 4 else None), numbered_prompts(11), PLAN
@@ -104,7 +104,7 @@ def test_the_first_failure_of_the_disk_is_told(writer, monkeypatch):
     def full(path, _pieces):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("activation_store.store.shards.commit_file", full)
+    monkeypatch.setattr("activation_store.files.disk.commit_file", full)
     states = Recorded(make_values(writer.spec))
     with pytest.raises(OSError, match=r"No space left on device.*c/0/0/0/0"):
         fill(writer, states, numbered_prompts(11), PLAN)

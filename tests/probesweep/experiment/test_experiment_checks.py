@@ -127,6 +127,9 @@ VALUES = [
     (*in_statistics("permutations = 99999999999999999999"), 17, "permutations", "1000000 at most"),
     (*in_statistics("groups = ''"), 17, "groups", "is empty"),
     (*in_statistics("groups = ['topic']"), 17, "groups = ['topic']", "a string in quotes"),
+    (*in_statistics("n_folds = 3\n[machines]\nworkers = 0"), 19, "workers = 0", "must be from 1"),
+    (*in_statistics("n_folds = 3\n[machines]\nworkers = '2'"), 19, "workers = '2'", "whole number"),
+    (*in_statistics("n_folds = 3\n[machines]\nray = 'nowhere'"), 19, "ray = 'nowhere'", "use auto, local"),
     ("k_fold = true", "k_fold = false", 13, "alphas", "use k_fold = true"),
     ("k_fold = true", "k_fold = 1", 16, "k_fold = 1", "true or false"),
 ]

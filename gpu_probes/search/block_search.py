@@ -1,0 +1,71 @@
+"""A block of cells, searched wherever it is: in a thread of this process or in another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from gpu_probes.features.cells import CellSource
+from gpu_probes.features.rows import Rows
+from gpu_probes.samples.training_sets import TrainingSets
+from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, search_block
+from gpu_probes.search.inputs import Label
+from gpu_probes.search.planner import BlockPlan
+from gpu_probes.solvers.preprocessing import Preprocessing
+from gpu_probes.terms import Cell
+
+
+@dataclass(frozen=True)
+class BlockSearch:
+    """Everything that it takes to search any block of cells for labels that are fitted together.
+
+    It can be sent to another process, on the condition that the sources can.
+    """
+
+    train: CellSource
+    test: CellSource | None
+    labels: Sequence[Label]
+    weights: Float64[np.ndarray, " train_sample"] | None
+    alphas: tuple[float, ...]
+    penalties: tuple[float, ...]
+    dual: bool
+    plan: BlockPlan
+    preprocessing: Preprocessing
+
+    def on(self, device: torch.device) -> Callable[[tuple[Cell, ...]], list[BlockResult]]:
+        """Put what all blocks share on a device; what comes back searches one block, a result for each label."""
+        shared = SearchPlan(
+            probe=self.labels[0].probe,
+            labels=tuple(_label_plan(label, device) for label in self.labels),
+            alphas=self.alphas,
+            penalties=self.penalties,
+            penalties_at_once=self.plan.penalties_at_once,
+            shuffles_at_once=self.plan.shuffles_at_once,
+            dual=self.dual,
+            sets=TrainingSets.of(self.labels[0].folds, self.weights, device),
+            preprocessing=self.preprocessing,
+        )
+        return partial(self._search, shared, device)
+
+    def _search(self, shared: SearchPlan, device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
+        folds, test, chunk_rows = self.labels[0].folds, self.test, self.plan.chunk_rows
+        rows = Rows(self.train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=chunk_rows, device=device)
+        held_out = None
+        if test is not None:
+            no_lots = np.zeros(test.n_samples, dtype=np.int64)
+            held_out = Rows(test, block, no_lots, 1, chunk_rows=chunk_rows, device=device)
+        return search_block(shared, rows, held_out)
+
+
+def _label_plan(label: Label, device: torch.device) -> LabelPlan:
+    test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
+    train = label.task.targets(label.train, "train_labels")
+    shuffles = None if isinstance(label.shuffles, str) else label.shuffles
+    # torch must not wrap pandas' read-only memory.
+    train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
+    return LabelPlan(label.task, train_targets, test_targets, shuffles)
