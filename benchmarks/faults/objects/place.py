@@ -107,7 +107,7 @@ class BucketJob(Job):
 class Reading(BucketJob):
     """Reads all of a finished store, and checks it."""
 
-    @property
+    @cached_property
     def reference(self) -> Tree:
         """Reading changes nothing."""
         return self.start
