@@ -129,11 +129,15 @@ class Bucket:
         held = self.acquire(lock)
         try:
             remains = set(self._remains()) - {*files, lock}
+
+            def write(name: str) -> None:
+                self.write_uncommitted(name, lambda: [files[name]], held)
+
             # First: it says whose remains the others are.
-            self.write_uncommitted(_ROOT, lambda: [files[_ROOT]], held)
+            write(_ROOT)
             others = [name for name in files if name not in (_ROOT, last)]
             with ThreadPoolExecutor(self.n_in_flight) as pool:
-                list(pool.map(lambda name: self.write_uncommitted(name, lambda: [files[name]], held), others))
+                list(pool.map(write, others))
                 held.check()
                 # Zarr would show arrays that an earlier creation had and this one does not.
                 list(pool.map(self.remove, remains))

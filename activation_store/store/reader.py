@@ -7,7 +7,7 @@ import math
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -269,7 +269,7 @@ class ActivationStore:
         return out
 
     def cells(self) -> Iterator[tuple[tuple[int, int], Shaped[np.ndarray, "sample feature"]]]:
-        """Iterate over all cells in their order on disk; one of them is in memory at a time.
+        """Iterate over all cells in their order on disk; one of them is in memory at a time, and what is read ahead.
 
         Yields
         ------
@@ -277,9 +277,19 @@ class ActivationStore:
             Layer and position.
         ndarray [sample, feature]
         """
-        for layer in self.layers:
-            for position in self.positions:
-                yield (layer, position), self.cell(layer, position)
+        shards = range(self.spec.layout.n_shards)
+        self._check_shards(shards)
+        places = list(np.ndindex(*self.shape[1:3]))
+        # Across the ends of cells: nothing waits for the last block of one before the next is asked for.
+        blocks = self._in_flight(
+            lambda part: self._shard(part[1]).cell(*part[0], verify=self._verify), product(places, shards)
+        )
+        for layer_idx, position_idx in places:
+            out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
+            for shard, block in zip(shards, blocks, strict=False):
+                rows = self.spec.layout.rows(shard)
+                out[rows.start : rows.stop] = block
+            yield (self.layers[layer_idx], self.positions[position_idx]), out
 
     def to_xarray(self) -> xarray.Dataset:
         """Labelled, lazy view of the complete store; zarr-python checks the values when they are read.
@@ -338,11 +348,17 @@ class ActivationStore:
         MissingShardError, CorruptStoreError
             Rows were never committed, or are damaged; names file and rows.
         """
-        blocks = self.cell_blocks(layer, position)
-        self._check_shards(range(self.spec.layout.n_shards))
+        place = _index(self.layers, layer, "layer"), _index(self.positions, position, "position")
+        shards = range(self.spec.layout.n_shards)
+        self._check_shards(shards)
         out = np.empty((self.n_samples, self.n_features), dtype=self.dtype)
-        for rows, block in blocks:
-            out[rows.start : rows.stop] = block
+
+        def copy(shard: int) -> None:
+            rows = self.spec.layout.rows(shard)
+            out[rows.start : rows.stop] = self._shard(shard).cell(*place, verify=self._verify)
+
+        for _ in self._in_flight(copy, shards):
+            pass
         return out
 
     def cell_blocks(self, layer: int, position: int) -> Iterator[tuple[range, Shaped[np.ndarray, "row feature"]]]:

@@ -52,7 +52,7 @@ def measure_reads(size: Size, n_rounds: int) -> tuple[Table, list[Target]]:
 def _readers(address: str, size: Size) -> dict[str, Read]:
     store = ActivationStore.open(address)
     layout, client = size.spec.layout, connect(address)
-    array: Any = zarr.open_group(store._storage.zarr_store(), mode="r")[ARRAY]
+    array: Any = zarr.open_group(Bucket(address).zarr_store(), mode="r")[ARRAY]
     cells = list(product(range(size.n_layers), range(size.n_positions)))
 
     def ours() -> Iterator[np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest import mock
@@ -77,7 +77,7 @@ def write_store(address: str, size: Size) -> None:
 
 
 @contextmanager
-def bucket() -> Iterator[str]:
+def bucket() -> Generator[str]:
     """Address of an empty bucket of a new server, which the environment says how to reach."""
     with seaweedfs() as server, mock.patch.dict("os.environ", server.env):
         yield server.make_bucket(BUCKET)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -99,7 +99,7 @@ def settings(endpoint: str, key: str = KEY, secret: str = SECRET) -> dict[str, s
 
 
 @contextmanager
-def seaweedfs() -> Iterator[Server]:
+def seaweedfs() -> Generator[Server]:
     """Run the server; it is gone when the block ends or this process does, however it does."""
     with tempfile.TemporaryDirectory(prefix="probesweep-weed-") as folder:
         identities = Path(folder) / "identities.json"

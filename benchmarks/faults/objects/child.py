@@ -95,6 +95,8 @@ class Child:
                         self.acknowledged.add(shard)
                     case (str(error), bool(clean)):
                         pass
+                    case other:
+                        raise AssertionError(f"{other!r} is no message of a child")
         except EOFError:
             pass
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -13,8 +13,9 @@ from unittest import mock
 from activation_store.files import lease, requests
 from activation_store.files.storage import Location
 from activation_store.format.journal import LOCK
+from activation_store.store.reader import ActivationStore
 from benchmarks.faults.disk import Tree
-from benchmarks.faults.job import Job, small_job
+from benchmarks.faults.job import Job, ignore, same_bits, small_job, store_at
 from benchmarks.shared.objects import Server, delete_objects, read_objects, seaweedfs, write_objects
 
 BUCKET = "faults"
@@ -64,7 +65,7 @@ def server() -> Server:
 
 
 @contextmanager
-def reaching(env: Mapping[str, str]) -> Iterator[None]:
+def reaching(env: Mapping[str, str]) -> Generator[None]:
     """With these variables in the environment."""
     with mock.patch.dict("os.environ", env):
         yield
@@ -100,6 +101,27 @@ class BucketJob(Job):
             write_objects(server().env, root, {path: data or b"" for path, data in self.start.items()})
             yield root
             delete_objects(server().env, root, self.tree(root))
+
+
+@dataclass(frozen=True)
+class Reading(BucketJob):
+    """Reads all of a finished store, and checks it."""
+
+    @cached_property
+    def reference(self) -> Tree:
+        """Reading changes nothing."""
+        return self.start
+
+    def run(self, root: Location, acknowledge: Callable[[int], None] = ignore) -> None:
+        """Raise what is wrong with it."""
+        store = ActivationStore.open(store_at(root))
+        for place, found in store.cells():
+            layer_idx, position_idx = store.layers.index(place[0]), store.positions.index(place[1])
+            assert same_bits(found, self.values[:, layer_idx, position_idx]), f"{place} is read as other values"
+        for problem in store.verify():
+            raise problem
+        for shard in range(self.n_shards):
+            acknowledge(shard)
 
 
 def bucket_job(dtype: str = "float32") -> BucketJob:

@@ -67,6 +67,8 @@ def struck(
     *,
     count: int = 1,
     limits: Limits | None = None,
+    method: str = "",
+    key: str = "",
 ) -> Counts:
     """Do the job once for each request and each kind of fault, look at what is left, and do it again.
 
@@ -84,13 +86,15 @@ def struck(
         How many requests in a row.
     limits : Limits
         Of the process.
+    method, key : str
+        Count only such requests, as `Mistake` has them.
     """
     counts = Counts()
     for n in numbers:
         for what, effect in kinds.items():
             with job.begun() as root, Proxy(server().endpoint) as proxy:
                 child = Child(job, str(root), proxy.endpoint, limits)
-                proxy.plan(Mistake("", "", effect(child), first=n, count=count))
+                proxy.plan(Mistake(method, key, effect(child), first=n, count=count))
                 outcome = child.start().join()
                 fault = str(Fault(f"{what} ({', '.join(proxy.struck[:1])})", n))
                 counts.fired += bool(proxy.struck)
@@ -113,7 +117,7 @@ def _kill(sent: Sent, child: Child) -> Effect:
     return Break(child.kill, sent)
 
 
-def failing(job: BucketJob, numbers: Sequence[int]) -> Counts:
+def failing(job: BucketJob, numbers: Sequence[int], method: str = "", key: str = "") -> Counts:
     """Make one mistake at each of these requests: the job gets over it."""
 
     def judge(counts: Counts, fault: str, outcome: Outcome, requests: list[str]) -> None:
@@ -122,9 +126,8 @@ def failing(job: BucketJob, numbers: Sequence[int]) -> Counts:
         counts.refused += bool(outcome.error)
         counts.expect(not outcome.error or bool(may_end and outcome.clean), f"{fault}: {outcome.error}")
 
-    return struck(
-        job, numbers, {what: partial(_same, effect) for what, effect in MISTAKES.items()}, judge, limits=SHORT
-    )
+    kinds = {what: partial(_same, effect) for what, effect in MISTAKES.items()}
+    return struck(job, numbers, kinds, judge, limits=SHORT, method=method, key=key)
 
 
 def _same(effect: Effect, _: Child) -> Effect:

@@ -10,7 +10,7 @@ from itertools import islice
 from benchmarks.faults.counts import Counts
 from benchmarks.faults.job import STORE
 from benchmarks.faults.objects import damage, requests, server, writers
-from benchmarks.faults.objects.place import BucketJob, bucket_job
+from benchmarks.faults.objects.place import BucketJob, Reading, bucket_job
 from benchmarks.faults.scenarios import FINISHED_PATH, JOURNAL_PATH, mending, shard_path
 
 Task = Callable[[], Counts]
@@ -26,7 +26,7 @@ def parts(every: int) -> dict[str, list[Task]]:
     every : int
         Take every so many requests and damages: 1 is all.
     """
-    new, part, repair = (partial(_scenario, name) for name in ("new", "over a part", "repair"))
+    new, part, repair, reading = (partial(_scenario, name) for name in ("new", "over a part", "repair", "reading"))
     both = (False, True)
     return {
         "objects: the bytes of a disk": [same_as_on_disk],
@@ -36,6 +36,7 @@ def parts(every: int) -> dict[str, list[Task]]:
         "objects: request fails once": [
             *_at_requests(new, requests.failing, every),
             *_at_requests(part, requests.failing, 2 * every),
+            *_at_requests(reading, requests.failing, every),
         ],
         "objects: outage": list(_at_requests(new, requests.outage, every)),
         "objects: server killed": [
@@ -70,6 +71,8 @@ def same_as_on_disk() -> Counts:
 @cache
 def _scenario(name: str) -> BucketJob:
     job = bucket_job()
+    if name == "reading":
+        return Reading(job.spec, start=job.reference)
     if name == "repair":
         paths = (shard_path(job, 1), f"{JOURNAL_PATH}/2", f"{STORE}/success_rate/c/0")
         return replace(job, start=mending(job, *paths).start, repairing=True)

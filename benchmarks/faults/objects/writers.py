@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from activation_store.errors import StoreError
 from activation_store.files.storage import Location
@@ -17,7 +18,7 @@ from benchmarks.faults.counts import Counts
 from benchmarks.faults.job import STORE, attempted, same_bits, store_at
 from benchmarks.faults.objects.child import Child, Outcome, run_here
 from benchmarks.faults.objects.place import BucketJob, Limits, server
-from benchmarks.shared.proxy import Meanwhile, Mistake, Proxy
+from benchmarks.shared.proxy import Effect, Meanwhile, Mistake, Proxy
 
 LEASE = Limits(attempt_s=20.0, try_s=20.0, renew_s=0.3, lease_s=2.4)
 # Of the second writer: as another machine may compute them.
@@ -49,7 +50,8 @@ def at_the_same_time(job: BucketJob, numbers: Sequence[int]) -> Counts:
     counts = Counts()
     for n in numbers:
         with job.begun() as root:
-            met = _meet(job, job, str(root), n, answered=False, stopped=False)
+            mistake = partial(Mistake, "", "", first=n)
+            met = _meet(job, job, str(root), mistake, answered=False, stopped=False)
             what = f"a second writer at request {n}"
             if met is None:
                 continue
@@ -62,7 +64,9 @@ def at_the_same_time(job: BucketJob, numbers: Sequence[int]) -> Counts:
     return counts
 
 
-def stopped(job: BucketJob, numbers: Sequence[int], *, answered: bool, other_values: bool) -> Counts:
+def stopped(
+    job: BucketJob, numbers: Sequence[int], *, answered: bool, other_values: bool, method: str = "", key: str = ""
+) -> Counts:
     """Stop a writer at each of these requests until another has taken over and is done, then let it go on.
 
     Parameters
@@ -75,12 +79,15 @@ def stopped(job: BucketJob, numbers: Sequence[int], *, answered: bool, other_val
         Whether the server has answered the request by then; otherwise it gets it when the other writer is done.
     other_values : bool
         Whether the other writer brings other values: what is committed first counts.
+    method, key : str
+        Count only such requests, as `Mistake` has them.
     """
     counts = Counts()
     other = replace(job, seed=OTHER_SEED) if other_values else job
     for n in numbers:
         with job.begun() as root:
-            met = _meet(job, other, str(root), n, answered=answered, stopped=True)
+            mistake = partial(Mistake, method, key, first=n)
+            met = _meet(job, other, str(root), mistake, answered=answered, stopped=True)
             what = (
                 f"stopped {'after' if answered else 'before'} request {n}{' by other values' if other_values else ''}"
             )
@@ -97,7 +104,9 @@ def stopped(job: BucketJob, numbers: Sequence[int], *, answered: bool, other_val
     return counts
 
 
-def _meet(job: BucketJob, other: BucketJob, root: str, n: int, *, answered: bool, stopped: bool) -> Meeting | None:
+def _meet(
+    job: BucketJob, other: BucketJob, root: str, mistake: Callable[[Effect], Mistake], *, answered: bool, stopped: bool
+) -> Meeting | None:
     """Two writers, of which the second runs while a request of the first waits; None if there was no such request."""
     seen: list[tuple[set[int], bool, Outcome]] = []
     with Proxy(server().endpoint) as proxy:
@@ -115,7 +124,7 @@ def _meet(job: BucketJob, other: BucketJob, root: str, n: int, *, answered: bool
                 if stopped:
                     child.signal(signal.SIGCONT)
 
-        proxy.plan(Mistake("", "", Meanwhile(meanwhile, answered), first=n))
+        proxy.plan(mistake(Meanwhile(meanwhile, answered)))
         first = child.start().join()
     return Meeting(first, seen[0][2], *seen[0][:2]) if seen else None
 
