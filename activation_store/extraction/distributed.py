@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 # Two shards, and how far it is.
 _CALLS_AT_ONCE = 4
 _PROGRESS_S, _SHOW_S = 1.0, 0.2
-# How long to wait for the cluster to start a first worker, or another when all have died.
-_START_S = 600.0
+# A first worker that takes longer is worth a word: the model is large, or the cluster is busy.
+_LONG_S = 60.0
+# How long to wait for another worker when all have died, at least; or so many times as long as the first one took.
+_START_S, _START_TIMES = 600.0, 5
 
 
 @contextmanager
@@ -105,13 +107,20 @@ class Workers:
         # Tokens of workers that are gone.
         self._n_tokens_before = 0
         self._n_deaths_at_start = 0
+        self._start_s = _START_S
         self._last_asked = self._last_shown = 0.0
 
     def begin(self, prefix_tokens: int, max_rows: int | None, stored: BatchPlan | None = None) -> Begun:
         """Load the model in one worker, which plans; parameters as of `ModelRun.begin`."""
+        import ray
+
         for _ in range(MOST_DEATHS):
+            started = time.monotonic()
             number = self._start(prefix_tokens, max_rows, stored)
+            if not ray.wait(list(self._asked), timeout=_LONG_S)[0]:
+                logger.warning("waiting for a first worker: it loads the model, or the cluster has no room for it yet")
             begun = self._loaded(next(iter(self._asked)))
+            self._start_s = max(_START_S, _START_TIMES * (time.monotonic() - started))
             if begun is not None:
                 self._workers[number].ready = True
                 return begun
@@ -289,10 +298,10 @@ class Workers:
         """Give up where the cluster starts no worker any more."""
         if any(worker.ready for worker in self._workers.values()):
             self._last_alive = time.monotonic()
-        if time.monotonic() - self._last_alive > _START_S:
+        if time.monotonic() - self._last_alive > self._start_s:
             raise StoreError(
-                f"no worker was started for {_START_S / 60:.0f} minutes; what was committed is kept. Does the cluster "
-                "still have room for one?"
+                f"no worker was started for {self._start_s / 60:.0f} minutes; what was committed is kept. Does the "
+                "cluster still have room for one?"
             )
 
     def _ask_progress(self) -> None:
