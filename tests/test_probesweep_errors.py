@@ -10,6 +10,7 @@ import activation_store.errors
 import gpu_probes.errors
 import probesweep
 import probesweep.errors
+import probesweep_ray
 from activation_store import StoreError
 from activation_store.errors import PromptError
 from gpu_probes import ProbeError
@@ -26,7 +27,7 @@ ERRORS = list(all_of(ProbesweepError))
 
 
 def test_the_three_trees_have_one_base():
-    modules = (activation_store.errors, gpu_probes.errors, probesweep.errors)
+    modules = (activation_store.errors, gpu_probes.errors, probesweep.errors, probesweep_ray)
     errors = {
         each
         for module in modules

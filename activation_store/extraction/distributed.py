@@ -107,6 +107,7 @@ class Workers:
         # Tokens of workers that are gone.
         self._n_tokens_before = 0
         self._n_deaths_at_start = 0
+        self._last_death = ""
         self._start_s = _START_S
         self._last_asked = self._last_shown = 0.0
 
@@ -125,8 +126,8 @@ class Workers:
                 self._workers[number].ready = True
                 return begun
         raise StoreError(
-            f"{MOST_DEATHS} worker processes died while they loaded the model; there may be too little memory: use "
-            "fewer workers=N, or a 16-bit dtype=..."
+            f"{MOST_DEATHS} worker processes died while they loaded the model ({self._last_death}); if there was too "
+            "little memory, use fewer workers=N, or a 16-bit dtype=..."
         )
 
     def fill(self, writer: StoreWriter, plan: BatchPlan) -> None:
@@ -163,17 +164,22 @@ class Workers:
                 writer.path,
                 len(pending),
             )
-        with Meter(writer) as meter:
-            while not schedule.is_done:
-                while len(self._workers) < n_workers:
-                    self._start(plan.prefix_tokens, plan.max_rows, plan)
-                self._give(schedule, writer)
-                answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=_PROGRESS_S)
-                for answer in answered:
-                    self._take(answer, schedule, writer, plan)
-                self._check_alive()
-                self._ask_progress()
-                self._show(meter, at_once=schedule.is_done)
+        try:
+            with Meter(writer) as meter:
+                while not schedule.is_done:
+                    while len(self._workers) < n_workers:
+                        self._start(plan.prefix_tokens, plan.max_rows, plan)
+                    self._give(schedule, writer)
+                    answered, _ = ray.wait(list(self._asked), num_returns=1, timeout=_PROGRESS_S)
+                    for answer in answered:
+                        self._take(answer, schedule, writer, plan)
+                    self._check_alive()
+                    self._ask_progress()
+                    self._show(meter, at_once=schedule.is_done)
+        except BaseException:
+            # Before the store's lock is let go of: nobody else is to write while workers do.
+            self.end()
+            raise
 
     def end(self) -> None:
         """End all workers; what they have committed stays."""
@@ -258,7 +264,7 @@ class Workers:
             return
         lost, hopeless = schedule.died(number)
         for shard in lost:
-            void_claim(writer.storage, shard)
+            void_claim(writer.storage, writer.spec, shard)
             checksums = committed_checksums(writer.storage, writer.spec, shard)
             if checksums is not None:
                 writer.note(shard, checksums)
@@ -275,8 +281,8 @@ class Workers:
         self._n_deaths_at_start += 1
         if self._n_deaths_at_start >= MOST_DEATHS * self._cluster.n_workers:
             raise StoreError(
-                f"{self._n_deaths_at_start} worker processes died while they loaded the model; what was committed is "
-                "kept. There may be too little memory: use fewer workers=N, or a 16-bit dtype=..."
+                f"{self._n_deaths_at_start} worker processes died while they loaded the model ({self._last_death}); "
+                "what was committed is kept. If there was too little memory, use fewer workers=N, or a 16-bit dtype=..."
             )
 
     def _answer(self, answer: Any) -> Any:
@@ -291,7 +297,8 @@ class Workers:
             if isinstance(error.cause, Exception):
                 raise error.cause from error
             raise
-        except RayError:
+        except RayError as error:
+            self._last_death = next(iter(str(error).splitlines()), type(error).__name__)
             return None
 
     def _check_alive(self) -> None:

@@ -97,6 +97,7 @@ def run_shards(
     shards: Iterable[int],
     count: Callable[[int, int], None],
     turn: AbstractContextManager[Any] | None = None,
+    runner: SplittingRunner[Callable[[], States]] | None = None,
 ) -> None:
     """Run the prompts of some shards and write these.
 
@@ -119,6 +120,8 @@ def run_shards(
         Told how many rows and tokens went through the model.
     turn : context manager, optional
         Held while the model runs, and not while the last rows are written.
+    runner : SplittingRunner, optional
+        Of `states`, which knows from earlier shards what fits into the device's memory.
 
     Raises
     ------
@@ -129,7 +132,8 @@ def run_shards(
     OSError, StoreError
         As `StoreWriter.add`.
     """
-    spec, runner, n_tokens = writer.spec, SplittingRunner(states.start), prompts.n_tokens
+    spec, n_tokens = writer.spec, prompts.n_tokens
+    runner = runner or SplittingRunner(states.start)
     try:
         with _BackgroundWriter(writer) as background, turn or nullcontext():
             for shard in shards:
@@ -139,7 +143,8 @@ def run_shards(
                         background.add(rows, wait)
                         count(len(rows), int(n_tokens[rows].sum()))
     except _BadValuesError as bad:
-        module = states.first_nonfinite_module(prompts.row(bad.row))
+        with turn or nullcontext():
+            module = states.first_nonfinite_module(prompts.row(bad.row))
         origin = f", first returned by {module}" if module else ""
         overflow = "float16 ends at 65504: try dtype='bfloat16' or dtype='float32'"
         way_out = overflow if spec.dtype == "float16" else "try dtype='float32', or drop these rows"

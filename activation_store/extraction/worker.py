@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -11,6 +12,8 @@ import torch
 
 from activation_store.capture.batches import BatchPlan
 from activation_store.capture.hidden_states import HiddenStates
+from activation_store.capture.parity import States
+from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import InputError
 from activation_store.extraction.fill import Begun, run_shards
 from activation_store.extraction.model_run import ModelRun
@@ -52,6 +55,7 @@ class ShardWorker:
         self._turn, self._counting = Lock(), Lock()
         self._n_rows = self._n_tokens = 0
         self._states: HiddenStates | None = None
+        self._runner: SplittingRunner[Callable[[], States]] | None = None
         self._plan: BatchPlan | None = None
         self._opened: tuple[Storage, StoreSpec] | None = None
         logging.getLogger("activation_store").addHandler(_Kept(self._messages))
@@ -77,6 +81,7 @@ class ShardWorker:
                     argument="model",
                 )
         self._states, self._plan = self._run.begin(prefix_tokens, max_rows, stored)
+        self._runner = SplittingRunner(self._states.start)
         return Begun.of(self._states, self._plan), self._said()
 
     def write(self, path: Location, shard: int) -> tuple[bytes, Messages]:
@@ -85,7 +90,8 @@ class ShardWorker:
         assert self._plan is not None
         storage, spec = self._store(path)
         with writer_of_shard(storage, spec, shard, self._name) as writer:
-            run_shards(writer, self._states, self._run.prompts, self._plan, [shard], self._count, self._turn)
+            given = (self._states, self._run.prompts, self._plan, [shard], self._count, self._turn, self._runner)
+            run_shards(writer, *given)
             return writer.checksums(shard), self._said()
 
     def counts(self) -> Counts:

@@ -15,7 +15,6 @@ from typing import Any
 from activation_store.errors import InputError
 from activation_store.files.durable import (
     clear_folder,
-    commit_file,
     fsync_folders,
     fsync_path,
     hidden_beside,
@@ -23,11 +22,12 @@ from activation_store.files.durable import (
     naming_file,
     rename,
     write_all,
+    write_file,
     write_tree,
 )
 from activation_store.files.inside import path_inside
 from activation_store.files.lock import WriterLock, check_unlocked
-from activation_store.files.storage import InMemory, Lock, Piece
+from activation_store.files.storage import DRAFT, InMemory, Lock, Piece
 
 _PIECE_NBYTES = 2**20
 
@@ -38,8 +38,10 @@ class Disk:
     maps = True
     n_in_flight = 1
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str = "") -> None:
         self.location = path
+        # Ends the names of files that are being written: another one for each of several processes that write.
+        self._draft_end = f"{'.' * bool(owner)}{owner}{DRAFT}"
 
     def where(self, name: str) -> str:
         """Path of a file."""
@@ -96,22 +98,40 @@ class Disk:
             return []
 
     def create(self, name: str, pieces: Iterable[Piece]) -> None:
-        """Write a new file. Two processes cannot get here for the same file: the lock or a claim stops one of them."""
-        if os.path.lexists(self.location / name):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.where(name))
+        """Write a new file. Between processes the lock, or a shard's claim, says who may."""
+        self._refuse_existing(name)
+        draft = self._written_draft(name, pieces)
         try:
-            self.replace(name, pieces)
+            # Another may have written it meanwhile.
+            self._refuse_existing(name)
+        except FileExistsError:
+            os.unlink(draft)  # noqa: PTH108
+            raise
+        os.replace(draft, self.location / name)  # noqa: PTH105
+        try:
+            fsync_path((self.location / name).parent)
         except OSError:
             # What may not be on disk must not be found in the page cache by the next process.
             with suppress(OSError):
                 os.unlink(self.location / name)  # noqa: PTH108
             raise
 
+    def _refuse_existing(self, name: str) -> None:
+        if os.path.lexists(self.location / name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.where(name))
+
     def replace(self, name: str, pieces: Iterable[Piece]) -> None:
         """Write a file, in the place of one that may be there."""
+        rename(self._written_draft(name, pieces), self.location / name)
+
+    def _written_draft(self, name: str, pieces: Iterable[Piece]) -> Path:
+        """The file under another name next to its own, on disk."""
+        path = self.location / name
         path_inside(self.location, name)
-        make_folder((self.location / name).parent)
-        commit_file(self.location / name, pieces)
+        make_folder(path.parent)
+        draft = path.with_name(f".{path.name}{self._draft_end}")
+        write_file(draft, pieces)
+        return draft
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there, durably."""
@@ -122,11 +142,28 @@ class Disk:
             fsync_path(path.parent)
 
     def write_uncommitted(self, name: str, pieces: Callable[[], Iterable[Piece]], lock: Lock) -> None:
-        """Write a file that nothing refers to yet; the kernel lets no other writer in while this one lives."""
-        try:
-            self.create(name, pieces())
-        except FileExistsError:
-            self.replace(name, pieces())
+        """Write a file that nothing refers to yet.
+
+        The kernel lets no other holder of the store's lock in while this one lives. A shard's claim may be another's
+        by now, which is looked up right before the file gets its name.
+        """
+        draft = self._written_draft(name, pieces())
+        lock.check()
+        rename(draft, self.location / name)
+
+    def of_owner(self, owner: str) -> Disk:
+        """The same files, drafts under names of their own."""
+        return Disk(self.location, owner)
+
+    def remove_drafts(self, folder: str, name: str = "") -> None:
+        """Remove the drafts of other processes that are gone, in a folder and below it."""
+        for place, _, files in os.walk(path_inside(self.location, folder)):
+            for file in files:
+                # .NAME.partial is written over by whoever writes NAME next.
+                of_owner = file.startswith(f".{name}.") if name else file.startswith(".") and file.count(".") > 2
+                if of_owner and file.endswith(DRAFT):
+                    with suppress(FileNotFoundError):
+                        os.unlink(Path(place, file))  # noqa: PTH108
 
     def claim(self, name: str, text: str) -> None:
         """Create a short file that says who is at work."""

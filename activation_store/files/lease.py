@@ -22,6 +22,10 @@ LEASE_SECONDS = 20.0
 _LARGEST_NBYTES = 4096
 
 
+# Locks that were looked at in this process -> their content, and since when it has been the same.
+_watched: dict[str, tuple[bytes, float]] = {}
+
+
 @dataclass(frozen=True)
 class Found:
     """A lock as somebody left it.
@@ -148,18 +152,20 @@ class Lease:
         with self._mutex:
             if self._lost:
                 return False
-            begun = _now()
-            try:
-                self._version = self._requests.put(self._name, [_content(self._token)], self._version)
-            except (FileExistsError, FileNotFoundError):
-                # A renewal that was written, and whose answer was lost, is this holder's, too.
-                found = _look(self._requests, self._name)
-                if found is None or found.fields.get("token") != self._token:
-                    self._lost = True
-                    return False
-                self._version = found.version
-            self._renewed = begun
-            return True
+            while True:
+                begun = _now()
+                try:
+                    self._version = self._requests.put(self._name, [_content(self._token)], self._version)
+                except (FileExistsError, FileNotFoundError):
+                    found = _look(self._requests, self._name)
+                    if found is None or found.fields.get("token") != self._token:
+                        self._lost = True
+                        return False
+                    # A renewal that was written, and whose answer was lost: nobody knows when. Once more.
+                    self._version = found.version
+                else:
+                    self._renewed = begun
+                    return True
 
 
 def check_free(address: str, name: str) -> None:
@@ -175,7 +181,12 @@ def _requests(address: str) -> Requests:
 def _free(requests: Requests, name: str) -> Found | None:
     """A lock whose writer is dead, or None if there is none."""
     first = found = _look(requests, name)
-    begun = _now()
+    where = requests.where(name)
+    # Every renewal has other bytes: the same as at an earlier look were not renewed in between.
+    content, begun = _watched.get(where, (None, 0.0))
+    if found is not None and found.content != content:
+        begun = _now()
+        _watched[where] = found.content, begun
     while found is not None and not found.is_dead() and _now() - begun <= LEASE_SECONDS:
         time.sleep(RENEW_SECONDS / 5)
         found = _look(requests, name)

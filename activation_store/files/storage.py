@@ -10,6 +10,8 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from activation_store.errors import InputError
+
 # A path of a disk, or an address such as s3://bucket/folder/train.zarr.
 Location: TypeAlias = Path | str
 Piece: TypeAlias = bytes | memoryview
@@ -21,6 +23,16 @@ _PIECE_NBYTES = 8 * 2**20
 _ADDRESS = re.compile(r"(s3|s3a|gs|az|azure|abfss?|adl)://", re.IGNORECASE)
 
 
+def _check_scheme(location: str | Path) -> None:
+    """Refuse what looks like an address and is none that is known: it would become a folder of that name."""
+    scheme, _, rest = str(location).partition(":")
+    if rest.startswith("/") and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+", scheme):
+        raise InputError(
+            f"{location} is not an address of an object store; give s3://, gs:// or az://bucket/folder as text, or a "
+            "path on a disk"
+        )
+
+
 def is_address(location: str | Path) -> bool:
     """Whether a text names a place in an object store."""
     return isinstance(location, str) and bool(_ADDRESS.match(location))
@@ -29,6 +41,7 @@ def is_address(location: str | Path) -> bool:
 def locate(location: str | Path) -> Location:
     """A path, or an address without a slash at its end."""
     if not is_address(location):
+        _check_scheme(location)
         return Path(location)
     trimmed = str(location).rstrip("/")
     # Of s3:// nothing is left by which its error could say what is missing.
@@ -208,12 +221,20 @@ class Storage(Protocol):
         """Remove a file if it is there."""
         ...
 
+    def of_owner(self, owner: str) -> Storage:
+        """The same files for one of several processes that write: it never touches what another is writing."""
+        ...
+
+    def remove_drafts(self, folder: str, name: str = "") -> None:
+        """Remove what processes that are gone were writing in a folder and below it: all files, or those of a name."""
+        ...
+
     def claim(self, name: str, text: str) -> None:
         """Create a short file that says who is at work; `FileExistsError` if another did. Need not survive a crash."""
         ...
 
     def check_vacant(self) -> None:
-        """Raise `InputError` unless a new store can be written here, `StoreLockedError` while another process does."""
+        """Raise `InputError` unless a new store can be written here."""
         ...
 
     def establish(self, files: Mapping[str, bytes], last: str, lock: str) -> Lock:
@@ -259,4 +280,5 @@ def open_storage(location: str | Path) -> Storage:
         return Bucket(str(locate(location)))
     from activation_store.files.disk import Disk
 
+    _check_scheme(location)
     return Disk(Path(location))

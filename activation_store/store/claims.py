@@ -7,7 +7,7 @@ from activation_store.files.storage import Storage
 from activation_store.format.journal import CLAIM, JournalContents
 from activation_store.format.spec import StoreSpec
 from activation_store.store.journals import JOURNAL_PATH, journal_of
-from activation_store.store.writer import StoreWriter
+from activation_store.store.writer import StoreWriter, shard_path
 
 
 class Claim:
@@ -78,7 +78,7 @@ def writer_of_shard(storage: Storage, spec: StoreSpec, shard: int, owner: str) -
     StoreLockedError
         Another process writes the shard.
     """
-    return StoreWriter(storage, spec, JournalContents({}), Claim.take(storage, shard, owner))
+    return StoreWriter(storage.of_owner(owner), spec, JournalContents({}), Claim.take(storage, shard, owner))
 
 
 def check_can_share(spec: StoreSpec, where: str) -> None:
@@ -90,9 +90,11 @@ def check_can_share(spec: StoreSpec, where: str) -> None:
         )
 
 
-def void_claim(storage: Storage, shard: int) -> None:
-    """Take a shard from a worker that died."""
+def void_claim(storage: Storage, spec: StoreSpec, shard: int) -> None:
+    """Take a shard from a worker that died, and remove what it was writing."""
     storage.remove(_name(shard))
+    storage.remove_drafts(shard_path(spec, shard).rpartition("/")[0])
+    storage.remove_drafts(JOURNAL_PATH, str(shard))
 
 
 def committed_checksums(storage: Storage, spec: StoreSpec, shard: int) -> bytes | None:

@@ -51,7 +51,7 @@ def copy_store(
     with _begun(source, spec, journal, storage) as (done, lock):
         for shard in progress(sorted(journal.shards)):
             if not _is_there(storage, spec, journal, done, shard):
-                _copy_shard(source, storage, spec, journal, shard)
+                _copy_shard(source, storage, spec, journal, shard, lock)
             lock.check()
             if spec.version > 1:
                 done = journal_of(storage, spec.version).commit(done, shard, journal.shards[shard])
@@ -142,10 +142,12 @@ def _is_there(target: Storage, spec: StoreSpec, journal: JournalContents, done: 
     return True
 
 
-def _copy_shard(source: Storage, target: Storage, spec: StoreSpec, journal: JournalContents, shard: int) -> None:
+def _copy_shard(
+    source: Storage, target: Storage, spec: StoreSpec, journal: JournalContents, shard: int, lock: Lock
+) -> None:
     name = shard_path(spec, shard)
     rows, checksums = spec.layout.rows(shard), journal.shards[shard]
-    target.replace(name, checked_pieces(source, name, spec.layout, rows, checksums))
+    target.write_uncommitted(name, lambda: checked_pieces(source, name, spec.layout, rows, checksums), lock)
     try:
         _read(target, spec, journal, shard)
     except StoreError as error:

@@ -157,6 +157,7 @@ class RecordFiles:
         for name in self._storage.names(JOURNAL_PATH):
             if name.endswith((CLAIM, DRAFT)):
                 self._storage.remove(_path(name))
+        self._storage.remove_drafts(ARRAY)
 
     def commit(self, contents: JournalContents, shard: int, checksums: bytes) -> JournalContents:
         """See `Journal.commit`."""
@@ -173,8 +174,9 @@ class RecordFiles:
 
     def retract(self, contents: JournalContents, shards: Collection[int]) -> JournalContents:
         """See `Journal.retract`."""
+        repeated = _repeated(contents)
         for name in self.problems(contents):
-            self._storage.replace(name, [_repeated(contents)[name]])
+            self._storage.replace(name, [repeated[name]])
         if shards or contents.damaged:
             for name in (_path(FINISHED), *contents.damaged, *map(_path, shards)):
                 self._storage.remove(name)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from activation_store.errors import CorruptStoreError, InputError, MissingShardError, StoreError, check_same_content
-from activation_store.files.in_flight import in_flight
+from activation_store.files.in_flight import InFlight
 from activation_store.files.storage import Location, Storage, locate, open_storage
 from activation_store.format.dtypes import as_bits
 from activation_store.format.journal import JournalContents
@@ -59,6 +59,8 @@ class ActivationStore:
         self._shards: dict[int, Shard] = {}
         self._verified: dict[int, np.ndarray] = {}
         self._looked_at: set[int] = set()
+        # One for all readers of the store: what is read ahead is bounded, however many cells are read at a time.
+        self._requests = InFlight(storage.n_in_flight)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> ActivationStore:
@@ -458,7 +460,7 @@ class ActivationStore:
         self._looked_at.update(pending)
 
     def _in_flight(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        return in_flight(self._storage.n_in_flight, function, items)
+        return self._requests.map(function, items)
 
     def _shard(self, shard: int) -> Shard:
         """Mapped shard; only the most recent ones are kept, because each holds a file descriptor."""

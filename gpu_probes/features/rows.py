@@ -107,7 +107,8 @@ class Rows:
         readers = [groupby(self._pieces(cell), key=lambda piece: piece[0] // self._chunk_rows) for cell in self._cells]
         for start in range(0, self.n_samples, self._chunk_rows):
             stop = min(start + self._chunk_rows, self.n_samples)
-            chunk = self._read(start, stop, [next(reader)[1] for reader in readers])
+            # One cell after another: what a source reads ahead is of few cells at a time.
+            chunk = self._read(start, stop, (next(reader)[1] for reader in readers))
             if stop - start == self.n_samples:
                 self._kept, self._staging = chunk, None
             yield chunk
@@ -127,7 +128,7 @@ class Rows:
             raise CellError(f"{_name(cell)} ended after {expected} rows; the source promises {self.n_samples}")
 
     def _read(
-        self, start: int, stop: int, readers: Sequence[Iterator[tuple[int, Shaped[np.ndarray, "row feature"]]]]
+        self, start: int, stop: int, readers: Iterator[Iterator[tuple[int, Shaped[np.ndarray, "row feature"]]]]
     ) -> Chunk:
         """Gather the rows while they are narrow, copy them to the device, and widen them there."""
         lots = self._lots[start:stop]

@@ -585,7 +585,7 @@ class TestEstablish:
 
     def test_one_of_two(self, storage: Storage):
         held = storage.acquire(LOCK)
-        for refuse in (storage.check_vacant, lambda: storage.establish(FILES, CREATED, LOCK)):
+        for refuse in (lambda: storage.check_unlocked(LOCK), lambda: storage.establish(FILES, CREATED, LOCK)):
             with pytest.raises(StoreLockedError, match="is being written by"):
                 refuse()
         assert storage.names() == ["activations/"]

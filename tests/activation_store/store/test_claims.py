@@ -52,7 +52,7 @@ def test_a_worker_that_was_given_up_commits_nothing(storage):
     """Its claim is gone, and another may have the shard: it wakes up and is told so."""
     for successor in (False, True):
         with writer_of_shard(storage, SPEC, 1, "late") as late:
-            void_claim(storage, 1)
+            void_claim(storage, SPEC, 1)
             if successor:
                 Claim.take(storage, 1, "next")
             with pytest.raises(StoreLockedError, match="another process has taken this shard over"):
@@ -91,3 +91,42 @@ def test_the_same_values_committed_twice_are_no_fault(storage, tmp_path):
 def test_format_1_has_one_writer():
     with pytest.raises(InputError, match=r"s\.zarr is of store format 1, to which only one process can write"):
         check_can_share(make_spec(version=1), "s.zarr")
+
+
+@pytest.mark.parametrize("leftover", [False, True])
+def test_a_late_worker_touches_nothing_of_its_successor(leftover, storage, tmp_path):
+    """It is stopped while it writes; another writes the same shard and commits it; it goes on."""
+    name = "activations/c/1/0/0/0"
+    if leftover:
+        storage.replace(name, [b"of a killed run"])
+    late = Claim.take(storage, 1, "late")
+
+    def pieces():
+        yield b"late"
+        void_claim(storage, SPEC, 1)
+        with writer_of_shard(storage, SPEC, 1, "next") as successor:
+            successor.add(ROWS[1], VALUES[ROWS[1]])
+        yield b" and later"
+
+    with pytest.raises((StoreLockedError, FileNotFoundError)):
+        storage.of_owner("late").write_uncommitted(name, pieces, late)
+    same_bits(ActivationStore.open(tmp_path / "s.zarr")[4:8], VALUES[4:8])
+    with StoreWriter.resume(tmp_path / "s.zarr", SPEC.fingerprint) as driver:
+        for shard in driver.pending_shards:
+            driver.add(ROWS[shard], VALUES[ROWS[shard]])
+        driver.finish(HEALTH)
+    write_store(tmp_path / "one.zarr", SPEC, VALUES, finish=True)
+    assert tree(tmp_path / "s.zarr") == tree(tmp_path / "one.zarr")
+
+
+def test_a_late_record_does_not_take_that_of_its_successor_away(storage):
+    late, successor = storage.of_owner("late"), storage.of_owner("next")
+
+    def pieces():
+        yield b"late"
+        successor.create("activations/journal/1", [b"next"])
+
+    with pytest.raises(FileExistsError):
+        late.create("activations/journal/1", pieces())
+    assert storage.read("activations/journal/1") == b"next"
+    assert storage.names("activations/journal") == ["1", "created"]

@@ -131,14 +131,14 @@ def test_damage_in_the_source_is_not_copied(tmp_path, place):
 def test_what_was_written_is_read_back(tmp_path, monkeypatch):
     spec = make_spec()
     write_store(tmp_path / "source.zarr", spec, make_values(spec), finish=True)
-    replace = Disk.replace
+    write = Disk.write_uncommitted
 
-    def bad(self, name, pieces):
-        replace(self, name, pieces)
+    def bad(self, name, pieces, lock):
+        write(self, name, pieces, lock)
         if "/c/1/" in name:
             damage(self.location / name, 50)
 
-    monkeypatch.setattr(Disk, "replace", bad)
+    monkeypatch.setattr(Disk, "write_uncommitted", bad)
     with pytest.raises(CorruptStoreError, match=r"c/1/0/0/0: what was written is not what is read back"):
         ActivationStore.open(tmp_path / "source.zarr").copy_to(tmp_path / "target.zarr")
     monkeypatch.undo()
