@@ -67,13 +67,13 @@ def test_every_row_lands_in_its_place(writer):
 def test_the_model_runs_while_a_shard_is_written(writer, monkeypatch):
     """The first shard's commit waits here until the model has begun with the second: one thread would never get on."""
     next_shard = threading.Event()
-    real = durable.commit_file
+    real = durable.write_file
 
     def commit_later(path, pieces):
         assert next_shard.wait(timeout=60)
         real(path, pieces)
 
-    monkeypatch.setattr("activation_store.files.disk.commit_file", commit_later)
+    monkeypatch.setattr("activation_store.files.disk.write_file", commit_later)
     values = make_values(writer.spec)
     fill(
         writer, Recorded(values, lambda rows: next_shard.set() if min(rows) >= 4 else None), numbered_prompts(11), PLAN
@@ -104,9 +104,9 @@ def test_the_first_failure_of_the_disk_is_told(writer, monkeypatch):
     def full(path, _pieces):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("activation_store.files.disk.commit_file", full)
+    monkeypatch.setattr("activation_store.files.disk.write_file", full)
     states = Recorded(make_values(writer.spec))
-    with pytest.raises(OSError, match=r"No space left on device.*c/0/0/0/0"):
+    with pytest.raises(OSError, match=r"No space left on device.*c/0/0/0/\.0\.partial"):
         fill(writer, states, numbered_prompts(11), PLAN)
 
 

@@ -212,7 +212,13 @@ def test_journal_before_shard_is_noticed(monkeypatch):
 def test_record_written_in_place_is_noticed(monkeypatch):
     job = small_job()
     assert job.reference
-    monkeypatch.setattr(disk, "commit_file", durable.write_file)
+
+    def in_place(self, name, pieces):
+        durable.make_folder((self.location / name).parent)
+        durable.write_file(self.location / name, pieces)
+        return self.location / name
+
+    monkeypatch.setattr(disk.Disk, "_written_draft", in_place)
     # The last is that of the last file; before it comes the last record.
     n_writes = kills.count_calls(job, "write") - 1
     with job.begun() as root:
