@@ -194,8 +194,8 @@ def test_journal_before_shard_is_noticed(monkeypatch):
     assert job.reference
     real_write, real_commit = writer.write_shard, journals.RecordFiles.commit
 
-    def write_later(storage, name, layout, cells):
-        held.append((storage, name, layout, cells))
+    def write_later(storage, name, layout, cells, lock):
+        held.append((storage, name, layout, cells, lock))
         return b"".join(checksum_bytes(chunk.view("u1")) for chunk in cells.reshape(layout.n_cells, -1))
 
     def commit_first(*record):
@@ -214,11 +214,9 @@ def test_record_written_in_place_is_noticed(monkeypatch):
     assert job.reference
 
     def in_place(self, name, pieces):
-        durable.make_folder((self.location / name).parent)
         durable.write_file(self.location / name, pieces)
-        return self.location / name
 
-    monkeypatch.setattr(disk.Disk, "_written_draft", in_place)
+    monkeypatch.setattr(disk.Disk, "create", in_place)
     # The last is that of the last file; before it comes the last record.
     n_writes = kills.count_calls(job, "write") - 1
     with job.begun() as root:
