@@ -88,7 +88,7 @@ def test_a_store_comes_back_byte_for_byte(store, tmp_path, hub):
 def test_names_with_spaces_and_all_data_types(tmp_path, hub):
     for dtype in ("float16", "bfloat16"):
         spec = make_spec(dtype=dtype)
-        write_store(tmp_path / f"{dtype}.zarr", spec, make_values(spec))
+        write_store(tmp_path / f"{dtype}.zarr", spec, make_values(spec), finish=True)
         push(tmp_path / f"{dtype}.zarr", f"me/{dtype}")
         pull(f"me/{dtype}", tmp_path / f"{dtype}-taken.zarr")
         assert tree(tmp_path / f"{dtype}-taken.zarr") == without_lock(tmp_path / f"{dtype}.zarr")
