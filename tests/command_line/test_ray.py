@@ -172,7 +172,11 @@ ray = "auto"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = line.removeprefix("srun ").replace('"$head:6379"', f"127.0.0.1:{port}").replace("4", "1", 1)
+    command = (
+        line.removeprefix("srun ")
+        .replace('"$head:6379"', f"127.0.0.1:{port}")
+        .replace("--min-nodes 4", "--min-nodes 1")
+    )
     words = command.replace("ray symmetric-run", f"ray symmetric-run --num-cpus=2 --temp-dir={tmp_path}/r").split()
     place = Path(sys.executable).parent
     give_up = time.monotonic() + 240
