@@ -177,7 +177,7 @@ ray = "auto"
         .replace('"$head:6379"', f"127.0.0.1:{port}")
         .replace("--min-nodes 4", "--min-nodes 1")
     )
-    words = command.replace("ray symmetric-run", f"ray symmetric-run --num-cpus=2 --temp-dir={tmp_path}/r").split()
+    words = command.replace("ray symmetric-run", "ray symmetric-run --num-cpus=2").split()
     place = Path(sys.executable).parent
     give_up = time.monotonic() + 240
     while True:
@@ -190,5 +190,6 @@ ray = "auto"
             break
         time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "out/train.zarr").is_dir(), done.stdout + done.stderr
     assert ActivationStore.open(tmp_path / "out/train.zarr").verify() == []
     assert (tmp_path / "out/probes/run.json").is_file()
