@@ -7,6 +7,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,9 +217,11 @@ class Workers:
 
     def _give(self, schedule: Schedule, writer: StoreWriter) -> None:
         """Shards to workers that can take one."""
+        # Workers may be in another folder.
+        path = writer.path.absolute() if isinstance(writer.path, Path) else writer.path
         for number, worker in self._workers.items():
             while worker.ready and (shard := schedule.next(number)) is not None:
-                self._asked[worker.actor.write.remote(writer.path, shard)] = _Question(number, shard)
+                self._asked[worker.actor.write.remote(path, shard)] = _Question(number, shard)
 
     def _take(self, answer: Any, schedule: Schedule, writer: StoreWriter, plan: BatchPlan) -> None:
         """One answer of a worker."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,12 @@ class Job(ModelRun):
 
     @property
     def model_run(self) -> ModelRun:
-        """What another process needs, and no more."""
-        return ModelRun(**{field.name: getattr(self, field.name) for field in fields(ModelRun)})
+        """What another process needs, and no more; it may be in another folder."""
+        run = ModelRun(**{field.name: getattr(self, field.name) for field in fields(ModelRun)})
+        location = Path(run.source.location)
+        if not location.is_dir():
+            return run
+        return replace(run, source=replace(run.source, location=str(location.absolute())))
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
