@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.shared.objects import Server, seaweedfs
 from tests.helpers.models import QUESTIONS, save_model
+from tests.helpers.ray import machine_for_ray
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,6 +40,13 @@ def object_server() -> Iterator[Server]:
     """An object store, started for the first test of this process that asks for it."""
     with seaweedfs() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def starts_ray() -> Iterator[None]:
+    """For all tests of a file that start Ray."""
+    with machine_for_ray():
+        yield
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from probesweep_errors import ProbesweepError
 from probesweep_ray import Cluster, Machines, _shares, check_answers
 from tests.helpers.commands import run
 
+pytestmark = pytest.mark.usefixtures("starts_ray")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -9,6 +9,7 @@ from benchmarks.scale import reading
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("starts_ray")
 def test_quick_run_prints_and_writes_every_table_and_target(tmp_path: Path) -> None:
     # The part that is left out loads a model seven times.
     parts = [word for part in ("read", "memory", "simulation", "dispatch") for word in ("--part", part)]

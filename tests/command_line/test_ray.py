@@ -1,28 +1,20 @@
 """`train` with workers: the same bytes as in one process, whoever dies, and one line where it cannot be."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from activation_store import ActivationStore
 from gpu_probes import ArrayCellSource, SweepResult, sweep
 from gpu_probes.search import distributed
 from probesweep_ray import Machines, WorkerError, connected
 from tests.helpers.commands import run
-from tests.helpers.models import QUESTIONS
 from tests.helpers.ray import DeadlyCells, three_nodes, write_stores
 from tests.helpers.stores import damage, tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_ray")]
 
 BUDGET = ("--budget_gib", 0.5)
 CV = ("--k_fold", "--n_folds", 3, "--alphas", "1,10")
@@ -142,54 +134,3 @@ def test_more_workers_than_the_cluster_has_cpus_are_refused(joined, folder, tmp_
     done = train(folder, tmp_path / "out", "--ray", joined, "--device", "cuda")
     assert done.stderr == f"error: the Ray cluster --ray {joined} has no GPUs; use --device cpu\n"
     assert done.returncode == 2
-
-
-def test_a_slurm_job_as_far_as_one_machine_goes(tmp_path, tiny_model):
-    """The command of the page on machines, with this machine as its only node."""
-    page = (Path(__file__).parents[2] / "docs/machines.md").read_text()
-    line = next(line for line in page.splitlines() if line.startswith("srun "))
-    assert line == 'srun ray symmetric-run --address "$head:6379" --min-nodes 4 -- probesweep run experiment.toml'
-    table = pd.DataFrame({"question": QUESTIONS, "success_rate": np.linspace(0, 1, len(QUESTIONS))})
-    for split in ("train", "test"):
-        table.assign(question=table["question"] + f" ({split})").to_parquet(tmp_path / f"{split}.parquet")
-    (tmp_path / "experiment.toml").write_text(
-        f"""output_dir = "out"
-device = "cpu"
-[model]
-model = "{tiny_model("llama")}"
-batch_size = 4
-shard_samples = 4
-[data]
-train_dataset = "train.parquet"
-test_dataset = "test.parquet"
-use_chat_template = true
-layers = "0,1"
-[statistics]
-permutations = 0
-[machines]
-ray = "auto"
-"""
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = (
-        line.removeprefix("srun ")
-        .replace('"$head:6379"', f"127.0.0.1:{port}")
-        .replace("--min-nodes 4", "--min-nodes 1")
-    )
-    words = command.replace("ray symmetric-run", "ray symmetric-run --num-cpus=2").split()
-    place = Path(sys.executable).parent
-    give_up = time.monotonic() + 240
-    while True:
-        done = subprocess.run(
-            [str(place / words[0]), *words[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=240,
-            env={**os.environ, "PATH": f"{place}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"},
-        )  # fmt: skip
-        # By tests that run at the same time: the command wants the node for itself.
-        if "Ray is already started on this node" not in done.stderr or time.monotonic() > give_up:
-            break
-        time.sleep(1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "out/train.zarr").is_dir(), done.stdout + done.stderr
-    assert ActivationStore.open(tmp_path / "out/train.zarr").verify() == []
-    assert (tmp_path / "out/probes/run.json").is_file()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -22,6 +24,22 @@ from activation_store.store.writer import StoreWriter
 
 LAYERS, POSITIONS = (0, 2, 5), (-2, -1)
 N_FEATURES = 7
+
+
+@contextmanager
+def machine_for_ray(*, alone: bool = False) -> Generator[None]:
+    """Wait until Ray may start: tests that start it run beside each other, but none beside one that wants to be alone.
+
+    ``ray symmetric-run`` refuses to start beside another Ray, and at its end stops every Ray of the machine.
+    """
+    from ray._private.services import find_gcs_addresses
+
+    with Path(tempfile.gettempdir(), f"probesweep-tests-ray-{os.getuid()}").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        give_up = time.monotonic() + 60
+        while alone and find_gcs_addresses() and time.monotonic() < give_up:
+            time.sleep(0.5)  # those of finished tests end
+        yield
 
 
 @contextmanager

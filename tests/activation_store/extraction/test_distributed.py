@@ -23,7 +23,7 @@ from tests.helpers.models import QUESTIONS
 from tests.helpers.ray import FaultyWorker, three_nodes
 from tests.helpers.stores import tree
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("starts_ray")]
 
 
 @pytest.fixture(scope="module")
