@@ -5,7 +5,7 @@ import re
 import click
 import pytest
 
-import cli
+from probesweep.commands.main import probesweep
 from tests.test_docs import ROOT, code_spans, commands, flags_of, read
 
 PAGE = ROOT / "docs/commands.md"
@@ -80,7 +80,7 @@ def check_spans(name: str, section: str) -> list[str]:
 
 def check(page: str) -> dict[str, list[str]]:
     """Everything that is wrong with the page, by section."""
-    found, known = sections(page), cli.probesweep.commands
+    found, known = sections(page), probesweep.commands
     wrong = {name: ["has no section"] for name in known.keys() - found.keys()}
     for name, section in found.items():
         lines = check_spans(name, section) + (check_command(name, known[name], section) if name in known else [])
@@ -96,14 +96,14 @@ def test_the_page_agrees_with_the_command_line():
 def test_flags_of_every_command_are_listed_once():
     section = sections(read(PAGE))["Every command"]
     assert {normal(span) for span in code_spans(section) if re.match(r"--?[a-z]", span)} == SHARED
-    assert flags_of(cli.probesweep) - SHARED == {"__version"}
+    assert flags_of(probesweep) - SHARED == {"__version"}
     assert "`probesweep --version`" in section
 
 
 def test_the_contents_name_every_command():
     contents = re.findall(r"\[`(\w+)`\]\(#(\w+)\)", read(PAGE).partition("\n## ")[0])
     assert all(name == anchor for name, anchor in contents)
-    assert sorted(name for name, _ in contents) == sorted(cli.probesweep.commands)
+    assert sorted(name for name, _ in contents) == sorted(probesweep.commands)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
-import cli
 from benchmarks.shared.measure import Spread
+from probesweep.commands.main import probesweep
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -246,7 +246,7 @@ def flags_of(command: click.Command) -> set[str]:
 
 def commands() -> dict[str, set[str]]:
     """Every command and its flags; those of the group itself under an empty name."""
-    group = cli.probesweep
+    group = probesweep
     return {"": flags_of(group)} | {name: flags_of(command) for name, command in group.commands.items()}
 
 

@@ -60,7 +60,7 @@ def test_ray_that_is_not_installed_is_an_extra(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_importing_the_commands_imports_no_ray():
-    code = "import sys, cli, probesweep_ray, gpu_probes.search.sweep; print('ray' in sys.modules)"
+    code = "import sys, probesweep.commands.main, probesweep_ray, gpu_probes.search.sweep; print('ray' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

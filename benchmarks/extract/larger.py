@@ -94,7 +94,7 @@ def measure_larger(larger: Larger, folder: Path) -> Mapping[str, Usage]:
 def _command_line(ready: Callable[[], None], arguments: list[str]) -> None:
     ready()
     sys.argv = ["probesweep", *arguments]
-    runpy.run_module("cli", run_name="__main__")
+    runpy.run_module("probesweep", run_name="__main__")
 
 
 def save_wide_model(larger: Larger, folder: Path) -> None:

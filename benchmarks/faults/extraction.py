@@ -59,7 +59,7 @@ class Extraction:
         inputs = ["--model", str(self.model), "--dataset_path", str(self.dataset), "--output_path", str(root / STORE)]
         sizes = ["--batch_size", str(BATCH_SIZE), "--shard_samples", str(SHARD_SAMPLES)]
         return subprocess.Popen(
-            [sys.executable, "-m", "cli", "extract", *inputs, *sizes, "--use_chat_template", "--device", "cpu"],
+            [sys.executable, "-m", "probesweep", "extract", *inputs, *sizes, "--use_chat_template", "--device", "cpu"],
             cwd=ROOT,
             # Batches are planned for the number of threads: as many as `finish` has, for the same store.
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())},

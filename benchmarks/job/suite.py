@@ -148,7 +148,9 @@ def _command(stores: tuple[Path, Path], size: Size, device: str, output: Path) -
         "--no_nested_cv",
     ]
     arguments += ["--alphas", ",".join(map(repr, size.alphas)), "--device", device]
-    subprocess.run([sys.executable, "-m", "cli", "train", *arguments], cwd=_REPOSITORY, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "probesweep", "train", *arguments], cwd=_REPOSITORY, check=True, capture_output=True
+    )
 
 
 def _loop(stores: tuple[Path, Path], size: Size) -> tuple[int, float]:

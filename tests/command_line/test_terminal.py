@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 import pytest
 
-import cli
+from probesweep.commands.main import probesweep
 from tests.helpers.commands import PROBESWEEP, run, run_process
 from tests.helpers.models import QUESTIONS
 
-COMMANDS = cli.probesweep.commands
+COMMANDS = probesweep.commands
 
 
 @pytest.mark.parametrize("name", COMMANDS)

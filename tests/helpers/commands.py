@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+from probesweep.commands.main import main
 
 PROBESWEEP = str(Path(sys.executable).with_name("probesweep"))
 
@@ -24,7 +24,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     sys.argv = ["probesweep", *map(str, arguments)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
     finally:
         sys.argv = argv
     return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
@@ -75,7 +75,7 @@ def _answer(arguments: list[str], encoding: str) -> None:
         logging.root.handlers.clear()
         warnings.resetwarnings()
         sys.argv = [PROBESWEEP, *arguments]
-        cli.main()
+        main()
     except SystemExit as ended:
         code = ended.code
         sys.stdout.flush()

@@ -124,7 +124,7 @@ def test_an_interrupt_keeps_what_is_committed_and_leaves_no_process(inputs, whol
     deaths.mkdir()
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from activation_store.extraction import distributed; from tests.helpers.ray import FaultyWorker\n"
-    code += "distributed.ShardWorker = FaultyWorker\nimport cli; cli.main()"
+    code += "distributed.ShardWorker = FaultyWorker\nfrom probesweep.commands.main import main; main()"
     flags = ["--model", inputs["model"], "--dataset_path", inputs["dataset_path"], "--output_path", path]
     flags += ["--use_chat_template", "--shard_samples", 2, "--batch_size", 2, "--device", "cpu", "--workers", 2]
     process = subprocess.Popen(

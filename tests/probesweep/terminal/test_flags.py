@@ -5,15 +5,15 @@ import logging
 import click
 import pytest
 
-import cli
+from probesweep.commands.main import probesweep
 from probesweep.experiment.file import ALL_KEYS
 from probesweep.terminal.command import Terminal
 from probesweep.terminal.flags import as_flags, as_keys
 
 
 def context(command: str, **given: object) -> click.Context:
-    root = click.Context(cli.probesweep, info_name="probesweep")
-    ctx = click.Context(cli.probesweep.commands[command], parent=root, info_name=command)
+    root = click.Context(probesweep, info_name="probesweep")
+    ctx = click.Context(probesweep.commands[command], parent=root, info_name=command)
     ctx.params = given
     return ctx
 

@@ -1,0 +1,1 @@
+"""The command line: a file for what belongs together; parse, call, print; no numerics."""

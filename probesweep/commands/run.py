@@ -1,0 +1,42 @@
+"""``probesweep run``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+
+from probesweep.commands.arguments import PATH, show_trainings
+from probesweep.commands.group import probesweep
+from probesweep.terminal.command import Terminal
+
+
+@probesweep.command()
+@click.argument("experiment", type=PATH)
+@click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from.")
+@click.pass_obj
+def run(terminal: Terminal, experiment: Path, init: bool) -> None:
+    """Run a complete experiment from one file: extract, train, report.
+
+    EXPERIMENT is a TOML file. Finished stages are skipped. After an edit, only stages affected by it are rerun.
+
+    Example: probesweep run --init experiment.toml, then probesweep run experiment.toml
+    """
+    if init:
+        from probesweep.experiment.template import write_template
+
+        write_template(experiment)
+        terminal.summarize(
+            lambda: f"wrote {experiment}; edit it, then run: probesweep run {experiment}",
+            lambda: {"experiment": str(experiment)},
+        )
+        return
+    from probesweep.experiment.experiment import Experiment
+    from probesweep.experiment.file import ALL_KEYS
+    from probesweep.terminal.flags import as_keys
+
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
+    loaded = Experiment.load(experiment)
+    terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
+    show_trainings(terminal, loaded.run(terminal.note))

@@ -1,0 +1,119 @@
+"""``probesweep train``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from probesweep.commands.arguments import LOCATION, PATH, show_trainings
+from probesweep.commands.group import probesweep
+from probesweep.terminal.command import Terminal
+
+if TYPE_CHECKING:
+    from probesweep.tracking.track import Kind
+
+_TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
+
+
+@probesweep.command()
+@click.option("--train_activations", required=True, type=LOCATION, help="Store (or .pt) of the training rows.")
+@click.option("--test_activations", required=True, type=LOCATION, help="Store (or .pt) of the test rows.")
+@click.option("--output_dir", required=True, type=PATH, help="Folder for the results.")
+@click.option(
+    "--task_type",
+    type=click.Choice(["auto", "regression", "classification"]),
+    default="auto",
+    show_default=True,
+    help="auto: scikit-learn's type_of_target of the training labels.",
+)
+@click.option(
+    "--probe",
+    type=click.Choice(["auto", "ridge", "logistic", "lda", "mass_mean"]),
+    default="auto",
+    show_default=True,
+    help="auto: ridge for regression, logistic for classes.",
+)
+@click.option(
+    "--join", help="Probe on joined cells: layers (all of a position), mean (over positions), or 20@-4,18@-1."
+)
+@click.option(
+    "--label_column", multiple=True, help="Label to predict; repeat for several.  [default: all in the store]"
+)
+@click.option(
+    "--alpha",
+    default=1.0,
+    show_default=True,
+    help="Penalty, as in scikit-learn's Ridge; C = 1/alpha. For a grid give --alphas instead.",
+)
+@click.option(
+    "--alphas",
+    "--alpha_grid",
+    help="Comma-separated grid, or auto (powers of ten, scaled to the features); each cell takes its best by CV "
+    "(needs --k_fold).",
+)
+@click.option("--fit_intercept", is_flag=True, help="Add an unpenalized intercept.")
+@click.option(
+    "--standardize", is_flag=True, help="Scale features to mean 0, deviation 1, fitted on each fold's training rows."
+)
+@click.option("--weight_column", help="Label column of the training store that holds sample weights.")
+@click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
+@click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
+@click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything else drawn at random.")
+@click.option("--groups", help="Column of the training store whose samples are held out together (--group_column).")
+@click.option(
+    "--split_repeats",
+    is_flag=True,
+    help="Let folds separate repeated training prompts; by default they are held out together.",
+)
+@click.option(
+    "--drop_overlap", is_flag=True, help="Score test prompts that also occur in training separately, not as test rows."
+)
+@click.option(
+    "--permutations",
+    default=0,
+    show_default=True,
+    help="Permutations of the labels for p-values, such as 1000 (--k_fold).",
+)
+@click.option(
+    "--no_nested_cv",
+    "nested_cv",
+    flag_value=False,
+    default=True,
+    help="Skip nested cross-validation.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:1, mps.")
+@click.option("--workers", type=int, help="Processes that share the cells (needs the extra ray).")
+@click.option("--ray", help="Where they run: local, or a Ray cluster: auto, host:port, ray://host:port.")
+@click.option(
+    "--budget_gib",
+    type=float,
+    help="Memory for fits, statistics and results, of each worker.  [default: half of what is free; 4/5 on a GPU]",
+)
+@click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
+@click.pass_obj
+def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
+    """Fit a linear probe at every layer and position.
+
+    Ridge for regression (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. A finished
+    training is not repeated.
+
+    Example: probesweep train --train_activations train.zarr --test_activations test.zarr --output_dir results
+    --k_fold --alphas 1,100,10000
+    """
+    from probesweep import Training
+
+    training = Training(**options)
+    if track is None:
+        show_trainings(terminal, training.run())
+        return
+    from probesweep.tracking.track import check_installed
+    from probesweep.tracking.track import track as send
+
+    check_installed(track)
+    folders = training.run()
+    for folder in folders.values():
+        sent = send(track, folder)
+        if sent:
+            terminal.note(f"{track}: {sent}")
+    show_trainings(terminal, folders)
