@@ -64,9 +64,16 @@ def test_help_names_the_commands_and_imports_nothing_heavy():
     assert "extract" in done.stdout
     assert "train" in done.stdout
     # What would make it slow is an import at the top of a command's file; the time itself is the machine's.
-    code = "import sys, probesweep.commands.main; print({'torch', 'transformers', 'zarr', 'pandas', 'sklearn'} & set(sys.modules))"
+    code = "import sys, probesweep.commands.main\n"
+    code += "print({'torch', 'transformers', 'zarr', 'pandas', 'sklearn'} & set(sys.modules))"
     imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert imported.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("module", ["probesweep", "cli"])
+def test_the_command_is_a_module_too(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, run_process("--version").stdout)
 
 
 def test_train_writes_what_scikit_learn_computes(stores, tmp_path):

@@ -23,7 +23,8 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", CLOSED)
 def test_a_command_without_streams_does_its_work(closed, tmp_path):
-    write = f"import sys; from probesweep.commands.main import main; sys.argv[1:] = ['run', '--init', '{tmp_path}/new.toml']; main()"
+    write = "import sys; from probesweep.commands.main import main; "
+    write += f"sys.argv[1:] = ['run', '--init', '{tmp_path}/new.toml']; main()"
     done = shell(f'{sys.executable} -c "{write}" {closed}')
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "new.toml").read_text().startswith("#")
