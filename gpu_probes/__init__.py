@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from gpu_probes.scores.permutation import PermutationTest
     from gpu_probes.search.not_converged import NotConvergedWarning
     from gpu_probes.search.options import ProbeOptions, SweepOptions
-    from gpu_probes.search.sweep import PlannedSweep, check_sweep, plan_sweep, sweep, sweep_labels
+    from gpu_probes.search.sweep import PlannedSweep, check_sweep, plan_sweep
+    from gpu_probes.sweeps import FinishedSweep, sweep, sweep_labels
     from gpu_probes.terms import Cell, Solver
 
 _HOMES = {
@@ -39,6 +40,7 @@ _HOMES = {
     "BestProbe": "results.sweep_result",
     "Cell": "terms",
     "CellSource": "features.cells",
+    "FinishedSweep": "sweeps",
     "Interval": "scores.intervals",
     "JoinedCells": "features.combine",
     "JoinedLayers": "features.combine",
@@ -64,8 +66,8 @@ _HOMES = {
     "plan_sweep": "search.sweep",
     "score_interval": "scores.intervals",
     "shared_prompts": "samples.groups",
-    "sweep": "search.sweep",
-    "sweep_labels": "search.sweep",
+    "sweep": "sweeps",
+    "sweep_labels": "sweeps",
 }
 __all__ = [
     "About",
@@ -76,6 +78,7 @@ __all__ = [
     "CellError",
     "CellSource",
     "DeviceError",
+    "FinishedSweep",
     "FoldError",
     "Interval",
     "JoinedCells",

@@ -19,7 +19,7 @@ from probesweep.errors import RequestError
 
 _LOCK = ".lock"
 # Those of result folders and of experiments.
-_NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json")
+_NAMES = (*RESULT_FILES, RUN, PAGE, "tracked.json", "stages.json", "seeds.json")
 
 
 def check_on_disk(location: str | Path, argument: str) -> None:

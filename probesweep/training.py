@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property, partial
@@ -33,6 +34,8 @@ from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
 from gpu_probes.results.forms import CARD
 from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
+from gpu_probes.results.kept import keep_results
+from gpu_probes.results.saving import save_sweep
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
@@ -54,6 +57,7 @@ from probesweep_errors import ProbesweepError, naming
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
 # Options that do not affect the results, or say where they go.
@@ -252,6 +256,10 @@ class Training(ProbeOptions):
         )
 
     def _train(self) -> None:
+        others = self._other_results()
+        if others:
+            # They will be kept beside it.
+            check_folder(Path(self.output_dir).absolute().parent, "output_dir")
         work = self._plan(*self._stores, self._labels)
         rows, given = work.rows, work.given
         planned = plan_sweep(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
@@ -261,12 +269,28 @@ class Training(ProbeOptions):
         results = planned.run()
         # The results are still in memory.
         given = replace(given, budget_bytes=planned.memory.free_nbytes)
+        if others:
+            self._keep(others)
         for name, folder in self.folders.items():
             found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
             overlap = self._overlap(results[name], rows, label(rows.test, name), work.shared)
             for store in self._stores:
                 check_unchanged(store)
             self._write(name, folder, results[name], replace(found, overlap=overlap))
+
+    def _other_results(self) -> dict[Path, Request]:
+        """What is in the folders and was asked for otherwise."""
+        found = {folder: Run.load(folder).request for folder in self.folders.values() if has_results(folder)}
+        return {folder: request for folder, request in found.items() if request != self._request}
+
+    def _keep(self, others: dict[Path, Request]) -> None:
+        """Results are not lost: they can be hours of work."""
+        kept = keep_results(Path(self.output_dir), list(others))
+        if kept is not None:
+            differences = ", ".join(next(iter(others.values())).differences(self._request))
+            logger.warning(
+                "%s held the results of another request (%s): kept as %s", self.output_dir, differences, kept.name
+            )
 
     def _check_room(self, memory: Memory) -> None:
         """Predictions take about 20 characters in the files, plus 8 bytes on disk if they do not stay in memory."""
@@ -309,7 +333,7 @@ class Training(ProbeOptions):
         # The old results' page and figures go first: they can be drawn again.
         remove_drawn(folder)
         with replacing(folder) as draft:
-            files = [*result.save(draft), INFERENCE]
+            files = [*save_sweep(result, draft), INFERENCE]
             evidence.save(draft)
             card = describe_probe(name, result, evidence, train, self.join)
             if card is not None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 # Their Python continues from the results that the tutorial leaves. README's commands are the tutorial's, and run.sh.
-CONTINUING = [README, ROOT / "docs/python.md", ROOT / "docs/results.md"]
+CONTINUING = [README, *(ROOT / "docs" / name for name in ("python.md", "results.md", "directions.md"))]
 WITH_COMMANDS = [
     page for page in GUIDES if page not in CONTINUING and re.search(r"(?m)^```(bash|python)$", page.read_text())
 ]

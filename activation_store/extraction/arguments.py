@@ -15,6 +15,7 @@ from activation_store.errors import InputError
 from activation_store.files.storage import Location
 from activation_store.format.spec import RESERVED_NAMES
 from probesweep_errors import naming
+from probesweep_ray import Machines
 
 # Of transformers' apply_chat_template.
 _CALL_ARGUMENTS = {
@@ -85,6 +86,27 @@ def read_layers(layers: str | Sequence[int]) -> list[tuple[int, int]]:
     if not isinstance(layers, str) and len(set(parts)) < len(parts):
         raise InputError(f"layers={layers!r} names a layer twice; give each once", argument="layers")
     return parts
+
+
+def check_in_memory(machines: Machines, *, device_map: str | None, dtype: str) -> None:
+    """Refuse options of loading a model with one that is in memory already.
+
+    Raises
+    ------
+    InputError
+        Workers, which load a model of their own; another data type; another place.
+    """
+    if machines.many:
+        raise InputError(
+            "model=... is in this process's memory, and workers load their own; give the name or path of the model",
+            argument="model",
+        )
+    for name, value, default in (("device_map", device_map, None), ("dtype", dtype, "auto")):
+        if value != default:
+            raise InputError(
+                f"{name}={value!r} cannot change a model in memory; leave it out, or give the model's name or path",
+                argument=name,
+            )
 
 
 def check_template_kwargs(template_kwargs: Mapping[str, object]) -> None:

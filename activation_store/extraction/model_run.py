@@ -118,6 +118,7 @@ class ModelRun:
         """
         decoder = empty_decoder(self.source, self.info, self.dtype)
         taken, longest = weights_nbytes(decoder), int(self.prompts.n_tokens.max())
+        free = free_nbytes(self.device) - (0 if self.source.held else taken)
         per_token = token_nbytes(decoder, self.info.n_features, longest)
-        n_tokens = token_budget(enough_tokens(self.device), free_nbytes(self.device) - taken, per_token)
+        n_tokens = token_budget(enough_tokens(self.device), free, per_token)
         return BatchPlan(n_tokens, max_rows, prefix_tokens), taken

@@ -20,6 +20,7 @@ from transformers.utils.hub import cached_file
 
 from activation_store.errors import InputError
 from activation_store.models.source import ModelSource, load_by_transformers
+from activation_store.models.structure import find_decoder
 from activation_store.models.weights import check_files
 
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
@@ -79,12 +80,19 @@ def read_model_info(source: ModelSource) -> ModelInfo:
     InputError
         There is no such model, it cannot be reached, or its files are not one complete checkpoint.
     """
-    if not source.gguf_file:
-        check_files(source.name, source.location)
-    config = load_by_transformers(source, "configuration", AutoConfig.from_pretrained)
+    if source.held is not None:
+        config = source.held.model.config
+    else:
+        if not source.gguf_file:
+            check_files(source.name, source.location)
+        config = load_by_transformers(source, "configuration", AutoConfig.from_pretrained)
     text = config.get_text_config(decoder=True)
     dtype = getattr(text, "dtype", None) or getattr(config, "dtype", None) or torch.float32
-    revision, weights = _identify_weights(source, config.to_json_string())
+    if source.held is not None:
+        dtype = source.held.model.dtype
+        revision, weights = None, _identify_parameters(source.held.model)
+    else:
+        revision, weights = _identify_weights(source, config.to_json_string())
     return ModelInfo(
         n_blocks=int(text.num_hidden_layers),
         n_features=int(text.hidden_size),
@@ -114,6 +122,16 @@ def _longest_prompt(config: Any, text: Any) -> int | None:
         if table.padding_idx is not None
     ]
     return limit - max(unused, default=0)
+
+
+def _identify_parameters(model: Any) -> str:
+    """SHA-256 over the parameters and buffers of a model in memory, without its head."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    tensors = sorted(find_decoder(model).state_dict().items())
+    for name, tensor in tqdm(tensors, unit="tensor", desc="weights' hash", delay=2):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return f"in memory, sha256 {digest.hexdigest()}"
 
 
 def _identify_weights(source: ModelSource, config_json: str) -> tuple[str | None, str]:

@@ -13,19 +13,21 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
-    PreTrainedModel,
     modeling_gguf_pytorch_utils,
 )
 
 from activation_store.errors import InputError
 from activation_store.models.info import ModelInfo
 from activation_store.models.source import ModelSource, load_by_transformers, read_gguf
+from activation_store.models.structure import find_decoder
 from activation_store.models.weights import LoadingReport, RecordedNames, check_weights, reports_held
 from activation_store.prompts.tokenizer import Tokenizer
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
     """Load the model's tokenizer."""
+    if source.held is not None:
+        return source.held.tokenizer
     return load_by_transformers(source, "tokenizer", AutoTokenizer.from_pretrained)
 
 
@@ -51,6 +53,24 @@ def resolve_device(device: str) -> torch.device:
             argument="device",
         )
     return torch.device(device)
+
+
+def place_of(model: Any, device: str) -> torch.device:
+    """Where a model in memory is.
+
+    Raises
+    ------
+    InputError
+        `device` is not "auto" and another one.
+    """
+    placed = input_device(model)
+    wanted = placed if device == "auto" else resolve_device(device)
+    if (wanted.type, wanted.index or 0) != (placed.type, placed.index or 0):
+        raise InputError(
+            f"device={device!r}: the model in memory is on {placed}; leave it out, or move the model first",
+            argument="device",
+        )
+    return placed
 
 
 @dataclass(frozen=True)
@@ -153,35 +173,34 @@ def load_decoder(
     InputError
         As `load_model`.
     """
+    torch_dtype = getattr(torch, dtype)
+    if source.held is not None:
+        return _decoder_of(source.held.model, torch_dtype)
     options: dict[str, Any] = {}
     quantized = getattr(info.config, "quantization_config", None) is not None
     if device_map or quantized:
         # Quantized weights are put in their place as they are loaded; many kinds cannot be moved afterwards.
         options["device_map"] = device_map or {"": device}
-    torch_dtype = getattr(torch, dtype)
     model = load_model(source, info, dtype=torch_dtype, **options)
     if not options:
         model.to(device)
     model.eval().requires_grad_(False)
+    return _decoder_of(model, torch_dtype)
+
+
+def _decoder_of(model: Any, dtype: torch.dtype) -> LoadedDecoder:
     attention = str(getattr(model.config, "_attn_implementation", "unknown"))
-    return LoadedDecoder(find_decoder(model), input_device(model), torch_dtype, attention)
+    return LoadedDecoder(find_decoder(model), input_device(model), dtype, attention)
 
 
 def empty_decoder(source: ModelSource, info: ModelInfo, dtype: str) -> nn.Module:
     """Make the decoder without weights, to see how large it is."""
+    if source.held is not None:
+        return find_decoder(source.held.model)
     make: Callable[..., Any] = AutoModelForCausalLM.from_config
     with torch.device("meta"):
         model = make(info.config, dtype=getattr(torch, dtype), trust_remote_code=source.trust_remote_code)
     return find_decoder(model)
-
-
-def find_decoder(model: nn.Module) -> nn.Module:
-    """What of a causal LM runs from token ids to hidden states: the head's vocabulary-wide product is never wanted."""
-    base: Any = getattr(model, "base_model", model)
-    if base is not model:
-        return base
-    # Classes whose weights have another name for the base than the class has: Llama 4, Mllama.
-    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)
 
 
 def input_device(model: Any) -> torch.device:

@@ -24,6 +24,14 @@ _GGUF_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, eq=False)
+class HeldModel:
+    """A model of transformers that is in memory already, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """Where a model is loaded from.
@@ -38,12 +46,15 @@ class ModelSource:
         Name of the GGUF file in that folder.
     trust_remote_code : bool
         Run code that the model's repository brings.
+    held : HeldModel or None
+        What is in memory, instead of a location.
     """
 
     name: str
     location: str
     gguf_file: str | None
     trust_remote_code: bool
+    held: HeldModel | None = None
 
     @classmethod
     def parse(cls, name: str, *, trust_remote_code: bool = False) -> ModelSource:
@@ -69,6 +80,33 @@ class ModelSource:
             _check_readable(path)
             return cls(name, str(path.parent), path.name, trust_remote_code)
         return cls(name, str(path) if path.is_dir() else name, None, trust_remote_code)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any = None, *, trust_remote_code: bool = False) -> ModelSource:
+        """A model by its name, as `parse`, or one that is in memory, with its tokenizer.
+
+        Raises
+        ------
+        InputError
+            As `parse`; or what is in memory cannot be run as it is.
+        """
+        if isinstance(model, str):
+            if tokenizer is not None:
+                raise InputError("tokenizer=... goes with a model in memory; leave it out", argument="tokenizer")
+            return cls.parse(model, trust_remote_code=trust_remote_code)
+        kind = type(model).__name__
+        # Wrappers, such as those of adapters, run more than a decoder.
+        if not any(base.__name__ == "PreTrainedModel" for base in type(model).__mro__):
+            raise InputError(
+                f"model is {kind}, which is no model of transformers; give one, a hub id, a folder or a GGUF file "
+                "(adapters: merge_and_unload() gives one)"
+            )
+        if tokenizer is None:
+            raise InputError(f"model is {kind} in memory; give its tokenizer=..., too", argument="tokenizer")
+        if model.training:
+            raise InputError(f"model is {kind} in training mode, where dropout changes values; call model.eval() first")
+        name = str(getattr(model.config, "_name_or_path", "") or kind)
+        return cls(name, f"<{kind} in memory>", None, trust_remote_code, HeldModel(model, tokenizer))
 
     def load_kwargs(self) -> dict[str, Any]:
         """Arguments for every ``from_pretrained``."""

@@ -198,3 +198,12 @@ def _same(found: Tensor | None, expected: Tensor) -> bool:
         and (found.shape, found.dtype) == (expected.shape, expected.dtype)
         and torch.allclose(found, expected.to(found.device), rtol=0, atol=0, equal_nan=True)
     )
+
+
+def find_decoder(model: nn.Module) -> nn.Module:
+    """What of a causal LM runs from token ids to hidden states: the head's vocabulary-wide product is never wanted."""
+    base: Any = getattr(model, "base_model", model)
+    if base is not model:
+        return base
+    # Classes whose weights have another name for the base than the class has: Llama 4, Mllama.
+    return next((child for child in model.children() if isinstance(child, PreTrainedModel)), model)

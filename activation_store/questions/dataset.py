@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from activation_store.errors import InputError, PromptError, check_at_least_one
-from activation_store.questions.formats import Wanted, read_rows
+from activation_store.questions.formats import Wanted, frame_rows, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows
 from probesweep_errors import naming
@@ -29,8 +29,10 @@ class Dataset:
 
     Parameters
     ----------
+    path : Path
+        Where the rows come from; ``DataFrame`` if that was one.
     question_column : str
-        Where the questions come from.
+        Column of the questions.
     questions : list of str or list of dict
         Strings, or conversations that end with a user message.
     labels : dict of ndarray [sample]
@@ -41,6 +43,7 @@ class Dataset:
         SHA-256 over questions, labels and groups in order.
     """
 
+    path: Path
     question_column: str
     questions: list[Question]
     labels: dict[str, np.ndarray]
@@ -49,13 +52,13 @@ class Dataset:
 
 
 def read_dataset(
-    path: Path,
+    path: Any,
     question_column: str,
     label_columns: Sequence[str],
     max_samples: int | None = None,
     group_columns: Sequence[str] = (),
 ) -> Dataset:
-    """Read questions and labels from a parquet, CSV or JSON file, or a folder written by ``save_to_disk``.
+    """Read questions and labels from a parquet, CSV or JSON file, a ``save_to_disk`` folder, or a DataFrame.
 
     A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is
     never interpreted: neither a number in a CSV file nor JSON within a string.
@@ -73,6 +76,7 @@ def read_dataset(
     }
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
     rows = _read(path, Wanted(names, max_rows=max_samples, arguments=arguments))
+    path = rows.path
     with naming("question_column"):
         questions = _questions(rows.values(question_column), path, question_column)
     labels: dict[str, np.ndarray] = {}
@@ -83,7 +87,7 @@ def read_dataset(
     for name in group_columns:
         with naming(f"group_column.{name}"):
             groups[name] = _groups(rows.values(name), path, name)
-    return Dataset(question_column, questions, labels, groups, _content_hash(questions, labels, groups))
+    return Dataset(path, question_column, questions, labels, groups, _content_hash(questions, labels, groups))
 
 
 def read_all_columns(
@@ -122,11 +126,11 @@ def read_question(value: Any, where: str) -> Question | PromptError:
     return question if reason is None else PromptError(f"{where}: {reason}", reason)
 
 
-def _read(path: Path, wanted: Wanted) -> Rows:
+def _read(path: Any, wanted: Wanted) -> Rows:
     check_at_least_one(max_samples=wanted.max_rows)
-    rows = read_rows(path, wanted)
+    rows = frame_rows(path, wanted) if hasattr(path, "iloc") else read_rows(path, wanted)
     if not len(rows):
-        raise InputError(f"{path} has no rows")
+        raise InputError(f"{rows.path} has no rows")
     return rows
 
 

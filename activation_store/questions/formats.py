@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from activation_store.errors import InputError
 from activation_store.questions.rows import SHOWN_CHARACTERS, ArrowRows, JsonRows, Rows, TextRows, check_columns
 
+# What a DataFrame is called in errors.
+FRAME = Path("DataFrame")
 # A row longer than a block cannot be read; pyarrow's own is 1 MiB.
 _CSV_BLOCK_NBYTES = 64 * 2**20
 
@@ -59,6 +61,24 @@ def read_rows(path: Path, wanted: Wanted) -> Rows:
         Missing file or column, a repeated column, a file that does not match its name.
     """
     return _reader(path)(path, wanted)
+
+
+def frame_rows(frame: Any, wanted: Wanted) -> ArrowRows:
+    """Rows of a pandas DataFrame, in its order; the index plays no part.
+
+    Raises
+    ------
+    InputError
+        A missing or repeated column, or one with values that have no type in common.
+    """
+    names = [str(name) for name in frame.columns]
+    check_columns(FRAME, wanted.names, names, wanted.arguments)
+    chosen = frame.iloc[: wanted.max_rows, [names.index(name) for name in wanted.chosen or names]]
+    try:
+        table = pa.Table.from_pandas(chosen, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{FRAME}: {' '.join(map(str, error.args))}; give each column one type") from error
+    return ArrowRows(FRAME, table, wanted.names)
 
 
 _Reader = Callable[[Path, Wanted], Rows]

@@ -13,8 +13,9 @@ from torch import nn
 from activation_store.capture.hidden_states import HiddenStates
 from activation_store.extraction.arguments import parse_layers
 from activation_store.models.info import read_model_info
-from activation_store.models.loading import LoadedDecoder, find_decoder, load_model, load_tokenizer, resolve_device
+from activation_store.models.loading import LoadedDecoder, load_model, load_tokenizer, resolve_device
 from activation_store.models.source import ModelSource
+from activation_store.models.structure import find_decoder
 from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat, Prompts
 from activation_store.prompts.tokenizer import Tokenizer

@@ -22,6 +22,7 @@ from benchmarks.shared.measure import Limit, Report, Spread, StealClock, Table, 
 from benchmarks.shared.peers import N_FOLDS, loop, ridge
 from benchmarks.shared.race import seconds_of
 from gpu_probes import sweep
+from gpu_probes.results.saving import save_sweep
 
 LABEL = "success_rate"
 _SHARD_NBYTES = 2**28
@@ -130,7 +131,7 @@ def _sweep(stores: tuple[Path, Path], size: Size, device: str, output: Path) -> 
         *(train, train.labels[LABEL], test, test.labels[LABEL]),
         alphas=size.alphas, k_fold=True, n_folds=N_FOLDS, nested_cv=False, device=device,
     )  # fmt: skip
-    result.save(output)
+    save_sweep(result, output)
     return int(np.isfinite(result.cv_score).sum())
 
 

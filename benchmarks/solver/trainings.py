@@ -14,6 +14,7 @@ from benchmarks.shared.cells import make_cells
 from benchmarks.shared.measure import Limit, Spread, Table
 from benchmarks.shared.process import Usage, watch
 from gpu_probes import About, ArrayCellSource, SweepOptions, check_statistics, infer, plan_sweep
+from gpu_probes.results.saving import save_sweep
 
 _MIB = 2**20
 _N_FEATURES = 8
@@ -141,4 +142,4 @@ def _fit(scale: Scale, sources: Sources, folder: Path) -> None:
     check_statistics(planned.workloads, planned.memory)
     (result,) = planned.run().values()
     infer(result, train, test, replace(options, budget_bytes=planned.memory.free_nbytes), About())
-    result.save(folder)
+    save_sweep(result, folder)

@@ -12,8 +12,10 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 
 from gpu_probes.display.wording import METRICS, number, one_line, position_text
+from gpu_probes.errors import ProbeError
 
 WIDTH = 640
 # Okabe and Ito's colours, safe for colour-blind readers; each has one meaning in every figure.
@@ -72,7 +74,7 @@ def heatmap(
     best : (layer, position), optional
     tokens : mapping of position to token, optional
     """
-    frame, values = readable(cells, tokens), cells[score].to_numpy(np.float64)
+    frame, values = readable(cells, tokens), column_of(cells, score)
     frame["score"], frame["row"] = values, frame["position"]
     x = alt.X("layer:N", title="layer", sort=None, scale=_axis(frame, "layer"), axis=alt.Axis(labelAngle=0))
     y = alt.Y("position:N", title="position", sort=None, scale=_axis(frame, "position"))
@@ -111,7 +113,7 @@ def layers(
     references : sequence of Reference
         Other scores to draw.
     """
-    frame, values = readable(cells, tokens), cells[score].to_numpy(np.float64)
+    frame, values = readable(cells, tokens), column_of(cells, score)
     frame["score"], frame["place"], frame["row"] = values, cells["layer"], frame["position"]
     own = np.array([best is not None and position == best[1] for position in cells["position"]])
     name = next((position for position, ours in zip(frame["position"], own, strict=True) if ours), "")
@@ -148,8 +150,23 @@ def readable(cells: pd.DataFrame, tokens: Mapping[Any, str | None] | None = None
 
 
 def score_title(score: str, metric: str) -> str:
-    """Such as "CV score (Spearman)"."""
-    return f"{SCORES.get(score, score)} ({METRICS.get(metric, metric)})"
+    """Such as "CV score (Spearman)"; columns that are no scores as they are."""
+    title = {**SCORES, "nested_cv_score": "nested CV score"}.get(score)
+    return score if title is None else f"{title} ({METRICS.get(metric, metric)})"
+
+
+def column_of(cells: pd.DataFrame, name: str) -> Float64[np.ndarray, " cell"]:
+    """A column of numbers.
+
+    Raises
+    ------
+    ProbeError
+        There is none of that name.
+    """
+    numeric = list(cells.select_dtypes("number").columns)
+    if name not in numeric:
+        raise ProbeError(f"score={name!r} is no column of numbers; give one of {', '.join(numeric)}", argument="score")
+    return cells[name].to_numpy(np.float64)
 
 
 def legend_of(series: Sequence[Series]) -> alt.Color:

@@ -24,7 +24,7 @@ from gpu_probes.scores.decisions import predictions_of
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.alphas import AUTO
 from gpu_probes.search.options import SweepOptions
-from gpu_probes.search.sweep import sweep_labels
+from gpu_probes.search.sweep import plan_sweep
 from gpu_probes.terms import TaskType
 
 # Kept as they come: the rows are widened to float64 on the device. Anything else becomes float64 first.
@@ -86,7 +86,7 @@ class _Probe(BaseEstimator):
     ) -> list[SweepResult]:
         """Fit one probe for each label; raises `ProbeError` where there is no solution."""
         given = replace(self._options(), sample_weight=weights, **options)
-        results = sweep_labels(ArrayCellSource(X[:, None, None]), labels, **vars(given))
+        results = plan_sweep(ArrayCellSource(X[:, None, None]), labels, **vars(given)).run()
         for name, result in results.items():
             scored = not result.k_fold or bool(np.isfinite(result.cv_score).all())
             if not (scored and np.isfinite(result.coef).all()):

@@ -18,7 +18,7 @@ from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import draw_shuffles
 from gpu_probes.scores.decisions import score_rows
 from gpu_probes.search.options import SweepKeywords, SweepOptions
-from gpu_probes.search.sweep import sweep, sweep_labels
+from gpu_probes.search.sweep import plan_sweep
 from gpu_probes.terms import Cell
 
 N_RANDOM = 10
@@ -61,7 +61,8 @@ class Comparison:
     def sweep_on(self, train: CellSource, test: CellSource, **changes: Unpack[SweepKeywords]) -> SweepResult:
         """Fit the same labels with the same folds on other cells."""
         options = self._options(changes)
-        return sweep(train, self.result.train_labels, test, self.result.test_labels, **options)
+        tested = None if self.result.test_labels is None else {"labels": self.result.test_labels}
+        return plan_sweep(train, {"labels": self.result.train_labels}, test, tested, **options).run()["labels"]
 
     def sweep_shuffled(
         self,
@@ -71,7 +72,7 @@ class Comparison:
     ) -> dict[str, SweepResult]:
         """Fit other labels on one cell."""
         sources = [JoinedCells(source, [cell]) for source in (self.train, self.test)]
-        return sweep_labels(sources[0], train_labels, sources[1], test_labels, **self._options({}))
+        return plan_sweep(sources[0], train_labels, sources[1], test_labels, **self._options({})).run()
 
     def _options(self, changes: SweepKeywords) -> SweepKeywords:
         """The same task, folds and weights; only what a comparison needs."""

@@ -91,6 +91,39 @@ class ArrayCellSource:
         yield range(self.n_samples), self.cell(layer, position)
 
 
+def as_source(given: Any, name: str) -> CellSource:
+    """A source of cells as it is; an array or a DataFrame in memory as one.
+
+    Parameters
+    ----------
+    given : CellSource, or array-like ``[sample, feature]`` or ``[sample, layer, position, feature]``
+        The first is a single cell, layer 0 at position -1.
+    name : str
+        What to call it in errors.
+
+    Raises
+    ------
+    CellError
+        It is nothing of the kind.
+    """
+    if isinstance(given, CellSource):
+        return given
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        # Such as a tensor on a GPU.
+        raise CellError(f"{name} is no array: {error}", argument=name) from error
+    if array.ndim not in (2, 4) or not (array.dtype.kind in "fiub" or array.dtype.name == "bfloat16"):
+        raise CellError(
+            f"{name} is {type(given).__name__} of shape {array.shape} and type {array.dtype}; give a store, or numbers "
+            "[sample, feature] or [sample, layer, position, feature]",
+            argument=name,
+        )
+    if array.dtype.kind in "iub":
+        array = array.astype(np.float64)
+    return ArrayCellSource(array[:, None, None] if array.ndim == 2 else array)
+
+
 def cells_of(source: CellSource) -> list[Cell]:
     """All cells, positions outside, layers inside: the order of the result files."""
     return [Cell(layer, position) for position in axis(source.positions) for layer in axis(source.layers)]

@@ -73,8 +73,8 @@ def heatmap(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     shown, note = (score, "") if score else _shown_score(results)
     cells, best = results.cells, results.best_cell
     chart = charts.heatmap(cells, metric=results.performance.metric, score=shown, best=best, tokens=results.tokens)
-    undefined = int(np.isnan(cells[shown].to_numpy(np.float64)).sum())
-    caption = f"The {charts.SCORES[shown]} of each cell. {note}"
+    undefined = int(np.isnan(charts.column_of(cells, shown)).sum())
+    caption = f"The {charts.SCORES.get(shown, shown)} of each cell. {note}"
     if best is not None:
         layer, position = best
         caption += f"The dot marks the best cell by cross-validation: layer {one_line(layer)}, position "
@@ -87,11 +87,11 @@ def heatmap(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     return Figure("heatmap", "Score by layer and position", caption, chart, table, width)
 
 
-def layers(results: SavedFiles) -> Figure | Absent:
+def layers(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     """Scores by layer, with the unbiased estimates and the strongest baseline."""
     name, title = "layers", "Score by layer"
-    shown, note = _shown_score(results)
-    if np.isnan(results.cells[shown].to_numpy(np.float64)).all():
+    shown, note = (score, "") if score else _shown_score(results)
+    if np.isnan(charts.column_of(results.cells, shown)).all():
         return Absent(name, title, "no cell has a score")
     chart = charts.layers(
         results.cells,
@@ -101,7 +101,7 @@ def layers(results: SavedFiles) -> Figure | Absent:
         tokens=results.tokens,
         references=_references(results) if shown == "cv_score" else (),
     )
-    caption = f"The {charts.SCORES[shown]} by layer, one line per position. {note}"
+    caption = f"The {charts.SCORES.get(shown, shown)} by layer, one line per position. {note}"
     if results.best is not None:
         caption += (
             "The best of many cells is biased upwards. Nested cross-validation (dashed; band: its interval) and the "

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from gpu_probes.display.notebook import summary_html
 from gpu_probes.display.wording import number, position_text
-from gpu_probes.results.documents import Results
+from gpu_probes.results.documents import Results, read_all_predictions
 from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
 from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
@@ -18,8 +20,10 @@ from gpu_probes.terms import Cell
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray
 
 Files = TypeVar("Files", bound="SavedFiles")
+_ROWS = {"train_predictions": "train_sample", "test_predictions": "test_sample", "cv_predictions": "train_sample"}
 _NO_INTERVALS = Intervals(test_score=None, nested_cv_score=None, best_minus_cell=())
 
 
@@ -94,6 +98,31 @@ class SavedFiles:
     def to_frame(self) -> pd.DataFrame:
         """A tidy table with a row per cell, in the order of the axes (position, then layer)."""
         return self.cells.copy()
+
+    def to_xarray(self) -> xarray.Dataset:
+        """As `SweepResult.to_xarray`: scores, probes and predictions with labelled axes."""
+        import xarray
+
+        performance, probes = self.performance, self.documents.probes
+        axes = {"position": list(performance.positions), "layer": list(performance.layer_indices)}
+        shape = tuple(map(len, axes.values()))
+        cell = tuple(axes)
+        scores = {name: name for name in ("train_score", "test_score", "cv_score")}
+        arrays: dict[str, Any] = {
+            name: (cell, self.cells[column].to_numpy().reshape(shape))
+            for name, column in {**scores, "selected_alpha": "alpha"}.items()
+        }
+        arrays["reason"] = (cell, self.cells["reason"].fillna("").to_numpy(object).astype(str).reshape(shape))
+        grid = performance.alpha_cv_scores
+        by_alpha = self.cells["cv_score"].tolist() if grid is None else [list(of.values()) for of in grid.values()]
+        arrays["alpha_cv_score"] = ((*cell, "alpha"), np.array(by_alpha, np.float64).reshape(*shape, -1))
+        arrays["coef"] = ((*cell, "output", "feature"), probes.coef)
+        arrays["intercept"] = ((*cell, "output"), probes.intercept)
+        for name, values in read_all_predictions(self.documents).items():
+            dims = (name.replace("labels", "sample"),) if name.endswith("labels") else (*cell, _ROWS[name], "output")
+            arrays[name] = (dims, values)
+        about = {"task_type": performance.task_type, "probe": probes.header.probe, "metric": performance.metric}
+        return xarray.Dataset(arrays, {**axes, "alpha": list(performance.alphas)}, about)
 
     @property
     def label(self) -> str:

@@ -23,9 +23,9 @@ class SavedPlots:
         """Layer by position, the best cell marked; `score` is a column of `to_frame()`, by default the CV score."""
         return _chart(figures.heatmap(self.results, score))
 
-    def layers(self) -> alt.LayerChart:
-        """Score by layer, with the unbiased estimates."""
-        return self._draw(figures.layers)
+    def layers(self, score: str | None = None) -> alt.LayerChart:
+        """Score by layer, with the unbiased estimates; `score` as for `heatmap`."""
+        return _chart(figures.layers(self.results, score))
 
     def predictions(self) -> alt.LayerChart:
         """Predicted against actual numbers."""

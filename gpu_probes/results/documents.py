@@ -106,6 +106,49 @@ def read_probes(folder: Path) -> SavedCoefficients:
     return SavedCoefficients(header, coef, intercept)
 
 
+def read_all_predictions(results: Documents) -> dict[str, np.ndarray]:
+    """Read a folder's ``all_predictions.json``.
+
+    Parameters
+    ----------
+    results : Documents
+        What else is in the folder.
+
+    Returns
+    -------
+    dict of ndarray
+        ``train_predictions``, ``test_predictions`` and ``cv_predictions`` [position, layer, sample, output], NaN where
+        a cell has no probe; ``train_labels`` and ``test_labels`` [sample]. What the training had none of is left out.
+
+    Raises
+    ------
+    ProbeError
+        When it is missing, changed, or something else.
+    """
+    path, performance = results.folder / ALL_PREDICTIONS, results.performance
+    document = read_document(path)
+    shape = (performance.n_positions, performance.n_layers)
+    keys = [performance.key(p, i) for p, i in np.ndindex(*shape)]
+    rows = {"train_predictions": "train_labels", "test_predictions": "test_labels", "cv_predictions": "train_labels"}
+    n_outputs = results.probes.intercept.shape[-1]
+    found: dict[str, np.ndarray] = {}
+    try:
+        for name in ("train_labels", "test_labels"):
+            if document[name] is not None:
+                found[name] = np.array(document[name], np.float64)
+        for name, labels in rows.items():
+            if labels not in found or (name == "cv_predictions" and not performance.k_fold):
+                continue
+            values = np.full((len(keys), len(found[labels]), n_outputs), np.nan)
+            for index, key in enumerate(keys):
+                if document["predictions"][key][name] is not None:
+                    values[index] = np.reshape(document["predictions"][key][name], values[index].shape)
+            found[name] = values.reshape(*shape, *values.shape[1:])
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, f"it does not hold the predictions of every cell ({error!r})") from error
+    return found
+
+
 def _read(kind: type[Document], path: Path, *, complete: bool) -> Document:
     """Read a document; one that is complete has all keys but those that are left out where they are None."""
     document = read_document(path)

@@ -78,6 +78,12 @@ class Request:
     labels: list[Text]
     options: dict[Text, Anything]
 
+    def differences(self, other: Request) -> list[str]:
+        """Names of what differs from another request."""
+        mine, theirs = ({**vars(each), **each.options} for each in (self, other))
+        names = [name for name in {**mine, **theirs} if name != "options"]
+        return [name for name in names if mine.get(name) != theirs.get(name)]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -171,11 +177,16 @@ def replacing(folder: Path) -> Generator[Path]:
 
 def remove_drawn(folder: Path) -> None:
     """Remove the page and the figures of a folder's results."""
-    pictures = folder / PICTURES
-    for drawn in (folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png"))):
-        drawn.unlink(missing_ok=True)
+    for path in drawn(folder):
+        path.unlink(missing_ok=True)
     with suppress(OSError):
-        pictures.rmdir()
+        (folder / PICTURES).rmdir()
+
+
+def drawn(folder: Path) -> list[Path]:
+    """Where the page and the figures of a folder's results are, if they were made."""
+    pictures = folder / PICTURES
+    return [folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png"))]
 
 
 def _move_up(folder: Path) -> None:
@@ -253,7 +264,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def check_listed(path: Path) -> None:
     """Make sure that a file matches the ``run.json`` next to it.
 
-    Without one, as `SweepResult.save` leaves a folder, there is nothing to hold it against.
+    Without one there is nothing to hold it against.
 
     Raises
     ------

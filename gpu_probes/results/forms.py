@@ -1,4 +1,4 @@
-"""The documents that `SweepResult.save` writes, as frozen objects, and all of a result folder together."""
+"""The documents that `gpu_probes.results.saving` writes, as frozen objects, and all of a result folder together."""
 
 from __future__ import annotations
 

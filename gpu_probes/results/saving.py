@@ -19,7 +19,16 @@ from gpu_probes.scores.decisions import one_column, predictions_of, ranked
 
 
 def save_sweep(result: SweepResult, folder: Path) -> list[str]:
-    """As `SweepResult.save`."""
+    """Write what a sweep found into a folder, each file completely or not at all.
+
+    performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json if there
+    is a best cell; otherwise one left by an earlier run is removed.
+
+    Returns
+    -------
+    list of str
+        Names of the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     best = result.best
     contents: dict[str, Iterable[bytes]] = {

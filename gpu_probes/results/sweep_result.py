@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -176,21 +174,6 @@ class SweepResult(CellArrays):
         """Figures: ``result.plot.heatmap()``, ``result.plot.layers()``."""
         best = self.best
         return CellPlots(self.to_frame(), self.metric, None if best is None else (best.cell.layer, best.cell.position))
-
-    def save(self, output_dir: str | os.PathLike[str]) -> list[str]:
-        """Write the result files into a folder, each completely or not at all.
-
-        performance.json, all_predictions.json, cells.parquet, probes.safetensors, and best_probe_predictions.json
-        if there is a best cell; otherwise one left by an earlier run is removed.
-
-        Returns
-        -------
-        list of str
-            Names of the files.
-        """
-        from gpu_probes.results.saving import save_sweep
-
-        return save_sweep(self, Path(output_dir))
 
     def __repr__(self) -> str:
         """A short summary for the terminal."""

@@ -45,6 +45,16 @@ class NestedCV:
         """Mean of the scores on the folds left out."""
         return float(np.mean([choice.outer_score for choice in self.choices]))
 
+    def __repr__(self) -> str:
+        """The score, and what was chosen for each fold."""
+        lines = [f"NestedCV: score {self.score:.4f} over {len(self.choices)} folds"]
+        lines += [
+            f"  fold {fold}: layer {one.cell.layer}, position {one.cell.position}, alpha {one.alpha:g}: "
+            f"{one.outer_score:.4f}"
+            for fold, one in enumerate(self.choices)
+        ]
+        return "\n".join(lines)
+
 
 @dataclass
 class NestedDecision:

@@ -33,68 +33,6 @@ from gpu_probes.terms import Cell
 from probesweep_ray import Cluster
 
 
-def sweep(
-    train: CellSource,
-    train_labels: Any,
-    test: CellSource | None = None,
-    test_labels: Any = None,
-    **options: Unpack[SweepKeywords],
-) -> SweepResult:
-    """Fit a linear probe at every (layer, position) cell.
-
-    Regression minimises ``|y - Xw|^2 + alpha |w|^2``, classification ``C sum(log loss) + 1/2 |w|^2`` with
-    ``C = 1/alpha``: scikit-learn's ``Ridge`` and ``LogisticRegression``, in float64.
-
-    Parameters
-    ----------
-    train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
-    train_labels, test_labels : one number per sample
-    **options
-        See `SweepOptions`.
-
-    Returns
-    -------
-    SweepResult
-        Scores (Spearman, or ROC-AUC), probes and predictions of every cell, with a status for each.
-
-    Raises
-    ------
-    ProbeError
-        When the input cannot be used; the message says what, where, and how to fix it.
-    """
-    held_out = None if test_labels is None else {"labels": test_labels}
-    return sweep_labels(train, {"labels": train_labels}, test, held_out, **options)["labels"]
-
-
-def sweep_labels(
-    train: CellSource,
-    train_labels: Mapping[str, Any],
-    test: CellSource | None = None,
-    test_labels: Mapping[str, Any] | None = None,
-    **options: Unpack[SweepKeywords],
-) -> dict[str, SweepResult]:
-    """As `sweep`, for several labels by name; regression labels with the same folds share the factorisations.
-
-    Parameters
-    ----------
-    train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
-    train_labels, test_labels : one number per sample, for each name
-    **options
-        See `SweepOptions`.
-
-    Returns
-    -------
-    dict of SweepResult
-        Results by name.
-
-    Raises
-    ------
-    ProbeError
-        When the input cannot be used; the message says what, where, and how to fix it.
-    """
-    return plan_sweep(train, train_labels, test, test_labels, **options).run()
-
-
 @dataclass(frozen=True)
 class PlannedSweep:
     """A sweep that was checked and planned: it stays within its budget."""
@@ -136,17 +74,17 @@ def plan_sweep(
     test_labels: Mapping[str, Any] | None = None,
     **options: Unpack[SweepKeywords],
 ) -> PlannedSweep:
-    """Check and plan what `sweep_labels` does: nothing is fitted, and only ``auto`` alphas read features.
+    """Check and plan what `gpu_probes.sweep_labels` does: nothing is fitted, only ``auto`` alphas read features.
 
     Parameters
     ----------
     train, test, train_labels, test_labels, **options
-        As for `sweep_labels`.
+        As for `gpu_probes.sweep_labels`.
 
     Raises
     ------
     ProbeError
-        As `sweep_labels`.
+        As `gpu_probes.sweep_labels`.
     """
     given = SweepOptions(**options)
     read = read_inputs(train, train_labels, test, test_labels, given)
@@ -169,7 +107,7 @@ def check_sweep(
     test_labels: Mapping[str, Any] | None = None,
     **options: Unpack[SweepKeywords],
 ) -> tuple[Memory, list[Workload]]:
-    """Check the input of `sweep_labels` without features: the cells need not exist yet.
+    """Check the input of `gpu_probes.sweep_labels` without features: the cells need not exist yet.
 
     Parameters
     ----------

@@ -55,6 +55,13 @@ def show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:
     )
 
 
+def show_seeds(terminal: Terminal, folders: dict[str, dict[int, Path]]) -> None:
+    """Print what the seeds of each label found, and how much they differ."""
+    from probesweep.seeds import compare, tabulate
+
+    terminal.summarize(lambda: terminal.wording(tabulate(folders)), lambda: compare(folders))
+
+
 def shard_bar(what: str) -> Callable[[Any], Any]:
     """A progress bar around shards."""
     from tqdm import tqdm

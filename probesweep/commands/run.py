@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from probesweep.commands.arguments import PATH, show_trainings
+from probesweep.commands.arguments import PATH, show_seeds, show_trainings
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -39,4 +39,8 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     loaded = Experiment.load(experiment)
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
-    show_trainings(terminal, loaded.run(terminal.note))
+    folders = loaded.run(terminal.note)
+    if loaded.seed_runs is None:
+        show_trainings(terminal, folders)
+    else:
+        show_seeds(terminal, loaded.seed_runs.folders)

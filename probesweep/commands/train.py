@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from probesweep.commands.arguments import LOCATION, PATH, show_trainings
+from probesweep.commands.arguments import LOCATION, PATH, show_seeds, show_trainings
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -60,6 +61,7 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything else drawn at random.")
+@click.option("--seeds", help="Several, such as 1,2,3: a folder of results each, and the mean and SD of their scores.")
 @click.option("--groups", help="Column of the training store whose samples are held out together (--group_column).")
 @click.option(
     "--split_repeats",
@@ -92,7 +94,7 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 )
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
-def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
+def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: Any) -> None:
     """Fit a linear probe at every layer and position.
 
     Ridge for regression (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. A finished
@@ -102,18 +104,23 @@ def train(terminal: Terminal, track: Kind | None, **options: Any) -> None:
     --k_fold --alphas 1,100,10000
     """
     from probesweep import Training
-
-    training = Training(**options)
-    if track is None:
-        show_trainings(terminal, training.run())
-        return
+    from probesweep.seeds import SeedRuns
     from probesweep.tracking.track import check_installed
     from probesweep.tracking.track import track as send
 
-    check_installed(track)
-    folders = training.run()
-    for folder in folders.values():
+    if track is not None:
+        check_installed(track)
+    training = Training(**options)
+    if seeds is None:
+        folders = training.run()
+        found = list(folders.values())
+        show = partial(show_trainings, terminal, folders)
+    else:
+        by_seed = SeedRuns(training, seeds).run()
+        found = [folder for of_label in by_seed.values() for folder in of_label.values()]
+        show = partial(show_seeds, terminal, by_seed)
+    for folder in found if track is not None else ():
         sent = send(track, folder)
         if sent:
             terminal.note(f"{track}: {sent}")
-    show_trainings(terminal, folders)
+    show()

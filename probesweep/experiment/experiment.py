@@ -26,6 +26,7 @@ from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
+from probesweep.seeds import SeedRuns
 from probesweep.terminal.flags import KEYS
 from probesweep.tracking.track import check_installed, track
 from probesweep.training import Training
@@ -88,7 +89,7 @@ class Experiment:
             with self._naming_lines(split=split):
                 self.extraction(split).check()
         with self._naming_lines():
-            self.training().check()
+            (self.seed_runs or self.training()).check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
         """Run the unfinished stages: extract the training and test rows, train, report, track.
@@ -101,7 +102,7 @@ class Experiment:
         Returns
         -------
         dict of Path
-            The result folder of every label.
+            The result folder of every label; with several seeds those of `seed_runs`, by label and seed.
 
         Raises
         ------
@@ -122,10 +123,7 @@ class Experiment:
                     self._extract(split, extraction, say)
                 else:
                     say(f"extract {split}: already done")
-            training = self.training()
-            training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
-            say(f"train: {'already done' if training.is_finished() else training.output_dir}")
-            folders = training.run()
+            folders = self._train(say)
             self._send()
             for folder in folders.values():
                 self._report(folder, say)
@@ -165,9 +163,19 @@ class Experiment:
             label_column=self.settings["data"]["label_column"],
             device=self.settings[""]["device"],
             **self.settings["probe"],
-            **self.settings["statistics"],
+            **{name: value for name, value in self.settings["statistics"].items() if name != "seeds"},
             **self.settings["machines"],
         )
+
+    @cached_property
+    def seed_runs(self) -> SeedRuns | None:
+        """The training with each of several seeds; None if the file gives one."""
+        seeds = self.settings["statistics"]["seeds"]
+        return None if seeds is None else SeedRuns(self.training(), seeds)
+
+    @property
+    def _trainings(self) -> list[Training]:
+        return [self.training()] if self.seed_runs is None else list(self.seed_runs.trainings.values())
 
     @contextmanager
     def _only_writer(self) -> Generator[None]:
@@ -213,7 +221,8 @@ class Experiment:
             with self._naming_lines("model", f"{split}_dataset", split=split):
                 stores[split] = extraction.plan() if split in pending else ActivationStore.open(self._store(split))
         with self._naming_lines("train_dataset", "test_dataset"):
-            self.training().check_rows(stores["train"], stores["test"])
+            for training in self._trainings:
+                training.check_rows(stores["train"], stores["test"])
         check_disk(self._store("train"), sum(extractions[split].missing_nbytes() for split in pending))
 
     def _is_extracted(self, split: Split, extraction: Extraction) -> bool:
@@ -234,11 +243,22 @@ class Experiment:
             store = extraction.run()
         self._remember(split, {"request": wanted, "content": store.journal_hash})
 
+    def _train(self, say: Callable[[str], None]) -> dict[str, Path]:
+        folders: dict[str, Path] = {}
+        for training in self._trainings:
+            training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
+            say(f"train: {'already done' if training.is_finished() else training.output_dir}")
+            folders = training.run()
+        if self.seed_runs is None:
+            return folders
+        by_seed = self.seed_runs.run()
+        return {f"{label}, seed {seed}": one for label, of in by_seed.items() for seed, one in of.items()}
+
     def _report(self, folder: Path, say: Callable[[str], None]) -> None:
         given = self.settings["report"]
         pictures = folder / PICTURES if given["figures"] else None
         wanted = {"probesweep": version("probesweep"), "results": hash_run(folder), "figures": given["figures"]}
-        stage = f"report {folder.name}"
+        stage = f"report {folder.relative_to(self._output_dir)}"
         done = self._stages.get(stage, {})
         made = done.get("made", {})
         if made and done == {**wanted, "made": made} and made == _hashes_of(folder, made):

@@ -61,6 +61,7 @@ def _schema() -> dict[str, dict[str, Key]]:
         "model": extract["model"],
         "data": {"train_dataset": Key(str, MISSING), "test_dataset": Key(str, MISSING), **extract["data"]},
         **train,
+        "statistics": {**train["statistics"], "seeds": Key(list[int] | None, None)},
         "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},
     }
 

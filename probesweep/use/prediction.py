@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Shaped
 
 from activation_store.capture.session import LoadedModel
@@ -138,6 +139,23 @@ class Probe:
     def direction(self) -> Float64[np.ndarray, "output feature"]:
         """Coefficients scaled to length 1, in raw features."""
         return self.coef / np.linalg.norm(self.coef, axis=1, keepdims=True)
+
+    def direction_tensor(self, device: str = "cpu", dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """`direction` as a tensor, to add to hidden states or to project them on.
+
+        Parameters
+        ----------
+        device : str
+        dtype : torch.dtype
+
+        Returns
+        -------
+        Tensor [feature], or [class, feature] for more than two classes
+            Of length 1, in the units of ``hidden_states[layer]``: of the residual stream behind block ``layer - 1``,
+            except for the last layer, which transformers gives after the final norm.
+        """
+        direction = self.direction[0] if len(self.coef) == 1 else self.direction
+        return torch.tensor(direction, device=device, dtype=dtype)
 
     def score(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
         """Calibrated scores of prompts.

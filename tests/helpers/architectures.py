@@ -10,7 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from activation_store.capture.hidden_states import HiddenStates
-from activation_store.models.loading import LoadedDecoder, find_decoder
+from activation_store.models.loading import LoadedDecoder
+from activation_store.models.structure import find_decoder
 
 WINDOW = 5
 VOCABULARY = 64

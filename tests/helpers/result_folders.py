@@ -12,6 +12,7 @@ from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import combine
 from gpu_probes.results.folder import Request, Run, UsedStore, hash_files
 from gpu_probes.results.inference import Overlap
+from gpu_probes.results.saving import save_sweep
 from probesweep.use.card import describe_probe
 
 N_TRAIN, N_TEST = 48, 24
@@ -110,7 +111,7 @@ def write_results(
     given = SweepOptions(**{"k_fold": True, "device": "cpu", "alphas": [0.1, 1.0, 10.0], "n_folds": 3} | options)
     tested = (sources[1], labels[1]) if test else ()
     result = sweep(sources[0], labels[0], *tested, **vars(given))
-    files = result.save(folder)
+    files = save_sweep(result, folder)
     if with_inference and test:
         numbers = {name: (np.arange(N_TRAIN) % 7.0, np.arange(N_TEST) % 5.0) for name in baselines}
         texts = {} if prompts is None else {"train_prompts": prompts[0], "test_prompts": prompts[1]}

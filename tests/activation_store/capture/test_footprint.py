@@ -8,8 +8,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from activation_store.capture.footprint import enough_tokens, free_nbytes, token_nbytes, weights_nbytes
 from activation_store.models.info import read_model_info
-from activation_store.models.loading import empty_decoder, find_decoder
+from activation_store.models.loading import empty_decoder
 from activation_store.models.source import ModelSource
+from activation_store.models.structure import find_decoder
 from tests.helpers.architectures import build
 
 

@@ -25,6 +25,7 @@ from gpu_probes.evidence.baselines import (
 )
 from gpu_probes.evidence.learning_curve import learning_curve
 from gpu_probes.results.encoding import encode_json
+from gpu_probes.results.saving import save_sweep
 from gpu_probes.terms import Cell
 
 pytestmark = pytest.mark.slow
@@ -148,7 +149,7 @@ def test_large_results_lie_in_a_file_without_a_name(tmp_path: Path):
     for name in ("cv_decision", "train_decision", "test_decision", "nested_decision", "coef"):
         np.testing.assert_allclose(getattr(spilled, name), getattr(kept, name), atol=1e-9)
     assert not list(tmp_path.iterdir())
-    spilled.save(tmp_path / "out")
+    save_sweep(spilled, tmp_path / "out")
     assert json.loads((tmp_path / "out/all_predictions.json").read_text())["predictions"]["pos_-1_layer_39"]
 
 

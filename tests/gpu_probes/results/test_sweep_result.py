@@ -13,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from gpu_probes import ArrayCellSource, SweepResult, sweep
-from gpu_probes.results.saving import probes_bytes
+from gpu_probes.results.saving import probes_bytes, save_sweep
 
 N, GRID = 40, [0.1, 10.0]
 RNG = np.random.default_rng(0)
@@ -50,7 +50,7 @@ KEYS = [f"pos_{p}_layer_{i}" for p in (-2, -1) for i in range(3)]
 
 def test_performance_schema(tmp_path: Path):
     result = run(alphas=GRID)
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     content = read(tmp_path / "performance.json")
     assert list(content)[: len(PERFORMANCE) + 1] == [*PERFORMANCE, "alpha_cv_scores"]
     assert list(content["layer_performance"]) == ["train", "test", "cv"]
@@ -70,7 +70,7 @@ def test_performance_schema(tmp_path: Path):
 
 
 def test_performance_without_folds_test_or_grid(tmp_path: Path):
-    run(test=False, k_fold=False).save(tmp_path)
+    save_sweep(run(test=False, k_fold=False), tmp_path)
     content = read(tmp_path / "performance.json")
     assert content["layer_performance"]["test"] is None
     assert content["layer_performance"]["cv"] is None
@@ -82,7 +82,7 @@ def test_performance_without_folds_test_or_grid(tmp_path: Path):
 
 def test_best_probe_schema(tmp_path: Path):
     result = run(alphas=GRID)
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     content = read(tmp_path / "best_probe_predictions.json")
     assert list(content) == BEST
     best = result.best
@@ -97,7 +97,7 @@ def test_best_probe_schema(tmp_path: Path):
 
 
 def test_best_probe_without_test_or_grid(tmp_path: Path):
-    run(test=False).save(tmp_path)
+    save_sweep(run(test=False), tmp_path)
     content = read(tmp_path / "best_probe_predictions.json")
     for key in ("test_score", "test_actual", "test_predictions", "alpha_cv_scores"):
         assert content[key] is None
@@ -105,7 +105,7 @@ def test_best_probe_without_test_or_grid(tmp_path: Path):
 
 @pytest.mark.slow
 def test_several_classes_have_a_weight_vector_and_a_probability_each(tmp_path: Path):
-    run(CLASSES).save(tmp_path)
+    save_sweep(run(CLASSES), tmp_path)
     content = read(tmp_path / "best_probe_predictions.json")
     assert np.shape(content["probe_weights"]) == (3, 6)
     np.testing.assert_allclose(np.sum(content["cv_predictions"], axis=1), 1.0)
@@ -114,7 +114,7 @@ def test_several_classes_have_a_weight_vector_and_a_probability_each(tmp_path: P
 
 def test_all_predictions_schema(tmp_path: Path):
     result = run()
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     content = read(tmp_path / "all_predictions.json")
     assert list(content) == ["positions", "predictions", "train_labels", "test_labels"]
     assert list(content["predictions"]) == KEYS
@@ -126,7 +126,7 @@ def test_all_predictions_schema(tmp_path: Path):
 
 
 def test_all_predictions_without_folds_or_test(tmp_path: Path):
-    run(test=False, k_fold=False).save(tmp_path)
+    save_sweep(run(test=False, k_fold=False), tmp_path)
     content = read(tmp_path / "all_predictions.json")
     cell = content["predictions"]["pos_-2_layer_1"]
     assert (cell["test_predictions"], cell["cv_predictions"], content["test_labels"]) == (None, None, None)
@@ -134,7 +134,7 @@ def test_all_predictions_without_folds_or_test(tmp_path: Path):
 
 def test_table_has_a_row_per_cell(tmp_path: Path):
     result = run()
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     table = pd.read_parquet(tmp_path / "cells.parquet")
     assert list(table) == [
         *("layer", "position", "train_score", "test_score", "cv_score", "alpha", "status", "reason"),
@@ -152,7 +152,7 @@ def test_table_has_a_row_per_cell(tmp_path: Path):
 
 def test_probes_round_trip(tmp_path: Path):
     result = run(CLASSES, fit_intercept=True)
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     tensors = safetensors.numpy.load_file(tmp_path / "probes.safetensors")
     np.testing.assert_array_equal(tensors["coef"], result.coef)
     assert tensors["coef"].shape == (2, 3, 3, 6)
@@ -169,15 +169,15 @@ def test_probes_round_trip(tmp_path: Path):
 
 
 def test_a_best_probe_left_by_an_earlier_run_is_removed(tmp_path: Path):
-    run().save(tmp_path)
+    save_sweep(run(), tmp_path)
     assert (tmp_path / "best_probe_predictions.json").exists()
-    run(k_fold=False).save(tmp_path)
+    save_sweep(run(k_fold=False), tmp_path)
     assert not (tmp_path / "best_probe_predictions.json").exists()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     result = run()
-    result.save(tmp_path)
+    save_sweep(result, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(_: int) -> None:
@@ -185,7 +185,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        run(alpha=2.0).save(tmp_path)
+        save_sweep(run(alpha=2.0), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -229,3 +229,24 @@ def test_find_line_sees_every_form_of_toml():
     ]
     assert find_line(text, "s", "c") is None
     assert find_line("s = {b = 1}\n", "s", "b") == 1
+
+
+def test_seeds_of_a_file_get_a_folder_each(experiment):
+    change(experiment, "n_folds = 3", "n_folds = 3\nseeds = [1, 2]")
+    done = run("run", experiment)
+    assert done.returncode == 0, done.stderr
+    probes = experiment.parent / "out/probes"
+    assert "success_rate: spearman with seeds 1, 2" in done.stdout
+    assert sorted(path.name for path in probes.iterdir()) == ["seed_1", "seed_2", "seeds.json"]
+    assert all((probes / f"seed_{seed}/report.html").is_file() for seed in (1, 2))
+    again = run("run", experiment)
+    assert again.stderr.count("already done") == 6
+    assert again.stdout == done.stdout
+    change(experiment, "seeds = [1, 2]", "seeds = [1, 2, 3]")
+    more = run("run", experiment)
+    assert more.stderr.count("train: already done") == 2
+    assert f"train: {probes}/seed_3" in more.stderr
+    change(experiment, "seeds = [1, 2, 3]", "seeds = [1, 1]")
+    wrong = run("run", experiment)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("error: seeds = [1, 1] has 1 twice; give each once (seeds in line ")

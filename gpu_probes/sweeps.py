@@ -1,0 +1,219 @@
+"""``sweep``: every cell fitted, as an object that charts, tabulates and saves what was found."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
+
+import numpy as np
+
+from gpu_probes.errors import ProbeError, ProbeWarning
+from gpu_probes.evidence.infer import About, infer
+from gpu_probes.features.cells import CellSource, as_source
+from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
+from gpu_probes.results.inference import INFERENCE
+from gpu_probes.results.kept import keep_results
+from gpu_probes.results.saving import save_sweep
+from gpu_probes.results.sweep_result import SweepResult
+from gpu_probes.search.options import ProbeOptions, SweepKeywords, SweepOptions
+from gpu_probes.search.sweep import plan_sweep
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+# Options that do not affect the results.
+_NOT_REQUESTED = ("device", "workers", "ray")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedSweep(SweepResult):
+    """What a sweep found, and what it was made from.
+
+    Attributes
+    ----------
+    label : str
+        Name of what is predicted.
+    train, test : CellSource
+    options : SweepOptions
+    """
+
+    label: str
+    train: CellSource
+    test: CellSource | None
+    options: SweepOptions
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the results as ``probesweep train`` does, for `SavedResults.load`, ``Probe.load`` and ``report``.
+
+        Intervals, baselines and the learning curve are computed for it, which fits some cells again. Results of another
+        sweep that are there are kept under another name.
+
+        Parameters
+        ----------
+        folder : str or Path
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ProbeError
+            There are no test rows.
+        """
+        if self.test is None:
+            raise ProbeError("results without test rows cannot be saved; give test and test_labels", argument="test")
+        folder = Path(folder)
+        request = self._request(self.test)
+        evidence = infer(self, self.train, self.test, self.options, _about(self.train, self.test))
+        if has_results(folder) and Run.load(folder).request != request:
+            kept = keep_results(folder, [folder])
+            if kept is not None:
+                message = f"{folder} held the results of another request: kept as {kept.name}"
+                warnings.warn(message, ProbeWarning, stacklevel=2)
+        remove_drawn(folder)
+        with replacing(folder) as draft:
+            files = [*save_sweep(self, draft), INFERENCE]
+            evidence.save(draft)
+            fingerprint = getattr(self.train, "fingerprint", {})
+            Run(
+                request=request,
+                label=self.label,
+                model=fingerprint.get("model"),
+                weights=fingerprint.get("weights"),
+                position_tokens=list(getattr(self.train, "position_tokens", [None] * len(self.positions))),
+                files=hash_files(draft, files),
+            ).save(draft)
+        return folder
+
+    def _request(self, test: CellSource) -> Request:
+        options = {option.name: getattr(self.options, option.name) for option in fields(ProbeOptions)}
+        return Request(
+            probesweep=version("probesweep"),
+            train=_used(self.train, self.train_labels),
+            test=_used(test, self.test_labels),
+            labels=[self.label],
+            options={
+                name: list(value) if isinstance(value, tuple | np.ndarray) else value
+                for name, value in options.items()
+                if name not in _NOT_REQUESTED
+            },
+        )
+
+
+def _shows(options: type) -> Callable[[Function], Function]:
+    """Give a function that takes options as keywords a signature that names them, for notebooks."""
+
+    def show(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        keywords = [
+            inspect.Parameter(
+                option.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if option.default is MISSING else option.default,
+                annotation=option.type,
+            )
+            for option in fields(options)
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *keywords])  # pyright: ignore[reportFunctionMemberAccess]
+        return function
+
+    return show
+
+
+@_shows(SweepOptions)
+def sweep(
+    train: Any,
+    train_labels: Any,
+    test: Any = None,
+    test_labels: Any = None,
+    **options: Unpack[SweepKeywords],
+) -> FinishedSweep:
+    """Fit a linear probe at every (layer, position) cell.
+
+    Regression minimises ``|y - Xw|^2 + alpha |w|^2``, classification ``C sum(log loss) + 1/2 |w|^2`` with
+    ``C = 1/alpha``: scikit-learn's ``Ridge`` and ``LogisticRegression``, in float64.
+
+    Parameters
+    ----------
+    train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
+        Stores; or an array ``[sample, layer, position, feature]``; or an array or DataFrame ``[sample, feature]``,
+        which is one cell.
+    train_labels, test_labels : one number per sample
+    **options
+        See `SweepOptions`.
+
+    Returns
+    -------
+    FinishedSweep
+        Scores (Spearman, or ROC-AUC), probes and predictions of every cell, with a status for each.
+
+    Raises
+    ------
+    ProbeError
+        When the input cannot be used; the message says what, where, and how to fix it.
+    """
+    held_out = None if test_labels is None else {"labels": test_labels}
+    return sweep_labels(train, {"labels": train_labels}, test, held_out, **options)["labels"]
+
+
+@_shows(SweepOptions)
+def sweep_labels(
+    train: Any,
+    train_labels: Mapping[str, Any],
+    test: Any = None,
+    test_labels: Mapping[str, Any] | None = None,
+    **options: Unpack[SweepKeywords],
+) -> dict[str, FinishedSweep]:
+    """As `sweep`, for several labels by name; regression labels with the same folds share the factorisations.
+
+    Parameters
+    ----------
+    train, test : as for `sweep`
+    train_labels, test_labels : one number per sample, for each name
+        A mapping, or a DataFrame with a column for each.
+    **options
+        See `SweepOptions`.
+
+    Returns
+    -------
+    dict of FinishedSweep
+        Results by name.
+
+    Raises
+    ------
+    ProbeError
+        When the input cannot be used; the message says what, where, and how to fix it.
+    """
+    planned = plan_sweep(
+        as_source(train, "train"),
+        train_labels,
+        None if test is None else as_source(test, "test"),
+        test_labels,
+        **options,
+    )
+    made_from = {"train": planned.train, "test": planned.test, "options": planned.given}
+    return {name: FinishedSweep(**vars(found), **made_from, label=name) for name, found in planned.run().items()}
+
+
+def _used(source: CellSource, labels: Any) -> UsedStore:
+    """What tells rows from others: a store's own mark, or that of the labels."""
+    content = getattr(source, "journal_hash", None) or f"labels {hashlib.sha256(labels.tobytes()).hexdigest()}"
+    return UsedStore(str(getattr(source, "path", "in memory")), source.n_samples, content)
+
+
+def _about(train: CellSource, test: CellSource) -> About:
+    """What stores know of their rows besides features and labels."""
+    lengths = [getattr(source, "n_tokens", None) for source in (train, test)]
+    train_length, test_length = lengths
+    numbers = {} if train_length is None or test_length is None else {"prompt_length": (train_length, test_length)}
+    return About(
+        train_prompts=getattr(train, "questions", None), test_prompts=getattr(test, "questions", None), numbers=numbers
+    )
