@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -15,13 +15,14 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 
 from gpu_probes.errors import ProbeError, ProbeWarning
-from gpu_probes.evidence.infer import About, infer
+from gpu_probes.evidence.infer import About, compare_overlap, infer
 from gpu_probes.features.cells import CellSource, as_source
 from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
-from gpu_probes.results.inference import INFERENCE
+from gpu_probes.results.inference import INFERENCE, Overlap
 from gpu_probes.results.kept import keep_results
 from gpu_probes.results.saving import save_sweep
 from gpu_probes.results.sweep_result import SweepResult
+from gpu_probes.samples.groups import shared_prompts
 from gpu_probes.search.options import ProbeOptions, SweepKeywords, SweepOptions
 from gpu_probes.search.sweep import plan_sweep
 
@@ -71,7 +72,9 @@ class FinishedSweep(SweepResult):
             raise ProbeError("results without test rows cannot be saved; give test and test_labels", argument="test")
         folder = Path(folder)
         request = self._request(self.test)
-        evidence = infer(self, self.train, self.test, self.options, _about(self.train, self.test))
+        about = _about(self.train, self.test)
+        evidence = infer(self, self.train, self.test, self.options, about)
+        evidence = replace(evidence, overlap=self._overlap(self.test, about))
         if has_results(folder) and Run.load(folder).request != request:
             kept = keep_results(folder, [folder])
             if kept is not None:
@@ -81,7 +84,7 @@ class FinishedSweep(SweepResult):
         with replacing(folder) as draft:
             files = [*save_sweep(self, draft), INFERENCE]
             evidence.save(draft)
-            fingerprint = getattr(self.train, "fingerprint", {})
+            fingerprint = dict(getattr(self.train, "fingerprint", {}))
             Run(
                 request=request,
                 label=self.label,
@@ -89,11 +92,30 @@ class FinishedSweep(SweepResult):
                 weights=fingerprint.get("weights"),
                 position_tokens=list(getattr(self.train, "position_tokens", [None] * len(self.positions))),
                 files=hash_files(draft, files),
+                origin={
+                    "fingerprint": fingerprint,
+                    "provenance": getattr(self.train, "attrs", {}).get("provenance", {}),
+                },
             ).save(draft)
         return folder
 
+    def _overlap(self, test: CellSource, about: About) -> Overlap:
+        if about.train_prompts is None or about.test_prompts is None:
+            return Overlap(n_shared=None, reason="the rows are not of a store that holds prompts")
+        shared = shared_prompts(about.train_prompts, about.test_prompts)
+        return compare_overlap(self, test, self.test_labels, shared, dropped=False)
+
     def _request(self, test: CellSource) -> Request:
-        options = {option.name: getattr(self.options, option.name) for option in fields(ProbeOptions)}
+        given = self.options
+        options = {option.name: getattr(given, option.name) for option in fields(ProbeOptions)}
+        # Those of a training that name columns of its stores.
+        options |= {
+            "join": None,
+            "weight_column": None if given.sample_weight is None else "sample_weight",
+            "groups": None if given.groups is None else "groups",
+            "split_repeats": given.prompts is None,
+            "drop_overlap": False,
+        }
         return Request(
             probesweep=version("probesweep"),
             train=_used(self.train, self.train_labels),

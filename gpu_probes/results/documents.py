@@ -176,7 +176,7 @@ def _check_expected(folder: Path, run: Run, performance: Performance) -> None:
     chosen = any(score is not None for row in performance.layer_performance.cv or () for score in row)
     expected = [BEST] if chosen else []
     if run.format_version > 1:
-        expected += [INFERENCE, *([CARD] if chosen else [])]
+        expected += [INFERENCE, *([CARD] if chosen and run.origin is None else [])]
     missing = [name for name in expected if name not in run.files]
     if missing:
         raise damaged(folder / RUN, f"it does not name {missing[0]}, which this training has", ["files"])

@@ -101,6 +101,9 @@ class Run:
     position_tokens : list of str or None
     files : dict of str
         SHA-256 of the other files by their names.
+    origin : dict or None
+        Of a sweep that was saved from Python, which writes no card: how the training rows were made, as far as their
+        source says, for whoever loads the probe.
     """
 
     format_version: Whole = field(default=FORMAT_VERSION, kw_only=True)
@@ -110,6 +113,7 @@ class Run:
     weights: Text | None
     position_tokens: list[Text | None]
     files: dict[Text, Sha256]
+    origin: dict[Text, Anything] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Run:
