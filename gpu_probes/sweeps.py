@@ -221,7 +221,7 @@ def sweep_labels(
         test_labels,
         **options,
     )
-    made_from = {"train": planned.train, "test": planned.test, "options": planned.given}
+    made_from: dict[str, Any] = {"train": planned.train, "test": planned.test, "options": planned.given}
     return {name: FinishedSweep(**vars(found), **made_from, label=name) for name, found in planned.run().items()}
 
 

@@ -119,8 +119,9 @@ def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: 
         by_seed = SeedRuns(training, seeds).run()
         found = [folder for of_label in by_seed.values() for folder in of_label.values()]
         show = partial(show_seeds, terminal, by_seed)
-    for folder in found if track is not None else ():
-        sent = send(track, folder)
-        if sent:
-            terminal.note(f"{track}: {sent}")
+    if track is not None:
+        for folder in found:
+            sent = send(track, folder)
+            if sent:
+                terminal.note(f"{track}: {sent}")
     show()
