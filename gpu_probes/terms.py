@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 
 TaskType = Literal["regression", "classification"]
 ProbeKind = Literal["ridge", "logistic", "lda", "mass_mean"]
+# Whose CV scores a permutation test compares: those of least squares on class indicators, or the probe's own.
+PermutationStatistic = Literal["least_squares", "probe"]
 
 
 class Solver(IntEnum):

@@ -22,7 +22,7 @@ def report_on(folder: str | Path, *, figures: Path | None = None) -> Path:
     folder : str or Path
         The results of a training.
     figures : Path, optional
-        Folder for the figures as PNG and SVG.
+        Folder for the figures as PNG, SVG and PDF.
 
     Returns
     -------

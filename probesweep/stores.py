@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Shaped
@@ -54,10 +54,14 @@ def check_unchanged(store: Activations) -> None:
         raise RequestError(f"{store.path} was replaced in the meantime; run the same command again")
 
 
+def origin_of(store: Activations) -> dict[str, Any]:
+    """What a store says of how it was made; empty for a ``.pt``."""
+    return dict(getattr(store, "attrs", {}).get("provenance", {}))
+
+
 def warn_of_another_day(train: Activations, test: Activations) -> None:
     """Warn if the template inserts the date into prompts and the stores have different dates."""
-    origins = [getattr(store, "attrs", {}).get("provenance", {}) for store in (train, test)]
-    days = [origin.get("template_day") for origin in origins]
+    days = [origin_of(store).get("template_day") for store in (train, test)]
     if days[0] != days[1]:
         logger.warning(
             "the chat template can insert the date into prompts: %s in the training rows', %s in the test rows'", *days

@@ -48,6 +48,7 @@ from probesweep.stores import (
     group_column,
     has_column,
     label,
+    origin_of,
     shared_rows,
     warn_of_another_day,
 )
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 # Options that do not affect the results, or say where they go.
 _NOT_REQUESTED = (
     "train_activations",
@@ -98,7 +100,8 @@ class Training(ProbeOptions):
     budget_gib : float, optional
         Memory for fits, statistics and results; by default half of what is free, four fifths on a GPU. With `workers`,
         that of each, and half of what is free is shared by those of a machine.
-    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations, nested_cv
+    task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations
+    permutation_statistic, nested_cv
         As `gpu_probes.ProbeOptions`.
     device, workers, ray
         As `gpu_probes.ProbeOptions`.
@@ -346,6 +349,8 @@ class Training(ProbeOptions):
                 weights=train.fingerprint.get("weights"),
                 position_tokens=list(train.position_tokens),
                 files=hash_files(draft, files),
+                dataset=origin_of(train).get("dataset_path"),
+                versions=_versions(train),
             )
             run.save(draft)
 
@@ -423,6 +428,14 @@ def _can_be_read(folder: Path) -> bool:
     except ProbesweepError:
         return False
     return True
+
+
+def _versions(train: Activations) -> dict[str, str | None]:
+    """Of the libraries that affect the results; transformers as it made the activations."""
+    origin = origin_of(train)
+    # Of an imported store it is not known.
+    made = origin.get("versions", {}) if "dataset_path" in origin else {}
+    return {"transformers": made.get("transformers"), **{name: version(name) for name in _LIBRARIES}}
 
 
 def _describe(store: Activations) -> UsedStore:

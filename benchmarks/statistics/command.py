@@ -17,7 +17,7 @@ import click
     "--part",
     "parts",
     multiple=True,
-    type=click.Choice(["cost", "null", "repeats", "coverage"]),
+    type=click.Choice(["cost", "shuffles", "null", "power", "repeats", "coverage"]),
     help="Run only this; repeat for several.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where this package fits: cpu, cuda, cuda:1.")

@@ -84,6 +84,70 @@ def cost_table(costs: Sequence[Cost]) -> Table:
     return Table("cost: times the plain sweep", rows)
 
 
+@dataclass(frozen=True)
+class ShuffleCost:
+    """Seconds that permutations add to the same sweep of numbers (0), and of so many classes, in each round."""
+
+    n_permutations: int
+    seconds: dict[int, list[float]]
+
+    def ratio(self, n_classes: int) -> Spread:
+        """How many times as long as for numbers, from the ratios within each round."""
+        return Spread.of([a / b for a, b in zip(self.seconds[n_classes], self.seconds[0], strict=True)])
+
+
+def measure_shuffles(job: Job, n_rounds: int, device: str) -> ShuffleCost:
+    """Time permutations of numbers, two classes and four on the same rows, after a round that is not counted."""
+    cells = make_cells(job.n_samples, job.n_features, job.n_cells)
+    train, _ = cells.sources()
+    labels = {0: cells.train_labels}
+    for n_classes in (2, 4):
+        edges = np.quantile(cells.train_labels, np.arange(1, n_classes) / n_classes)
+        labels[n_classes] = np.digitize(cells.train_labels, edges).astype(float)
+    seconds: dict[int, list[float]] = {kind: [] for kind in labels}
+    for round_idx in range(n_rounds + 1):
+        for kind, values in labels.items():
+            times = []
+            for n_permutations in (0, job.n_permutations):
+                started = time.perf_counter()
+                sweep(
+                    train,
+                    values,
+                    k_fold=True,
+                    nested_cv=False,
+                    alphas=job.alphas,
+                    permutations=n_permutations,
+                    device=device,
+                )
+                times.append(time.perf_counter() - started)
+            if round_idx:
+                # A sweep of few and small cells can take less time with them than without.
+                seconds[kind].append(max(times[1] - times[0], 1e-6))
+    return ShuffleCost(job.n_permutations, seconds)
+
+
+def shuffle_table(cost: ShuffleCost) -> Table:
+    """A row for each kind of labels."""
+    rows = [
+        {
+            "labels": f"{kind} classes" if kind else "numbers",
+            f"{cost.n_permutations} permutations, s": f"{np.median(seconds):.2f}",
+            "times those of numbers": str(cost.ratio(kind)),
+        }
+        for kind, seconds in cost.seconds.items()
+    ]
+    return Table("what permutations add, by the kind of labels", rows)
+
+
+def shuffle_limits(cost: ShuffleCost) -> list[Limit]:
+    """Two classes at most twice numbers, others in proportion."""
+    return [
+        Limit(f"{cost.n_permutations} permutations of {kind} classes / of numbers", float(kind), cost.ratio(kind))
+        for kind in cost.seconds
+        if kind
+    ]
+
+
 def cost_limits(costs: Sequence[Cost]) -> list[Limit]:
     """Nested CV under 2, 1,000 permutations of a ridge under 3."""
     limits = [Limit(f"with nested CV / plain: {cost.job}", 2.0, cost.ratio(NESTED)) for cost in costs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -19,8 +20,11 @@ from gpu_probes import (
     score_interval,
     sweep,
 )
+from gpu_probes.terms import PermutationStatistic
 
 _RHO, _AREA, _LEVEL = 0.5, 0.75, 0.95
+# Of one feature between two classes, in standard deviations.
+_SHIFT = 0.8
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,40 @@ def null_limits(nulls: list[Null]) -> list[Target | Limit]:
             Target(f"KS test of p-values, p: {null.task}", 0.05, _one(null.ks_p)),
         ]
     return limits
+
+
+def simulate_power(n_sweeps: int, n_permutations: int, device: str) -> tuple[Table, list[Target | Limit]]:
+    """How often two classes that differ a little in one cell are told from chance, by either statistic."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(100) % 2.0
+    found = {statistic: np.empty(n_sweeps) for statistic in get_args(PermutationStatistic)}
+    for k in range(n_sweeps):
+        cells = rng.standard_normal((100, 4, 3, 8))
+        cells[:, 2, 1, 0] += _SHIFT * labels
+        for statistic, p_best in found.items():
+            result = sweep(
+                ArrayCellSource(cells),
+                labels,
+                k_fold=True,
+                alphas=[1.0, 100.0],
+                nested_cv=False,
+                permutations=n_permutations,
+                permutation_statistic=statistic,
+                seed=k,
+                device=device,
+            )
+            assert isinstance(result.permutation, PermutationTest)
+            p_best[k] = result.permutation.p_best
+    told = {statistic: p_best <= 0.05 for statistic, p_best in found.items()}
+    difference = told["probe"].astype(float) - told["least_squares"]
+    error = difference.std(ddof=1) / n_sweeps**0.5
+    rows = [
+        {"statistic": statistic, "share of p <= 0.05": f"{known.mean():.2f}", "of sweeps": str(n_sweeps)}
+        for statistic, known in told.items()
+    ]
+    lost = float(difference.mean() / error) if error else 0.0
+    limit = Limit("power lost by least squares, standard errors", 2.0, _one(lost))
+    return Table("two classes that differ a little in one of 12 cells", rows), [limit]
 
 
 def simulate_repeats(n_sweeps: int, device: str) -> tuple[Table, list[Target | Limit]]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gpu_probes.terms import PermutationStatistic
+
 METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
 NOTHING = "-"
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -26,6 +28,11 @@ def interval(ends: tuple[float | None, float | None]) -> str:
     """``[low, high]`` on one line, or nothing where it is unknown."""
     low, high = ends
     return "" if low is None or high is None else f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
+
+
+def statistic_text(statistic: PermutationStatistic) -> str:
+    """What a permutation test compares, where it is not the probe's own CV score, to follow the word "test"."""
+    return "" if statistic == "probe" else ", by least squares on the class indicators"
 
 
 def caution(note: str | None) -> str:

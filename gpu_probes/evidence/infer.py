@@ -201,9 +201,13 @@ def _nested(result: SweepResult) -> NestedScore:
 
 def _permutation(result: SweepResult) -> Permutation:
     test = result.permutation
+    statistic = result.permutation_statistic
     if not isinstance(test, PermutationTest):
-        return Permutation(p_best=None, p=None, reason=test)
+        return Permutation(statistic=statistic, p_best=None, p=None, reason=test)
+    observed = None if statistic == "probe" else tuple(map(tuple, nulls_if_nan(result.observed_score)))
     return Permutation(
+        statistic=statistic,
+        observed=observed,
         p_best=test.p_best,
         p=tuple(map(tuple, nulls_if_nan(test.p))),
         p_uncorrected=tuple(map(tuple, nulls_if_nan(test.p_uncorrected))),

@@ -45,7 +45,7 @@ def roc(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> a
 
 
 def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[str]) -> alt.LayerChart:
-    """Columns mean_predicted, fraction_positive, count, series, row and the tips."""
+    """Columns mean_predicted, fraction_positive, count, rows, series, row and the tips."""
     unit = alt.Scale(domain=[0, 1])
     x = alt.X("mean_predicted:Q", title="mean predicted probability", scale=unit, axis=_FEW)
     y = alt.Y("fraction_positive:Q", title="observed frequency", scale=unit)
@@ -53,8 +53,9 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
+    named = base.mark_text(dx=9, dy=-9, fontSize=11).encode(colour, text="rows:N", tooltip=alt.value(None))
     diagonal = _diagonal(0.0, 1.0, "mean_predicted", "fraction_positive")
-    return stack([diagonal, line, points], 380)
+    return stack([diagonal, line, points, named], 380)
 
 
 def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:

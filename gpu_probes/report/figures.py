@@ -13,7 +13,7 @@ import pandas as pd
 
 from gpu_probes.display import charts
 from gpu_probes.display.charts import Reference, Series, score_title
-from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text
+from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text, statistic_text
 from gpu_probes.report import curves
 from gpu_probes.report.load import SavedFiles, ends_of, strongest
 from gpu_probes.report.predictions import (
@@ -31,6 +31,8 @@ from gpu_probes.results.inference import BaselineScores, Bin, ClassScores
 from gpu_probes.scores.intervals import Interval
 
 TEST, HELD_OUT = Series(TEST_TITLE, "accent"), Series(HELD_OUT_TITLE, "others")
+# The observed frequency of fewer rows has a standard error of more than 0.22, if it is near a half.
+FEWEST_IN_BIN = 5
 _CV, _NESTED = Series("CV", "others"), Series("nested CV, 95 % interval", "honest")
 _TESTED = Series("test, 95 % interval", "accent")
 _CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
@@ -180,17 +182,21 @@ def reliability(results: SavedFiles) -> Figure | Absent:
     found = [(one, colour, content) for one, colour, content in held if isinstance(content, ClassScores)]
     if not found:
         return Absent(name, title, "inference.json has no bins for it")
-    bins = [_bins(one, content.reliability or ()) for one, _, content in found]
-    table = pd.concat(bins, ignore_index=True)
-    if not len(table):
+    bins = [one for _, _, content in found for one in content.reliability or () if one.count]
+    n_small = sum(one.count < FEWEST_IN_BIN for one in bins)
+    if not bins:
         return Absent(name, title, "inference.json has no bins for it")
+    if n_small == len(bins):
+        return Absent(name, title, f"no bin of predicted probabilities has {FEWEST_IN_BIN} rows")
+    table = pd.concat([_bins(one, content.reliability or ()) for one, _, content in found], ignore_index=True)
     tips = ["series", "predicted", "observed frequency", "rows"]
     chart = curves.reliability(table, [Series(one, colour) for one, colour, _ in found], tips)
     errors = "; ".join(f"{one} {number(content.ece)}" for one, _, content in found)
     what = "the second class" if len(classes_of(results)) == 2 else "the predicted class"
     caption = (
-        f"How often {what} is the actual class, in ten bins of its predicted probability. Larger points: more rows. "
-        f"Expected calibration error: {errors}."
+        f"How often {what} is the actual class, in ten bins of its predicted probability; the number of rows is "
+        f"next to each point. Bins of fewer than {FEWEST_IN_BIN} rows are not drawn ({n_small} of {len(bins)}), but "
+        f"are part of the expected calibration error: {errors}."
     )
     return Figure(name, title, caption, chart, _only(table, tips))
 
@@ -256,8 +262,9 @@ def permutations(results: SavedFiles) -> Figure | Absent:
     tips = ["highest score", "permutations"]
     chart = curves.null_histogram(bins, own, f"highest {metric} of any cell", tips)
     caption = (
-        f"Highest CV score of any cell for each of {found.n_permutations:,} permutations of the labels "
-        f"({found.shuffled}), and for the true labels (line). Over all cells, p = {found.p_best:.3g}."
+        f"Highest CV score of any cell{statistic_text(found.statistic)}, for each of {found.n_permutations:,} "
+        f"permutations of the labels ({found.shuffled}), and for the true labels (line). Over all cells, "
+        f"p = {found.p_best:.3g}; the smallest that so many permutations can give is {number(found.smallest_p, '.3g')}."
     )
     return Figure(name, title, caption, chart, _only(bins, tips))
 
@@ -364,7 +371,7 @@ def _bins(series: str, curve: Sequence[Bin]) -> pd.DataFrame:
                 "rows": str(one.count),
             }
             for one in curve
-            if one.count
+            if one.count >= FEWEST_IN_BIN
         ]
     )
 

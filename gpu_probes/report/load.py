@@ -11,6 +11,7 @@ import numpy as np
 
 from gpu_probes.display.notebook import summary_html
 from gpu_probes.display.wording import number, position_text
+from gpu_probes.report.paper import methods
 from gpu_probes.results.documents import Results, read_all_predictions
 from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
@@ -128,6 +129,11 @@ class SavedFiles:
     def label(self) -> str:
         """Name of what was predicted."""
         return self.run.label
+
+    @property
+    def methods(self) -> str:
+        """How the results came about, in sentences for a paper."""
+        return methods(self.documents)
 
     @property
     def best_cell(self) -> Cell | None:

@@ -40,6 +40,7 @@ def render(results: SavedFiles, made: Sequence[Figure | Absent], prompts: Mappin
         "errors": tables.largest_errors(results, prompts),
         "has_prompts": prompts is not None,
         "scores": tables.all_scores(results),
+        "methods": results.methods,
         "provenance": tables.provenance(results),
         "policy": _policy(scripts),
         "scripts": scripts,

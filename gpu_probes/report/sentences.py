@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpu_probes.display.wording import METRICS, caution, interval, number, one_line, position_text
+from gpu_probes.display.wording import (
+    METRICS,
+    caution,
+    interval,
+    number,
+    one_line,
+    position_text,
+    statistic_text,
+)
 from gpu_probes.report.load import SavedFiles, ends_of, strongest
+from gpu_probes.report.paper import dataset_of
 from gpu_probes.report.predictions import classes_of
 from gpu_probes.results.inference import BaselineScores
 from gpu_probes.scores.intervals import Interval
@@ -32,7 +41,7 @@ def headlines(results: SavedFiles) -> list[Headline]:
     if results.best is None:
         return []
     intervals, nested, baseline = results.intervals, results.nested_score, strongest(results)
-    p_best = None if results.evidence.permutation is None else results.evidence.permutation.p_best
+    permutation = results.evidence.permutation
     found: list[Headline] = []
     if nested is not None:
         found.append(Headline(number(nested), "nested CV", interval(ends_of(intervals.nested_cv_score))))
@@ -40,9 +49,13 @@ def headlines(results: SavedFiles) -> list[Headline]:
         found.append(Headline(number(results.best.test_score), "test", interval(ends_of(intervals.test_score))))
     if baseline is not None:
         score = baseline.cv_score if baseline.test_score is None else baseline.test_score
-        found.append(Headline(number(score), "strongest baseline", one_line(baseline.title)))
-    if p_best is not None:
-        found.append(Headline(number(p_best, ".2g"), "p-value", "over all cells"))
+        # The interval is that of its test score.
+        ends = () if baseline.test_score is None else ends_of(baseline.test_interval)
+        detail = f"{interval(ends)} {one_line(baseline.title)}" if ends else one_line(baseline.title)
+        found.append(Headline(number(score), "strongest baseline", detail.strip()))
+    if permutation is not None and permutation.p_best is not None:
+        detail = f"over all cells; {number(permutation.smallest_p, '.2g')} is the smallest possible"
+        found.append(Headline(number(permutation.p_best, ".2g"), "p-value", detail))
     return found
 
 
@@ -53,9 +66,11 @@ def _asked(results: SavedFiles) -> str:
     classes, metric = classes_of(results), METRICS.get(performance.metric, performance.metric)
     what = f"the {len(classes)} classes of {one_line(results.label)}" if classes else one_line(results.label)
     scored = f"{metric} correlation" if performance.metric == "spearman" else metric
+    model = "a model that is not named" if not run.model else one_line(run.model)
     return (
         f"A {_PROBES.get(probe, one_line(probe))} probe was fitted in every cell of {cells} to predict {what} from the "
-        f"hidden states of {run.request.train.n_samples:,} prompts, and was scored by {scored}."
+        f"hidden states of {model} for {run.request.train.n_samples:,} prompts of {one_line(dataset_of(run))}, and was "
+        f"scored by {scored}."
     )
 
 
@@ -86,7 +101,10 @@ def _p_value(results: SavedFiles) -> str:
     found = results.evidence.permutation
     if found is None or found.p_best is None:
         return f"There is no p-value ({results.why_missing('permutation')})"
-    return f"A permutation test over all cells gives p = {found.p_best:.2g} ({found.n_permutations:,} permutations)"
+    by = statistic_text(found.statistic)
+    test = f"A permutation test over all cells{by and by + ','} gives p = {found.p_best:.2g}"
+    smallest = number(found.smallest_p, ".2g")
+    return f"{test} ({found.n_permutations:,} permutations, which can give {smallest} at the least)"
 
 
 def _tested(results: SavedFiles) -> str:

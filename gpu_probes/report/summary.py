@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gpu_probes.display.wording import statistic_text
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
@@ -69,6 +70,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         },
         "nested_cv_score": evidence.nested_cv and evidence.nested_cv.score,
         "p": evidence.permutation and evidence.permutation.p_best,
+        "p_statistic": evidence.permutation and evidence.permutation.statistic,
         "intervals": {
             "test_score": _json(intervals and intervals.test_score),
             "nested_cv_score": _json(intervals and intervals.nested_cv_score),
@@ -165,7 +167,8 @@ def _p_value(evidence: Evidence) -> list[str]:
         return []
     if found.p_best is None:
         return [f"No p-value: {found.reason}."]
-    return [f"Permutation test over all cells: p = {found.p_best:.4g} ({found.n_permutations} permutations)."]
+    test = f"Permutation test over all cells{statistic_text(found.statistic)}"
+    return [f"{test}: p = {found.p_best:.4g} ({found.n_permutations} permutations)."]
 
 
 def _token(run: Run, index: int) -> str:

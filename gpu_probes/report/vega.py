@@ -28,3 +28,8 @@ def svg(spec: dict[str, Any]) -> str:
 def png(spec: dict[str, Any]) -> bytes:
     """Draw a Vega-Lite specification, two pixels for each of its units."""
     return vl_convert.vegalite_to_png(json.dumps(spec), vl_version=_VERSION, scale=_SCALE)
+
+
+def pdf(spec: dict[str, Any]) -> bytes:
+    """Draw a Vega-Lite specification as vectors on a page of its size."""
+    return vl_convert.vegalite_to_pdf(json.dumps(spec), vl_version=_VERSION)

@@ -29,7 +29,7 @@ def write_report(
     output : Path, optional
         The page; by default ``report.html`` in the folder.
     figures : Path, optional
-        Folder for the figures as PNG and SVG.
+        Folder for the figures as PNG, SVG and PDF.
     prompts : mapping of "train" and "test" to texts, optional
         Prompts of all rows of the stores, in order, to show with the largest errors.
 

@@ -95,6 +95,8 @@ class _Options:
     split_repeats: Flag
     drop_overlap: Flag
     permutations: Whole
+    # Earlier versions had no other.
+    permutation_statistic: Text = "probe"
     nested_cv: Flag
 
 
@@ -498,6 +500,8 @@ class _Statements:
     def _permutation(self, found: Permutation) -> None:
         file, folder = self.file, self.folder
         known = found.p_best is not None
+        statistic = "probe" if folder.n_classes is None else folder.asked.permutation_statistic
+        file.same(found.statistic, statistic, RUN, "permutation", "statistic")
         file.require((found.reason is None) == known, "it does not match p_best", "permutation", "reason")
         for name in ("p", "p_uncorrected", "n_permutations", "shuffled", "observed_max", "null_max"):
             held = getattr(found, name) is not None
@@ -510,15 +514,19 @@ class _Statements:
         file.same(found.n_permutations, len(null), "null_max", "permutation", "n_permutations")
         fits = 0 < len(null) <= folder.asked.permutations
         file.require(fits, "there are not as many as were asked for", "permutation", "n_permutations")
-        file.same(found.observed_max, self.best and self.best.cv_score, BEST, "permutation", "observed_max")
-        reached = (null[None, None] >= folder.cv[..., None] - 1e-12).sum(-1)
-        expected = np.where(np.isnan(folder.cv), np.nan, (1 + reached) / (1 + len(null)))
+        file.require(self.best is not None, "there is no best probe", "permutation", "p_best")
+        observed = self._observed(found)
+        file.same(
+            found.observed_max, float(np.nanmax(observed)), "the cell that it is of", "permutation", "observed_max"
+        )
+        reached = (null[None, None] >= observed[..., None] - 1e-12).sum(-1)
+        expected = np.where(np.isnan(observed), np.nan, (1 + reached) / (1 + len(null)))
         p, alone = (file.grid(grid, folder.shape, "permutation", name)
                     for name, grid in (("p", found.p), ("p_uncorrected", found.p_uncorrected)))  # fmt: skip
-        file.same_grid(p, expected, "null_max, with the scores of the cells,", "permutation", "p")
+        file.same_grid(p, expected, "null_max, with what is observed in the cells,", "permutation", "p")
         file.same(found.p_best, float(np.nanmin(expected)), "the smallest p", "permutation", "p_best")
         counted = alone * (1 + len(null))
-        fits = np.isnan(folder.cv) == np.isnan(alone)
+        fits = np.isnan(observed) == np.isnan(alone)
         fits &= np.isnan(alone) | (
             (alone <= p + _ROUNDING) & (counted >= 1 - 1e-6) & (np.abs(counted - np.round(counted)) < 1e-6)
         )
@@ -530,6 +538,18 @@ class _Statements:
             )
         for name, grid in (("p", p), ("p_uncorrected", alone)):
             folder.table.same_grid(self._of_cells(name), grid, INFERENCE, name)
+
+    def _observed(self, found: Permutation) -> Cells:
+        """What the permutations are compared with."""
+        file, folder = self.file, self.folder
+        apart, where = found.statistic != "probe", ("permutation", "observed")
+        file.require((found.observed is not None) == apart, "it does not match the statistic", *where)
+        if found.observed is None:
+            return folder.cv
+        observed = file.grid(found.observed, folder.shape, *where)
+        fits = np.isnan(observed) | (~np.isnan(folder.cv) & (observed >= 0))
+        file.require(fits.all() and not np.isnan(observed).all(), "they are no areas of cells with a CV score", *where)
+        return observed
 
     def _column_of_cells(self, name: str) -> None:
         values = self._of_cells(name)

@@ -34,8 +34,10 @@ class CellArrays:
         Of nested cross-validation: the CV score over the other folds, at the alpha that they choose.
     outer_score : ndarray [*cell, fold]
         The score on the fold itself of that alpha's fit on the others.
+    observed_score : ndarray [*cell]
+        What permutations are compared with: the CV score, or that of least squares on class indicators.
     null_score : ndarray [*cell, shuffle]
-        The CV score, each at its best alpha, of shuffled labels.
+        The same score, each at its best alpha, of shuffled labels.
     """
 
     status: Shaped[np.ndarray, "*cell"]
@@ -54,4 +56,5 @@ class CellArrays:
     inner_score: Float64[np.ndarray, "*cell fold"]
     inner_alpha: Float64[np.ndarray, "*cell fold"]
     outer_score: Float64[np.ndarray, "*cell fold"]
+    observed_score: Float64[np.ndarray, "*cell"]
     null_score: Float64[np.ndarray, "*cell shuffle"]

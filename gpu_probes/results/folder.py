@@ -42,6 +42,7 @@ RESULT_FILES = (
 # What is drawn of them, and goes when they are replaced.
 PAGE = "report.html"
 PICTURES = "figures"
+PICTURE_KINDS = ("png", "svg", "pdf")
 FIGURE_NAMES = (
     "heatmap",
     "layers",
@@ -98,6 +99,10 @@ class Run:
         The one of the request's labels that is predicted here.
     model, weights : str or None
         Of the activations; None where their file does not say.
+    dataset : str or None
+        File of the training prompts, as it was given to `extract`; None where that is not known.
+    versions : dict of str
+        Of the libraries that affect results; empty in folders of earlier versions.
     position_tokens : list of str or None
     files : dict of str
         SHA-256 of the other files by their names.
@@ -114,6 +119,8 @@ class Run:
     position_tokens: list[Text | None]
     files: dict[Text, Sha256]
     origin: dict[Text, Anything] | None = None
+    dataset: Text | None = field(default=None, kw_only=True)
+    versions: dict[Text, Text | None] = field(default_factory=dict, kw_only=True)
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -190,7 +197,7 @@ def remove_drawn(folder: Path) -> None:
 def drawn(folder: Path) -> list[Path]:
     """Where the page and the figures of a folder's results are, if they were made."""
     pictures = folder / PICTURES
-    return [folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png"))]
+    return [folder / PAGE, *(pictures / f"{name}.{kind}" for name in FIGURE_NAMES for kind in PICTURE_KINDS)]
 
 
 def _move_up(folder: Path) -> None:

@@ -30,6 +30,7 @@ from gpu_probes.forms import (
 from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import read_document
 from gpu_probes.scores.intervals import Interval
+from gpu_probes.terms import PermutationStatistic
 
 INFERENCE = "inference.json"
 Grid = tuple[tuple[Share | None, ...], ...]
@@ -60,16 +61,27 @@ class NestedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation:
-    """The permutation test; `p` and `p_uncorrected` are [position][layer]."""
+    """The permutation test; `p` and `p_uncorrected` are [position][layer].
 
+    `statistic` says whose CV scores are compared. The probe's own are in ``performance.json``; `observed` has those of
+    least squares on class indicators, [position][layer].
+    """
+
+    statistic: PermutationStatistic = "probe"
     p_best: Share | None
     p: Grid | None
     p_uncorrected: Grid | None = field(default=None, metadata=OMITTED)
     n_permutations: Count | None = field(default=None, metadata=OMITTED)
     shuffled: Text | None = field(default=None, metadata=OMITTED)
+    observed: tuple[tuple[Score | None, ...], ...] | None = field(default=None, metadata=OMITTED)
     observed_max: Score | None = field(default=None, metadata=OMITTED)
     null_max: tuple[Score, ...] | None = field(default=None, metadata=OMITTED)
     reason: Text | None
+
+    @property
+    def smallest_p(self) -> float | None:
+        """The smallest p that so many permutations can give."""
+        return None if self.n_permutations is None else 1 / (1 + self.n_permutations)
 
 
 @dataclass(frozen=True, kw_only=True)

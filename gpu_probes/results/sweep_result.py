@@ -16,7 +16,7 @@ from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.scores.decisions import predictions_of
 from gpu_probes.scores.nested import NestedCV, choose_by_fold
 from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
-from gpu_probes.terms import Cell, ProbeKind, Solver, TaskType
+from gpu_probes.terms import Cell, PermutationStatistic, ProbeKind, Solver, TaskType
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,7 @@ class SweepResult(CellArrays):
     The arrays of `CellArrays` are ``[position, layer, ...]``, as in the files. Predictions follow from decision values:
     numbers for regression, the probability of the second class for two classes, and one probability per class (the
     last axis) otherwise. `nested_decision` are the decision values on each fold of the cell that the others choose.
+    `permutation_statistic` says whose scores the permutation test compares: ``probe`` for numbers.
     """
 
     task_type: TaskType
@@ -63,6 +64,7 @@ class SweepResult(CellArrays):
     group_of_sample: Int64[np.ndarray, " train_sample"] | None
     nested_decision: Float64[np.ndarray, "train_sample output"]
     shuffle_scheme: str
+    permutation_statistic: PermutationStatistic
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -117,7 +119,7 @@ class SweepResult(CellArrays):
         """The permutation test, or the reason why there is none."""
         if not self.null_score.shape[-1]:
             return self.shuffle_scheme
-        return compare_with_shuffles(self.cv_score, self.null_score, self.shuffle_scheme)
+        return compare_with_shuffles(self.observed_score, self.null_score, self.shuffle_scheme)
 
     def reason(self, position_index: int, layer_index: int) -> str | None:
         """Why a cell has no score or needs a second look, or None."""

@@ -89,7 +89,11 @@ def roc_auc(
         raise LabelError("targets of roc_auc are 1 for rows of the class and 0 for others; give those, not class names")
     positives = targets.sum(-2)
     negatives = targets.shape[-2] - positives
-    rank_sum = torch.linalg.vecdot(midranks(ranked.mT), targets.mT)
+    by_output = ranked.mT
+    # As in `correlate_ranks`; sums of midranks are exact in any order.
+    order = _argsort(by_output)
+    ranks = _ranks_in_order(by_output.gather(-1, order))
+    rank_sum = torch.linalg.vecdot(targets.mT.expand_as(order).gather(-1, order), ranks)
     area = (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
     return area.mean(-1)
 

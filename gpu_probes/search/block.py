@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -17,7 +17,14 @@ from gpu_probes.results.cell_arrays import CellArrays
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import Shuffles
 from gpu_probes.samples.training_sets import TrainingSets
-from gpu_probes.scores.ranks import correlate_ranks, labels_rank, ranked, score, score_decision, unit_ranks_of_places
+from gpu_probes.scores.ranks import (
+    correlate_ranks,
+    labels_rank,
+    ranked,
+    roc_auc,
+    score_decision,
+    unit_ranks_of_places,
+)
 from gpu_probes.solvers.closed_form import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
 from gpu_probes.solvers.logistic import decide_held_out_logistic, fit_logistic
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
@@ -25,22 +32,37 @@ from gpu_probes.solvers.objective import HeldOut, ProbeFits
 from gpu_probes.solvers.preprocessing import Preprocessing
 from gpu_probes.solvers.ridge import decide_held_out_ridge, fit_ridge
 from gpu_probes.solvers.systems import Dual, Framed, Primal
-from gpu_probes.terms import ProbeKind
+from gpu_probes.terms import PermutationStatistic, ProbeKind
 
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """One label: its task, its targets on the device, and the orders in which to shuffle them, if any."""
+    """One label: its task, its targets on the device, and the orders in which to shuffle them, if any.
+
+    `statistic` says whose scores those of shuffles are, and are compared with.
+    """
 
     task: Task
     train_targets: Float64[Tensor, "train_sample output"]
     test_targets: Float64[Tensor, "test_sample output"]
     shuffles: Shuffles | None
+    statistic: PermutationStatistic
 
     @cached_property
     def places(self) -> Int64[Tensor, " train_sample"]:
         """Place of each sample's number among all distinct ones, which are sorted once for all shuffles."""
         return self.train_targets[:, 0].unique(return_inverse=True)[1]
+
+    @cached_property
+    def shuffled_targets(self) -> Float64[Tensor, "train_sample output"]:
+        """Targets as they are fitted once they are shuffled.
+
+        For least squares, class indicators less the share that a class has of equally many: without an intercept,
+        features should tell what differs from it, as a softmax, too, begins with equal shares.
+        """
+        if self.statistic == "probe" or self.task.classes is None:
+            return self.train_targets
+        return self.train_targets - 1 / len(self.task.classes)
 
     @property
     def is_constant(self) -> bool:
@@ -115,33 +137,33 @@ def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[Block
     if plan.preprocessing.centres:
         train.shift(seen.median)
     train.blank(~seen.finite | seen.constant)
-    fitted, null_scores = _FITS[plan.probe](plan, train)
+    fitted, decide = _FITS[plan.probe](plan, train)
+    shuffled = [_score_shuffles(plan, label, decide, train.n_cells) for label in plan.labels]
     seen_test = None if test is None else look_over(test)
     if test is not None and plan.preprocessing.centres:
         test.shift(seen.median)
     return [
         _search_label(plan, label, fits, null, seen, test, seen_test)
-        for label, fits, null in zip(plan.labels, fitted, null_scores, strict=True)
+        for label, fits, null in zip(plan.labels, fitted, shuffled, strict=True)
     ]
 
 
-Found = tuple[list[ProbeFits], list[Float64[Tensor, "cell penalty shuffle"]]]
+# Held-out decision values of shuffled targets, which are ``[sample, shuffle, output]``.
+Decide = Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut]
 
 
-def _fit_ridge(plan: SearchPlan, rows: Rows) -> Found:
-    """Fits of each label, and CV scores of its shuffles, which share the sums over the rows."""
-    targets = torch.cat([label.train_targets for label in plan.labels], 1)
-    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
-    fitted = fit_ridge(space, plan.penalties)
-
-    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
-        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
-
-    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+def _fit_ridge(plan: SearchPlan, rows: Rows) -> tuple[list[ProbeFits], Decide]:
+    """Fits of each label; shuffles share the sums over the rows."""
+    space = _space_of(plan, rows, torch.cat([label.train_targets for label in plan.labels], 1))
+    return fit_ridge(space, plan.penalties), partial(decide_held_out_ridge, space, plan.penalties)
 
 
-def _fit_logistic(plan: SearchPlan, rows: Rows) -> Found:
-    """Fits of the only label, a few penalties at a time, and CV scores of its shuffles."""
+def _space_of(plan: SearchPlan, rows: Rows, targets: Float64[Tensor, "sample target"]) -> Primal | Dual:
+    return (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
+
+
+def _fit_logistic(plan: SearchPlan, rows: Rows) -> tuple[list[ProbeFits], Decide]:
+    """Fits of the only label, a few penalties at a time; its shuffles are fitted likewise, or by least squares."""
     (label,) = plan.labels
     loss = SigmoidLoss() if label.task.n_outputs == 1 else SoftmaxLoss()
     at_once = plan.penalties_at_once
@@ -152,43 +174,37 @@ def _fit_logistic(plan: SearchPlan, rows: Rows) -> Found:
         for few in groups:
             yield from decide_held_out_logistic(rows, shuffled, plan.sets, few, loss, plan.preprocessing)
 
-    return [ProbeFits.joined(parts)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+    if label.shuffles is not None and label.statistic == "least_squares":
+        space = _space_of(plan, rows, label.train_targets)
+        decide = partial(decide_held_out_ridge, space, plan.penalties)
+    return [ProbeFits.joined(parts)], decide
 
 
-def _fit_lda(plan: SearchPlan, rows: Rows) -> Found:
+def _fit_lda(plan: SearchPlan, rows: Rows) -> tuple[list[ProbeFits], Decide]:
     """Fits of the only label, by way of ridges on its classes."""
     (label,) = plan.labels
-    targets = _one_hot(label.train_targets)
-    space = (Dual if plan.dual else Primal)(rows, targets, plan.sets, plan.preprocessing)
-
-    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
-        # For two classes the ridge's decision is the LDA's, scaled.
-        return decide_held_out_ridge(space, plan.penalties, shuffled.squeeze(2))
-
-    return [fit_lda(space, plan.penalties)], [_score_shuffles(plan, label, decide, rows.n_cells)]
+    space = _space_of(plan, rows, _one_hot(label.train_targets))
+    # For two classes the ridge's decision is the LDA's, scaled.
+    return [fit_lda(space, plan.penalties)], partial(decide_held_out_ridge, space, plan.penalties)
 
 
-def _fit_mass_mean(plan: SearchPlan, rows: Rows) -> Found:
+def _fit_mass_mean(plan: SearchPlan, rows: Rows) -> tuple[list[ProbeFits], Decide]:
     """Fits of each label along the difference of means, or the covariance with a number."""
     space = Framed.of(rows, plan.sets, plan.preprocessing)
-
-    def decide(shuffled: Float64[Tensor, "sample shuffle 1"]) -> HeldOut:
-        return decide_held_out_means(space, plan.penalties, shuffled.squeeze(2))
-
     fitted = [
         fit_covariance(space, label.train_targets, len(plan.penalties))
         if label.task.classes is None
         else fit_mass_mean(space, _one_hot(label.train_targets), len(plan.penalties))
         for label in plan.labels
     ]
-    return fitted, [_score_shuffles(plan, label, decide, rows.n_cells) for label in plan.labels]
+    return fitted, partial(decide_held_out_means, space, plan.penalties)
 
 
 def _one_hot(targets: Float64[Tensor, "sample output"]) -> Float64[Tensor, "sample class"]:
     return torch.cat([1 - targets, targets], 1) if targets.shape[1] == 1 else targets
 
 
-_FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], Found]] = {
+_FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], tuple[list[ProbeFits], Decide]]] = {
     "ridge": _fit_ridge,
     "logistic": _fit_logistic,
     "lda": _fit_lda,
@@ -196,29 +212,42 @@ _FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], Found]] = {
 }
 
 
-def _score_shuffles(
-    plan: SearchPlan,
-    label: LabelPlan,
-    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
-    n_cells: int,
-) -> Float64[Tensor, "cell penalty shuffle"]:
+@dataclass(frozen=True)
+class Shuffled:
+    """CV scores of shuffled labels; `unshuffled`: of the labels themselves by the same fits, None for the probe's own.
+
+    They are compared with each other, or with the CV scores of the probe.
+    """
+
+    unshuffled: Float64[Tensor, "cell penalty"] | None
+    scores: Float64[Tensor, "cell penalty shuffle"]
+
+
+def _score_shuffles(plan: SearchPlan, label: LabelPlan, decide: Decide, n_cells: int) -> Shuffled:
     """CV scores of each shuffle of the labels, a few shuffles at a time."""
-    parts = [label.train_targets.new_empty(n_cells, len(plan.penalties), 0)]
-    for drawn in () if label.shuffles is None else label.shuffles.batches(plan.shuffles_at_once):
-        parts.append(_score_orders(plan, label, decide, n_cells, drawn))
-    return torch.cat(parts, 2)
+    if label.shuffles is None:
+        return Shuffled(None, label.train_targets.new_empty(n_cells, len(plan.penalties), 0))
+    apart = label.statistic == "least_squares"
+    # The labels as they are go first: one factorisation serves them, too.
+    first = [np.arange(len(label.train_targets))[None]] if apart else []
+    parts = []
+    for drawn in label.shuffles.batches(plan.shuffles_at_once):
+        parts.append(_score_orders(plan, label, decide, n_cells, np.concatenate([*first, drawn])))
+        first = []
+    scores = torch.cat(parts, 2)
+    return Shuffled(scores[:, :, 0], scores[:, :, 1:]) if apart else Shuffled(None, scores)
 
 
 def _score_orders(
     plan: SearchPlan,
     label: LabelPlan,
-    decide: Callable[[Float64[Tensor, "sample shuffle output"]], HeldOut],
+    decide: Decide,
     n_cells: int,
     drawn: Int64[np.ndarray, "shuffle sample"],
 ) -> Float64[Tensor, "cell penalty shuffle"]:
     """CV scores of some shuffles; what it takes is given back before the next are drawn."""
     orders = torch.from_numpy(drawn).to(label.train_targets.device)
-    shuffled = label.train_targets[orders.mT]
+    shuffled = label.shuffled_targets[orders.mT]
     scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
     score_fold = [_scorer(label, orders[:, plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
     for fold, penalty, decision in decide(shuffled):
@@ -234,14 +263,23 @@ def _scorer(
         ranks = unit_ranks_of_places(label.places[orders], int(label.places.max()) + 1)[None]
         return lambda decision: correlate_ranks(ranks, decision[..., 0])
     by_shuffle = label.train_targets[orders][None]
-    return lambda decision: score(label.task.task_type, by_shuffle, ranked(decision))
+    if label.statistic == "probe":
+        return lambda decision: roc_auc(by_shuffle, ranked(decision))
+
+    def areas(decision: Float64[Tensor, "cell shuffle sample output"]) -> Float64[Tensor, "cell shuffle"]:
+        # Each output estimates the probability of its class by itself. A singular system, which all shuffles share,
+        # estimates nothing.
+        solved = decision[:, :1].isfinite().flatten(2).all(2)
+        return torch.where(solved, roc_auc(by_shuffle, decision), torch.nan)
+
+    return areas
 
 
 def _search_label(
     plan: SearchPlan,
     label: LabelPlan,
     fits: ProbeFits,
-    null_scores: Float64[Tensor, "cell penalty shuffle"],
+    shuffled: Shuffled,
     seen: Overview,
     test: Rows | None,
     seen_test: Overview | None,
@@ -255,6 +293,7 @@ def _search_label(
     on_train = _evaluate(label.task, label.train_targets, _at(fits.decision[:, -1], chosen)[:, None], coef, seen)
     decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
+    observed, null_score = _compare(shuffled, cv.scores)
     own = plan.sets.own_fits
     alphas = coef.new_tensor(plan.alphas)
     reasons = [
@@ -286,18 +325,22 @@ def _search_label(
         inner_score=host(nested.inner_score),
         inner_alpha=alphas[nested.selected].cpu().numpy(),
         outer_score=host(nested.outer_score),
-        null_score=host(_best_null(null_scores, cv.scores)),
+        observed_score=host(observed),
+        null_score=host(null_score),
     )
     return BlockResult(cells, host(nested.decision))
 
 
-def _best_null(
-    null_scores: Float64[Tensor, "cell penalty shuffle"], scores: Float64[Tensor, "cell penalty"]
-) -> Float64[Tensor, "cell shuffle"]:
-    """Each shuffle's score at its best penalty, of those that the labels themselves could choose from."""
-    usable = torch.where(scores.isnan()[:, :, None], torch.nan, null_scores)
+def _compare(
+    shuffled: Shuffled, cv_scores: Float64[Tensor, "cell penalty"]
+) -> tuple[Float64[Tensor, " cell"], Float64[Tensor, "cell shuffle"]]:
+    """Scores at the best penalty of the labels and of each shuffle, of penalties that the labels could choose from."""
+    unshuffled = cv_scores if shuffled.unshuffled is None else shuffled.unshuffled
+    scores = torch.cat([unshuffled[:, :, None], shuffled.scores], 2)
+    usable = torch.where((cv_scores.isnan() | unshuffled.isnan())[:, :, None], torch.nan, scores)
     best = usable.nan_to_num(-torch.inf).amax(1)
-    return torch.where(best.isinf(), torch.nan, best)
+    best = torch.where(best.isinf(), torch.nan, best)
+    return best[:, 0], best[:, 1:]
 
 
 # Statuses that leave nothing to predict with.

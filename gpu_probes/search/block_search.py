@@ -68,4 +68,4 @@ def _label_plan(label: Label, device: torch.device) -> LabelPlan:
     shuffles = None if isinstance(label.shuffles, str) else label.shuffles
     # torch must not wrap pandas' read-only memory.
     train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
-    return LabelPlan(label.task, train_targets, test_targets, shuffles)
+    return LabelPlan(label.task, train_targets, test_targets, shuffles, label.statistic)

@@ -19,7 +19,7 @@ from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.devices import free_bytes, resolve_devices, share_of_worker
 from gpu_probes.search.options import SweepOptions
-from gpu_probes.terms import ProbeKind
+from gpu_probes.terms import PermutationStatistic, ProbeKind
 from probesweep_errors import naming
 
 
@@ -105,6 +105,7 @@ class Label:
     train: Float64[np.ndarray, " train_sample"]
     test: Float64[np.ndarray, " test_sample"] | None
     shuffles: Shuffles | str
+    statistic: PermutationStatistic
 
     @property
     def n_shuffles(self) -> int:
@@ -131,11 +132,13 @@ def read_label(
         labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
     task = resolve_task(given.task_type, labels)
     probe = resolve_probe(given.probe, task)
-    if given.permutations and given.probe in ("lda", "mass_mean") and task.n_outputs > 1:
+    # For numbers the two are the same.
+    statistic: PermutationStatistic = "probe" if task.classes is None else given.statistic
+    if given.permutations and statistic == "probe" and given.probe in ("lda", "mass_mean") and task.n_outputs > 1:
         raise LabelError(
-            f"permutations of {given.probe} are for two classes, and {_named('train', name)} has {task.n_outputs}; use "
-            "probe='logistic'",
-            argument="permutations",
+            f"permutation_statistic='probe' of {given.probe} is for two classes, and {_named('train', name)} has "
+            f"{task.n_outputs}; use permutation_statistic='least_squares', or probe='logistic'",
+            argument="permutation_statistic",
         )
     folds = FoldPlan.without_folds(len(labels))
     if given.k_fold:
@@ -156,7 +159,7 @@ def read_label(
         with naming("test_labels"):
             held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
             task.targets(held_out, _named("test", name))
-    return Label(name, task, probe, folds, labels, held_out, shuffles)
+    return Label(name, task, probe, folds, labels, held_out, shuffles, statistic)
 
 
 def _plan_folds(

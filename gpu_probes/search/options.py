@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast, get_args
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,7 +17,7 @@ from gpu_probes.samples.labels import check_probe_name, check_task_type
 from gpu_probes.search.alphas import read_alphas
 from gpu_probes.search.devices import check_device_name
 from gpu_probes.solvers.preprocessing import Preprocessing
-from gpu_probes.terms import Cell
+from gpu_probes.terms import Cell, PermutationStatistic
 from probesweep_ray import Machines
 
 Progress = Callable[[Sequence[tuple[Cell, ...]]], Iterable[tuple[Cell, ...]]]
@@ -53,6 +53,10 @@ class ProbeOptions:
         With `k_fold`, also cross-validate the choice of cell and alpha (three folds or more).
     permutations : int
         With `k_fold`, permutations of the labels to compare the CV scores with; each is refitted in every cell.
+    permutation_statistic : str
+        Whose CV scores are compared where labels are classes. ``least_squares``: those of least squares on class
+        indicators, with the same folds and alphas, for labels and permutations alike; any number of permutations
+        shares its factorisations. ``probe``: those of the probe, refitted for each. For numbers they are the same.
     fit_intercept : bool
         Add an unpenalized intercept.
     standardize : bool
@@ -75,6 +79,7 @@ class ProbeOptions:
     seed: int = 42
     nested_cv: bool = True
     permutations: int = 0
+    permutation_statistic: str = "least_squares"
     fit_intercept: bool = False
     standardize: bool = False
     device: str = "auto"
@@ -128,6 +133,11 @@ class SweepOptions(ProbeOptions):
         """How features are prepared before a fit."""
         return Preprocessing(self.fit_intercept or self.probe in ("lda", "mass_mean"), self.standardize)
 
+    @property
+    def statistic(self) -> PermutationStatistic:
+        """The checked `permutation_statistic`."""
+        return cast(PermutationStatistic, self.permutation_statistic)
+
     def check(self) -> None:
         """Check the options by themselves, before any row is read.
 
@@ -157,6 +167,12 @@ class SweepOptions(ProbeOptions):
             raise FoldError(
                 f"permutations={self.permutations} is too many; use {_MOST_PERMUTATIONS} at most",
                 argument="permutations",
+            )
+        if self.permutation_statistic not in get_args(PermutationStatistic):
+            raise FoldError(
+                f"permutation_statistic={self.permutation_statistic!r} is unknown; use "
+                f"{' or '.join(get_args(PermutationStatistic))}",
+                argument="permutation_statistic",
             )
         if self.folds is not None and not self.k_fold:
             raise FoldError("folds are given and there is no cross-validation; use k_fold=True", argument="folds")
@@ -197,6 +213,7 @@ class SweepKeywords(TypedDict, total=False):
     groups: Any
     prompts: Sequence[str] | None
     permutations: int
+    permutation_statistic: str
     fit_intercept: bool
     standardize: bool
     sample_weight: Any

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gpu_probes.display.wording import sizes
 from gpu_probes.errors import BudgetError
 from gpu_probes.features.rows import PIECE_ROWS
-from gpu_probes.terms import Cell, ProbeKind
+from gpu_probes.terms import Cell, PermutationStatistic, ProbeKind
 
 # Blocks of cells that are small are joined, up to this much: the cost of a call is spread over them.
 _SMALL_BLOCK_BYTES = 2**25
@@ -41,6 +41,7 @@ class Workload:
     unpenalised: bool = False
     n_pairs: int = 0
     n_shuffles: int = 0
+    statistic: PermutationStatistic = "probe"
 
     @property
     def n_fits(self) -> int:
@@ -63,6 +64,17 @@ class Workload:
         return self.probe == "logistic"
 
     @property
+    def shuffles_in_steps(self) -> bool:
+        """Whether shuffled labels, too, are fitted step by step, rather than by least squares."""
+        return self.is_logistic and self.statistic == "probe"
+
+    @property
+    def solves_ridges(self) -> bool:
+        """Whether there are ridges to solve: the probe's, or those of a logistic regression's shuffled labels."""
+        beside = self.is_logistic and self.n_shuffles > 0 and not self.shuffles_in_steps
+        return self.probe in ("ridge", "lda") or beside
+
+    @property
     def is_dual(self) -> bool:
         """Whether a ridge solves for a number per row: some fit has fewer rows than features.
 
@@ -71,7 +83,7 @@ class Workload:
         """
         fewest = self.n_train - -(-self.n_train // self.n_folds) if self.n_folds else self.n_train
         too_few = self.n_train if self.unpenalised else fewest
-        return self.probe in ("ridge", "lda") and too_few < self.n_features
+        return self.solves_ridges and too_few < self.n_features
 
     @property
     def is_reduced(self) -> bool:
@@ -176,8 +188,8 @@ def _fewest_rows(w: Workload) -> int:
 
 def most_shuffles(workload: Workload) -> int:
     """Shuffled targets that are worth working on at once."""
-    if not workload.is_logistic:
-        return _MOST_SHUFFLES
+    if not workload.shuffles_in_steps:
+        return max(_MOST_SHUFFLES // workload.n_outputs, 1)
     return max(_MOST_COLUMNS // (max(workload.n_folds, 1) * workload.n_alphas * workload.n_outputs), 1)
 
 
@@ -211,7 +223,8 @@ def _reading_nbytes(w: Workload, n_rows: int, chunk_rows: int) -> int:
 def _solving_nbytes(w: Workload, penalties: int) -> int:
     if w.probe == "mass_mean":
         return 3 * _FLOAT * max(w.n_folds, 1) * w.n_features * w.n_targets
-    return _logistic_nbytes(w, penalties) if w.is_logistic else _ridge_nbytes(w)
+    logistic = _logistic_nbytes(w, penalties) if w.is_logistic else 0
+    return max(logistic, _ridge_nbytes(w) if w.solves_ridges else 0)
 
 
 def _ridge_nbytes(w: Workload) -> int:
@@ -236,9 +249,11 @@ def _logistic_nbytes(w: Workload, penalties: int) -> int:
 def _shuffles_nbytes(w: Workload, penalties: int, shuffles: int) -> int:
     """Orders as they are drawn, shuffled targets, right sides, solutions, decision values of a fold and their ranks."""
     n_folds = max(w.n_folds, 1)
-    if not w.is_logistic:
+    if not w.shuffles_in_steps:
+        # Labels in their own order come with the first of the shuffles.
+        n_columns = (shuffles + 1 if w.statistic == "least_squares" and shuffles else shuffles) * w.n_outputs
         in_fold, n = -(-w.n_train // n_folds), w.n_train if w.is_dual else (n_folds + 2) * w.n_features
-        return _FLOAT * shuffles * (4 * w.n_train + 6 * in_fold + n)
+        return _FLOAT * n_columns * (4 * w.n_train + 6 * in_fold + n)
     return _FLOAT * shuffles * n_folds * penalties * w.n_outputs * (10 * w.n_train + 6 * w.n_features)
 
 
@@ -264,7 +279,8 @@ def result_nbytes(w: Workload) -> int:
     """What is kept of one cell and label: decision values of all rows, the probe, scores of shuffled labels."""
     rows = w.n_train * (2 if w.n_folds else 1) + w.n_test
     per_fit = (w.n_folds + 1) * w.n_alphas * (_FLOAT + 1)
-    return _FLOAT * (w.n_outputs * (rows + w.n_features + 1) + w.n_shuffles + w.n_alphas + 3 * w.n_folds) + per_fit
+    scores = w.n_shuffles + 1 + w.n_alphas + 3 * w.n_folds
+    return _FLOAT * (w.n_outputs * (rows + w.n_features + 1) + scores) + per_fit
 
 
 def held_nbytes(result_nbytes: int, budget_bytes: int) -> int:

@@ -217,6 +217,7 @@ def _workload(
         unpenalised=0.0 in alphas,
         n_pairs=len(labels[0].folds.pairs),
         n_shuffles=max(label.n_shuffles for label in labels),
+        statistic=labels[0].statistic,
     )
 
 
@@ -316,6 +317,7 @@ def _result(label: Label, gathered: _Gathered, planned: PlannedSweep) -> SweepRe
         fold_of_sample=label.folds.fold_of_sample if given.k_fold else None,
         group_of_sample=None if grouping.is_trivial else grouping.group,
         shuffle_scheme=label.shuffles if isinstance(label.shuffles, str) else label.shuffles.scheme,
+        permutation_statistic=label.statistic,
         nested_decision=gathered.nested.decision,
         **gathered.arrays(),
     )

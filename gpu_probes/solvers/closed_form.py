@@ -105,16 +105,17 @@ def fit_covariance(space: Framed, targets: Float64[Tensor, "sample 1"], n_penalt
 
 
 def decide_held_out_means(
-    space: Framed, penalties: Sequence[float], shuffled: Float64[Tensor, "sample shuffle"]
+    space: Framed, penalties: Sequence[float], shuffled: Float64[Tensor, "sample shuffle output"]
 ) -> HeldOut:
-    """For other versions of a target, the order that its covariance with the features gives the samples held out.
+    """For other versions of the targets, the order that their covariance with the features gives the samples held out.
 
-    For two classes that is the order of the mass-mean probe.
+    For two classes that is the order of the mass-mean probe. For any, it is that of ridges whose penalty has no limit.
     """
-    right_sides = space.other_targets(shuffled)
+    right_sides = space.other_targets(shuffled.flatten(1))
     for fold in range(space.sets.n_folds):
         right_side = right_sides(fold)
-        decision = torch.cat([held_out @ right_side for held_out in space.held_out(fold)], 1).mT.unsqueeze(3)
+        decision = torch.cat([held_out @ right_side for held_out in space.held_out(fold)], 1)
+        decision = decision.mT.unflatten(1, shuffled.shape[1:]).mT
         for penalty in penalties:
             yield fold, penalty, decision
 

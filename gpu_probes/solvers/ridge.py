@@ -56,10 +56,10 @@ def fit_ridge(space: Primal | Dual, penalties: Sequence[float]) -> list[ProbeFit
 
 
 def decide_held_out_ridge(
-    space: Primal | Dual, penalties: Sequence[float], shuffled: Float64[Tensor, "sample shuffle"]
+    space: Primal | Dual, penalties: Sequence[float], shuffled: Float64[Tensor, "sample shuffle output"]
 ) -> HeldOut:
-    """Fit other versions of the target without each fold, and decide the fold's samples."""
-    right_sides = space.other_targets(shuffled)
+    """Fit other versions of the targets without each fold, and decide the fold's samples."""
+    right_sides = space.other_targets(shuffled.flatten(1))
     for fold in range(space.sets.n_folds):
         matrix, right_side = space.system(fold).matrix, right_sides(fold)
         kept = list(space.held_out(fold)) if space.rows.is_whole else None
@@ -67,7 +67,7 @@ def decide_held_out_ridge(
             factor = factorise(matrix, penalty)
             held_out = space.held_out(fold) if kept is None else kept
             pieces = [_solve_between(factor, piece, right_side) for piece in held_out]
-            yield fold, penalty, torch.cat(pieces, 1).mT.unsqueeze(3)
+            yield fold, penalty, torch.cat(pieces, 1).mT.unflatten(1, shuffled.shape[1:]).mT
 
 
 def _solve_between(

@@ -15,7 +15,7 @@ from probesweep.terminal.command import Terminal
 
 @probesweep.command()
 @click.argument("results", type=PATH)
-@click.option("--figures", is_flag=True, help="Also write every figure as PNG and SVG into the folder figures.")
+@click.option("--figures", is_flag=True, help="Also write every figure as PNG, SVG and PDF into the folder figures.")
 @click.pass_obj
 def report(terminal: Terminal, results: Path, figures: bool) -> None:
     """Write the HTML report of a result folder.
@@ -34,6 +34,33 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
         for training in tqdm(find_trainings(results), unit="page", desc="report")
     ]
     terminal.summarize(lambda: "\n".join(map(str, pages)), lambda: {"reports": list(map(str, pages))})
+
+
+@probesweep.command()
+@click.argument("results", metavar="RESULTS...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["csv", "latex", "markdown"]),
+    default="markdown",
+    show_default=True,
+    help="csv: all columns and digits; latex: a tabular with booktabs.",
+)
+@click.pass_obj
+def table(terminal: Terminal, results: tuple[Path, ...], form: str) -> None:
+    """Print a table of trainings for a paper.
+
+    A row for each result folder, or each one inside a folder: the best probe's place, scores with intervals, p, and
+    baselines.
+
+    Example: probesweep table results --format latex
+    """
+    from gpu_probes.report.paper import FORMATS, paper_rows
+    from gpu_probes.results.transfer import find_trainings
+
+    found = {one.folder.resolve(): one.results for folder in results for one in find_trainings(folder)}
+    rows = paper_rows(list(found.values()))
+    terminal.answer(lambda: FORMATS[form](rows), lambda: rows)
 
 
 @probesweep.command()

@@ -78,6 +78,13 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
     help="Permutations of the labels for p-values, such as 1000 (--k_fold).",
 )
 @click.option(
+    "--permutation_statistic",
+    type=click.Choice(["least_squares", "probe"]),
+    default="least_squares",
+    show_default=True,
+    help="For classes, whose CV scores permutations compare: least squares on class indicators, or the probe (slow).",
+)
+@click.option(
     "--no_nested_cv",
     "nested_cv",
     flag_value=False,

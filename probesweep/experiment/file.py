@@ -27,7 +27,10 @@ _EXTRACT_KEYS = {
         *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
     ),
 }
-_STATISTICS = ("k_fold", "n_folds", "seed", "nested_cv", "permutations", "groups", "split_repeats", "drop_overlap")
+_STATISTICS = (
+    *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "permutation_statistic"),
+    *("groups", "split_repeats", "drop_overlap"),
+)
 _MACHINES = ("workers", "ray")
 _ELSEWHERE = ("train_activations", "test_activations", "output_dir", "label_column", "device", *_STATISTICS, *_MACHINES)
 _TRAIN_KEYS = {

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from activation_store import ActivationStore
+from gpu_probes.display.wording import statistic_text
 from gpu_probes.report.summary import describe_results
 from gpu_probes.results.transfer import FinishedTraining
 
@@ -71,7 +72,7 @@ def _found(training: FinishedTraining) -> dict[str, str]:
         f"{metric}, CV (the highest of all cells, so biased upwards)": _number(best["cv_score"]),
         f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
         f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
-        "p, permutation test over all cells": _number(found["p"]),
+        f"p, permutation test over all cells{statistic_text(found['p_statistic'] or 'probe')}": _number(found["p"]),
     }
     scores |= {
         f"{metric}, test, baseline {name}": _number(one["test_score"]) for name, one in found["baselines"].items()

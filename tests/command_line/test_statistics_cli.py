@@ -77,6 +77,26 @@ def test_groups_stay_together_and_are_counted(grouped: Path, tmp_path: Path):
     assert "Nested CV, the score to publish: " in done.stdout
 
 
+def test_p_of_classes_says_whose_it_is(grouped: Path, tmp_path: Path):
+    options = ("--k_fold", "--alphas", "1,100", "--permutations", "19")
+    fast = train(grouped, tmp_path / "fast", *options, label="right")
+    assert fast.returncode == 0, fast.stderr
+    slow = train(grouped, tmp_path / "slow", *options, "--permutation_statistic", "probe", label="right")
+    assert slow.returncode == 0, slow.stderr
+    assert "over all cells, by least squares on the class indicators: p = " in fast.stdout
+    assert "Permutation test over all cells: p = " in slow.stdout
+    found, probe = (read(tmp_path / name / "inference.json")["permutation"] for name in ("fast", "slow"))
+    assert (found["statistic"], probe["statistic"]) == ("least_squares", "probe")
+    observed = [score for row in found["observed"] for score in row if score is not None]
+    assert found["observed_max"] == max(observed)
+    assert "observed" not in probe
+    assert probe["observed_max"] == read(tmp_path / "slow/best_probe_predictions.json")["cv_score"]
+    assert found["null_max"] != probe["null_max"]
+    wrong = train(grouped, tmp_path / "wrong", *options, "--permutation_statistic", "lda", label="right")
+    assert wrong.returncode == 2
+    assert "'lda' is not one of 'least_squares', 'probe'" in wrong.stderr
+
+
 def test_repeats_can_be_split(grouped: Path, tmp_path: Path):
     def folds(*options: str) -> np.ndarray:
         assert train(grouped, tmp_path, "--k_fold", *options).returncode == 0

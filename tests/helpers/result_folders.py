@@ -20,7 +20,7 @@ LAYERS, POSITIONS = [0, 1, 2, 5], [-3, -2, -1]
 
 _ASKED = (
     *("task_type", "probe", "alpha", "fit_intercept", "standardize", "k_fold", "n_folds", "seed"),
-    *("permutations", "nested_cv"),
+    *("permutations", "permutation_statistic", "nested_cv"),
 )
 _RUN = "window.__xss=1"
 ATTACKS = [
@@ -95,6 +95,8 @@ def write_results(
     constant_test_labels: bool = False,
     with_inference: bool = True,
     train_path: str = "/stores/train.zarr",
+    model: str = "a model",
+    dataset: str | None = None,
     asked_beside: dict[str, Any] | None = None,
     prompts: tuple[list[str], list[str]] | None = None,
     **options: Any,
@@ -136,10 +138,11 @@ def write_results(
             options=asked | (asked_beside or {}),
         ),
         label=label,
-        model="a model",
+        model=model,
         weights="sha256 0",
         position_tokens=["<|im_start|>", "assistant", "\n"] if tokens is None else tokens,
         files=hash_files(folder, files),
+        dataset=dataset,
     ).save(folder)
     return result
 

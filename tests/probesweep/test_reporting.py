@@ -60,7 +60,7 @@ def test_rows_that_were_left_out_of_the_test_leave_the_others_with_their_prompts
     done = run("report", tmp_path / "out", "--figures", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"reports": [str(tmp_path / "out/report.html")]}
-    assert {path.suffix for path in (tmp_path / "out/figures").iterdir()} == {".png", ".svg"}
+    assert {path.suffix for path in (tmp_path / "out/figures").iterdir()} == {".png", ".svg", ".pdf"}
     shown = (tmp_path / "out/report.html").read_text().split("<h3>Test rows")[1].split("<h3>")[0]
     rows = re.findall(r"<td>(\d+)</td>.*?question number (\d+)<", shown, flags=re.DOTALL)
     # Row numbers are those of the store; the first five of it are among the training prompts.

@@ -181,9 +181,17 @@ def test_regression_page_says_what_was_found(regression: Path, shown: Shown):
         (one for one in found["baselines"].values() if one["test_score"] is not None), key=lambda one: one["test_score"]
     )
     assert "A ridge probe was fitted in every cell of 4 layers x 3 positions to predict success_rate" in page.text
+    assert "from the hidden states of a model for 48 prompts of /stores/train.zarr, and was scored by" in page.text
+    ends = baseline["test_interval"]
+    headline = (
+        f"strongest baseline {baseline['test_score']:.3f} [{ends['low']:.3f}, {ends['high']:.3f}] {baseline['title']}"
+    )
+    assert headline in page.text
+    assert "over all cells; 0.048 is the smallest possible" in page.text
     assert f"layer {best['best_layer_number']}, position {best['best_position']} '" in page.text
     assert f"gives {found['nested_cv']['score']:.3f} [{nested['low']:.3f}, {nested['high']:.3f}]" in page.text
-    assert f"gives p = {found['permutation']['p_best']:.2g} (20 permutations)" in page.text
+    smallest = "(20 permutations, which can give 0.048 at the least)"
+    assert f"cells gives p = {found['permutation']['p_best']:.2g} {smallest}" in page.text
     assert f"it scores {best['test_score']:.3f} [{test['low']:.3f}, {test['high']:.3f}]" in page.text
     assert f"against {baseline['test_score']:.3f} for the strongest baseline, {baseline['title']}" in page.text
     assert "Not in this report" not in page.text
@@ -217,6 +225,40 @@ def test_classification_page(shown: Shown):
     assert "There is no p-value (permutations were not asked for)" in page.text
     assert "Permutation test: permutations were not asked for." in page.text
     assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
+
+
+def test_small_bins_are_not_drawn_and_it_is_said(classes: Path, shown: Shown):
+    page, found = shown("classes"), content(classes, "inference.json")
+    curves_of = (found["scores"]["test"], found["platt"]["test_scores"])
+    counts = [one["count"] for scores in curves_of for one in scores["reliability"] if one["count"]]
+    rows = [row for rows in page.spec("reliability")["datasets"].values() for row in rows if "count" in row]
+    assert min(counts) < 5 <= max(counts)
+    assert sorted(row["count"] for row in rows) == sorted(2 * [count for count in counts if count >= 5])
+    small = sum(count < 5 for count in counts)
+    assert f"Bins of fewer than 5 rows are not drawn ({small} of {len(counts)})" in page.text
+
+
+@pytest.mark.slow
+def test_methods_can_be_copied(regression: Path, shown: Shown):
+    methods = SavedResults.load(regression).methods
+    assert methods in shown("regression").text
+    for part in (
+        "Ridge regressions (without an intercept) were fitted to the hidden states of a model at 4 layers x 3 "
+        "positions to predict success_rate for 48 prompts of /stores/train.zarr.",
+        "(alpha 0.1, 1 or 10) were chosen by the mean Spearman of 3-fold cross-validation (seed 42).",
+        "Nested cross-validation repeated this choice without each fold",
+        "scored on 24 test rows, which played no part in any choice (95 % interval: bootstrap, BCa).",
+        "compares the highest score of any cell with that of 20 permutations of the labels (among all samples)",
+        "Computed in float64 with probesweep 0.1.0.",
+    ):
+        assert part in methods
+
+
+@pytest.mark.slow
+def test_without_folds_methods_say_so(built: Built):
+    methods = SavedResults.load(built("no_folds")).methods
+    assert "No probe was chosen, as there was no cross-validation." in methods
+    assert "p-value" not in methods
 
 
 @pytest.mark.slow
@@ -434,10 +476,11 @@ def test_scripts_are_ours_alone(hostile: tuple[Path, Page]):
 def test_pictures(regression: Path, tmp_path: Path):
     write_report(regression, tmp_path / "page.html", figures=tmp_path / "figures")
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
-        f"{name}.{kind}" for name in REGRESSION for kind in ("png", "svg")
+        f"{name}.{kind}" for name in REGRESSION for kind in ("png", "svg", "pdf")
     )
     for name in REGRESSION:
         assert (tmp_path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
         tree = ET.parse(tmp_path / "figures" / f"{name}.svg")
         assert tree.getroot().tag == "{http://www.w3.org/2000/svg}svg"
         assert len(list(tree.iter("{http://www.w3.org/2000/svg}path"))) > 3
@@ -549,7 +592,7 @@ def test_charts_of_more_cells_than_altair_takes_as_a_table():
     ("make", "columns"),
     [
         (curves.roc, ["fpr", "tpr", "order"]),
-        (curves.reliability, ["mean_predicted", "fraction_positive", "count"]),
+        (curves.reliability, ["mean_predicted", "fraction_positive", "count", "rows"]),
         (curves.diagonal_scatter, ["actual", "predicted"]),
         (partial(curves.learning_curve, title="score"), ["n_rows", "score"]),
     ],

@@ -51,7 +51,7 @@ AT_ONCE = 1
 FREE = [
     ("run.json", r"request\.probesweep|request\.(train|test)\.(path|content)", {"x"}),
     ("run.json", r"request\.options\.weight_column", {"x"}),
-    ("run.json", r"position_tokens\.\d+|model|weights", {"x", "null"}),
+    ("run.json", r"position_tokens\.\d+|model|weights|dataset", {"x", "null"}),
     # Without prompts it has no effect.
     ("run.json", r"request\.options\.split_repeats", {"true"}),
     # Fits at an alpha that was not selected may have no score.
@@ -209,6 +209,25 @@ def test_folders_of_the_first_format_may_lack_what_came_later(copied: Path):
     assert results.evidence.intervals is None
     assert describe(copied)["intervals"] == {"test_score": None, "nested_cv_score": None}
     assert "Nested CV, the score to publish" in summarize(copied)
+
+
+def test_folders_from_before_there_was_a_choice_of_statistics_say_the_same(tmp_path: Path):
+    write_results(tmp_path, n_classes=2, permutations=5, permutation_statistic="probe")
+    expected = said(tmp_path)
+    for name, section, key in (
+        ("inference.json", "permutation", "statistic"),
+        ("run.json", "options", "permutation_statistic"),
+    ):
+        document = json.loads((tmp_path / name).read_text())
+        inside = document["request"] if name == "run.json" else document
+        del inside[section][key]
+        (tmp_path / name).write_text(json.dumps(document))
+    sign(tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    del run["dataset"], run["versions"]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert said(tmp_path) == expected.replace(", 'permutation_statistic': 'probe'", "")
+    assert "Permutation test over all cells: p = " in summarize(tmp_path)
 
 
 def test_evidence_is_saved_and_loaded(copied: Path, tmp_path: Path):

@@ -113,7 +113,8 @@ def test_names_that_lead_out_of_the_folder_are_not_moved(tmp_path: Path):
 
 
 def test_the_page_and_the_figures_go_and_nothing_else(tmp_path: Path):
-    for name in ("report.html", "performance.json", "figures/heatmap.svg", "figures/heatmap.png", "figures/mine.png"):
+    figures = [f"figures/{name}" for name in ("heatmap.svg", "heatmap.png", "heatmap.pdf", "mine.png")]
+    for name in ("report.html", "performance.json", *figures):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     remove_drawn(tmp_path)

@@ -86,6 +86,7 @@ def test_equals_refits_by_scikit_learn(classes: bool, n_features: int, weighted:
         k_fold=True,
         alphas=ALPHAS,
         permutations=N_SHUFFLES,
+        permutation_statistic="probe",
         sample_weight=weights,
         **options,
     )
@@ -105,22 +106,137 @@ def test_equals_refits_by_scikit_learn(classes: bool, n_features: int, weighted:
     assert result.permutation.p_best == pytest.approx((1 + reached) / (1 + N_SHUFFLES))
 
 
+def least_squares(
+    rows: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray, alpha: float | None, **options: bool
+) -> float:
+    """CV score of least squares on class indicators; without an alpha that of their covariance with the features."""
+    names, scores = np.unique(labels), []
+    indicators = (labels[:, None] == names) - 1 / len(names)
+    for fold in range(5):
+        train, held_out = folds != fold, folds == fold
+        scaler = StandardScaler(with_mean=options["standardize"], with_std=options["standardize"])
+        scaler.fit(rows[train], sample_weight=weights[train])
+        fitted, others = scaler.transform(rows[train]), scaler.transform(rows[held_out])
+        if alpha is None:
+            mean = np.average(fitted, axis=0, weights=weights[train])
+            decision = others @ ((fitted - mean).T @ (weights[train, None] * indicators[train]))
+        else:
+            model = Ridge(alpha, fit_intercept=options["fit_intercept"], solver="cholesky")
+            decision = model.fit(fitted, indicators[train], weights[train]).predict(others)
+        # For two classes both areas are the same.
+        areas = [
+            roc_auc_score(labels[held_out] == name, values) for name, values in zip(names, decision.T, strict=True)
+        ]
+        scores.append(np.mean(areas))
+    return float(np.mean(scores))
+
+
+@pytest.mark.parametrize(
+    ("probe", "n_classes", "n_features", "options"),
+    [
+        ("logistic", 2, 8, {}),
+        ("logistic", 2, 80, {"fit_intercept": True}),
+        ("logistic", 3, 8, {"standardize": True}),
+        ("logistic", 4, 80, {}),
+        ("lda", 2, 8, {"fit_intercept": True}),
+        ("lda", 3, 80, {"fit_intercept": True, "standardize": True}),
+        ("mass_mean", 3, 8, {"fit_intercept": True, "standardize": True}),
+    ],
+    ids=str,
+)
+def test_classes_are_told_by_least_squares_on_their_indicators(
+    probe: str, n_classes: int, n_features: int, options: dict[str, bool]
+):
+    array, numbers = cells(n_features)
+    array = array[:, :, :1]
+    labels = np.digitize(numbers, np.quantile(numbers, np.arange(1, n_classes) / n_classes)) * 2.0 + 3
+    weights = np.random.default_rng(1).integers(1, 4, N).astype(float)
+    grid = {} if probe == "mass_mean" else {"alphas": ALPHAS}
+    given = {"probe": probe, "k_fold": True, "permutations": N_SHUFFLES, "nested_cv": False, "sample_weight": weights}
+    result = sweep(ArrayCellSource(array), labels, **given, **grid, **options)
+    orders = shuffles_of(result, labels, stratified=True)
+    how = {"fit_intercept": False, "standardize": False} | options
+    expected = np.array(
+        [
+            [
+                max(
+                    least_squares(array[:, i, 0], shuffled, result.fold_of_sample, weights, alpha, **how)
+                    for alpha in grid.get("alphas", [None])
+                )
+                for shuffled in (labels, *labels[orders])
+            ]
+            for i in range(LAYERS)
+        ]
+    )
+    np.testing.assert_allclose(result.observed_score[0], expected[:, 0], atol=1e-12)
+    np.testing.assert_allclose(result.null_score[0], expected[:, 1:], atol=1e-12)
+    assert result.permutation_statistic == "least_squares"
+    assert isinstance(result.permutation, PermutationTest)
+    reached = (expected[:, 1:].max(0) >= expected[:, 0].max() - 1e-12).sum()
+    assert result.permutation.p_best == pytest.approx((1 + reached) / (1 + N_SHUFFLES))
+    assert result.permutation.observed_max == pytest.approx(expected[:, 0].max())
+
+
+def test_groups_move_as_they_do_for_the_probe():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 3)
+    labels = np.repeat(np.arange(20) % 2.0, 3)
+    source = ArrayCellSource(rng.standard_normal((N, 2, 1, 4)))
+    options = {"k_fold": True, "n_folds": 2, "groups": groups, "permutations": N_SHUFFLES, "nested_cv": False}
+    fast, slow = (sweep(source, labels, permutation_statistic=name, **options) for name in ("least_squares", "probe"))
+    assert fast.shuffle_scheme == slow.shuffle_scheme
+    assert fast.shuffle_scheme.startswith("whole groups")
+    assert fast.null_score.shape == slow.null_score.shape
+    np.testing.assert_array_equal(fast.cv_score, slow.cv_score)
+    np.testing.assert_array_equal(slow.observed_score, slow.cv_score)
+
+
+def test_numbers_have_one_statistic():
+    array, labels = cells(8)
+    options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES, "nested_cv": False}
+    found = [
+        sweep(ArrayCellSource(array), labels, permutation_statistic=name, **options)
+        for name in ("least_squares", "probe")
+    ]
+    assert {result.permutation_statistic for result in found} == {"probe"}
+    np.testing.assert_array_equal(*(result.null_score for result in found))
+    np.testing.assert_array_equal(found[0].observed_score, found[0].cv_score)
+
+
+def test_a_cell_without_a_score_has_no_p():
+    rng = np.random.default_rng(0)
+    array = rng.standard_normal((N, 2, 1, 4))
+    array[:, 0] = 1.0
+    result = sweep(ArrayCellSource(array), np.arange(N) % 2, k_fold=True, permutations=3, nested_cv=False)
+    assert np.isnan(result.observed_score[0]).tolist() == [True, False]
+    assert isinstance(result.permutation, PermutationTest)
+    assert np.isnan(result.permutation.p[0]).tolist() == [True, False]
+
+
 @pytest.mark.slow
 def test_batches_pieces_and_several_labels_do_not_matter(monkeypatch: pytest.MonkeyPatch):
     array, labels = cells(8)
     options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES, "fit_intercept": True}
-    for y in (labels, (labels > 0).astype(float)):
-        whole = sweep(ArrayCellSource(array), y, **options)
+    for y, statistic in (
+        (labels, "probe"),
+        ((labels > 0).astype(float), "probe"),
+        ((labels > 0).astype(float), "least_squares"),
+        (np.digitize(labels, [-0.5, 0.5]).astype(float), "least_squares"),
+    ):
+        whole = sweep(ArrayCellSource(array), y, permutation_statistic=statistic, **options)
         with monkeypatch.context() as patch:
             patch.setattr("gpu_probes.search.planner._MOST_SHUFFLES", 4)
             patch.setattr("gpu_probes.search.planner._MOST_COLUMNS", 30)
-            few = sweep(ArrayCellSource(array), y, **options)
+            few = sweep(ArrayCellSource(array), y, permutation_statistic=statistic, **options)
         np.testing.assert_allclose(few.null_score, whole.null_score, atol=1e-12)
+        np.testing.assert_allclose(few.observed_score, whole.observed_score, atol=1e-12)
     rng = np.random.default_rng(0)
     array = np.concatenate([array] * 20) + rng.standard_normal((20 * N, LAYERS, POSITIONS, 8))
     labels = np.concatenate([labels] * 20)
-    whole, pieces = (sweep(ArrayCellSource(array), labels, budget_bytes=b, **options) for b in (None, 2_000_000))
-    np.testing.assert_allclose(pieces.null_score, whole.null_score, atol=1e-12)
+    for y in (labels, (labels > 0).astype(float)):
+        whole, pieces = (sweep(ArrayCellSource(array), y, budget_bytes=b, **options) for b in (None, 4_000_000))
+        np.testing.assert_allclose(pieces.null_score, whole.null_score, atol=1e-12)
+        np.testing.assert_allclose(pieces.observed_score, whole.observed_score, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -171,8 +287,13 @@ def test_labels_in_their_own_order_score_as_themselves(
     as_it_is = Shuffles(np.arange(N)[None], "none")
     monkeypatch.setattr("gpu_probes.search.inputs.draw_shuffles", lambda *_, **__: as_it_is)
     alpha = {} if probe == "mass_mean" else {"alpha": 0.1}
-    result = sweep(ArrayCellSource(scale * array), labels, probe=probe, k_fold=True, permutations=1, **alpha)
-    np.testing.assert_allclose(result.null_score[:, :, 0], result.cv_score, atol=1e-9)
+    for statistic in ("probe", "least_squares"):
+        options = {"probe": probe, "k_fold": True, "permutations": 1, "permutation_statistic": statistic, **alpha}
+        result = sweep(ArrayCellSource(scale * array), labels, **options)
+        np.testing.assert_allclose(result.null_score[:, :, 0], result.observed_score, atol=1e-9)
+        # But for logistic regression, least squares rank as the probe does.
+        if statistic == "probe" or probe != "logistic":
+            np.testing.assert_allclose(result.observed_score, result.cv_score, atol=1e-9)
 
 
 def test_lda_ranks_by_decisions_where_probabilities_round_to_one():

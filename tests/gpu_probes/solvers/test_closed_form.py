@@ -157,7 +157,7 @@ def test_probes_that_do_not_go_with_the_labels():
         sweep(source, numbers, probe="lda")
     with pytest.raises(LabelError, match="'ridge' cannot be used for classification"):
         sweep(source, classes, probe="ridge")
-    with pytest.raises(LabelError, match="permutations of lda are for two classes"):
-        sweep(source, classes, probe="lda", k_fold=True, permutations=5)
+    with pytest.raises(LabelError, match="permutation_statistic='probe' of lda is for two classes"):
+        sweep(source, classes, probe="lda", k_fold=True, permutations=5, permutation_statistic="probe")
     with pytest.raises(PenaltyError, match="mass_mean has no alpha"):
         sweep(source, numbers, probe="mass_mean", k_fold=True, alphas=[1.0, 2.0])

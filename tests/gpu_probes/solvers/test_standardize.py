@@ -203,7 +203,7 @@ def test_shuffled_labels_are_fitted_to_the_same_features(kind: str):
     if kind == "logistic":
         labels = np.greater(labels, np.median(labels)).astype(float)
     source, options = ArrayCellSource(X[:, None, None]), {"standardize": True, "k_fold": True, "folds": FOLDS}
-    result = sweep(source, labels, permutations=5, device="cpu", **options)
+    result = sweep(source, labels, permutations=5, permutation_statistic="probe", device="cpu", **options)
     plan, grouping = FoldPlan.given(FOLDS, N, nested=False), group_samples(N, None, None)
     shuffles = draw_shuffles(labels, grouping, plan, n_shuffles=5, seed=42)
     assert not isinstance(shuffles, str)
