@@ -256,8 +256,8 @@ def _chosen(training: Documents) -> list[str]:
     if nested is not None and nested.score is not None:
         found = evidence.intervals and evidence.intervals.nested_cv_score
         sentences.append(
-            "Nested cross-validation repeated this choice without each fold and scored it on that fold (Varma & Simon "
-            f"2006){_interval_method(found)}."
+            "Nested cross-validation (Varma & Simon 2006) repeated this choice without each fold and scored it on that "
+            f"fold{_interval_method(found)}."
         )
     return sentences
 
@@ -300,8 +300,8 @@ def _permuted(training: Documents) -> list[str]:
     by = statistic_text(found.statistic)
     return [
         f"The p-value compares the highest score of any cell{by and by + ','} with that of {found.n_permutations:,} "
-        f" permutations of the labels ({one_line(found.shuffled)}), each fitted in every cell "
-        "with the same folds and penalties (maxT, Westfall & Young 1993)."
+        f"permutations of the labels ({one_line(found.shuffled)}), each fitted in every cell with the same folds and "
+        "penalties (maxT, Westfall & Young 1993)."
     ]
 
 

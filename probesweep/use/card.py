@@ -32,7 +32,7 @@ from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import read_document
 from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
-from gpu_probes.terms import TaskType
+from gpu_probes.terms import PermutationStatistic, TaskType
 from probesweep.errors import RequestError
 
 CARD_VERSION = 1
@@ -40,13 +40,17 @@ CARD_VERSION = 1
 
 @dataclass(frozen=True)
 class BestScores:
-    """Scores of the best probe; None if undefined, with the reason in `inference.json`."""
+    """Scores of the best probe; None if undefined, with the reason in `inference.json`.
+
+    `p_statistic` says whose CV scores the permutations compare: the probe's, or those of least squares.
+    """
 
     metric: Metric
     cv: Score
     nested_cv: Score | None
     test: Score | None
     p: Share | None
+    p_statistic: PermutationStatistic = "probe"
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ class Card:
             yield "scores.nested_cv", self.scores.nested_cv, nested.score
         if permutation is not None:
             yield "scores.p", self.scores.p, permutation.p_best
+            yield "scores.p_statistic", self.scores.p_statistic, permutation.statistic
         if evidence.calibration is not None and evidence.platt is not None:
             yield "calibration", self.calibration, _calibration(self.task_type, evidence)
         if self.prompts is not None:
@@ -259,6 +264,7 @@ def describe_probe(
             nested_cv=None if evidence.nested_cv is None else evidence.nested_cv.score,
             test=best.test_score,
             p=None if evidence.permutation is None else evidence.permutation.p_best,
+            p_statistic=result.permutation_statistic,
         ),
         calibration=_calibration(result.task_type, evidence),
         prompts=_prompts(store, best, join),

@@ -80,10 +80,23 @@ def least_budget(source, labels, options: SweepOptions, prompts: list[str] | Non
         ({"y": NUMBERS, "z": -NUMBERS, "c": CLASSES[2]}, None, {}),
         ({"y": CLASSES[2]}, None, {"alphas": [1.0, 100.0]}),
         ({"y": CLASSES[9]}, None, {"nested_cv": False, "n_folds": 2}),
+        ({"y": CLASSES[9]}, None, {"nested_cv": False, "n_folds": 2, "permutations": 40}),
         ({"y": CLASSES[9]}, None, {"probe": "lda", "n_folds": 2}),
         ({"y": CLASSES[9]}, None, {"probe": "mass_mean", "n_folds": 2}),
     ],
-    ids=["alphas", "words", "shuffles", "two folds", "mean", "labels", "two", "nine", "lda", "mean of nine"],
+    ids=[
+        "alphas",
+        "words",
+        "shuffles",
+        "two folds",
+        "mean",
+        "labels",
+        "two",
+        "nine",
+        "shuffles of nine",
+        "lda",
+        "mean of nine",
+    ],
 )
 def test_what_is_accepted_is_finished_and_what_is_refused_is_refused_unread(labels, prompts, options):
     source = ArrayCellSource(ARRAY)
