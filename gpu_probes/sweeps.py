@@ -17,7 +17,16 @@ import numpy as np
 from gpu_probes.errors import ProbeError, ProbeWarning
 from gpu_probes.evidence.infer import About, compare_overlap, infer
 from gpu_probes.features.cells import CellSource, as_source
-from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
+from gpu_probes.results.folder import (
+    Request,
+    Run,
+    UsedStore,
+    has_results,
+    hash_files,
+    library_versions,
+    remove_drawn,
+    replacing,
+)
 from gpu_probes.results.inference import INFERENCE, Overlap
 from gpu_probes.results.kept import keep_results
 from gpu_probes.results.saving import save_sweep
@@ -85,6 +94,7 @@ class FinishedSweep(SweepResult):
             files = [*save_sweep(self, draft), INFERENCE]
             evidence.save(draft)
             fingerprint = dict(getattr(self.train, "fingerprint", {}))
+            provenance = getattr(self.train, "attrs", {}).get("provenance", {})
             Run(
                 request=request,
                 label=self.label,
@@ -92,10 +102,9 @@ class FinishedSweep(SweepResult):
                 weights=fingerprint.get("weights"),
                 position_tokens=list(getattr(self.train, "position_tokens", [None] * len(self.positions))),
                 files=hash_files(draft, files),
-                origin={
-                    "fingerprint": fingerprint,
-                    "provenance": getattr(self.train, "attrs", {}).get("provenance", {}),
-                },
+                dataset=provenance.get("dataset_path"),
+                versions=library_versions(provenance),
+                origin={"fingerprint": fingerprint, "provenance": provenance},
             ).save(draft)
         return folder
 

@@ -31,7 +31,16 @@ from gpu_probes.arguments import check_flags, is_finite_number
 from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import SomeRows, combine, parse_join
 from gpu_probes.results.documents import Results
-from gpu_probes.results.folder import Request, Run, UsedStore, has_results, hash_files, remove_drawn, replacing
+from gpu_probes.results.folder import (
+    Request,
+    Run,
+    UsedStore,
+    has_results,
+    hash_files,
+    library_versions,
+    remove_drawn,
+    replacing,
+)
 from gpu_probes.results.forms import CARD
 from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
 from gpu_probes.results.kept import keep_results
@@ -61,7 +70,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
-_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 # Options that do not affect the results, or say where they go.
 _NOT_REQUESTED = (
     "train_activations",
@@ -350,7 +358,7 @@ class Training(ProbeOptions):
                 position_tokens=list(train.position_tokens),
                 files=hash_files(draft, files),
                 dataset=origin_of(train).get("dataset_path"),
-                versions=_versions(train),
+                versions=library_versions(origin_of(train)),
             )
             run.save(draft)
 
@@ -428,14 +436,6 @@ def _can_be_read(folder: Path) -> bool:
     except ProbesweepError:
         return False
     return True
-
-
-def _versions(train: Activations) -> dict[str, str | None]:
-    """Of the libraries that affect the results; transformers as it made the activations."""
-    origin = origin_of(train)
-    # Of an imported store it is not known.
-    made = origin.get("versions", {}) if "dataset_path" in origin else {}
-    return {"transformers": made.get("transformers"), **{name: version(name) for name in _LIBRARIES}}
 
 
 def _describe(store: Activations) -> UsedStore:

@@ -16,9 +16,10 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,6 +57,7 @@ FIGURE_NAMES = (
 )
 # How long to wait for another process to move new results up.
 PATIENCE_S = 10.0
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 _NEW = ".new"
 _DRAFT = ".draft-"
 
@@ -253,6 +255,18 @@ def _replace(folder: Path, new: Path) -> None:
             (new / name).rename(folder / name)
     fsync_folder(folder)
     new.rmdir()
+
+
+def library_versions(origin: Mapping[str, Any]) -> dict[str, str | None]:
+    """Versions of the libraries that affect results, for `Run.versions`.
+
+    Parameters
+    ----------
+    origin : mapping
+        What a store says of how it was made. If it was imported, the version of transformers is not known.
+    """
+    made = origin.get("versions", {}) if "dataset_path" in origin else {}
+    return {"transformers": made.get("transformers"), **{name: version(name) for name in _LIBRARIES}}
 
 
 def hash_run(folder: Path) -> str:
