@@ -40,7 +40,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _NOT_REQUESTED = ("device", "workers", "ray")
 
 
-@dataclass(frozen=True, kw_only=True)
+# Without a repr of its own: that of what was found is short.
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FinishedSweep(SweepResult):
     """What a sweep found, and what it was made from.
 
