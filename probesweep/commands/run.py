@@ -14,7 +14,7 @@ from probesweep.terminal.command import Terminal
 
 @probesweep.command()
 @click.argument("experiment", type=PATH)
-@click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from.")
+@click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from, and example data beside it.")
 @click.pass_obj
 def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     """Run a complete experiment from one file: extract, train, report.
@@ -26,10 +26,20 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     if init:
         from probesweep.experiment.template import write_template
 
-        write_template(experiment)
+        written = write_template(experiment)
         terminal.summarize(
-            lambda: f"wrote {experiment}; edit it, then run: probesweep run {experiment}",
-            lambda: {"experiment": str(experiment)},
+            lambda: "\n".join(
+                [
+                    f"wrote {', '.join(map(str, [experiment, *written.data]))}",
+                    *(f"needed first: {command}" for command in written.to_install),
+                    f"edit {experiment}, or run the example as it is: probesweep run {experiment}",
+                ]
+            ),
+            lambda: {
+                "experiment": str(experiment),
+                "data": list(map(str, written.data)),
+                "to_install": written.to_install,
+            },
         )
         return
     from probesweep.experiment.experiment import Experiment

