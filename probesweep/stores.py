@@ -23,11 +23,12 @@ logger = logging.getLogger(__name__)
 Activations: TypeAlias = ActivationStore | PtActivations
 
 
-def check_same_model(run: Run, store: Activations) -> None:
-    """Refuse probes of another model's activations."""
+def another_model(run: Run, store: Activations) -> str | None:
+    """Say that probes were trained on another model's activations; None where they were not, or nobody knows."""
     trained, here = run.weights, store.fingerprint.get("weights")
-    if None not in (trained, here) and trained != here:
-        raise RequestError(f"the probes were trained on another model than that of {store.path} (weights differ)")
+    if None in (trained, here) or trained == here:
+        return None
+    return f"the probes were trained on another model than that of {store.path} (weights differ)"
 
 
 def check_same_origin(train: Activations, test: Activations) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -74,33 +75,23 @@ def transfer(
 ) -> None:
     """Score trained probes on other stores.
 
-    Prints a row per result folder in PROBES and a column per STORE: the score of the best probe on all rows.
+    Prints a table for each result folder anywhere in PROBES, with a row per STORE: the score of the best probe on all
+    rows, its interval, its lead over the strongest baseline, and its calibration. Stores of another model have none.
 
     Example: probesweep transfer results train.zarr test.zarr other.zarr
     """
     from tqdm import tqdm
 
     from activation_store.files.durable import write_output
-    from activation_store.opening import open_activations
-    from gpu_probes.results.transfer import find_trainings, score_all, tabulate
     from probesweep.outputs import check_file
-    from probesweep.stores import check_same_model, label
+    from probesweep.transferring import transfer as transfer_probes
 
     if output_path is not None:
         check_file(output_path, "output_path", [probes, *stores])
-    trainings, opened = find_trainings(probes), [open_activations(store) for store in stores]
-    for training in trainings:
-        for store in opened:
-            check_same_model(training.run, store)
-    pairs = [(training, store) for training in trainings for store in opened]
-    each = [
-        score_all(training, store, label(store, label_column or training.label))
-        for training, store in tqdm(pairs, unit="store", desc="transfer")
-    ]
-    scores = [each[start : start + len(stores)] for start in range(0, len(each), len(stores))]
-    rows = {str(training.folder): row for training, row in zip(trainings, scores, strict=True)}
-    document = {"stores": list(map(str, stores)), "probes": rows}
+    progress = partial(tqdm, unit="store", desc="transfer")
+    found = transfer_probes(probes, stores, label_column=label_column, progress=progress)
+    document = found.to_json()
     if output_path is not None:
         output_path.parent.mkdir(parents=True, exist_ok=True)
         write_output(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
-    terminal.answer(lambda: tabulate(trainings, list(map(str, stores)), scores), lambda: document)
+    terminal.answer(lambda: str(found), lambda: document)

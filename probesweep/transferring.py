@@ -1,0 +1,166 @@
+"""Trained probes scored on other stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from activation_store import StoreError
+from activation_store.files.storage import Location
+from activation_store.opening import open_activations
+from gpu_probes import shared_prompts
+from gpu_probes.evidence.transfer import FittedRows, OtherRows, TransferScore, no_transfer, score_transfer, tabulate
+from gpu_probes.features.combine import combine
+from gpu_probes.results.transfer import FinishedTraining, find_trainings
+from gpu_probes.samples.groups import group_samples
+from probesweep.errors import RequestError
+from probesweep.stores import Activations, another_model, group_column, has_column, label
+
+# As an experiment has its results below its folder, and a folder of experiments has these: models/a/probes/label.
+_DEPTH = 4
+_LENGTH = "prompt_length"
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Scores of trainings on stores.
+
+    Attributes
+    ----------
+    trainings : list of FinishedTraining
+    stores : list of str
+    scores : list of lists of TransferScore
+        A list for each training, with a score for each store.
+    """
+
+    trainings: list[FinishedTraining]
+    stores: list[str]
+    scores: list[list[TransferScore]]
+
+    def __str__(self) -> str:
+        return tabulate(self.trainings, self.stores, self.scores)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``probesweep transfer --output_path`` writes it."""
+        rows = {
+            str(training.folder): [one.to_json() for one in row]
+            for training, row in zip(self.trainings, self.scores, strict=True)
+        }
+        return {"stores": self.stores, "probes": rows}
+
+
+def transfer(
+    probes: str | Path,
+    stores: Sequence[Location],
+    *,
+    label_column: str | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Transfer:
+    """Score the probes of all trainings in a folder on all rows of other stores.
+
+    Parameters
+    ----------
+    probes : str or Path
+        A result folder, or a folder with result folders at any place in it.
+    stores : sequence of str or Path
+        Stores, by path or address, or ``.pt`` files. One of another model than a training's has no score there, for a
+        reason.
+    label_column : str, optional
+        Label of the stores to score against; by default the training's.
+    progress : callable, optional
+        Wraps the pairs of training and store, such as `tqdm`.
+
+    Raises
+    ------
+    ProbesweepError
+        There are no trainings or no such stores, rows lack the label or the cells, or no store is of any training's
+        model.
+    """
+    trainings, opened = find_trainings(Path(probes), depth=_DEPTH), [open_activations(store) for store in stores]
+    pairs = [(training, store, _mismatch(training, store)) for training in trainings for store in opened]
+    reasons = [reason for *_, reason in pairs]
+    if None not in reasons:
+        raise RequestError(f"{reasons[0]}; give stores of the model that a probe was trained on")
+    known = {id(training): _Training(training) for training in trainings}
+    each = [
+        no_transfer(training, reason) if reason else known[id(training)].score(store, label_column)
+        for training, store, reason in progress(pairs)
+    ]
+    rows = [each[start : start + len(opened)] for start in range(0, len(each), len(opened))]
+    return Transfer(trainings, list(map(str, stores)), rows)
+
+
+def _mismatch(training: FinishedTraining, store: Activations) -> str | None:
+    """Why probes cannot read a store, if it is another model's."""
+    reason = another_model(training.run, store)
+    if reason is not None:
+        return reason
+    read = combine(store, training.run.request.options.get("join")).n_features
+    wanted = training.probes.coef.shape[-1]
+    return (
+        None if read == wanted else f"the probes read {wanted} features, and {store.path} has {read}: another model's"
+    )
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A training and the rows that it was fitted to."""
+
+    training: FinishedTraining
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return self.training.run.request.options
+
+    @cached_property
+    def _store(self) -> Activations | str:
+        """Its training rows, or why they are unknown."""
+        used = self.training.run.request.train
+        try:
+            store = open_activations(used.path)
+        except (StoreError, OSError) as error:
+            return f"the training rows are not there: {error}"
+        return store if store.journal_hash == used.content else f"{used.path} was replaced since the training"
+
+    @cached_property
+    def _fitted(self) -> FittedRows | str:
+        store, groups = self._store, self._options.get("groups")
+        if isinstance(store, str):
+            return store
+        if store.questions is None:
+            return f"{store.path} holds no prompts"
+        return FittedRows(
+            labels=label(store, self.training.label),
+            prompts=store.questions,
+            numbers={} if store.n_tokens is None else {_LENGTH: store.n_tokens},
+            groups=group_column(store, groups) if groups else None,
+        )
+
+    def score(self, store: Activations, label_column: str | None) -> TransferScore:
+        """Score its probes on a store of the same model."""
+        numbers = {} if store.n_tokens is None else {_LENGTH: store.n_tokens}
+        values = label(store, label_column or self.training.label)
+        other = OtherRows(store, values, store.questions, numbers, self._clusters(store), self._n_known(store))
+        fitted = self._fitted
+        if store.questions is None and not isinstance(fitted, str):
+            fitted = f"{store.path} holds no prompts"
+        return score_transfer(self.training, other, fitted)
+
+    def _n_known(self, store: Activations) -> int | None:
+        """Rows whose prompts were trained on."""
+        if isinstance(self._store, str) or self._store.questions is None or store.questions is None:
+            return None
+        return int(shared_prompts(self._store.questions, store.questions).sum())
+
+    def _clusters(self, store: Activations) -> Int64[np.ndarray, " sample"] | None:
+        """Rows that belong together, as for intervals of a training."""
+        name = self._options.get("groups")
+        groups = group_column(store, name) if name and has_column(store, name) else None
+        grouping = group_samples(store.n_samples, groups, store.questions)
+        return None if grouping.is_trivial else grouping.group
