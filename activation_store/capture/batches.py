@@ -15,7 +15,7 @@ _SHARE_OF_FREE = 0.5
 # is run, at least.
 _PREFIX_TOKENS_PER_TOKEN = 8
 # A shorter prefix costs about as much as it saves.
-_LEAST_PREFIX = 8
+LEAST_PREFIX = 8
 _CHUNK_ROWS = 1000
 
 
@@ -47,7 +47,9 @@ class BatchPlan:
         """For the provenance of a store."""
         return {**asdict(self), "order": "longest first within a shard"}
 
-    def batches(self, n_tokens: Integer[np.ndarray, " sample"], rows: range) -> Iterator[Integer[np.ndarray, " row"]]:
+    def batches(
+        self, n_tokens: Integer[np.ndarray, " sample"], rows: range, *, worth: int | None = None
+    ) -> Iterator[Integer[np.ndarray, " row"]]:
         """Cut the rows of one shard into batches of prompts of like length, longest first.
 
         Longest first, so that a batch that does not fit in memory fails at the start.
@@ -58,6 +60,10 @@ class BatchPlan:
             Tokens of every prompt, the prefix included.
         rows : range
             Sample indices to plan.
+        worth : int, optional
+            Tokens that take as long as a batch by itself, whatever it holds: where padding shorter prompts to the
+            longest takes longer, they are a batch of their own. Neighbours of thousands hardly differ in length; a few
+            prompts may.
 
         Yields
         ------
@@ -74,14 +80,24 @@ class BatchPlan:
                 self.max_tokens * _PREFIX_TOKENS_PER_TOKEN // longest,
                 self.max_rows or len(order),
             )
-            yield order[start : start + max(1, size)]
-            start += max(1, size)
+            batch = order[start : start + max(1, size)]
+            if worth is not None:
+                batch = batch[: _first_cut(n_tokens[batch], worth)]
+            yield batch
+            start += len(batch)
 
     def padded_tokens(self, n_tokens: Integer[np.ndarray, " sample"], rows: range) -> int:
         """Tokens of one shard that go through the model, padding included."""
         return sum(
             len(batch) * (int(n_tokens[batch].max()) - self.prefix_tokens) for batch in self.batches(n_tokens, rows)
         )
+
+
+def _first_cut(n_tokens: Integer[np.ndarray, " row"], worth: int) -> int:
+    """How many rows of a batch, longest first, to run before the rest: all, unless that is mostly padding."""
+    saved = (n_tokens[0] - n_tokens) * (len(n_tokens) - np.arange(len(n_tokens)))
+    cuts = np.flatnonzero(saved > worth)
+    return int(cuts[0]) if len(cuts) else len(n_tokens)
 
 
 def token_budget(enough: int, free_nbytes: int, token_nbytes: int) -> int:
@@ -104,7 +120,7 @@ def useful_prefix(
 ) -> int:
     """Tokens at the beginning of all prompts that are worth running once; the parameters are `shared_prefix`'s."""
     n_shared = shared_prefix(token_ids, starts, n_positions)
-    return n_shared if n_shared >= _LEAST_PREFIX and len(starts) > 2 else 0
+    return n_shared if n_shared >= LEAST_PREFIX and len(starts) > 2 else 0
 
 
 def shared_prefix(

@@ -1,23 +1,26 @@
-"""A loaded model that gives the hidden states of prompts without storing them."""
+"""A model that gives the hidden states of prompts without storing them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Integer, Shaped
 
-from activation_store.capture.batches import BatchPlan, token_budget, useful_prefix
+from activation_store.bars import bars_at_terminals
+from activation_store.capture.batches import BatchPlan, token_budget
 from activation_store.capture.footprint import enough_tokens, free_nbytes
 from activation_store.capture.hidden_states import HiddenStates
-from activation_store.capture.parity import first_rows
+from activation_store.capture.reuse import Reuse
 from activation_store.capture.splitting import SplittingRunner
 from activation_store.errors import InputError, PromptError, check_at_least_one
 from activation_store.models.info import ModelInfo, read_model_info
-from activation_store.models.loading import load_tokenizer, resolve_device
+from activation_store.models.loading import load_tokenizer, place_of, resolve_device
 from activation_store.models.source import ModelSource
-from activation_store.prompts.encoding import encode_prompts
+from activation_store.prompts.encoding import check_format, encode_prompts
 from activation_store.prompts.prompts import PromptFormat, Prompts
 from activation_store.prompts.tokenizer import Tokenizer, chat_template_hash, tokenizer_hash
 from activation_store.questions.question import Question
@@ -25,64 +28,77 @@ from probesweep_errors import naming
 
 # Prompts are put into batches by length within so many.
 _CHUNK_ROWS = 4096
+# A batch takes as long as a fraction of the tokens that keep the device busy, whatever it holds: the weights are read.
+_BATCHES_OF_ENOUGH = 8
 
 
-class LoadedModel:
-    """A model without its head, run up to the highest layer that is wanted.
+@dataclass(frozen=True)
+class KnownModel:
+    """A model of which everything is known and checked but the weights, which are not loaded.
 
-    Open with `LoadedModel.load`.
+    Open with `KnownModel.open`.
+
+    Attributes
+    ----------
+    source, info
+        The model.
+    tokenizer : Tokenizer
+    prompts : PromptFormat
+    device : torch.device
+        Where it will run.
+    positions : tuple of int
+        Those that every prompt has, negative from the last real token: the template's tail, or as many as asked for.
+    as_trained : bool
+        It is the model of a store, whose template cannot be changed.
     """
 
-    def __init__(self, states: HiddenStates, tokenizer: Tokenizer, info: ModelInfo, prompts: PromptFormat) -> None:
-        self._states, self._tokenizer, self._info, self._format = states, tokenizer, info, prompts
-        self._checked = False
+    source: ModelSource
+    info: ModelInfo
+    tokenizer: Tokenizer
+    prompts: PromptFormat
+    device: torch.device
+    positions: tuple[int, ...]
+    as_trained: bool
 
     @classmethod
-    def load(
+    def open(
         cls,
-        model: str,
-        layers: Sequence[int],
-        positions: Sequence[int],
+        model: Any,
         prompts: PromptFormat,
         *,
-        dtype: str = "auto",
+        tokenizer: Any = None,
         device: str = "auto",
         trust_remote_code: bool = False,
-        expected: dict[str, str | None] | None = None,
-    ) -> LoadedModel:
-        """Load the weights.
+        expected: Mapping[str, str | None] | None = None,
+    ) -> KnownModel:
+        """Read configuration and tokenizer, and identify the weights.
 
         Parameters
         ----------
-        model : str
-            Hub id, local folder, GGUF file, or "smollm2".
-        layers : sequence of int
-            Indices into ``hidden_states``, ascending.
-        positions : sequence of int
-            Negative indices from the last real token.
+        model : str or PreTrainedModel
+            Hub id, local folder, GGUF file, or "smollm2"; or a model in memory, with its `tokenizer`.
         prompts : PromptFormat
-        dtype : str
-            "auto" (the checkpoint's), "float32", "float16" or "bfloat16".
+        tokenizer : Tokenizer, optional
         device : str
             "auto", "cpu", "cuda", ...
         trust_remote_code : bool
             Run code that the model's repository brings.
-        expected : dict, optional
+        expected : mapping, optional
             ``weights``, ``tokenizer`` and ``chat_template`` of a store's fingerprint, where the model must be the same.
 
         Raises
         ------
         InputError
-            The model cannot be loaded, or is another one than expected.
+            There is no such model, it is another one than expected, or no prompts can be made with its tokenizer.
         """
         with naming("model"):
-            source = ModelSource.parse(model, trust_remote_code=trust_remote_code)
-        placed = resolve_device(device)
-        with naming("model"):
+            source = ModelSource.of(model, tokenizer, trust_remote_code=trust_remote_code)
+        placed = resolve_device(device) if source.held is None else place_of(source.held.model, device)
+        with naming("model"), bars_at_terminals():
             info = read_model_info(source)
         check_at_least_one(max_length=prompts.max_length)
         prompts = replace(prompts, max_length=info.most_tokens(prompts.max_length))
-        with naming("model"):
+        with naming("model"), bars_at_terminals():
             tokenizer = load_tokenizer(source)
         found = {
             "weights": info.weights,
@@ -92,14 +108,48 @@ class LoadedModel:
         for name, value in (expected or {}).items():
             if value != found[name]:
                 raise InputError(
-                    f"model {model!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was trained "
+                    f"model {source.name!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was trained "
                     f"on ({value}); give the same model with model=...",
                     argument="model",
                 )
-        dtype = info.dtype if dtype == "auto" else dtype
-        return cls(
-            HiddenStates.load(source, info, layers, positions, dtype=dtype, device=placed), tokenizer, info, prompts
-        )
+        tail = check_format(tokenizer, prompts)
+        n_positions = int(prompts.eoi_tokens or 0) if tail is None else len(tail.token_ids)
+        return cls(source, info, tokenizer, prompts, placed, tuple(range(-n_positions, 0)), bool(expected))
+
+    def load(self, layers: Sequence[int], positions: Sequence[int], *, dtype: str = "auto") -> LoadedModel:
+        """Load the weights.
+
+        Parameters
+        ----------
+        layers : sequence of int
+            Indices into ``hidden_states``, ascending.
+        positions : sequence of int
+            Negative indices from the last real token.
+        dtype : str
+            "auto" (the checkpoint's), "float32", "float16" or "bfloat16".
+
+        Raises
+        ------
+        InputError
+            The weights cannot be loaded.
+        """
+        dtype = self.info.dtype if dtype == "auto" else dtype
+        with bars_at_terminals():
+            states = HiddenStates.load(self.source, self.info, layers, positions, dtype=dtype, device=self.device)
+        return LoadedModel(states, self)
+
+
+class LoadedModel:
+    """A model without its head, run up to the highest layer that is wanted.
+
+    Load with `KnownModel.load`. What is learnt of the model and its prompts is kept between calls: that batches give
+    what single prompts give, and the tokens that all prompts begin with.
+    """
+
+    def __init__(self, states: HiddenStates, known: KnownModel) -> None:
+        self._states, self._known = states, known
+        self._reuse = Reuse(states)
+        self._longest = self._budget = 0
 
     def encode(self, questions: Sequence[Question], numbers: Sequence[int] | None = None) -> Prompts:
         """Turn questions into prompts.
@@ -116,11 +166,11 @@ class LoadedModel:
             As `activation_store.prompts.encoding.encode_prompts`.
         """
         return encode_prompts(
-            self._tokenizer,
+            self._known.tokenizer,
             questions,
-            self._format,
-            n_embeddings=self._info.n_embeddings,
-            as_trained=True,
+            self._known.prompts,
+            n_embeddings=self._known.info.n_embeddings,
+            as_trained=self._known.as_trained,
             numbers=numbers,
         )
 
@@ -164,20 +214,18 @@ class LoadedModel:
         """
         plan = self._plan(prompts, max_rows)
         runner = SplittingRunner(self._states.start)
+        worth = enough_tokens(self._states.device) // _BATCHES_OF_ENOUGH
         for start in range(0, len(prompts.n_tokens), _CHUNK_ROWS):
             chunk = range(start, min(start + _CHUNK_ROWS, len(prompts.n_tokens)))
-            for batch in plan.batches(prompts.n_tokens, chunk):
+            for batch in plan.batches(prompts.n_tokens, chunk, worth=worth):
                 batch_prompts = [prompts.row(row) for row in batch.tolist()]
                 for rows, wait in runner.run(batch, batch_prompts):
                     yield rows, wait()
 
     def _plan(self, prompts: Prompts, max_rows: int | None) -> BatchPlan:
-        states, longest = self._states, int(prompts.n_tokens.max())
-        prefix = useful_prefix(prompts.token_ids, prompts.starts, len(prompts.positions))
-        states.use_prefix(prompts.row(0)[:prefix])
-        if prefix or not self._checked:
-            first = [prompts.row(row) for row in first_rows(prompts.n_tokens)]
-            states.check(first, max_rows=max_rows or len(first))
-            self._checked = True
-        n_tokens = token_budget(enough_tokens(states.device), free_nbytes(states.device), states.token_nbytes(longest))
-        return BatchPlan(n_tokens, max_rows, states.n_prefix)
+        prefix_tokens, longest = self._reuse.prepare(prompts, max_rows), int(prompts.n_tokens.max())
+        if longest > self._longest:
+            # Not for every call: a GPU is asked what it has free only once it has finished everything.
+            device, n_bytes = self._states.device, self._states.token_nbytes(longest)
+            self._longest, self._budget = longest, token_budget(enough_tokens(device), free_nbytes(device), n_bytes)
+        return BatchPlan(self._budget, max_rows, prefix_tokens)

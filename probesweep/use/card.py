@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from activation_store import ActivationStore
 from activation_store.prompts.prompts import PromptFormat
@@ -34,6 +34,7 @@ from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
 from gpu_probes.terms import PermutationStatistic, TaskType
 from probesweep.errors import RequestError
+from probesweep.use.place import ModelPlace
 
 CARD_VERSION = 1
 
@@ -70,6 +71,7 @@ class PromptOrigin:
     Attributes
     ----------
     model, weights, tokenizer, dtype : str
+        The first as it was given to ``extract``. None for what the activations do not say and nobody compares.
     layers : list of int
         Indices into ``hidden_states`` that the probe reads.
     positions : list of int
@@ -83,11 +85,13 @@ class PromptOrigin:
     truncate_to : int or None
         Number of tokens that longer prompts were cut to.
     question_column : str
+    source : ModelPlace or None
+        Where the model was; None in cards of earlier versions.
     """
 
     model: Text
-    weights: Text
-    tokenizer: Text
+    weights: Text | None
+    tokenizer: Text | None
     dtype: Text
     layers: list[Count]
     positions: list[Whole]
@@ -97,6 +101,14 @@ class PromptOrigin:
     eoi_tokens: Count | None
     truncate_to: Count | None
     question_column: Text
+    source: ModelPlace | None = None
+
+    @property
+    def expected(self) -> dict[str, str | None]:
+        """What the model must have to be the training's, for `KnownModel.open`."""
+        if self.weights is None:
+            return {}
+        return {name: getattr(self, name) for name in ("weights", "tokenizer", "chat_template")}
 
     def prompt_format(self, max_length: int | None = None, *, truncate: bool = False) -> PromptFormat:
         """How new questions become prompts: as in training, with another limit if one is given."""
@@ -107,6 +119,22 @@ class PromptOrigin:
             max_length=self.truncate_to if max_length is None else max_length,
             truncate=truncate or self.truncate_to is not None,
         )
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the probe reads activations that do not record how they were made.
+
+    Attributes
+    ----------
+    layers : list of int
+        Indices into ``hidden_states`` that the probe reads.
+    positions : list of int
+        All of the activations'.
+    """
+
+    layers: list[Count]
+    positions: list[Whole]
 
 
 @dataclass(frozen=True)
@@ -131,6 +159,8 @@ class Card:
     calibration : Calibration
     prompts : PromptOrigin or None
         None if the activations do not record how they were made.
+    places : Places or None
+        What is known then; also None in cards of earlier versions.
     """
 
     format_version: Count
@@ -145,6 +175,7 @@ class Card:
     scores: BestScores
     calibration: Calibration
     prompts: PromptOrigin | None
+    places: Places | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -205,19 +236,23 @@ class Card:
         if self.prompts is not None:
             yield "prompts.weights", self.prompts.weights, results.run.weights
             yield "prompts.model", self.prompts.model, results.run.model
-            yield from self._prompts_compared(self.prompts, results)
+            yield "prompts.chat_template", self.prompts.chat_template is not None, self.prompts.use_chat_template
+            if self.prompts.eoi_tokens is not None:
+                yield "prompts.eoi_tokens", self.prompts.eoi_tokens, len(self.prompts.positions)
+        for name, read in (("prompts", self.prompts), ("places", self.places)):
+            if read is not None:
+                yield from self._read_compared(name, read, results)
 
-    def _prompts_compared(self, prompts: PromptOrigin, results: Results) -> Iterator[tuple[str, object, object]]:
-        """Layers and positions that are read, and how the template is used."""
+    def _read_compared(
+        self, name: str, read: PromptOrigin | Places, results: Results
+    ) -> Iterator[tuple[str, object, object]]:
+        """Layers and positions that are read."""
         if self.join is None or self.join == "layers":
-            yield "prompts.positions", prompts.positions, list(results.performance.positions)
+            yield f"{name}.positions", read.positions, list(results.performance.positions)
         else:
-            yield "prompts.positions", len(prompts.positions), len(results.run.position_tokens)
+            yield f"{name}.positions", len(read.positions), len(results.run.position_tokens)
         if self.join is None or self.join == "mean":
-            yield "prompts.layers", prompts.layers, [self.layer]
-        yield "prompts.chat_template", prompts.chat_template is not None, prompts.use_chat_template
-        if prompts.eoi_tokens is not None:
-            yield "prompts.eoi_tokens", prompts.eoi_tokens, len(prompts.positions)
+            yield f"{name}.layers", read.layers, [self.layer]
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -229,7 +264,7 @@ def describe_probe(
     label: str,
     result: SweepResult,
     evidence: Evidence,
-    store: ActivationStore | PtActivations,
+    store: ActivationStore | PtActivations | None,
     join: str | None,
 ) -> Card | None:
     """Describe the best probe; None where there is none.
@@ -240,8 +275,8 @@ def describe_probe(
     result : SweepResult
     evidence : Evidence
         Of `gpu_probes.infer`.
-    store : ActivationStore or PtActivations
-        Of the training rows.
+    store : ActivationStore or PtActivations or None
+        Of the training rows; None where nothing is known of them.
     join : str or None
         How its cells were combined.
     """
@@ -268,6 +303,7 @@ def describe_probe(
         ),
         calibration=_calibration(result.task_type, evidence),
         prompts=_prompts(store, best, join),
+        places=_places(store, best, join),
     )
 
 
@@ -279,10 +315,10 @@ def _calibration(task_type: str, evidence: Evidence) -> Calibration:
     return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
 
 
-def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str | None) -> PromptOrigin | None:
-    fingerprint = store.fingerprint
-    if not isinstance(store, ActivationStore) or "tokenizer" not in fingerprint:
+def _prompts(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> PromptOrigin | None:
+    if not isinstance(store, ActivationStore) or "tokenizer" not in store.fingerprint:
         return None
+    fingerprint = store.fingerprint
     provenance = store.attrs["provenance"]
     return PromptOrigin(
         model=fingerprint["model"],
@@ -298,4 +334,17 @@ def _prompts(store: ActivationStore | PtActivations, best: BestProbe, join: str 
         eoi_tokens=None if provenance.get("template_tail") else len(store.positions),
         truncate_to=None if fingerprint["truncation"] is None else fingerprint["truncation"]["max_length"],
         question_column=fingerprint["question_column"],
+        source=_source(provenance, fingerprint),
     )
+
+
+def _source(provenance: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> ModelPlace:
+    recorded = provenance.get("model_source")
+    return ModelPlace(**recorded) if recorded else ModelPlace.recorded(fingerprint["model"], fingerprint["weights"])
+
+
+def _places(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> Places | None:
+    if store is None or "tokenizer" in store.fingerprint:
+        return None
+    layers = [int(layer) for layer in layers_behind(store, join, best.cell)]
+    return Places(layers, list(store.positions))

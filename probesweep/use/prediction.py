@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Shaped
 
-from activation_store.capture.session import LoadedModel
 from activation_store.errors import NonFiniteError, PromptError, check_at_least_one, show_rows
 from activation_store.prompts.prompts import Prompts
 from activation_store.questions.dataset import read_question
@@ -29,6 +29,12 @@ from gpu_probes.scores.decisions import one_column, predictions_of
 from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
 from probesweep.use.card import Card, PromptOrigin
+from probesweep.use.place import ModelPlace
+from probesweep.use.told import Told
+
+if TYPE_CHECKING:
+    # transformers takes seconds to import, which a model that is not there need not wait for.
+    from activation_store.capture.session import KnownModel, LoadedModel
 
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
@@ -37,7 +43,7 @@ Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 class Probe:
     """The best probe of a training, with the model that it reads.
 
-    Open with `Probe.load`. The model is loaded when the first prompt is scored, and kept.
+    Open with `Probe.load`. The model's weights are loaded when the first prompt is scored, and kept.
 
     Attributes
     ----------
@@ -46,8 +52,12 @@ class Probe:
     coef : ndarray [output, feature]
         In raw features; one output for regression and two classes, otherwise one per class.
     intercept : ndarray [output]
-    model : str
-        Where the model is loaded from.
+    prompts : PromptOrigin
+        How prompts are made and read: the card's or, for a probe of a ``.pt``, as `load` was told.
+    model : str or PreTrainedModel
+        Where the model is loaded from, or itself.
+    tokenizer : PreTrainedTokenizer or None
+        Of a model in memory.
     device : str
     batch_size : int or None
         Most prompts in a batch.
@@ -61,7 +71,9 @@ class Probe:
     card: Card
     coef: Float64[np.ndarray, "output feature"]
     intercept: Float64[np.ndarray, " output"]
-    model: str
+    prompts: PromptOrigin
+    model: Any
+    tokenizer: Any = None
     device: str = "auto"
     batch_size: int | None = None
     trust_remote_code: bool = False
@@ -73,21 +85,29 @@ class Probe:
         cls,
         folder: str | Path,
         *,
-        model: str | None = None,
+        model: Any = None,
+        tokenizer: Any = None,
         device: str = "auto",
         batch_size: int | None = None,
         trust_remote_code: bool = False,
         max_length: int | None = None,
         truncate: bool = False,
+        use_chat_template: bool | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        eoi_tokens: int | None = None,
+        dtype: str | None = None,
+        preload: bool = False,
     ) -> Probe:
-        """Open the best probe of a result folder.
+        """Open the best probe of a result folder, and make sure that its model is there and the same.
 
         Parameters
         ----------
         folder : str or Path
             The results of a training.
-        model : str, optional
-            New location of the same model; by default the training's.
+        model : str or PreTrainedModel, optional
+            New location of the same model, or the model in memory, with its `tokenizer`; by default the training's.
+        tokenizer : PreTrainedTokenizer, optional
+            Of a model in memory.
         device : str
             "auto", "cpu", "cuda", ...
         batch_size : int, optional
@@ -98,22 +118,39 @@ class Probe:
             Most tokens of a prompt; by default what training prompts were cut to, or else the model's limit.
         truncate : bool
             Cut the end of the user's text of longer prompts instead of raising an error.
+        use_chat_template, chat_template_kwargs, eoi_tokens, dtype : optional
+            How the prompts of a ``.pt`` were made, as `activation_store.Extraction` takes it; only for a probe that was
+            trained on one, with `model`. Layers and positions are those of the ``.pt``.
+        preload : bool
+            Load the weights, too, instead of with the first prompt.
 
         Raises
         ------
         RequestError, ProbeError
-            There is no probe, or it was trained on activations that do not record how their prompts were made.
+            There is no probe, or it was trained on activations that do not record how their prompts were made, and
+            nothing says so.
+        InputError
+            The model is missing or another one, or makes no such prompts.
         """
         check_at_least_one(batch_size=batch_size, max_length=max_length)
-        folder = Path(folder)
+        folder, told = Path(folder), Told(use_chat_template, chat_template_kwargs, eoi_tokens, dtype)
         results = _read_results(folder)
-        card, prompts = _read_card(results)
+        card = _read_card(results)
+        if card.prompts is None:
+            prompts = told.prompts(card, results, model)
+        else:
+            told.check_silent(folder)
+            prompts = card.prompts
+        where = (prompts.source or ModelPlace.recorded(prompts.model, prompts.weights or "")).find(model, folder)
         _warn_uncalibrated(card, folder)
         saved = SavedProbes.of(results)
         at = saved.positions.index(card.position), saved.layers.index(card.layer)
-        where = model or prompts.model
-        options = (device, batch_size, trust_remote_code, max_length, truncate)
-        return cls(card, saved.coef[at], saved.intercept[at], where, *options)
+        options = (tokenizer, device, batch_size, trust_remote_code, max_length, truncate)
+        probe = cls(card, saved.coef[at], saved.intercept[at], prompts, where, *options)
+        probe._check_places()
+        if preload:
+            _ = probe._loaded
+        return probe
 
     @property
     def layer(self) -> int | str:
@@ -133,7 +170,7 @@ class Probe:
     @property
     def question_column(self) -> str:
         """The training's column of prompts."""
-        return self._prompts.question_column
+        return self.prompts.question_column
 
     @property
     def direction(self) -> Float64[np.ndarray, "output feature"]:
@@ -245,12 +282,7 @@ class Probe:
         self, encoded: Prompts, progress: Callable[[Batches, int], Batches] | None, *, stop: bool
     ) -> Float64[np.ndarray, "prompt output"]:
         """Decision values; NaN and infinity in hidden states are an error if `stop`."""
-        given, join = self._prompts, self.card.join
-        if list(encoded.positions) != given.positions:
-            raise RequestError(
-                f"the template's tail has positions {list(encoded.positions)}, in training {given.positions}; "
-                "load the same tokenizer and template"
-            )
+        given, join = self.prompts, self.card.join
         decision = np.zeros((len(encoded.n_tokens), len(self.coef)))
         batches = self._loaded.run(encoded, max_rows=self.batch_size)
         for rows, states in batches if progress is None else progress(batches, len(decision)):
@@ -271,28 +303,46 @@ class Probe:
         return PlattScaling(found.slope, found.intercept).apply(decision)
 
     @property
-    def _prompts(self) -> PromptOrigin:
-        assert self.card.prompts is not None, "Probe.load refuses such cards"
-        return self.card.prompts
-
-    @property
     def _read_positions(self) -> list[int]:
         """Negative indices of the tokens whose hidden states the probe reads."""
-        return [at for at in self._prompts.positions if self.card.join or at == self.position]
+        return [at for at in self.prompts.positions if self.card.join or at == self.position]
+
+    @cached_property
+    def _known(self) -> KnownModel:
+        from activation_store.capture.session import KnownModel
+
+        return KnownModel.open(
+            self.model,
+            self.prompts.prompt_format(self.max_length, truncate=self.truncate),
+            tokenizer=self.tokenizer,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            expected=self.prompts.expected,
+        )
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        given = self._prompts
-        return LoadedModel.load(
-            self.model,
-            given.layers,
-            self._read_positions,
-            given.prompt_format(self.max_length, truncate=self.truncate),
-            dtype=given.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            expected={name: getattr(given, name) for name in ("weights", "tokenizer", "chat_template")},
-        )
+        return self._known.load(self.prompts.layers, self._read_positions, dtype=self.prompts.dtype)
+
+    def _check_places(self) -> None:
+        """Make sure that the model's prompts and hidden states have the places that the probe reads."""
+        given, known = self.prompts, self._known
+        if given.eoi_tokens is None and list(known.positions) != given.positions:
+            way_out = "load the same tokenizer and template"
+            if given.weights is None:
+                way_out = "give the template that the .pt was made with, or eoi_tokens=N to read the last N tokens"
+            raise RequestError(
+                f"the template's tail has positions {list(known.positions)}, in training {given.positions}; {way_out}"
+            )
+        info = known.info
+        cells = np.zeros((1, len(given.layers), len(given.positions), info.n_features))
+        n_features = combine(ArrayCellSource(cells, given.layers, given.positions), self.card.join).n_features
+        if max(given.layers) > info.n_blocks or n_features != self.coef.shape[1]:
+            raise RequestError(
+                f"the model {known.source.name} has layers 0 to {info.n_blocks} of {info.n_features} features, and the probe "
+                f"reads {self.coef.shape[1]} features of layers {given.layers}; give the model that it was trained on",
+                argument="model",
+            )
 
 
 def _read_questions(prompts: object) -> list[Question | PromptError]:
@@ -300,7 +350,7 @@ def _read_questions(prompts: object) -> list[Question | PromptError]:
     if not isinstance(prompts, Iterable) or isinstance(prompts, str | bytes | Mapping):
         raise RequestError(f"{prompts!r} is not a list of prompts; put a single one in brackets: probe.score([text])")
     return [
-        prompt if isinstance(prompt, PromptError) else read_question(prompt, f"prompt {row}")
+        prompt if isinstance(prompt, PromptError) else read_question(prompt, f"row {row}")
         for row, prompt in enumerate(prompts)
     ]
 
@@ -323,7 +373,7 @@ def _read_results(folder: Path) -> Results:
     return Results.load(folder)
 
 
-def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
+def _read_card(results: Results) -> Card:
     folder = results.folder
     if results.best is None:
         raise RequestError(
@@ -332,13 +382,7 @@ def _read_card(results: Results) -> tuple[Card, PromptOrigin]:
         )
     if CARD not in results.run.files:
         raise damaged(folder / RUN, f"it does not name {CARD}", ["files"])
-    card = Card.of(results)
-    if card.prompts is None:
-        raise RequestError(
-            f"the probe in {folder} was trained on a .pt or an imported store, which does not say how its prompts were "
-            "made; extract them with probesweep and train on that"
-        )
-    return card, card.prompts
+    return Card.of(results)
 
 
 def _warn_uncalibrated(card: Card, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,8 +119,7 @@ def write_results(
         found = infer(result, *sources, given, About(numbers=numbers, **texts))
         replace(found, overlap=Overlap(n_shared=0, rows=(), dropped=False)).save(folder)
         files = [*files, "inference.json"]
-        # What has no prompts is trained on a .pt.
-        card = describe_probe(label, result, found, SimpleNamespace(fingerprint={}), join)
+        card = describe_probe(label, result, found, None, join)
         if card is not None:
             card.save(folder)
             files = [*files, "probe.json"]

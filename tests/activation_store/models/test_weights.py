@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from activation_store import ActivationStore, Extraction, InputError
-from activation_store.capture.session import LoadedModel
+from activation_store.capture.session import KnownModel
 from activation_store.models.info import read_model_info
 from activation_store.models.loading import load_model
 from activation_store.models.source import ModelSource
@@ -150,7 +150,7 @@ def test_weights_that_are_not_the_models_are_refused_before_anything_is_written(
     assert not (tmp_path / "s.zarr").exists()
     # Wherever else a model is loaded.
     with pytest.raises(InputError, match=says):
-        LoadedModel.load(str(model), [1], [-1], PromptFormat())
+        KnownModel.open(str(model), PromptFormat()).load([1], [-1])
     with pytest.raises(InputError, match=says):
         Subject.load(str(model))
 

@@ -650,7 +650,7 @@ def test_prompts_are_cut_as_extract_cuts_them(folder, train, tmp_path, tiny_mode
 def test_what_is_no_prompt_is_named(train, prompts):
     probe = Probe.load(train("success_rate"))
     for use in (probe.score, probe.predict, probe.decide):
-        with pytest.raises(InputError, match=r"^prompt 0: "):
+        with pytest.raises(InputError, match=r"^row 0: "):
             use(prompts)
     decision, reasons = probe.decide_usable([*prompts, "Hi"])
     assert list(reasons) == [0]
