@@ -108,8 +108,8 @@ class KnownModel:
         for name, value in (expected or {}).items():
             if value != found[name]:
                 raise InputError(
-                    f"model {source.name!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was trained "
-                    f"on ({value}); give the same model with model=...",
+                    f"model {source.name!r} has another {name.replace('_', ' ')} ({found[name]}) than the probe was "
+                    f"trained on ({value}); give the same model with model=...",
                     argument="model",
                 )
         tail = check_format(tokenizer, prompts)

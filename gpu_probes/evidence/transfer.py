@@ -22,7 +22,7 @@ from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ran
 from gpu_probes.scores.intervals import Interval, ScoredSides
 from gpu_probes.scores.metrics import classification_scores, regression_scores
 from gpu_probes.search.options import SweepOptions
-from gpu_probes.search.sweep import sweep
+from gpu_probes.search.sweep import plan_sweep
 from gpu_probes.solvers.deciding import row_norms
 from gpu_probes.terms import Cell
 
@@ -226,7 +226,8 @@ def _baselines(
     )
     # A source without information: only folds and labels are wanted of it.
     sources = [ArrayCellSource(np.ones((n, 1, 1, 1))) for n in (len(fitted.labels), len(labels))]
-    result = sweep(sources[0], fitted.labels, sources[1], labels, **vars(given))
+    tables = ({"labels": fitted.labels}, {"labels": labels})
+    result = plan_sweep(sources[0], tables[0], sources[1], tables[1], **vars(given)).run()["labels"]
     comparison = Comparison(result, sources[0], sources[1], given)
     found = [number_baseline(comparison, name, fitted.numbers[name], other.numbers[name]) for name in sorted(names)]
     if fitted.prompts is not None and other.prompts is not None:

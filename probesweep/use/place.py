@@ -24,7 +24,7 @@ class ModelPlace:
     Attributes
     ----------
     kind : bundled, gguf, folder, hub or memory
-        A model in a Python package, a file, a folder, a repository of the hub, or one that was not loaded from anywhere.
+        In a Python package, a file, a folder, a repository of the hub, or given as it was in memory.
     place : str
         The absolute path of a file or folder; otherwise the name, as ``--model`` takes it.
     """

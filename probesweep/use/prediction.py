@@ -339,8 +339,9 @@ class Probe:
         n_features = combine(ArrayCellSource(cells, given.layers, given.positions), self.card.join).n_features
         if max(given.layers) > info.n_blocks or n_features != self.coef.shape[1]:
             raise RequestError(
-                f"the model {known.source.name} has layers 0 to {info.n_blocks} of {info.n_features} features, and the probe "
-                f"reads {self.coef.shape[1]} features of layers {given.layers}; give the model that it was trained on",
+                f"the model {known.source.name} has layers 0 to {info.n_blocks} of {info.n_features} features, and the "
+                f"probe reads {self.coef.shape[1]} features of layers {given.layers}; give the model that it was "
+                "trained on",
                 argument="model",
             )
 

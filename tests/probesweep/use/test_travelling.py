@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from activation_store import InputError, export_pt, open_activations
+from activation_store import Extraction, InputError, export_pt, open_activations
 from activation_store.capture import hidden_states
 from gpu_probes.results.folder import Run
 from probesweep import Probe, RequestError
@@ -139,6 +140,24 @@ def test_weights_are_loaded_with_the_first_prompt_or_at_once(trained, monkeypatc
     assert len(loads) == 2
     np.testing.assert_array_equal(ready.score(["Hi"]), expected)
     assert len(loads) == 2
+
+
+def test_a_model_in_memory_is_given_as_it_is(tiny_model, tmp_path):
+    """And a probe of one has no other place where its model is."""
+    model, tokenizer = (kind.from_pretrained(tiny_model("llama")) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    questions = [f"{question} ({copy})" for copy in range(3) for question in QUESTIONS]
+    rates = np.random.default_rng(0).random(len(questions))
+    data = pd.DataFrame({"question": questions, "success_rate": rates})
+    options = {"tokenizer": tokenizer, "use_chat_template": True, "layers": [0, 1]}
+    Extraction(model.eval(), data, tmp_path / "s.zarr", **options).run()
+    stores = ("--train_activations", tmp_path / "s.zarr", "--test_activations", tmp_path / "s.zarr")
+    assert run("train", *stores, "--output_dir", tmp_path / "out", "--k_fold", "--no_nested_cv").returncode == 0
+    probe = Probe.load(tmp_path / "out", model=model, tokenizer=tokenizer)
+    expected = read(tmp_path / "out/best_probe_predictions.json")["train_predictions"]
+    np.testing.assert_allclose(probe.predict(questions), expected, rtol=1e-4, atol=1e-5)
+    assert read(tmp_path / "out/probe.json")["prompts"]["source"]["kind"] == "memory"
+    done = run("predict", "--probe", tmp_path / "out", "--text", "Hi")
+    assert (done.returncode, "was in memory" in done.stderr) == (2, True)
 
 
 # How often the model runs
