@@ -251,8 +251,11 @@ class ActivationStore:
         ndarray [row, layer, position, feature]
             A copy.
         """
-        if isinstance(rows, int):
-            raise InputError(f"{self.path}: samples are read by slices; write store[i:i+1] for one")
+        if not isinstance(rows, slice):
+            raise InputError(
+                f"{self.path}: samples are read by slices; write store[i:i+1] for one, store.cell(layer, position) for "
+                "a cell"
+            )
         start, stop, step = rows.indices(self.n_samples)
         if step != 1:
             raise InputError(f"{self.path}: samples are read in order, without a step; index the result instead")

@@ -302,8 +302,47 @@ def describe_probe(
             p_statistic=result.permutation_statistic,
         ),
         calibration=_calibration(result.task_type, evidence),
-        prompts=_prompts(store, best, join),
-        places=_places(store, best, join),
+        **_reading(store, best, join),
+    )
+
+
+def describe_saved(results: Results) -> Card:
+    """Describe the best probe of a sweep that was saved from Python, which leaves no card.
+
+    Parameters
+    ----------
+    results : Results
+        With a best probe.
+    """
+    best, evidence, origin = results.best, results.evidence or Evidence(), results.run.origin or {}
+    assert best is not None
+    performance, nested, tested = results.performance, evidence.nested_cv, evidence.permutation
+    prompts = None
+    if isinstance(best.best_layer_number, int):
+        positions = [int(position) for position in performance.positions]
+        prompts = _prompts(
+            origin.get("fingerprint", {}), origin.get("provenance", {}), positions, [best.best_layer_number]
+        )
+    return Card(
+        format_version=CARD_VERSION,
+        label=results.run.label,
+        task_type=best.task_type,
+        classes=None if performance.classes is None else list(performance.classes),
+        probe=results.probes.header.probe,
+        layer=best.best_layer_number,
+        position=best.best_position,
+        join=None,
+        alpha=best.selected_alpha,
+        scores=BestScores(
+            metric=best.metric,
+            cv=best.cv_score,
+            nested_cv=None if nested is None else nested.score,
+            test=best.test_score,
+            p=None if tested is None else tested.p_best,
+            p_statistic="probe" if tested is None else tested.statistic,
+        ),
+        calibration=_calibration(best.task_type, evidence),
+        prompts=prompts,
     )
 
 
@@ -315,23 +354,33 @@ def _calibration(task_type: str, evidence: Evidence) -> Calibration:
     return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
 
 
-def _prompts(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> PromptOrigin | None:
-    if not isinstance(store, ActivationStore) or "tokenizer" not in store.fingerprint:
+def _reading(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> dict[str, Any]:
+    """How a prompt reaches the probe, or at least which places it reads."""
+    if store is None:
+        return {"prompts": None}
+    layers, positions = [int(layer) for layer in layers_behind(store, join, best.cell)], list(store.positions)
+    provenance = store.attrs["provenance"] if isinstance(store, ActivationStore) else {}
+    prompts = _prompts(store.fingerprint, provenance, positions, layers)
+    return {"prompts": prompts, "places": Places(layers, positions) if prompts is None else None}
+
+
+def _prompts(
+    fingerprint: Mapping[str, Any], provenance: Mapping[str, Any], positions: list[int], layers: list[int]
+) -> PromptOrigin | None:
+    if "tokenizer" not in fingerprint:
         return None
-    fingerprint = store.fingerprint
-    provenance = store.attrs["provenance"]
     return PromptOrigin(
         model=fingerprint["model"],
         weights=fingerprint["weights"],
         tokenizer=fingerprint["tokenizer"],
         dtype=fingerprint["dtype"],
-        layers=[int(layer) for layer in layers_behind(store, join, best.cell)],
-        positions=list(store.positions),
+        layers=layers,
+        positions=positions,
         use_chat_template=fingerprint["chat_template"] is not None,
         chat_template=fingerprint["chat_template"],
         chat_template_kwargs=fingerprint["chat_template_kwargs"],
         # If the positions were given as a number of tokens, they are again.
-        eoi_tokens=None if provenance.get("template_tail") else len(store.positions),
+        eoi_tokens=None if provenance.get("template_tail") else len(positions),
         truncate_to=None if fingerprint["truncation"] is None else fingerprint["truncation"]["max_length"],
         question_column=fingerprint["question_column"],
         source=_source(provenance, fingerprint),
@@ -341,10 +390,3 @@ def _prompts(store: ActivationStore | PtActivations | None, best: BestProbe, joi
 def _source(provenance: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> ModelPlace:
     recorded = provenance.get("model_source")
     return ModelPlace(**recorded) if recorded else ModelPlace.recorded(fingerprint["model"], fingerprint["weights"])
-
-
-def _places(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> Places | None:
-    if store is None or "tokenizer" in store.fingerprint:
-        return None
-    layers = [int(layer) for layer in layers_behind(store, join, best.cell)]
-    return Places(layers, list(store.positions))

@@ -28,7 +28,7 @@ from gpu_probes.scores.calibration import PlattScaling
 from gpu_probes.scores.decisions import one_column, predictions_of
 from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
-from probesweep.use.card import Card, PromptOrigin
+from probesweep.use.card import Card, PromptOrigin, describe_saved
 from probesweep.use.place import ModelPlace
 from probesweep.use.told import Told
 
@@ -381,6 +381,8 @@ def _read_card(results: Results) -> Card:
             f"{folder} has no best probe: it was trained without k_fold=True, or no cell has a CV score",
             argument="folder",
         )
+    if results.run.origin is not None:
+        return describe_saved(results)
     if CARD not in results.run.files:
         raise damaged(folder / RUN, f"it does not name {CARD}", ["files"])
     return Card.of(results)

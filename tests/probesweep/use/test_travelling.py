@@ -15,8 +15,9 @@ from transformers.models.llama.modeling_llama import LlamaModel
 
 from activation_store import Extraction, InputError, export_pt, open_activations
 from activation_store.capture import hidden_states
+from gpu_probes import sweep
 from gpu_probes.results.folder import Run
-from probesweep import Probe, RequestError
+from probesweep import Probe, ProbesweepError, RequestError
 from probesweep.use.card import Card
 from probesweep.use.place import ModelPlace
 from tests.helpers.commands import run
@@ -370,3 +371,24 @@ def test_cards_of_a_pt_by_earlier_versions_have_no_places(of_pt, tiny_model, tmp
     options = {"model": str(tiny_model("llama")), "use_chat_template": True}
     found, expected = (Probe.load(each, **options).score(["Hi"]) for each in (results, of_pt))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_sweep_saved_from_python_is_a_probe(tiny_model, dataset, tmp_path):
+    table = pd.read_parquet(dataset)
+    both = pd.concat([table, table.assign(question=table["question"] + " again")])
+    store = Extraction(
+        str(tiny_model("llama")), both, tmp_path / "s.zarr", use_chat_template=True, layers=[1, 2], device="cpu"
+    ).run()
+    given = {"k_fold": True, "n_folds": 3, "device": "cpu"}
+    result = sweep(store, store.labels["success_rate"], store, store.labels["success_rate"], **given)
+    probe = Probe.load(result.save(tmp_path / "saved"))
+    assert (probe.layer, probe.position) == (result.best.cell.layer, result.best.cell.position)
+    expected = result.test_predictions[result.best.position_index, result.best.layer_index, :, 0]
+    np.testing.assert_allclose(probe.predict(list(both["question"])), expected, atol=1e-5)
+    tensor = probe.direction_tensor()
+    assert tensor.shape == (store.n_features,)
+    assert float(tensor.norm()) == pytest.approx(1, rel=1e-6)
+    cell, labels = store.cell(1, -1), store.labels["success_rate"]
+    in_memory = sweep(cell, labels, cell, labels, **given)
+    with pytest.raises(ProbesweepError, match="model"):
+        Probe.load(in_memory.save(tmp_path / "arrays"))
