@@ -18,6 +18,8 @@ from gpu_probes.results.documents import Results
 from tests.helpers.commands import run
 from tests.helpers.result_folders import ATTACKS, write_results
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = [
     *(attack for attack in ATTACKS if attack.isprintable()),
     "50% & $x_1$ ~ #1 \\^{a} --- [b]* `c` |d|",

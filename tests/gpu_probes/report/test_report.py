@@ -227,6 +227,7 @@ def test_classification_page(shown: Shown):
     assert "test, after Platt scaling" in json.dumps(page.spec("reliability"))
 
 
+@pytest.mark.slow
 def test_small_bins_are_not_drawn_and_it_is_said(classes: Path, shown: Shown):
     page, found = shown("classes"), content(classes, "inference.json")
     curves_of = (found["scores"]["test"], found["platt"]["test_scores"])
