@@ -53,9 +53,15 @@ def reliability(frame: pd.DataFrame, series: Sequence[Series], tips: Sequence[st
     size = alt.Size("count:Q", scale=alt.Scale(range=[25, 260], zero=True), legend=None)
     line = base.mark_line(strokeWidth=1.75).encode(colour)
     points = base.mark_point(filled=True, opacity=0.85).encode(colour, size, tooltip=_tips(tips))
-    named = base.mark_text(dx=9, dy=-9, fontSize=11).encode(colour, text="rows:N", tooltip=alt.value(None))
+    # The first series' rows stand above its points, those of others below theirs.
+    named = [
+        chart_of(rows_where(frame, frame["series"] == one.name))
+        .mark_text(dy=13 if place else -11, fontSize=11)
+        .encode(x, y, colour, text="rows:N", tooltip=alt.value(None))
+        for place, one in enumerate(series)
+    ]
     diagonal = _diagonal(0.0, 1.0, "mean_predicted", "fraction_positive")
-    return stack([diagonal, line, points, named], 380)
+    return stack([diagonal, line, points, *named], 380)
 
 
 def alpha_path(frame: pd.DataFrame, title: str, tips: Sequence[str]) -> alt.LayerChart:
