@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -158,18 +156,6 @@ def test_latex_prints_every_text_as_it_is(hostile: list[dict]):
     assert [printed(line[names.index("token")]) for line in lines[1:]] == HOSTILE
     # After a line's end TeX would read these as its options.
     assert not [line for line in body if line.startswith(("[", "*"))]
-
-
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX")
-def test_latex_compiles(hostile: list[dict], tmp_path: Path):
-    latin = [row for row in hostile if str(row["model"]).isascii()]
-    page = (
-        f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{latex_text(latin)}\n\\end{{document}}"
-    )
-    (tmp_path / "page.tex").write_text(page)
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_a_control_character_never_breaks_a_row(folder: Path):
