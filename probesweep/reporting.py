@@ -49,11 +49,14 @@ def _prompts(folder: Path) -> dict[str, list[str]]:
     return {split: texts for split, texts in found.items() if texts is not None}
 
 
-def _questions(used: UsedStore) -> list[str] | None:
+def _questions(used: UsedStore | None) -> list[str] | None:
+    if used is None:
+        return None
     try:
         store = open_activations(used.path)
         if store.journal_hash == used.content:
-            return store.questions
+            questions = store.questions
+            return questions if questions is None or used.rows is None else [questions[row] for row in used.rows]
         reason = f"{store.path} has other rows than the training"
     except (StoreError, OSError) as error:
         # An object store may be out of reach.

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
-from activation_store import ActivationStore
 from activation_store.opening import open_activations
-from activation_store.pt.activations import PtActivations
 from gpu_probes import shared_prompts
 from gpu_probes.results.folder import Run
 from probesweep.errors import RequestError
+from probesweep.labels_file import Activations
+from probesweep.selection import Selection
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-Activations: TypeAlias = ActivationStore | PtActivations
 
 
 def another_model(run: Run, store: Activations) -> str | None:
@@ -31,8 +30,10 @@ def another_model(run: Run, store: Activations) -> str | None:
     return f"the probes were trained on another model than that of {store.path} (weights differ)"
 
 
-def check_same_origin(train: Activations, test: Activations) -> None:
+def check_same_origin(train: Activations, test: Activations | None) -> None:
     """Refuse to test on another model's activations."""
+    if test is None:
+        return
     for field in ("weights", "tokenizer", "chat_template_kwargs"):
         values = [store.fingerprint.get(field) for store in (train, test)]
         if None not in values and values[0] != values[1]:
@@ -70,62 +71,47 @@ def warn_of_another_day(train: Activations, test: Activations) -> None:
 
 
 def choose_labels(
-    wanted: Sequence[str], *, weights: str | None, groups: str | None, train: Activations, test: Activations
+    wanted: Sequence[str], *, weights: str | None, groups: str | None, train: Selection, test: Selection | None
 ) -> list[str]:
     """The labels to predict: all in the training store except weights and groups, unless some are named."""
-    held = [name for name in train.labels if name not in (weights, groups)]
-    if not _names_labels(train) and (weights or len(set(wanted)) > 1):
+    held = [name for name in train.stored_labels if name not in (weights, groups)]
+    if not train.names_labels and (weights or len(set(wanted)) > 1):
         raise RequestError(
             f"{train.path} has one label without a name; label_column=... can be given once", argument="label_column"
         )
-    needed = ((train, [*wanted, *filter(None, [weights])]), (test, wanted or held))
-    for store, names in needed:
-        missing = [name for name in names if name not in store.labels]
-        if missing and _names_labels(store):
+    needed = [(train, [*wanted, *filter(None, [weights])])]
+    if test is not None:
+        needed.append((test, wanted or held))
+    for side, names in needed:
+        missing = [name for name in names if name not in side.label_names]
+        if missing and side.names_labels:
             raise RequestError(
-                f"{store.path} has no label {missing[0]!r}; it holds {', '.join(store.labels)}. Extract it with "
-                f"label_column={missing[0]!r}, or choose another label_column=...",
+                f"{side.path} has no label {missing[0]!r}; it holds {', '.join(side.label_names)}. Join it from a file "
+                f"(labels=...), extract it with label_column={missing[0]!r}, or choose another label_column=...",
                 argument="weight_column" if missing[0] == weights and missing[0] not in wanted else "label_column",
             )
     if not (wanted or held):
         taken = {"weights (weight_column=...)": weights, "groups (groups=...)": groups}
-        used = " and ".join(role for role, name in taken.items() if name in train.labels)
+        used = " and ".join(role for role, name in taken.items() if name in train.stored_labels)
         raise RequestError(
             f"{train.path} holds no label besides the {used}; extract it with another one", argument="label_column"
         )
-    return list(dict.fromkeys(wanted or held))
+    chosen = list(dict.fromkeys(wanted or held))
+    if train.joined is not None and not train.from_file([*chosen, *filter(None, [weights, groups])]):
+        raise RequestError(
+            f"{train.joined.columns.path}: nothing of it is used; name one of its columns "
+            f"({', '.join(train.joined.names)}) as label_column=..., groups=... or weight_column=...",
+            argument="labels",
+        )
+    return chosen
 
 
 def label(store: Activations, name: str) -> pd.Series:
     """Values of a label; that of a ``.pt`` file has any name."""
-    labels = store.labels
-    if _names_labels(store) and name not in labels:
-        raise RequestError(
-            f"{store.path} has no label {name!r}; it holds {', '.join(labels)} (label_column=...)",
-            argument="label_column",
-        )
-    return labels.iloc[:, list(labels).index(name) if _names_labels(store) else 0]
+    return Selection.of(store).label(name)
 
 
-def has_column(store: Activations, name: str) -> bool:
-    """Whether a store has a column that can say which samples belong together."""
-    return name in _columns(store)
-
-
-def group_column(store: Activations, name: str) -> Shaped[np.ndarray, " sample"]:
-    """Values of a column that says which samples belong together."""
-    if name in store.labels:
-        return store.labels[name].to_numpy()
-    if not has_column(store, name) or not isinstance(store, ActivationStore):
-        raise RequestError(
-            f"{store.path} has no column {name!r} to group by (groups=...); it holds {', '.join(_columns(store))}. "
-            f"Extract it with group_column={name!r}",
-            argument="groups",
-        )
-    return store.coordinate(name)
-
-
-def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool[np.ndarray, " test_sample"]:
+def shared_rows(train: Selection, test: Selection, *, dropped: bool) -> Bool[np.ndarray, " test_sample"]:
     """Which test prompts also occur in training; none if a ``.pt`` does not contain them."""
     if train.questions is None or test.questions is None:
         if dropped:
@@ -142,11 +128,3 @@ def shared_rows(train: Activations, test: Activations, *, dropped: bool) -> Bool
             argument="drop_overlap",
         )
     return shared
-
-
-def _names_labels(store: Activations) -> bool:
-    return store.fingerprint.get("label_columns") is not None
-
-
-def _columns(store: Activations) -> list[str]:
-    return [*store.labels, *(store.fingerprint.get("group_columns") or ())]

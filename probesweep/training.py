@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from activation_store.files.storage import as_recorded
+from activation_store.extraction.arguments import read_layers
 from activation_store.opening import open_activations
 from gpu_probes import (
     About,
@@ -34,7 +34,6 @@ from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import (
     Request,
     Run,
-    UsedStore,
     has_results,
     hash_files,
     library_versions,
@@ -48,15 +47,13 @@ from gpu_probes.results.saving import save_sweep
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
+from probesweep.labels_file import Activations, JoinedColumns, LabelsFile
 from probesweep.outputs import check_folder, check_on_disk, check_room, writing
+from probesweep.selection import Selection, check_group_column, read_positions, read_test_rows, split_rows
 from probesweep.stores import (
-    Activations,
     check_same_origin,
     check_unchanged,
     choose_labels,
-    group_column,
-    has_column,
-    label,
     origin_of,
     shared_rows,
     warn_of_another_day,
@@ -70,16 +67,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
-# Options that do not affect the results, or say where they go.
+# Options that do not affect the results, say where they go, or are recorded with the stores.
 _NOT_REQUESTED = (
-    "train_activations",
-    "test_activations",
-    "output_dir",
-    "label_column",
-    "device",
-    "workers",
-    "ray",
-    "budget_gib",
+    *("train_activations", "test_activations", "test_rows", "test_fraction"),
+    *("label_column", "labels", "test_labels", "question_column", "max_samples"),
+    *("output_dir", "device", "workers", "ray", "budget_gib"),
 )
 
 
@@ -91,14 +83,32 @@ class Training(ProbeOptions):
     ----------
     train_activations, test_activations : str or Path
         Stores, by their paths or by their addresses in an object store, or ``.pt`` files of the original scripts.
+        Without `test_activations` (None) there is no test set, or it is a part of `train_activations`.
     output_dir : str or Path
         Folder for the results; several labels get a folder each inside it.
     label_column : str or sequence of str
         Labels to predict; by default all in the training store.
+    labels : str, Path or sequence of them, optional
+        File of labels, groups and weights: a column in it goes before the store's of the same name. Its rows are joined
+        to those of both stores by the column ``prompt_hash``, by the column of questions, or row by row: see
+        `probesweep.labels_file.LabelsFile`. Of several files the rows follow one another.
+    test_labels : str, Path or sequence of them, optional
+        File for the test rows; `labels` is then for the training rows alone.
+    question_column : str, optional
+        Column of questions in these files; by default as in the store's dataset.
+    max_samples : int, optional
+        Use only the first N rows of these files.
+    layers, positions : str or sequence of int
+        Some of those in the stores: "10-20" or "-1" (the last one stored); "-1", "-4,-1" or "-4..-1".
+    test_rows : str or sequence of int, optional
+        Rows of `train_activations` to test on, such as "0-99,200", or a column and its value, such as "split=test".
+    test_fraction : float, optional
+        Test on a part of `train_activations`, drawn with `seed`: of all groups, if there are `groups`. Rows with the
+        same prompt are never on both sides.
     weight_column : str, optional
-        Label of the training store that holds sample weights.
+        Label of the training rows that holds sample weights.
     groups : str, optional
-        Column of the training store whose samples are held out together.
+        Column of the training rows whose samples are held out together.
     split_repeats : bool
         Let folds separate repeated training prompts.
     drop_overlap : bool
@@ -116,10 +126,18 @@ class Training(ProbeOptions):
     """
 
     train_activations: str | Path
-    test_activations: str | Path
+    test_activations: str | Path | None
     output_dir: str | Path
     label_column: str | Sequence[str] = ()
     _: KW_ONLY
+    labels: str | Path | Sequence[str | Path] | None = None
+    test_labels: str | Path | Sequence[str | Path] | None = None
+    question_column: str | None = None
+    max_samples: int | None = None
+    layers: str | Sequence[int] = "all"
+    positions: str | Sequence[int] = "all"
+    test_rows: str | Sequence[int] | None = None
+    test_fraction: float | None = None
     join: str | None = None
     # Lists only: a file holds no arrays.
     alphas: Sequence[float] | str | None = None
@@ -155,7 +173,47 @@ class Training(ProbeOptions):
             )
         if self.join is not None:
             parse_join(self.join)
+        read_layers(self.layers)
+        read_positions(self.positions)
+        self._check_test()
+        self._check_files()
         self._options().check()
+
+    def _check_test(self) -> None:
+        """Check what says which rows are tested on."""
+        ways = {name: getattr(self, name) for name in ("test_activations", "test_rows", "test_fraction")}
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"{given[0]}=... and {given[1]}=... both say what to test on; leave out one of them", argument=given[1]
+            )
+        if not given and not self.k_fold:
+            raise RequestError(
+                "there is neither cross-validation nor anything to test on, so nothing would be scored; use "
+                "k_fold=True, or give test_activations=..., test_rows=... or test_fraction=...",
+                argument="k_fold",
+            )
+        fraction = self.test_fraction
+        if fraction is not None and not (is_finite_number(fraction) and 0 < fraction < 1):
+            raise RequestError(
+                f"test_fraction={fraction!r} must be between 0 and 1, such as 0.2", argument="test_fraction"
+            )
+        if self.test_rows is not None:
+            read_test_rows(self.test_rows)
+        if self.drop_overlap and (not given or fraction is not None):
+            raise RequestError(
+                "drop_overlap=True is about prompts of other test rows, and there are none; leave it out",
+                argument="drop_overlap",
+            )
+
+    def _check_files(self) -> None:
+        """Check what says where labels come from."""
+        if self.test_labels is not None and (self.labels is None or self.test_activations is None):
+            lacking = "labels=..." if self.labels is None else "test_activations=..."
+            raise RequestError(f"test_labels=... needs {lacking} as well; give it", argument="test_labels")
+        for name in ("question_column", "max_samples"):
+            if getattr(self, name) is not None and self.labels is None:
+                raise RequestError(f"{name}=... is about a file of labels; give labels=..., too", argument=name)
 
     def run(self) -> dict[str, Path]:
         """Train, unless the folder already has the results of this request.
@@ -182,13 +240,13 @@ class Training(ProbeOptions):
         """Whether the folders have all files of this request, unchanged."""
         return all(_holds(folder, self._request) for folder in self.folders.values())
 
-    def check_rows(self, train: Activations, test: Activations) -> None:
+    def check_rows(self, train: Activations, test: Activations | None) -> None:
         """Check what is known about the rows without their activations: the stores need not exist yet.
 
         Parameters
         ----------
         train, test : ActivationStore or PtActivations
-            Instead of those that the arguments name.
+            Instead of those that the arguments name; None where they name none.
 
         Raises
         ------
@@ -197,16 +255,18 @@ class Training(ProbeOptions):
         """
         self.check()
         check_same_origin(train, test)
-        names = self._choose(train, test)
+        sides = self._select(train, test)
+        names = self._choose(*sides)
         self._check_folders(self._folders(names))
-        work = self._plan(train, test, names)
+        work = self._plan(*sides, names)
         memory, workloads = check_sweep(
             work.rows.train_cells, work.train_labels, work.rows.test_cells, work.test_labels, **vars(work.given)
         )
-        check_statistics(workloads, memory, train.questions, test.questions)
+        about = work.rows.about(self.groups)
+        check_statistics(workloads, memory, about.train_prompts, about.test_prompts)
         self._check_room(memory)
 
-    def check_contents(self, train: str, test: str) -> None:
+    def check_contents(self, *contents: str) -> None:
         """Make sure that the stores have these contents (`ActivationStore.journal_hash`).
 
         Raises
@@ -214,7 +274,7 @@ class Training(ProbeOptions):
         RequestError
             A store was replaced.
         """
-        for store, content in zip(self._stores, (train, test), strict=True):
+        for store, content in zip(filter(None, self._stores), contents, strict=True):
             if store.journal_hash != content:
                 raise RequestError(
                     f"{store.path} is not what was extracted: it was replaced; run the same command again"
@@ -234,9 +294,11 @@ class Training(ProbeOptions):
             check_folder(folder, "output_dir")
 
     @cached_property
-    def _stores(self) -> tuple[Activations, Activations]:
+    def _stores(self) -> tuple[Activations, Activations | None]:
         with naming("train_activations"):
             train = open_activations(self.train_activations)
+        if self.test_activations is None:
+            return train, None
         with naming("test_activations"):
             test = open_activations(self.test_activations)
         check_same_origin(train, test)
@@ -244,24 +306,52 @@ class Training(ProbeOptions):
         return train, test
 
     @cached_property
-    def _labels(self) -> list[str]:
-        return self._choose(*self._stores)
+    def _sides(self) -> tuple[Selection, Selection | None]:
+        return self._select(*self._stores)
 
-    def _choose(self, train: Activations, test: Activations) -> list[str]:
+    def _select(self, train: Activations, test: Activations | None) -> tuple[Selection, Selection | None]:
+        """What is used of the stores, to train on and to test on."""
+        of_train, of_test = self._join_files(train, test)
+        whole = Selection.of(train, self.layers, self.positions, of_train)
+        if self.test_rows is not None or self.test_fraction is not None:
+            return split_rows(whole, self.test_rows, self.test_fraction, groups=self.groups, seed=self.seed)
+        return whole, None if test is None else Selection.of(test, self.layers, self.positions, of_test)
+
+    def _join_files(
+        self, train: Activations, test: Activations | None
+    ) -> tuple[JoinedColumns | None, JoinedColumns | None]:
+        if self.labels is None:
+            return None, None
+        read = partial(LabelsFile.read, question_column=self.question_column, max_samples=self.max_samples)
+        of_train = read(self.labels, argument="labels")
+        if test is None:
+            return of_train.join(train)[0], None
+        if self.test_labels is None:
+            return of_train.join(train, test)
+        return of_train.join(train)[0], read(self.test_labels, argument="test_labels").join(test)[0]
+
+    @cached_property
+    def _labels(self) -> list[str]:
+        return self._choose(*self._sides)
+
+    def _choose(self, train: Selection, test: Selection | None) -> list[str]:
         wanted = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         return choose_labels(wanted, weights=self.weight_column, groups=self.groups, train=train, test=test)
 
     @cached_property
     def _request(self) -> Request:
-        train, test = self._stores
+        train, test = self._sides
+        weights, groups = ([] if name is None else [name] for name in (self.weight_column, self.groups))
+        places = {"layers": list(train.layers), "positions": list(train.positions)} if train.has_some_cells else {}
+        given = {"alphas": parse_alphas(self.alphas), "layers": None, "positions": None} | places
         return Request(
             probesweep=version("probesweep"),
-            train=_describe(train),
-            test=_describe(test),
+            train=train.used([*self._labels, *weights], groups),
+            test=None if test is None else test.used(self._labels, groups),
             labels=self._labels,
             options={
                 name: list(value) if isinstance(value, tuple) else value
-                for name, value in (asdict(self) | {"alphas": parse_alphas(self.alphas)}).items()
+                for name, value in (asdict(self) | given).items()
                 if name not in _NOT_REQUESTED
             },
         )
@@ -271,7 +361,7 @@ class Training(ProbeOptions):
         if others:
             # They will be kept beside it.
             check_folder(Path(self.output_dir).absolute().parent, "output_dir")
-        work = self._plan(*self._stores, self._labels)
+        work = self._plan(*self._sides, self._labels)
         rows, given = work.rows, work.given
         planned = plan_sweep(rows.train_cells, work.train_labels, rows.test_cells, work.test_labels, **vars(given))
         about = rows.about(self.groups)
@@ -284,8 +374,8 @@ class Training(ProbeOptions):
             self._keep(others)
         for name, folder in self.folders.items():
             found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
-            overlap = self._overlap(results[name], rows, label(rows.test, name), work.shared)
-            for store in self._stores:
+            overlap = self._overlap(results[name], rows, name, work.shared)
+            for store in filter(None, self._stores):
                 check_unchanged(store)
             self._write(name, folder, results[name], replace(found, overlap=overlap))
 
@@ -308,39 +398,42 @@ class Training(ProbeOptions):
         n_bytes = memory.result_nbytes * (2.5 if memory.spill_folder is None else 3.5)
         check_room(Path(self.output_dir), int(n_bytes), "output_dir")
 
-    def _plan(self, train: Activations, test: Activations, names: Sequence[str]) -> _Work:
-        shared = shared_rows(train, test, dropped=self.drop_overlap)
-        kept = ~shared if self.drop_overlap else np.ones(test.n_samples, dtype=bool)
+    def _plan(self, train: Selection, test: Selection | None, names: Sequence[str]) -> _Work:
+        shared = np.zeros(0, dtype=bool) if test is None else shared_rows(train, test, dropped=self.drop_overlap)
+        kept = ~shared if self.drop_overlap else np.ones(len(shared), dtype=bool)
         return _Work(
             rows=_Rows(train, test, self.join, kept),
             shared=shared,
             given=self._options(train),
-            train_labels={name: label(train, name) for name in names},
-            test_labels={name: label(test, name)[kept] for name in names},
+            train_labels={name: train.label(name) for name in names},
+            test_labels=None if test is None else {name: test.label(name)[kept] for name in names},
         )
 
-    def _options(self, train: Activations | None = None) -> SweepOptions:
+    def _options(self, train: Selection | None = None) -> SweepOptions:
         """As the sweep takes them; without the training rows, only those that do not depend on rows."""
-        weights = self.weight_column
+        weights, groups = self.weight_column, self.groups
         return SweepOptions(
             **self.shared(),
-            groups=None if train is None or self.groups is None else group_column(train, self.groups),
+            groups=None if train is None or groups is None else train.group(check_group_column(train, groups)),
             prompts=None if train is None or self.split_repeats else train.questions,
-            sample_weight=None if train is None or weights is None else train.labels[weights],
+            sample_weight=None if train is None or weights is None else train.label(weights),
             budget_bytes=None if self.budget_gib is None else int(self.budget_gib * 2**30),
             spill_folder=_nearest_folder(Path(self.output_dir)),
             progress=partial(tqdm, unit="block of cells", desc="train"),
         )
 
-    def _overlap(self, result: SweepResult, rows: _Rows, test_labels: Any, shared: Bool[np.ndarray, " row"]) -> Overlap:
+    def _overlap(self, result: SweepResult, rows: _Rows, name: str, shared: Bool[np.ndarray, " row"]) -> Overlap:
+        if rows.test is None or rows.all_test_cells is None:
+            return Overlap(n_shared=None, reason="there is no test set")
         unknown = [name for name, one in (("training", rows.train), ("test", rows.test)) if one.questions is None]
         if unknown:
             reason = f"the {' and '.join(unknown)} rows are of a .pt, which holds no prompts"
             return Overlap(n_shared=None, reason=reason)
-        return compare_overlap(result, rows.all_test_cells, test_labels, shared, dropped=self.drop_overlap)
+        labels = rows.test.label(name)
+        return compare_overlap(result, rows.all_test_cells, labels, shared, dropped=self.drop_overlap)
 
     def _write(self, name: str, folder: Path, result: SweepResult, evidence: Evidence) -> None:
-        train = self._stores[0]
+        train = self._sides[0]
         # The old results' page and figures go first: they can be drawn again.
         remove_drawn(folder)
         with replacing(folder) as draft:
@@ -353,49 +446,53 @@ class Training(ProbeOptions):
             run = Run(
                 request=self._request,
                 label=name,
-                model=train.fingerprint.get("model"),
-                weights=train.fingerprint.get("weights"),
+                model=train.store.fingerprint.get("model"),
+                weights=train.store.fingerprint.get("weights"),
                 position_tokens=list(train.position_tokens),
                 files=hash_files(draft, files),
-                dataset=origin_of(train).get("dataset_path"),
-                versions=library_versions(origin_of(train)),
+                dataset=origin_of(train.store).get("dataset_path"),
+                versions=library_versions(origin_of(train.store)),
             )
             run.save(draft)
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of both stores, and which of the test rows are scored."""
+    """The rows to train and to test on, and which of the test rows are scored."""
 
-    train: Activations
-    test: Activations
+    train: Selection
+    test: Selection | None
     join: str | None
     kept: Bool[np.ndarray, " test_sample"]
 
     @cached_property
     def train_cells(self) -> CellSource:
-        return combine(self.train, self.join)
+        return combine(self.train.cells, self.join)
 
     @cached_property
-    def all_test_cells(self) -> CellSource:
-        return combine(self.test, self.join)
+    def all_test_cells(self) -> CellSource | None:
+        return None if self.test is None else combine(self.test.cells, self.join)
 
     @cached_property
-    def test_cells(self) -> CellSource:
-        return self.all_test_cells if self.kept.all() else SomeRows(self.all_test_cells, self.kept)
+    def test_cells(self) -> CellSource | None:
+        cells = self.all_test_cells
+        return cells if cells is None or self.kept.all() else SomeRows(cells, self.kept)
 
     def about(self, groups: str | None) -> About:
         """What the stores know about their rows besides features and labels."""
-        lengths, test_lengths = self.train.n_tokens, self.test.n_tokens
-        numbers = {}
-        if lengths is not None and test_lengths is not None:
-            numbers = {"prompt_length": (lengths, test_lengths[self.kept])}
-        prompts, grouped = self.test.questions, groups is not None and has_column(self.test, groups)
+        train, test = self.train, self.test
+        lengths = train.n_tokens
+        if test is None:
+            numbers = {} if lengths is None else {"prompt_length": (lengths, None)}
+            return About(train_prompts=train.questions, numbers=numbers)
+        test_lengths, prompts = test.n_tokens, test.questions
+        known = lengths is not None and test_lengths is not None
+        grouped = groups is not None and groups in test.column_names
         return About(
-            train_prompts=self.train.questions,
+            train_prompts=train.questions,
             test_prompts=None if prompts is None else _kept(prompts, self.kept),
-            test_groups=group_column(self.test, groups)[self.kept] if groups and grouped else None,
-            numbers=numbers,
+            test_groups=test.group(groups)[self.kept] if groups and grouped else None,
+            numbers={"prompt_length": (lengths, test_lengths[self.kept])} if known else {},
         )
 
 
@@ -407,7 +504,7 @@ class _Work:
     shared: Bool[np.ndarray, " test_sample"]
     given: SweepOptions
     train_labels: dict[str, pd.Series]
-    test_labels: dict[str, Any]
+    test_labels: dict[str, Any] | None
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -436,7 +533,3 @@ def _can_be_read(folder: Path) -> bool:
     except ProbesweepError:
         return False
     return True
-
-
-def _describe(store: Activations) -> UsedStore:
-    return UsedStore(as_recorded(store.path), store.n_samples, store.journal_hash)

@@ -16,11 +16,12 @@ from activation_store.files.storage import Location
 from activation_store.opening import open_activations
 from gpu_probes import shared_prompts
 from gpu_probes.evidence.transfer import FittedRows, OtherRows, TransferScore, no_transfer, score_transfer, tabulate
-from gpu_probes.features.combine import combine
 from gpu_probes.results.transfer import FinishedTraining, find_trainings
 from gpu_probes.samples.groups import group_samples
 from probesweep.errors import RequestError
-from probesweep.stores import Activations, another_model, group_column, has_column, label
+from probesweep.labels_file import Activations
+from probesweep.selection import Selection
+from probesweep.stores import another_model, label
 
 # As an experiment has its results below its folder, and a folder of experiments has these: models/a/probes/label.
 _DEPTH = 4
@@ -101,7 +102,7 @@ def _mismatch(training: FinishedTraining, store: Activations) -> str | None:
     reason = another_model(training.run, store)
     if reason is not None:
         return reason
-    read = combine(store, training.run.request.options.get("join")).n_features
+    read = training.cells_of(store).n_features
     wanted = training.probes.coef.shape[-1]
     return (
         None if read == wanted else f"the probes read {wanted} features, and {store.path} has {read}: another model's"
@@ -129,17 +130,30 @@ class _Training:
         return store if store.journal_hash == used.content else f"{used.path} was replaced since the training"
 
     @cached_property
-    def _fitted(self) -> FittedRows | str:
-        store, groups = self._store, self._options.get("groups")
+    def _used(self) -> Selection | str:
+        """Those of its rows that were used."""
+        store, rows = self._store, self.training.run.request.train.rows
         if isinstance(store, str):
             return store
-        if store.questions is None:
-            return f"{store.path} holds no prompts"
+        whole = Selection.of(store)
+        return whole if rows is None else whole.only(np.isin(np.arange(store.n_samples), rows))
+
+    @cached_property
+    def _fitted(self) -> FittedRows | str:
+        used, groups, best = self._used, self._options.get("groups"), self.training.results.best
+        if isinstance(used, str):
+            return used
+        if used.questions is None or best is None:
+            return f"{used.path} holds no prompts" if used.questions is None else "the training chose no best probe"
+        of_file = self.training.run.request.train.labels
+        if groups and of_file is not None and groups in of_file.columns and groups not in used.column_names:
+            return f"the training's groups are those of {', '.join(of_file.paths)}"
         return FittedRows(
-            labels=label(store, self.training.label),
-            prompts=store.questions,
-            numbers={} if store.n_tokens is None else {_LENGTH: store.n_tokens},
-            groups=group_column(store, groups) if groups else None,
+            # As they were, wherever they came from.
+            labels=np.asarray(best.train_actual, dtype=np.float64),
+            prompts=used.questions,
+            numbers={} if used.n_tokens is None else {_LENGTH: used.n_tokens},
+            groups=used.group(groups) if groups else None,
         )
 
     def score(self, store: Activations, label_column: str | None) -> TransferScore:
@@ -154,13 +168,13 @@ class _Training:
 
     def _n_known(self, store: Activations) -> int | None:
         """Rows whose prompts were trained on."""
-        if isinstance(self._store, str) or self._store.questions is None or store.questions is None:
-            return None
-        return int(shared_prompts(self._store.questions, store.questions).sum())
+        known = None if isinstance(self._used, str) else self._used.questions
+        return None if known is None or store.questions is None else int(shared_prompts(known, store.questions).sum())
 
     def _clusters(self, store: Activations) -> Int64[np.ndarray, " sample"] | None:
         """Rows that belong together, as for intervals of a training."""
         name = self._options.get("groups")
-        groups = group_column(store, name) if name and has_column(store, name) else None
+        side = Selection.of(store)
+        groups = side.group(name) if name and name in side.column_names else None
         grouping = group_samples(store.n_samples, groups, store.questions)
         return None if grouping.is_trivial else grouping.group

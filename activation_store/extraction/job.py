@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,19 @@ from activation_store.prompts.truncation import TRUNCATION_RULE
 from activation_store.questions.dataset import Dataset
 from activation_store.questions.question import question_text
 from activation_store.store.provenance import library_versions
+
+# What a fingerprint says besides hidden states: the model's name is only a spelling, its weights identify it.
+BESIDE = ("model", "dataset", "question_column", "label_columns", "group_columns")
+_PLACES = ("layers", "positions")
+
+
+def covers(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a store has all hidden states of a job, by their fingerprints: same prompts and model, and all places."""
+    # Through JSON, because the stored one came from there: tuples are lists.
+    wanted = json.loads(json.dumps(wanted))
+    keys = {*stored, *wanted} - {*BESIDE, *_PLACES}
+    same = all(stored.get(key) == wanted.get(key) for key in keys)
+    return same and all(set(wanted[name]) <= set(stored.get(name, ())) for name in _PLACES)
 
 
 @dataclass(frozen=True)

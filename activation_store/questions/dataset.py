@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from activation_store.errors import InputError, PromptError, check_at_least_one
 from activation_store.questions.formats import Wanted, frame_rows, read_rows
 from activation_store.questions.question import Question, question_text
-from activation_store.questions.rows import ArrowRows, Rows
+from activation_store.questions.rows import ArrowRows, Rows, check_columns
 from probesweep_errors import naming
 
 # Beyond it float64 cannot represent every whole number.
@@ -29,8 +29,8 @@ class Dataset:
 
     Parameters
     ----------
-    path : Path
-        Where the rows come from; ``DataFrame`` if that was one.
+    path : str
+        Where the rows come from; ``DataFrame`` if that was one. Of several with commas between them.
     question_column : str
         Column of the questions.
     questions : list of str or list of dict
@@ -43,12 +43,104 @@ class Dataset:
         SHA-256 over questions, labels and groups in order.
     """
 
-    path: Path
+    path: str
     question_column: str
     questions: list[Question]
     labels: dict[str, np.ndarray]
     groups: dict[str, np.ndarray]
     content_hash: str
+
+
+def listed(datasets: Any) -> list[Any]:
+    """One dataset, or several, as a list."""
+    return list(datasets) if isinstance(datasets, list | tuple) else [datasets]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one dataset or of several, whose rows follow one another; each is checked when it is read.
+
+    Parameters
+    ----------
+    parts : sequence of (Path, Rows)
+        The datasets and what was read of them.
+    """
+
+    parts: Sequence[tuple[Path, Rows]]
+
+    @classmethod
+    def read(cls, datasets: Any, wanted: Wanted) -> Columns:
+        """Read the first rows of a file, a folder or a DataFrame, or of a list of them.
+
+        Raises
+        ------
+        InputError
+            A missing file or column, or a file without rows.
+        """
+        check_at_least_one(max_samples=wanted.max_rows)
+        parts: list[tuple[Path, Rows]] = []
+        left = wanted.max_rows
+        for each in listed(datasets):
+            some = replace(wanted, max_rows=left)
+            rows = frame_rows(each, some) if hasattr(each, "iloc") else read_rows(Path(each), some)
+            if left != 0 and not len(rows):
+                raise InputError(f"{rows.path} has no rows")
+            parts.append((rows.path, rows))
+            left = None if left is None else left - len(rows)
+        return cls([part for part in parts if len(part[1])])
+
+    def __len__(self) -> int:
+        return sum(len(rows) for _, rows in self.parts)
+
+    @property
+    def names(self) -> list[str]:
+        """Columns that all of the datasets have, in order."""
+        first, *others = (rows.names for _, rows in self.parts)
+        return [name for name in first if all(name in names for names in others)]
+
+    @property
+    def path(self) -> str:
+        """The datasets, for messages."""
+        return ", ".join(str(path) for path, _ in self.parts)
+
+    def questions(self, name: str) -> list[Question]:
+        """Strings, or conversations that end with a user message."""
+        return [each for path, rows in self._having(name) for each in _questions(rows.values(name), path, name)]
+
+    def numbers(self, name: str) -> list[Any]:
+        """Values as Python's numbers; what is none stays what it is."""
+        return [value for _, rows in self._having(name) for value in rows.numbers(name)]
+
+    def labels(self, name: str) -> np.ndarray:
+        """Values of a label column."""
+        parts = [_labels(rows, path, name) for path, rows in self._having(name)]
+        self._check_alike(name, [_kind_of_labels(part) for part in parts])
+        return np.concatenate(parts)
+
+    def groups(self, name: str) -> np.ndarray:
+        """Values of a group column, as text."""
+        values = [rows.values(name) for _, rows in self._having(name)]
+        parts = [_groups(part, path, name) for part, (path, _) in zip(values, self.parts, strict=True)]
+        # Else it is not certain whether 1 in one file and "1" in another are one group.
+        self._check_alike(name, [" and ".join(sorted({type(one).__name__ for one in part})) for part in values])
+        return np.concatenate(parts)
+
+    def _having(self, name: str) -> Sequence[tuple[Path, Rows]]:
+        for path, rows in self.parts:
+            check_columns(path, [name], rows.names)
+        return self.parts
+
+    def _check_alike(self, name: str, kinds: Sequence[str]) -> None:
+        other = next((index for index, kind in enumerate(kinds) if kind != kinds[0]), None)
+        if other is not None:
+            raise InputError(
+                f"{self.parts[other][0]}: column {name!r} holds {kinds[other]}, and {kinds[0]} in {self.parts[0][0]}; "
+                "write it in one way in all files"
+            )
+
+
+def _kind_of_labels(values: np.ndarray) -> str:
+    return {"b": "true and false", "O": "text", "U": "text"}.get(values.dtype.kind, "numbers")
 
 
 def read_dataset(
@@ -60,8 +152,9 @@ def read_dataset(
 ) -> Dataset:
     """Read questions and labels from a parquet, CSV or JSON file, a ``save_to_disk`` folder, or a DataFrame.
 
-    A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a user's. Text is
-    never interpreted: neither a number in a CSV file nor JSON within a string.
+    Of several, the rows follow one another. A question is a string, or a list of messages
+    ``{"role": ..., "content": ...}`` that ends with a user's. Text is never interpreted: neither a number in a CSV file
+    nor JSON within a string.
 
     Raises
     ------
@@ -75,19 +168,19 @@ def read_dataset(
         question_column: "question_column",
     }
     names = list(dict.fromkeys([question_column, *label_columns, *group_columns]))
-    rows = _read(path, Wanted(names, max_rows=max_samples, arguments=arguments))
-    path = rows.path
+    columns = Columns.read(path, Wanted(names, max_rows=max_samples, arguments=arguments))
     with naming("question_column"):
-        questions = _questions(rows.values(question_column), path, question_column)
+        questions = columns.questions(question_column)
     labels: dict[str, np.ndarray] = {}
     for name in label_columns:
         with naming(f"label_column.{name}"):
-            labels[name] = _labels(rows, path, name)
+            labels[name] = columns.labels(name)
     groups: dict[str, np.ndarray] = {}
     for name in group_columns:
         with naming(f"group_column.{name}"):
-            groups[name] = _groups(rows.values(name), path, name)
-    return Dataset(path, question_column, questions, labels, groups, _content_hash(questions, labels, groups))
+            groups[name] = columns.groups(name)
+    content = content_hash(questions, labels, groups)
+    return Dataset(columns.path, question_column, questions, labels, groups, content)
 
 
 def read_all_columns(
@@ -102,10 +195,9 @@ def read_all_columns(
     InputError
         Missing file or column, no rows.
     """
-    rows = _read(
-        path,
-        Wanted([question_column], others=True, max_rows=max_samples, arguments={question_column: "question_column"}),
-    )
+    arguments = {question_column: "question_column"}
+    wanted = Wanted([question_column], others=True, max_rows=max_samples, arguments=arguments)
+    rows = Columns.read(path, wanted).parts[0][1]
     return [
         read_question(value, f"{path}: column {question_column!r}, row {row}")
         for row, value in enumerate(rows.values(question_column))
@@ -124,14 +216,6 @@ def read_question(value: Any, where: str) -> Question | PromptError:
     question = [_present(message) for message in value] if isinstance(value, list) else value
     reason = _what_is_wrong(question)
     return question if reason is None else PromptError(f"{where}: {reason}", reason)
-
-
-def _read(path: Any, wanted: Wanted) -> Rows:
-    check_at_least_one(max_samples=wanted.max_rows)
-    rows = frame_rows(path, wanted) if hasattr(path, "iloc") else read_rows(path, wanted)
-    if not len(rows):
-        raise InputError(f"{rows.path} has no rows")
-    return rows
 
 
 def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
@@ -292,7 +376,8 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:
+def content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:
+    """SHA-256 over questions, labels and groups in order."""
     digest = hashlib.sha256()
     for question in questions:
         # A conversation is another question than the text that spells its JSON.

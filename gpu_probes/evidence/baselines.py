@@ -46,19 +46,23 @@ class Comparison:
 
     result: SweepResult
     train: CellSource
-    test: CellSource
+    test: CellSource | None
     options: SweepOptions
 
     def sweep_column(
         self,
         train_values: Float64[np.ndarray, "train_sample column"],
-        test_values: Float64[np.ndarray, "test_sample column"],
+        test_values: Float64[np.ndarray, "test_sample column"] | None,
     ) -> SweepResult:
         """Fit each column alone, with an intercept and a scale, and almost no penalty."""
-        sources = (ArrayCellSource(values[:, :, None, None]) for values in (train_values, test_values))
-        return self.sweep_on(*sources, probe="auto", alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
+        train, test = (
+            None if values is None else ArrayCellSource(values[:, :, None, None])
+            for values in (train_values, test_values)
+        )
+        assert train is not None
+        return self.sweep_on(train, test, probe="auto", alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
 
-    def sweep_on(self, train: CellSource, test: CellSource, **changes: Unpack[SweepKeywords]) -> SweepResult:
+    def sweep_on(self, train: CellSource, test: CellSource | None, **changes: Unpack[SweepKeywords]) -> SweepResult:
         """Fit the same labels with the same folds on other cells."""
         options = self._options(changes)
         tested = None if self.result.test_labels is None else {"labels": self.result.test_labels}
@@ -68,11 +72,15 @@ class Comparison:
         self,
         cell: Cell,
         train_labels: dict[str, Real[np.ndarray, " train_sample"]],
-        test_labels: dict[str, Real[np.ndarray, " test_sample"]],
+        test_labels: dict[str, Real[np.ndarray, " test_sample"]] | None,
     ) -> dict[str, SweepResult]:
         """Fit other labels on one cell."""
-        sources = [JoinedCells(source, [cell]) for source in (self.train, self.test)]
-        return plan_sweep(sources[0], train_labels, sources[1], test_labels, **self._options({})).run()
+        train, test = self.on_cell(cell)
+        return plan_sweep(train, train_labels, test, test_labels, **self._options({})).run()
+
+    def on_cell(self, cell: Cell) -> tuple[CellSource, CellSource | None]:
+        """One cell of both sources."""
+        return JoinedCells(self.train, [cell]), None if self.test is None else JoinedCells(self.test, [cell])
 
     def _options(self, changes: SweepKeywords) -> SweepKeywords:
         """The same task, folds and weights; only what a comparison needs."""
@@ -90,11 +98,11 @@ def number_baseline(
     comparison: Comparison,
     name: str,
     train_values: Real[np.ndarray, " train_sample"],
-    test_values: Real[np.ndarray, " test_sample"],
+    test_values: Real[np.ndarray, " test_sample"] | None,
 ) -> Baseline:
     """One number for each sample, such as the length of its prompt."""
-    columns = (np.asarray(values, dtype=np.float64)[:, None] for values in (train_values, test_values))
-    fitted = comparison.sweep_column(*columns)
+    tested = None if test_values is None else np.asarray(test_values, dtype=np.float64)[:, None]
+    fitted = comparison.sweep_column(np.asarray(train_values, dtype=np.float64)[:, None], tested)
     status = fitted.reason(0, 0)
     cv_score, test_score = (float(grid[0, 0]) for grid in (fitted.cv_score, fitted.test_score))
     decision = None if fitted.test_decision is None or np.isnan(test_score) else fitted.test_decision[0, 0]
@@ -120,8 +128,8 @@ def random_direction_baseline(comparison: Comparison, cell: Cell, seed: int) -> 
     """Projections of the best cell onto random directions, with sign and scale fitted."""
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((comparison.train.n_features, N_RANDOM))
-    values = (_project(source, cell, directions) for source in (comparison.train, comparison.test))
-    fitted = comparison.sweep_column(*values)
+    tested = None if comparison.test is None else _project(comparison.test, cell, directions)
+    fitted = comparison.sweep_column(_project(comparison.train, cell, directions), tested)
     return Baseline(
         "random_direction",
         "random direction",
@@ -141,17 +149,15 @@ def random_labels_baseline(comparison: Comparison, cell: Cell, seed: int) -> Bas
     drawn = draw_shuffles(result.train_labels, grouping, folds, n_shuffles=N_RANDOM, seed=seed)
     if isinstance(drawn, str):
         return Baseline(*names, np.nan, np.nan, None, drawn)
-    assert result.test_labels is not None
     train = {str(k): result.train_labels[order] for k, (order,) in enumerate(drawn.batches(1))}
-    test = {str(k): rng.permutation(result.test_labels) for k in range(N_RANDOM)}
+    held_out = result.test_labels
+    test = None if held_out is None else {str(k): rng.permutation(held_out) for k in range(N_RANDOM)}
     fitted = comparison.sweep_shuffled(cell, train, test).values()
-    cv, held_out = (
-        float(np.mean([getattr(one, score)[0, 0] for one in fitted])) for score in ("cv_score", "test_score")
-    )
-    return Baseline(*names, cv, held_out, None, f"mean over {N_RANDOM} shuffles, in the best cell")
+    cv, tested = (float(np.mean([getattr(one, score)[0, 0] for one in fitted])) for score in ("cv_score", "test_score"))
+    return Baseline(*names, cv, tested, None, f"mean over {N_RANDOM} shuffles, in the best cell")
 
 
-def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_texts: Sequence[str]) -> Baseline:
+def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_texts: Sequence[str] | None) -> Baseline:
     """Words of the prompts: TF-IDF and ridge or logistic regression, alpha by cross-validation on the same folds."""
     result = comparison.result
     model = "ridge" if result.task_type == "regression" else "logistic regression"
@@ -166,12 +172,13 @@ def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_text
         chosen = int(np.nanargmax(cv))
     else:
         chosen, note = TFIDF_ALPHAS.index(1.0), "alpha 1"
+    if test_texts is None or result.test_labels is None:
+        return Baseline(*names, float(cv[chosen]), np.nan, None, note)
     everything = np.ones(len(texts), dtype=bool)
     try:
         fit = _fit_texts(comparison, texts, everything, np.array(test_texts, dtype=object))[chosen]
     except ValueError as error:
         return Baseline(*names, np.nan, np.nan, None, f"the prompts have no words to count ({error})")
-    assert result.test_labels is not None
     test_score = _score(result, result.test_labels, fit)
     return Baseline(*names, float(cv[chosen]), test_score, fit.decision, note)
 

@@ -36,8 +36,8 @@ def check_statistics(
     for workload in workloads:
         for work in plan_later(workload, n_directions=N_RANDOM, n_draws=N_RANDOM):
             check_budget(_needed_nbytes(work, memory), memory.budget_bytes, work.what)
-        if train_prompts is not None and test_prompts is not None:
-            _check_texts(workload, memory, train_prompts, test_prompts)
+        if train_prompts is not None and (test_prompts is not None or not workload.n_test):
+            _check_texts(workload, memory, train_prompts, test_prompts or ())
 
 
 def _needed_nbytes(work: Work, memory: Memory) -> int:

@@ -64,13 +64,13 @@ class About:
     test_groups : array-like, optional
         The group of each test row; intervals resample complete groups.
     numbers : mapping of str to a pair of arrays [train_sample], [test_sample]
-        Baselines of one number, by name.
+        Baselines of one number, by name; None for test rows that there are not.
     """
 
     train_prompts: list[str] | None = None
     test_prompts: list[str] | None = None
     test_groups: Any = None
-    numbers: Mapping[str, tuple[Real[np.ndarray, " train_sample"], Real[np.ndarray, " test_sample"]]] = field(
+    numbers: Mapping[str, tuple[Real[np.ndarray, " train_sample"], Real[np.ndarray, " test_sample"] | None]] = field(
         default_factory=dict
     )
 
@@ -78,7 +78,7 @@ class About:
 def infer(
     result: SweepResult,
     train: CellSource,
-    test: CellSource,
+    test: CellSource | None,
     options: SweepOptions,
     about: About,
     *,
@@ -89,8 +89,9 @@ def infer(
     Parameters
     ----------
     result : SweepResult
-        Of `train`, `test` and `options`, with test labels.
+        Of `train`, `test` and `options`.
     train, test : CellSource
+        None where there is no test set.
     options : SweepOptions
     about : About
     progress : callable
@@ -102,7 +103,7 @@ def infer(
         Everything except the overlap: see `compare_overlap`.
     """
     comparison = Comparison(result, train, test, options)
-    clusters = _clusters(len(result.test_labels if result.test_labels is not None else ()), about)
+    clusters = None if result.test_labels is None else _clusters(len(result.test_labels), about)
     best, seed = result.best, options.seed
     baselines = cache(lambda: _baselines(comparison, about))
     tested = cache(lambda: _score_test_rows(result, baselines(), clusters, seed))
@@ -162,7 +163,7 @@ def _clusters(n_test: int, about: About) -> Int64[np.ndarray, " test_sample"] | 
 def _baselines(comparison: Comparison, about: About) -> list[Baseline]:
     best, options = comparison.result.best, comparison.options
     found = [number_baseline(comparison, name, *values) for name, values in about.numbers.items()]
-    if about.train_prompts is not None and about.test_prompts is not None:
+    if about.train_prompts is not None and (about.test_prompts is not None or comparison.test is None):
         found.append(tfidf_baseline(comparison, about.train_prompts, about.test_prompts))
     if best is None:
         return found

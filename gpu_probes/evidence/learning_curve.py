@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from gpu_probes.evidence.baselines import Comparison
-from gpu_probes.features.combine import JoinedCells
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.terms import Cell
 
@@ -32,7 +31,7 @@ def learning_curve(comparison: Comparison, cell: Cell, seed: int) -> list[CurveP
     Subsets are nested, drawn at random within each fold (and class), and keep groups complete. The alpha is chosen
     again for each.
     """
-    train, test = (JoinedCells(source, [cell]) for source in (comparison.train, comparison.test))
+    train, test = comparison.on_cell(cell)
     weights = comparison.options.sample_weight
     base = np.ones(train.n_samples) if weights is None else np.asarray(weights, dtype=np.float64)
     drawn = _ranks(comparison, seed)

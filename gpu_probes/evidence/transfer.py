@@ -11,7 +11,6 @@ from jaxtyping import Float64, Int64, Real
 
 from gpu_probes.evidence.baselines import Baseline, Comparison, number_baseline, tfidf_baseline
 from gpu_probes.features.cells import ArrayCellSource, CellSource
-from gpu_probes.features.combine import combine
 from gpu_probes.forms import Count, Json, Number, Score, Text, plain
 from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.results.inference import AllScores, BaselineScores, Evidence, read_scores
@@ -161,7 +160,7 @@ def score_transfer(training: FinishedTraining, other: OtherRows, fitted: FittedR
     ProbeError
         The rows have no such cells, or labels of another task.
     """
-    probes, source = training.probes, combine(other.source, training.run.request.options.get("join"))
+    probes, source = training.probes, training.cells_of(other.source)
     labels = read_labels(other.labels, name="labels", n_samples=source.n_samples)
     grid = tuple(
         tuple(null_if_nan(probes.score(source, labels, Cell(layer, position))) for layer in probes.layers)

@@ -1,4 +1,4 @@
-"""Cells made from other cells: several joined, all layers at a position, the mean over positions."""
+"""Cells made from other cells: some of them, several joined, all layers at a position, the mean over positions."""
 
 from __future__ import annotations
 
@@ -102,6 +102,48 @@ class SomeRows:
             if len(some):
                 yield range(start, start + len(some)), some
                 start += len(some)
+
+
+class SomeCells:
+    """Some layers and positions of a source.
+
+    Parameters
+    ----------
+    source : CellSource
+    layers, positions : of the source
+    """
+
+    def __init__(self, source: CellSource, layers: Sequence[int | str], positions: Sequence[int | str]) -> None:
+        self._source = source
+        self.layers, self.positions = tuple(layers), tuple(positions)
+        self.n_samples, self.n_features = source.n_samples, source.n_features
+
+    def cell_blocks(self, layer: int | str, position: int | str) -> Iterator[Block]:
+        """Yield the source's blocks."""
+        yield from self._source.cell_blocks(layer, position)
+
+
+def select_cells(
+    source: CellSource, layers: Sequence[int | str] | None, positions: Sequence[int | str] | None
+) -> CellSource:
+    """Some layers and positions of a source; None: all.
+
+    Raises
+    ------
+    CellError
+        When the source lacks one.
+    """
+    if layers is None and positions is None:
+        return source
+    chosen: list[Sequence[int | str]] = []
+    for name, wanted, held in (("layers", layers, source.layers), ("positions", positions, source.positions)):
+        missing = [each for each in wanted or () if each not in held]
+        if missing:
+            raise CellError(
+                f"there are no {name} {_span(missing)}; {name} are {_span(axis(held))} ({name}=...)", argument=name
+            )
+        chosen.append(axis(held) if wanted is None else wanted)
+    return SomeCells(source, *chosen)
 
 
 def combine(source: CellSource, join: str | None) -> CellSource:

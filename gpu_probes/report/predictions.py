@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 
 from gpu_probes.display.wording import class_name, number
 from gpu_probes.report.load import SavedFiles
+from gpu_probes.results.folder import UsedStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ TEST_TITLE, HELD_OUT_TITLE = "test rows", "training rows, held out in CV"
 class Predicted:
     """Rows of a split, and what the best probe predicted for them without having been fitted to them.
 
-    `rows` are their indices in the store: a training can leave out some test rows. `predictions` is ``[sample]``:
+    `rows` are their indices in the store: a training can leave out some rows. `predictions` is ``[sample]``:
     a number, or the probability of the second of two classes; with more classes it is ``[sample, class]``. `ranked`
     orders rows as predictions do, and separates those that round to 1.
     """
@@ -45,13 +46,13 @@ def held_out(results: SavedFiles) -> list[Predicted]:
         return []
     request, overlap = results.run.request, results.evidence.overlap
     dropped = overlap.rows or () if overlap is not None and overlap.dropped else ()
-    test_rows = np.setdiff1d(np.arange(request.test.n_samples), dropped)
+    test_rows = np.delete(_rows_of(request.test), np.array(dropped, dtype=np.int64))
     splits = [
         ("test", TEST_TITLE, test_rows, best.test_actual, best.test_predictions, best.test_ranked),
         (
             "train",
             HELD_OUT_TITLE,
-            np.arange(request.train.n_samples),
+            _rows_of(request.train),
             best.train_actual,
             best.cv_predictions,
             best.cv_ranked,
@@ -63,6 +64,13 @@ def held_out(results: SavedFiles) -> list[Predicted]:
         for split, title, rows, actual, predicted, ranked in splits
         if actual is not None and predicted is not None
     ]
+
+
+def _rows_of(used: UsedStore | None) -> Int64[np.ndarray, " sample"]:
+    """Indices in the store of the rows that were used."""
+    if used is None:
+        return np.arange(0)
+    return np.arange(used.n_samples) if used.rows is None else np.array(used.rows, dtype=np.int64)
 
 
 def _column(values: Sequence[Any]) -> Shaped[np.ndarray, "sample ..."]:

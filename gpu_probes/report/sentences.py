@@ -111,6 +111,8 @@ def _tested(results: SavedFiles) -> str:
     if results.best is None:
         return "The scores of all cells follow."
     score = results.best.test_score
+    if results.run.request.test is None:
+        return "There is no test set: the nested CV score is the one to publish."
     if score is None:
         return f"There is no test score{_why_no_test(results)}."
     n_rows = len(results.best.test_actual or ())

@@ -35,7 +35,7 @@ def summarize(folder: Path) -> str:
         f"{axes}, {performance.task_type} ({results.probes.header.probe})",
         "layer: index into hidden_states (0 = embeddings, last = after the final norm); position: -1 = last token",
         *_undefined(performance),
-        *_rows_that_repeat(evidence),
+        *_rows_that_repeat(evidence, has_test=results.run.request.test is not None),
     ]
     if not performance.k_fold:
         lines += ["", "No best probe is chosen: only the test scores are left to choose by. Add k_fold=True."]
@@ -93,14 +93,14 @@ def _undefined(performance: Performance) -> list[str]:
     return [f"{n} {'cell has' if n == 1 else 'cells have'} no score: {reason}" for reason, n in counts.items()]
 
 
-def _rows_that_repeat(evidence: Evidence) -> list[str]:
+def _rows_that_repeat(evidence: Evidence, *, has_test: bool) -> list[str]:
     groups, overlap = evidence.groups, evidence.overlap
     lines: list[str] = []
     repeated = None if groups is None else groups.n_repeated_but_for_case_and_whitespace
     if groups is not None and repeated:
         exact = groups.n_repeated_prompts
         lines.append(f"training prompts that repeat an earlier one: {repeated} ({exact} verbatim), held out together")
-    if overlap is None:
+    if overlap is None or not has_test:
         return lines
     if overlap.n_shared is None:
         what = "prompts shared by train and test" if repeated is not None else "repeated and shared prompts"
@@ -135,7 +135,8 @@ def _best(best: Best, results: Results, evidence: Evidence) -> list[str]:
     ]
     n_scored = sum(score is not None for row in results.performance.layer_performance.cv or () for score in row)
     lines += ["", f"The best CV score is the highest over {n_scored} cells and every alpha, so it is biased upwards."]
-    return [*lines, *_nested(evidence, intervals), *_p_value(evidence), "The test set played no part in any choice."]
+    tested = "There is no test set." if best.test_actual is None else "The test set played no part in any choice."
+    return [*lines, *_nested(evidence, intervals), *_p_value(evidence), tested]
 
 
 def _baseline(one: BaselineScores) -> str:

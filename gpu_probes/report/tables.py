@@ -131,13 +131,16 @@ def _texts(results: SavedFiles, part: Predicted, prompts: Mapping[str, Sequence[
         return None
     given = list(prompts[part.split])
     request = results.run.request
-    expected = (request.train if part.split == "train" else request.test).n_samples
+    used = request.train if part.split == "train" else request.test
+    assert used is not None, "there are predictions for its rows"
+    expected = used.n_samples
     if len(given) != expected:
         raise ProbeError(
             f"{len(given)} {part.split} prompts were given for the {expected} rows of the {part.split} store; give "
             "the prompts of the stores that the probes were trained and tested on"
         )
-    return [given[row] for row in part.rows]
+    place_of = {row: place for place, row in enumerate(range(expected) if used.rows is None else used.rows)}
+    return [given[place_of[row]] for row in part.rows.tolist()]
 
 
 def _shortened(text: object) -> str:

@@ -237,11 +237,16 @@ class _Folder:
         if overlap is not None:
             self._overlap(overlap)
             dropped = len(overlap.rows or ()) if overlap.dropped else 0
-        self.n_train, self.n_test = request.train.n_samples, request.test.n_samples - dropped
+        self.n_train, self.n_test = request.train.n_samples, folder_rows(self) - dropped
         self.run.require(self.n_train > 0, "there are no training rows", "request", "train", "n_samples")
+        for name, used in (("train", request.train), ("test", request.test)):
+            rows = None if used is None or used.rows is None else used.rows
+            fits = rows is None or (used is not None and rows == sorted(set(rows)) and len(rows) == used.n_samples)
+            self.run.require(fits, "they are not as many rows, ascending", "request", name, "rows")
+        self.run.same(request.test is not None, self.of.layer_performance.test is not None, PERFORMANCE, "test")
 
     def _overlap(self, overlap: Overlap) -> None:
-        n_test, file = self.found.run.request.test.n_samples, self.inference
+        n_test, file = folder_rows(self), self.inference
         known = overlap.n_shared is not None
         for name in ("rows", "dropped"):
             held = getattr(overlap, name) is not None
@@ -793,7 +798,8 @@ class _Statements:
 
 def folder_rows(folder: _Folder) -> int:
     """All test rows, those that were dropped among them."""
-    return folder.found.run.request.test.n_samples
+    test = folder.found.run.request.test
+    return 0 if test is None else test.n_samples
 
 
 def _probes_of(task_type: str) -> tuple[str, ...]:

@@ -63,21 +63,57 @@ _DRAFT = ".draft-"
 
 
 @dataclass(frozen=True)
+class UsedFile:
+    """Columns of a file that were used with a store's rows.
+
+    Attributes
+    ----------
+    paths : list of str
+        The file, or several whose rows follow one another.
+    joined_by : str
+        The column that its rows were joined by, or ``row``: in the store's order.
+    columns : list of str
+    content : str
+        SHA-256 of these columns in the order of the rows that were used.
+    """
+
+    paths: list[Text]
+    joined_by: Text
+    columns: list[Text]
+    content: Sha256
+
+
+@dataclass(frozen=True)
 class UsedStore:
-    """A store that was trained or tested on; `content` tells its rows from others."""
+    """A store that was trained or tested on.
+
+    Attributes
+    ----------
+    path : str
+    n_samples : int
+        Rows that were used.
+    content : str
+        Tells the store from others.
+    rows : list of int or None
+        Which rows were used; None: all.
+    labels : UsedFile or None
+        Where columns came from that are not the store's.
+    """
 
     path: Text
     n_samples: Count
     content: Text
+    rows: list[Count] | None = None
+    labels: UsedFile | None = None
 
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that determines the results."""
+    """Everything that determines the results; `test` is None where nothing was tested on."""
 
     probesweep: Text
     train: UsedStore
-    test: UsedStore
+    test: UsedStore | None
     labels: list[Text]
     options: dict[Text, Anything]
 

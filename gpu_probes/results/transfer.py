@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_probes.errors import ProbeError
+from gpu_probes.features.cells import CellSource
+from gpu_probes.features.combine import combine, select_cells
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run, has_results
 from gpu_probes.results.saved_probes import SavedProbes
@@ -31,6 +33,11 @@ class FinishedTraining:
     def run(self) -> Run:
         """What ``run.json`` says."""
         return self.results.run
+
+    def cells_of(self, source: CellSource) -> CellSource:
+        """Those cells of a source that the probes were fitted on: some layers and positions, perhaps joined."""
+        asked = self.run.request.options
+        return combine(select_cells(source, asked.get("layers"), asked.get("positions")), asked.get("join"))
 
     @property
     def label(self) -> str:

@@ -18,8 +18,9 @@ from probesweep.terminal.command import Terminal
 @click.option(
     "--dataset_path",
     required=True,
+    multiple=True,
     type=PATH,
-    help="Parquet, CSV or JSON Lines file, or a save_to_disk folder of datasets.",
+    help="Parquet, CSV or JSON Lines file, or a save_to_disk folder of datasets; repeat for several.",
 )
 @click.option(
     "--output_path",
@@ -90,7 +91,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         options["output_path"] = target.with_suffix(".zarr")
     extraction = Extraction(**options)
     if target:
-        check_file(target, "output_path", [options["dataset_path"]])
+        check_file(target, "output_path", options["dataset_path"])
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})

@@ -50,7 +50,8 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     loaded = Experiment.load(experiment)
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
     folders = loaded.run(terminal.note)
-    if loaded.seed_runs is None:
+    runs = loaded.seed_runs()
+    if runs is None:
         show_trainings(terminal, folders)
     else:
-        show_seeds(terminal, loaded.seed_runs.folders)
+        show_seeds(terminal, runs.folders)

@@ -19,8 +19,18 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 
 @probesweep.command()
 @click.option("--train_activations", required=True, type=LOCATION, help="Store (or .pt) of the training rows.")
-@click.option("--test_activations", required=True, type=LOCATION, help="Store (or .pt) of the test rows.")
+@click.option("--test_activations", type=LOCATION, help="Store (or .pt) of the test rows.  [default: no test set]")
+@click.option(
+    "--test_rows", help="Test instead on rows of the training store: 0-99,200, or a column and its value: split=test."
+)
+@click.option(
+    "--test_fraction",
+    type=float,
+    help="Test instead on a random part of the training store, such as 0.2; --groups and repeated prompts stay whole.",
+)
 @click.option("--output_dir", required=True, type=PATH, help="Folder for the results.")
+@click.option("--layers", default="all", show_default=True, help="Layers of the stores to use: all, 10-20, -1.")
+@click.option("--positions", default="all", show_default=True, help="Positions of the stores to use: all, -1, -4..-1.")
 @click.option(
     "--task_type",
     type=click.Choice(["auto", "regression", "classification"]),
@@ -42,6 +52,17 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
     "--label_column", multiple=True, help="Label to predict; repeat for several.  [default: all in the store]"
 )
 @click.option(
+    "--labels",
+    type=PATH,
+    multiple=True,
+    help="File with labels, groups or weights, joined to the rows by prompt; repeat for several.",
+)
+@click.option(
+    "--test_labels", type=PATH, multiple=True, help="The same for the test rows.  [default: the file --labels]"
+)
+@click.option("--question_column", help="Column of questions in these files.  [default: as the store was extracted]")
+@click.option("--max_samples", type=int, help="Use only the first N rows of these files.")
+@click.option(
     "--alpha",
     default=1.0,
     show_default=True,
@@ -57,12 +78,12 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 @click.option(
     "--standardize", is_flag=True, help="Scale features to mean 0, deviation 1, fitted on each fold's training rows."
 )
-@click.option("--weight_column", help="Label column of the training store that holds sample weights.")
+@click.option("--weight_column", help="Label column of the training rows that holds sample weights.")
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything else drawn at random.")
 @click.option("--seeds", help="Several, such as 1,2,3: a folder of results each, and the mean and SD of their scores.")
-@click.option("--groups", help="Column of the training store whose samples are held out together (--group_column).")
+@click.option("--groups", help="Column of the training rows whose samples are held out together (--group_column).")
 @click.option(
     "--split_repeats",
     is_flag=True,
@@ -102,7 +123,7 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 @click.option("--track", type=_TRACKERS, help="Send settings, scores and figures to a tracker.")
 @click.pass_obj
 def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: Any) -> None:
-    """Fit a linear probe at every layer and position.
+    """Fit a linear probe at every layer and position of a store; the model is not needed.
 
     Ridge for regression (Spearman), logistic for classes (ROC-AUC). Several labels get a folder each. A finished
     training is not repeated.
@@ -117,6 +138,8 @@ def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: 
 
     if track is not None:
         check_installed(track)
+    for name in ("labels", "test_labels"):
+        options[name] = options[name] or None
     training = Training(**options)
     if seeds is None:
         folders = training.run()

@@ -84,12 +84,13 @@ class Experiment:
         with self._naming_lines():
             for keys in self.settings.values():
                 for name in keys.keys() & set(_FILES):
-                    check_path(name, keys[name])
-        for split in SPLITS:
+                    for path in _listed(keys[name]):
+                        check_path(name, path)
+        for split in self.splits:
             with self._naming_lines(split=split):
                 self.extraction(split).check()
         with self._naming_lines():
-            (self.seed_runs or self.training()).check()
+            (self.seed_runs() or self.training()).check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
         """Run the unfinished stages: extract the training and test rows, train, report, track.
@@ -114,14 +115,15 @@ class Experiment:
                 self._mirror.fetch()
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
-            extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in SPLITS}
-            pending: list[Split] = [split for split in SPLITS if not self._is_extracted(split, extractions[split])]
-            if pending:
-                self._check_rows(extractions, pending)
+            extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in self.splits}
+            changed: list[Split] = [split for split in self.splits if not self._is_known(split, extractions[split])]
+            pending = self._check_rows(extractions, changed) if changed else []
             for split, extraction in extractions.items():
                 if split in pending:
                     self._extract(split, extraction, say)
                 else:
+                    if split in changed:
+                        self._remember_extracted(split, extraction, ActivationStore.open(self._store(split)))
                     say(f"extract {split}: already done")
             folders = self._train(say)
             self._send()
@@ -135,7 +137,8 @@ class Experiment:
     def extraction(self, split: Split) -> Extraction:
         """The extraction of the training or the test rows."""
         given = {**self.settings["model"], **self.settings["data"]}
-        datasets = {name: given.pop(f"{name}_dataset") for name in ("train", "test")}
+        for name in ("train_dataset", "test_dataset", "test_rows", "test_fraction"):
+            del given[name]
         labels = [given["label_column"]] if isinstance(given["label_column"], str) else given["label_column"]
         weights, groups = self.settings["probe"]["weight_column"], self.settings["statistics"]["groups"]
         # Only the training rows are weighted.
@@ -145,7 +148,7 @@ class Experiment:
         model = self._path(given.pop("model"))
         changed: dict[str, Any] = {
             "model": str(model) if model.exists() else self.settings["model"]["model"],
-            "dataset_path": self._path(datasets[split]),
+            "dataset_path": self._datasets(split),
             "output_path": self._store(split),
             "label_column": kept,
             "group_column": beside,
@@ -154,28 +157,54 @@ class Experiment:
         }
         return Extraction(**{**given, **changed})
 
-    def training(self) -> Training:
-        """The training on the two stores."""
+    def training(self, places: Mapping[str, Sequence[int]] | None = None) -> Training:
+        """The training on the stores, with labels from the datasets as they are now.
+
+        Parameters
+        ----------
+        places : mapping of sequence of int, optional
+            Layers and positions that the file asks for, if they are known; a store may have more.
+        """
+        data, probe = self.settings["data"], self.settings["probe"]
+        has_test = "test" in self.splits
+        if places is None:
+            places = self._stages.get("train", {}).get("places", {})
+        if probe["positions"] != "all":
+            places = {**places, "positions": probe["positions"]}
         return Training(
             train_activations=self._store("train"),
-            test_activations=self._store("test"),
+            test_activations=self._store("test") if has_test else None,
+            test_rows=data["test_rows"],
+            test_fraction=data["test_fraction"],
             output_dir=self._output_dir / "probes",
-            label_column=self.settings["data"]["label_column"],
+            label_column=data["label_column"],
+            labels=self._datasets("train"),
+            test_labels=self._datasets("test") if has_test else None,
+            question_column=data["question_column"],
+            max_samples=data["max_samples"],
             device=self.settings[""]["device"],
-            **self.settings["probe"],
+            **{**probe, **places},
             **{name: value for name, value in self.settings["statistics"].items() if name != "seeds"},
             **self.settings["machines"],
         )
 
-    @cached_property
-    def seed_runs(self) -> SeedRuns | None:
-        """The training with each of several seeds; None if the file gives one."""
-        seeds = self.settings["statistics"]["seeds"]
-        return None if seeds is None else SeedRuns(self.training(), seeds)
-
     @property
-    def _trainings(self) -> list[Training]:
-        return [self.training()] if self.seed_runs is None else list(self.seed_runs.trainings.values())
+    def splits(self) -> tuple[Split, ...]:
+        """Which stores there are: the test rows may be a part of the others, or absent."""
+        return SPLITS if self.settings["data"]["test_dataset"] is not None else SPLITS[:1]
+
+    def _datasets(self, split: Split) -> Path | list[Path]:
+        given = self.settings["data"][f"{split}_dataset"]
+        return self._path(given) if isinstance(given, str) else [self._path(each) for each in given]
+
+    def seed_runs(self, places: Mapping[str, Sequence[int]] | None = None) -> SeedRuns | None:
+        """The training with each of several seeds; None if the file gives one. Parameters as of `training`."""
+        seeds = self.settings["statistics"]["seeds"]
+        return None if seeds is None else SeedRuns(self.training(places), seeds)
+
+    def _trainings(self, places: Mapping[str, Sequence[int]] | None = None) -> list[Training]:
+        runs = self.seed_runs(places)
+        return [self.training(places)] if runs is None else list(runs.trainings.values())
 
     @contextmanager
     def _only_writer(self) -> Generator[None]:
@@ -210,30 +239,52 @@ class Experiment:
     def _path(self, text: str) -> Path:
         return self.path.parent / Path(text).expanduser()
 
-    def _check_rows(self, extractions: Mapping[Split, Extraction], pending: Sequence[Split]) -> None:
-        """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written."""
+    def _check_rows(self, extractions: Mapping[Split, Extraction], changed: Sequence[Split]) -> list[Split]:
+        """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written.
+
+        Parameters
+        ----------
+        extractions : mapping of Extraction
+        changed : sequence of str
+            Those of which something was edited.
+
+        Returns
+        -------
+        list of str
+            Those whose store lacks hidden states: the model has to run.
+        """
         check_folder(self._output_dir, "output_dir")
-        for split in pending:
+        for split in changed:
             with self._naming_lines(f"{split}_dataset", split=split):
                 _ = extractions[split].dataset
         stores: dict[Split, ActivationStore] = {}
+        pending: list[Split] = []
         for split, extraction in extractions.items():
             with self._naming_lines("model", f"{split}_dataset", split=split):
-                stores[split] = extraction.plan() if split in pending else ActivationStore.open(self._store(split))
+                stored = _finished_store(self._store(split))
+                if stored is None or (split in changed and not extraction.is_covered_by(stored)):
+                    pending.append(split)
+                    stores[split] = extraction.plan()
+                else:
+                    stores[split] = stored
         with self._naming_lines("train_dataset", "test_dataset"):
-            for training in self._trainings:
-                training.check_rows(stores["train"], stores["test"])
+            for training in self._trainings(_places(extractions[changed[0]])):
+                training.check_rows(stores["train"], stores.get("test"))
         check_disk(self._store("train"), sum(extractions[split].missing_nbytes() for split in pending))
+        return pending
 
-    def _is_extracted(self, split: Split, extraction: Extraction) -> bool:
-        done = self._stages.get(split, {})
-        return done.get("request") == _identity(extraction) and _holds_all(self._store(split), done.get("content"))
+    def _is_known(self, split: Split, extraction: Extraction) -> bool:
+        """Whether nothing was edited since the store was found to be what is asked for."""
+        done, stored = self._stages.get(split, {}), _finished_store(self._store(split))
+        known = stored is not None and done.get("content") == stored.journal_hash
+        return known and done.get("request") == _identity(extraction)
 
     def _extract(self, split: Split, extraction: Extraction, say: Callable[[str], None]) -> None:
-        target, wanted = self._store(split), _identity(extraction)
-        say(f"extract {split}: {extraction.dataset_path} -> {target}")
+        target = self._store(split)
+        say(f"extract {split}: {', '.join(map(str, _listed(self._datasets(split))))} -> {target}")
         try:
-            store = extraction.run()
+            # Labels come from the dataset, so that it does not matter which ones the store has.
+            store = extraction.run(keep_labels=True)
         except FingerprintMismatchError as error:
             if not isinstance(target, Path):
                 # Nothing is renamed there, and nothing is deleted.
@@ -241,17 +292,22 @@ class Experiment:
             kept = _set_aside(target).name
             say(f"{target} was made from other inputs ({error.differences}): kept as {kept}; delete it if not needed")
             store = extraction.run()
-        self._remember(split, {"request": wanted, "content": store.journal_hash})
+        self._remember_extracted(split, extraction, store)
+
+    def _remember_extracted(self, split: Split, extraction: Extraction, store: ActivationStore) -> None:
+        known = {"request": _identity(extraction), "content": store.journal_hash, "places": _places(extraction)}
+        self._remember(split, known)
 
     def _train(self, say: Callable[[str], None]) -> dict[str, Path]:
         folders: dict[str, Path] = {}
-        for training in self._trainings:
-            training.check_contents(*(self._stages[split]["content"] for split in SPLITS))
+        for training in self._trainings():
+            training.check_contents(*(self._stages[split]["content"] for split in self.splits))
             say(f"train: {'already done' if training.is_finished() else training.output_dir}")
             folders = training.run()
-        if self.seed_runs is None:
+        runs = self.seed_runs()
+        if runs is None:
             return folders
-        by_seed = self.seed_runs.run()
+        by_seed = runs.run()
         return {f"{label}, seed {seed}": one for label, of in by_seed.items() for seed, one in of.items()}
 
     def _report(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -338,11 +394,12 @@ def _identity(extraction: Extraction) -> dict[str, Any]:
     request = {field.name: getattr(extraction, field.name) for field in fields(extraction)}
     for name in ("device", "batch_size", "output_path", "repair", "workers", "ray"):
         del request[name]
-    model = Path(extraction.model)
+    datasets, model = _listed(extraction.dataset_path), Path(extraction.model)
     return {
         "probesweep": version("probesweep"),
-        **{name: str(value) if isinstance(value, Path) else value for name, value in request.items()},
-        "dataset": _hashes(Path(extraction.dataset_path)),
+        **request,
+        "dataset_path": [str(path) for path in datasets],
+        "dataset": [_hashes(Path(path)) for path in datasets],
         "model_files": _hashes(model),
     }
 
@@ -359,12 +416,22 @@ def _hashes_of(folder: Path, names: Iterable[str]) -> dict[str, str | None]:
     return {name: hash_file(folder / name) if (folder / name).is_file() else None for name in names}
 
 
-def _holds_all(path: Location, content: str | None) -> bool:
-    """Whether the store exists, is complete, and is the one that was written."""
+def _places(extraction: Extraction) -> dict[str, Sequence[int]]:
+    layers, positions = extraction.places
+    return {"layers": list(layers), "positions": list(positions)}
+
+
+def _listed(given: Any) -> list[Any]:
+    """One path or several, or none."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
+def _finished_store(path: Location) -> ActivationStore | None:
+    """The store, if there is one and it is complete."""
     if not is_store(path):
-        return False
+        return None
     store = ActivationStore.open(path)
-    return store.n_committed == len(store) and store.journal_hash == content
+    return store if store.n_committed == len(store) else None
 
 
 def _set_aside(path: Path) -> Path:

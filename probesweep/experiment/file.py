@@ -32,7 +32,13 @@ _STATISTICS = (
     *("groups", "split_repeats", "drop_overlap"),
 )
 _MACHINES = ("workers", "ray")
-_ELSEWHERE = ("train_activations", "test_activations", "output_dir", "label_column", "device", *_STATISTICS, *_MACHINES)
+_TEST = ("test_rows", "test_fraction")
+_ELSEWHERE = (
+    *("train_activations", "test_activations", "output_dir", "label_column", "device"),
+    # The labels are those of the datasets, the layers those of the extraction.
+    *("labels", "test_labels", "question_column", "max_samples", "layers"),
+    *(*_TEST, *_STATISTICS, *_MACHINES),
+)
 _TRAIN_KEYS = {
     # With every option that has no other place.
     "probe": tuple(option.name for option in fields(Training) if option.name not in _ELSEWHERE),
@@ -59,10 +65,16 @@ def _keys_of(owner: type, sections: Mapping[str, Sequence[str]]) -> dict[str, di
 def _schema() -> dict[str, dict[str, Key]]:
     """Keys of every section; those of the section "" come before the first one."""
     extract, train = _keys_of(Extraction, _EXTRACT_KEYS), _keys_of(Training, _TRAIN_KEYS)
+    tested = _keys_of(Training, {"data": _TEST})["data"]
     return {
         "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
         "model": extract["model"],
-        "data": {"train_dataset": Key(str, MISSING), "test_dataset": Key(str, MISSING), **extract["data"]},
+        "data": {
+            "train_dataset": Key(str | list[str], MISSING),
+            "test_dataset": Key(str | list[str] | None, None),
+            **tested,
+            **extract["data"],
+        },
         **train,
         "statistics": {**train["statistics"], "seeds": Key(list[int] | None, None)},
         "report": {"figures": Key(bool, False), "track": Key(Kind | None, None)},

@@ -46,12 +46,13 @@ def results_card(trainings: list[FinishedTraining]) -> str:
     """The README.md of one or several trainings."""
     first = trainings[0]
     layers, positions = (", ".join(map(str, axis)) for axis in (first.probes.layers, first.probes.positions))
+    tested = first.run.request.test
     about = {
         "weights": first.run.weights,
         "layers (indices into `hidden_states`)": layers,
         "positions (-1 = last token)": positions,
         "training rows, SHA-256 of the store's journal": first.run.request.train.content,
-        "test rows, SHA-256 of the store's journal": first.run.request.test.content,
+        "test rows, SHA-256 of the store's journal": tested.content if tested else "none: there is no test set",
     }
     lines = [f"Linear probes on hidden states of {_code(first.run.model)}.", "", _table(about)]
     for training in trainings:

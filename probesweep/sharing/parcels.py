@@ -128,7 +128,8 @@ def _pack_results(folder: Path) -> Parcel:
             Card.of(training.results)
     labels = _listed("label", dict.fromkeys(training.label for training in trainings))
     first = trainings[0].run
-    rows = f"{first.request.train.n_samples} train and {first.request.test.n_samples} test"
+    tested = first.request.test
+    rows = f"{first.request.train.n_samples} train and {tested.n_samples if tested else 'no'} test"
     return Parcel(
         repo_type="model",
         place=folder,

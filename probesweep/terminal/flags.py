@@ -31,6 +31,7 @@ KEYS = {
     "spill_folder": "output_dir",
     "train_activations": "train_dataset",
     "test_activations": "test_dataset",
+    "labels": "train_dataset",
     "test": "test_dataset",
     "test_labels": "test_dataset",
 }

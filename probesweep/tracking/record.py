@@ -65,7 +65,8 @@ def read_record(folder: Path, pictures: Path) -> Record:
 def _settings(run: Run) -> dict[str, str | int | float | bool]:
     settings: dict[str, Any] = {name: getattr(run, name) for name in ("label", "model", "weights", "position_tokens")}
     for split, used in {"train": run.request.train, "test": run.request.test}.items():
-        settings |= {f"{split}_{name}": value for name, value in asdict(used).items()}
+        # Rows one by one would fill a page.
+        settings |= {f"{split}_{name}": value for name, value in asdict(used).items() if name != "rows"} if used else {}
     settings |= run.request.options
     return {
         name: value if isinstance(value, (int, float, str)) else json.dumps(value)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from activation_store import ActivationStore
 from activation_store.prompts.prompts import PromptFormat
-from activation_store.pt.activations import PtActivations
 from gpu_probes import BestProbe, SweepResult
 from gpu_probes.features.combine import layers_behind
 from gpu_probes.forms import (
@@ -34,6 +33,7 @@ from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
 from gpu_probes.terms import PermutationStatistic, TaskType
 from probesweep.errors import RequestError
+from probesweep.selection import Selection
 from probesweep.use.place import ModelPlace
 
 CARD_VERSION = 1
@@ -75,7 +75,7 @@ class PromptOrigin:
     layers : list of int
         Indices into ``hidden_states`` that the probe reads.
     positions : list of int
-        All of the store's.
+        Those that were used of the store's.
     use_chat_template : bool
     chat_template : str or None
         SHA-256.
@@ -238,7 +238,8 @@ class Card:
             yield "prompts.model", self.prompts.model, results.run.model
             yield "prompts.chat_template", self.prompts.chat_template is not None, self.prompts.use_chat_template
             if self.prompts.eoi_tokens is not None:
-                yield "prompts.eoi_tokens", self.prompts.eoi_tokens, len(self.prompts.positions)
+                # Some of the stored positions may have been left out.
+                yield "prompts.eoi_tokens", self.prompts.eoi_tokens >= -min(self.prompts.positions), True
         for name, read in (("prompts", self.prompts), ("places", self.places)):
             if read is not None:
                 yield from self._read_compared(name, read, results)
@@ -264,7 +265,7 @@ def describe_probe(
     label: str,
     result: SweepResult,
     evidence: Evidence,
-    store: ActivationStore | PtActivations | None,
+    used: Selection | None,
     join: str | None,
 ) -> Card | None:
     """Describe the best probe; None where there is none.
@@ -275,8 +276,8 @@ def describe_probe(
     result : SweepResult
     evidence : Evidence
         Of `gpu_probes.infer`.
-    store : ActivationStore or PtActivations or None
-        Of the training rows; None where nothing is known of them.
+    used : Selection or None
+        The training rows; None where nothing is known of them.
     join : str or None
         How its cells were combined.
     """
@@ -302,7 +303,7 @@ def describe_probe(
             p_statistic=result.permutation_statistic,
         ),
         calibration=_calibration(result.task_type, evidence),
-        **_reading(store, best, join),
+        **_reading(used, best, join),
     )
 
 
@@ -354,11 +355,12 @@ def _calibration(task_type: str, evidence: Evidence) -> Calibration:
     return Calibration(kind if fitted else None, found.slope, found.intercept, found.reason)
 
 
-def _reading(store: ActivationStore | PtActivations | None, best: BestProbe, join: str | None) -> dict[str, Any]:
+def _reading(used: Selection | None, best: BestProbe, join: str | None) -> dict[str, Any]:
     """How a prompt reaches the probe, or at least which places it reads."""
-    if store is None:
+    if used is None:
         return {"prompts": None}
-    layers, positions = [int(layer) for layer in layers_behind(store, join, best.cell)], list(store.positions)
+    store = used.store
+    layers, positions = [int(layer) for layer in layers_behind(used.cells, join, best.cell)], list(used.positions)
     provenance = store.attrs["provenance"] if isinstance(store, ActivationStore) else {}
     prompts = _prompts(store.fingerprint, provenance, positions, layers)
     return {"prompts": prompts, "places": Places(layers, positions) if prompts is None else None}
@@ -380,7 +382,7 @@ def _prompts(
         chat_template=fingerprint["chat_template"],
         chat_template_kwargs=fingerprint["chat_template_kwargs"],
         # If the positions were given as a number of tokens, they are again.
-        eoi_tokens=None if provenance.get("template_tail") else len(positions),
+        eoi_tokens=None if provenance.get("template_tail") else len(fingerprint["positions"]),
         truncate_to=None if fingerprint["truncation"] is None else fingerprint["truncation"]["max_length"],
         question_column=fingerprint["question_column"],
         source=_source(provenance, fingerprint),

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from activation_store import ActivationStore
+from activation_store import ActivationStore, Extraction
 from probesweep import Experiment, RequestError
 from probesweep.experiment.file import _schema, find_line
 from probesweep.experiment.template import write_template
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
+from tests.helpers.stores import uncommit
 
 pytestmark = pytest.mark.slow
 
@@ -93,6 +94,84 @@ def test_finished_stages_are_skipped_and_changed_ones_redone(experiment):
     table = pd.read_parquet(experiment.parent / "test.parquet")
     table.iloc[:-1].to_parquet(experiment.parent / "test.parquet")
     assert stages(run("run", experiment))[0] == "extract test"
+
+
+def test_the_model_runs_for_prompts_model_and_places_alone(experiment):
+    out, folder = experiment.parent / "out", experiment.parent
+    change(experiment, "[0, 1]", '"all"')
+    assert "extract train" in stages(run("run", experiment))
+    stored = {name: content for name, content in times(out).items() if ".zarr" in name}
+    tables = {split: pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test")}
+    rng = np.random.default_rng(1)
+    # Another label, a column that is new, an order of columns, groups, weights, places that are stored, a seed.
+    for split, table in tables.items():
+        table.assign(success_rate=rng.random(len(table)), right=rng.integers(0, 2, len(table))).to_parquet(
+            folder / f"{split}.parquet"
+        )
+    edits = [
+        ("n_folds = 3", "n_folds = 4"),
+        ("use_chat_template", 'label_column = "right"\nuse_chat_template'),
+        ("[statistics]", 'weight_column = "weight"\n\n[statistics]\ngroups = "topic"\nseed = 7'),
+        ('layers = "all"', "layers = [1, -1]"),
+        ("alphas = [1, 10]", "alphas = [1, 10]\npositions = [-1]"),
+    ]
+    for old, new in edits:
+        change(experiment, old, new)
+        assert stages(run("run", experiment)) == ["train", "report"], new
+        assert stages(run("run", experiment)) == []
+    assert {name: content for name, content in times(out).items() if ".zarr" in name} == stored
+    performance = json.loads((out / "probes/performance.json").read_text())
+    assert (performance["layer_indices"], performance["positions"]) == ([1, 3], [-1])
+    best = json.loads((out / "probes/best_probe_predictions.json").read_text())
+    assert best["train_actual"] == pd.read_parquet(folder / "train.parquet")["right"].tolist()
+    used = json.loads((out / "probes/run.json").read_text())["request"]["train"]["labels"]
+    assert used["columns"] == ["right", "weight", "topic"]
+    # Without its memory it looks at the stores.
+    (out / "stages.json").unlink()
+    assert stages(run("run", experiment)) == ["report"]
+    # One prompt more.
+    table = pd.read_parquet(folder / "test.parquet")
+    pd.concat([table, table.iloc[:1].assign(question="new")]).to_parquet(folder / "test.parquet")
+    done = run("run", experiment)
+    assert stages(done)[0] == "extract test"
+    assert "kept as test.1.zarr" in done.stderr
+
+
+def test_a_label_edited_while_an_extraction_is_unfinished_does_not_start_it_over(experiment, tiny_model):
+    folder = experiment.parent
+    Extraction(
+        tiny_model("llama"), folder / "train.parquet", folder / "out/train.zarr", use_chat_template=True,
+        layers=[0, 1], shard_samples=10,
+    ).run()  # fmt: skip
+    uncommit(folder / "out/train.zarr", 2)
+    table = pd.read_parquet(folder / "train.parquet")
+    table.assign(success_rate=1 - table["success_rate"]).to_parquet(folder / "train.parquet")
+    first = (folder / "out/train.zarr/activations/c/0/0/0/0").stat().st_mtime_ns
+    done = run("run", experiment)
+    assert stages(done)[0] == "extract train"
+    assert "kept as" not in done.stderr
+    assert (folder / "out/train.zarr/activations/c/0/0/0/0").stat().st_mtime_ns == first
+    best = json.loads((folder / "out/probes/best_probe_predictions.json").read_text())
+    np.testing.assert_allclose(best["train_actual"], 1 - table["success_rate"])
+
+
+def test_several_datasets_and_test_rows_among_them(experiment):
+    folder = experiment.parent
+    change(experiment, 'train_dataset = "train.parquet"\ntest_dataset = "test.parquet"',
+           'train_dataset = ["train.parquet", "test.parquet"]\ntest_rows = "33-54"')  # fmt: skip
+    assert stages(run("run", experiment)) == ["extract train", "train", "report"]
+    store = ActivationStore.open(folder / "out/train.zarr")
+    tables = [pd.read_parquet(folder / f"{split}.parquet") for split in ("train", "test")]
+    assert store.questions == pd.concat(tables)["question"].tolist()
+    best = json.loads((folder / "out/probes/best_probe_predictions.json").read_text())
+    for name, table in zip(("train_actual", "test_actual"), tables, strict=True):
+        assert best[name] == table["success_rate"].tolist()
+    change(experiment, 'test_rows = "33-54"', "")
+    done = run("run", experiment)
+    assert stages(done) == ["train", "report"]
+    assert "There is no test set." in done.stdout
+    change(experiment, "[probe]", "test_fraction = 0.25\n\n[probe]")
+    assert stages(run("run", experiment)) == ["train", "report"]
 
 
 def test_the_same_as_the_single_commands(experiment, tiny_model, tmp_path):
@@ -178,8 +257,8 @@ def test_init_writes_a_file_that_names_every_key(tmp_path):
     for section, keys in _schema().items():
         table = document[section] if section else document
         assert set(keys) <= set(table), section
-    # Workers have a model each, which is not spread over devices.
-    path.write_text(re.sub(r"(?m)^device_map = .*\n", "", text))
+    # Workers have a model each, which is not spread over devices. There are three ways to name test rows.
+    path.write_text(re.sub(r"(?m)^(device_map|test_rows|test_fraction) = .*\n", "", text))
     Experiment.load(path)
 
 
@@ -201,6 +280,9 @@ def test_the_template_cannot_take_a_file_s_place(tmp_path):
         ("n_folds = 3", "n_folds = 2.5", 17, "n_folds = 2.5 in [statistics] should be a whole number"),
         ("[probe]", '[probe]\nprobe = "svm"', 13, "probe = 'svm' is unknown; use auto, ridge"),
         ("[probe]", "[prob]", 12, "prob is unknown in the top of the file; did you mean probe?"),
+        ("[probe]", "test_fraction = 0.2\n\n[probe]", 12, "test_dataset and test_fraction both say what to test on"),
+        ('"train.parquet"', "[]", 7, "train_dataset = [] is empty"),
+        ("[probe]", "[probe]\npositions = [1]", 13, "1 is not a position"),
         (
             "[probe]",
             "[probe]\npermutations = 10",
