@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from activation_store.extraction.arguments import read_layers
 from activation_store.opening import open_activations
+from activation_store.store.reader import PlannedStore
 from gpu_probes import (
     About,
     ProbeOptions,
@@ -28,6 +29,7 @@ from gpu_probes import (
     plan_sweep,
 )
 from gpu_probes.arguments import check_flags, is_finite_number
+from gpu_probes.evidence.timing import Timing, time_cells
 from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import SomeRows, combine, parse_join
 from gpu_probes.results.documents import Results
@@ -265,6 +267,26 @@ class Training(ProbeOptions):
         about = work.rows.about(self.groups)
         check_statistics(workloads, memory, about.train_prompts, about.test_prompts)
         self._check_room(memory)
+
+    def time_cells(self, train: Activations, test: Activations | None) -> Timing:
+        """Fit a few cells and say what all would take; nothing is written.
+
+        Parameters
+        ----------
+        train, test : ActivationStore or PtActivations
+            As for `check_rows`: of stores that are not written yet, random numbers stand in for hidden states.
+        """
+        sides = self._select(train, test)
+        work = self._plan(*sides, self._choose(*sides))
+        return time_cells(
+            work.rows.train_cells,
+            work.train_labels,
+            work.rows.test_cells,
+            work.test_labels,
+            work.given,
+            work.rows.about(self.groups),
+            at_random=any(isinstance(store, PlannedStore) for store in (train, test)),
+        )
 
     def check_contents(self, *contents: str) -> None:
         """Make sure that the stores have these contents (`ActivationStore.journal_hash`).

@@ -46,6 +46,7 @@ from probesweep_ray import Machines, check_answers
 
 if TYPE_CHECKING:
     from activation_store.extraction.distributed import Workers
+    from activation_store.extraction.estimate import Speed
     from activation_store.extraction.fill import OneProcess
     from activation_store.extraction.job import Job
 
@@ -311,9 +312,32 @@ class Extraction:
 
         It may have other labels and groups, and more layers and positions.
         """
-        from activation_store.extraction.job import covers
+        return not self.lacking(store)
 
-        return covers(store.fingerprint, self._job.fingerprint)
+    def lacking(self, store: ActivationStore) -> list[str]:
+        """Names of what keeps a store from being covered (`is_covered_by`)."""
+        from activation_store.extraction.job import lacking
+
+        return lacking(store.fingerprint, self._job.fingerprint)
+
+    def measure(self) -> Speed:
+        """Load the model and time a few batches."""
+        from activation_store.extraction.estimate import measure
+
+        layout = self._job.spec(self.shard_samples).layout
+        return measure(self._job, layout, self._useful_prefix(), self.batch_size)
+
+    def seconds(self, speed: Speed) -> float:
+        """Estimated time of `run`, for the shards that are not there yet."""
+        path, layout = locate(self.output_path), self._job.spec(self.shard_samples).layout
+        there = ActivationStore.open(path).n_committed_shards if self.is_resumable() else 0
+        return speed.seconds(self._job, layout, range(there, layout.n_shards))
+
+    def is_resumable(self) -> bool:
+        """Whether there is an unfinished store that ``run(keep_labels=True)`` goes on with."""
+        path = locate(self.output_path)
+        store = ActivationStore.open(path) if is_store(path) else None
+        return store is not None and self.is_covered_by(store) and (store.layers, store.positions) == self.places
 
     @property
     def places(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -328,7 +352,7 @@ class Extraction:
         store = ActivationStore.open(path)
         layout = store.spec.layout
         # A store made from other inputs is renamed to make room for the new one.
-        if not self.is_covered_by(store):
+        if not self.is_resumable():
             return job.spec(self.shard_samples).layout.store_nbytes
         return (layout.n_shards - store.n_committed_shards) * layout.shard_nbytes
 

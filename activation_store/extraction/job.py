@@ -28,13 +28,19 @@ BESIDE = ("model", "dataset", "question_column", "label_columns", "group_columns
 _PLACES = ("layers", "positions")
 
 
-def covers(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a store has all hidden states of a job, by their fingerprints: same prompts and model, and all places."""
+def lacking(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What keeps a store from having all hidden states of a job: other prompts, another model, places, by name.
+
+    Parameters
+    ----------
+    stored, wanted : mapping
+        Fingerprints.
+    """
     # Through JSON, because the stored one came from there: tuples are lists.
     wanted = json.loads(json.dumps(wanted))
-    keys = {*stored, *wanted} - {*BESIDE, *_PLACES}
-    same = all(stored.get(key) == wanted.get(key) for key in keys)
-    return same and all(set(wanted[name]) <= set(stored.get(name, ())) for name in _PLACES)
+    keys = [key for key in {**stored, **wanted} if key not in (*BESIDE, *_PLACES)]
+    others = [key for key in keys if stored.get(key) != wanted.get(key)]
+    return others + [name for name in _PLACES if not set(wanted[name]) <= set(stored.get(name, ()))]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from probesweep.terminal.command import Terminal
 @probesweep.command()
 @click.argument("experiment", type=PATH)
 @click.option("--init", is_flag=True, help="Write a commented EXPERIMENT to start from, and example data beside it.")
+@click.option("--dry_run", is_flag=True, help="Say what every stage would do, and estimate its time; write nothing.")
 @click.pass_obj
-def run(terminal: Terminal, experiment: Path, init: bool) -> None:
+def run(terminal: Terminal, experiment: Path, init: bool, dry_run: bool) -> None:
     """Run a complete experiment from one file: extract, train, report.
 
     EXPERIMENT is a TOML file. Finished stages are skipped. After an edit, only stages affected by it are rerun.
@@ -49,6 +50,12 @@ def run(terminal: Terminal, experiment: Path, init: bool) -> None:
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=str(experiment))
     loaded = Experiment.load(experiment)
     terminal.wording = partial(as_keys, keys=ALL_KEYS, given=[str(experiment), loaded.settings])
+    if dry_run:
+        from probesweep.experiment.dry_run import preview
+
+        stages = preview(loaded)
+        terminal.answer(lambda: "\n".join(map(str, stages)), lambda: {"stages": [stage.to_json() for stage in stages]})
+        return
     folders = loaded.run(terminal.note)
     runs = loaded.seed_runs()
     if runs is None:

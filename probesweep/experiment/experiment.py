@@ -38,6 +38,31 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes
+    ----------
+    extractions : dict of Extraction
+        Of every split.
+    changed : list of str
+        Splits of which something was edited, or that were never looked at.
+    pending : list of str
+        Those for which the model has to run.
+    stores : dict of ActivationStore
+        By split; planned ones where the model has to run.
+    trainings : list of Training
+        One, or one for each seed.
+    """
+
+    extractions: Mapping[Split, Extraction]
+    changed: Sequence[Split]
+    pending: Sequence[Split]
+    stores: Mapping[Split, ActivationStore]
+    trainings: Sequence[Training]
+
+
+@dataclass(frozen=True)
 class Experiment:
     """An experiment, read from its file and checked.
 
@@ -115,15 +140,13 @@ class Experiment:
                 self._mirror.fetch()
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
-            extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in self.splits}
-            changed: list[Split] = [split for split in self.splits if not self._is_known(split, extractions[split])]
-            pending = self._check_rows(extractions, changed) if changed else []
-            for split, extraction in extractions.items():
-                if split in pending:
+            plan = self.plan()
+            for split, extraction in plan.extractions.items():
+                if split in plan.pending:
                     self._extract(split, extraction, say)
                 else:
-                    if split in changed:
-                        self._remember_extracted(split, extraction, ActivationStore.open(self._store(split)))
+                    if split in plan.changed:
+                        self._remember_extracted(split, extraction, plan.stores[split])
                     say(f"extract {split}: already done")
             folders = self._train(say)
             self._send()
@@ -202,7 +225,8 @@ class Experiment:
         seeds = self.settings["statistics"]["seeds"]
         return None if seeds is None else SeedRuns(self.training(places), seeds)
 
-    def _trainings(self, places: Mapping[str, Sequence[int]] | None = None) -> list[Training]:
+    def trainings(self, places: Mapping[str, Sequence[int]] | None = None) -> list[Training]:
+        """The training, or that with each seed. Parameters as of `training`."""
         runs = self.seed_runs(places)
         return [self.training(places)] if runs is None else list(runs.trainings.values())
 
@@ -239,21 +263,15 @@ class Experiment:
     def _path(self, text: str) -> Path:
         return self.path.parent / Path(text).expanduser()
 
-    def _check_rows(self, extractions: Mapping[Split, Extraction], changed: Sequence[Split]) -> list[Split]:
-        """Check the rows of every stage, the cheapest first, before any weights are loaded and anything is written.
+    def plan(self) -> Plan:
+        """Find which stores the model has to run for; check the rows of every stage if something was edited.
 
-        Parameters
-        ----------
-        extractions : mapping of Extraction
-        changed : sequence of str
-            Those of which something was edited.
-
-        Returns
-        -------
-        list of str
-            Those whose store lacks hidden states: the model has to run.
+        The cheapest checks come first, before any weights are loaded; nothing is written.
         """
-        check_folder(self._output_dir, "output_dir")
+        extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in self.splits}
+        changed: list[Split] = [split for split in self.splits if not self._is_known(split, extractions[split])]
+        if changed:
+            check_folder(self._output_dir, "output_dir")
         for split in changed:
             with self._naming_lines(f"{split}_dataset", split=split):
                 _ = extractions[split].dataset
@@ -261,21 +279,25 @@ class Experiment:
         pending: list[Split] = []
         for split, extraction in extractions.items():
             with self._naming_lines("model", f"{split}_dataset", split=split):
-                stored = _finished_store(self._store(split))
+                stored = finished_store(self._store(split))
                 if stored is None or (split in changed and not extraction.is_covered_by(stored)):
                     pending.append(split)
                     stores[split] = extraction.plan()
                 else:
                     stores[split] = stored
-        with self._naming_lines("train_dataset", "test_dataset"):
-            for training in self._trainings(_places(extractions[changed[0]])):
-                training.check_rows(stores["train"], stores.get("test"))
-        check_disk(self._store("train"), sum(extractions[split].missing_nbytes() for split in pending))
-        return pending
+        if changed:
+            with self._naming_lines("train_dataset", "test_dataset"):
+                trainings = self.trainings(_places(extractions[changed[0]]))
+                for training in trainings:
+                    training.check_rows(stores["train"], stores.get("test"))
+            check_disk(self._store("train"), sum(extractions[split].missing_nbytes() for split in pending))
+        else:
+            trainings = self.trainings()
+        return Plan(extractions, changed, pending, stores, trainings)
 
     def _is_known(self, split: Split, extraction: Extraction) -> bool:
         """Whether nothing was edited since the store was found to be what is asked for."""
-        done, stored = self._stages.get(split, {}), _finished_store(self._store(split))
+        done, stored = self._stages.get(split, {}), finished_store(self._store(split))
         known = stored is not None and done.get("content") == stored.journal_hash
         return known and done.get("request") == _identity(extraction)
 
@@ -300,7 +322,7 @@ class Experiment:
 
     def _train(self, say: Callable[[str], None]) -> dict[str, Path]:
         folders: dict[str, Path] = {}
-        for training in self._trainings():
+        for training in self.trainings():
             training.check_contents(*(self._stages[split]["content"] for split in self.splits))
             say(f"train: {'already done' if training.is_finished() else training.output_dir}")
             folders = training.run()
@@ -426,7 +448,7 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
 
-def _finished_store(path: Location) -> ActivationStore | None:
+def finished_store(path: Location) -> ActivationStore | None:
     """The store, if there is one and it is complete."""
     if not is_store(path):
         return None

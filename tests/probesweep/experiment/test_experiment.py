@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 
 from activation_store import ActivationStore, Extraction
+from activation_store.store.writer import StoreWriter
 from probesweep import Experiment, RequestError
 from probesweep.experiment.file import _schema, find_line
 from probesweep.experiment.template import write_template
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
-from tests.helpers.stores import uncommit
 
 pytestmark = pytest.mark.slow
 
@@ -109,16 +109,18 @@ def test_the_model_runs_for_prompts_model_and_places_alone(experiment):
             folder / f"{split}.parquet"
         )
     edits = [
-        ("n_folds = 3", "n_folds = 4"),
-        ("use_chat_template", 'label_column = "right"\nuse_chat_template'),
-        ("[statistics]", 'weight_column = "weight"\n\n[statistics]\ngroups = "topic"\nseed = 7'),
-        ('layers = "all"', "layers = [1, -1]"),
-        ("alphas = [1, 10]", "alphas = [1, 10]\npositions = [-1]"),
+        [("n_folds = 3", "n_folds = 4\nnested_cv = false")],
+        [
+            ("use_chat_template", 'label_column = "right"\nuse_chat_template'),
+            ("[statistics]", 'weight_column = "weight"\n\n[statistics]\ngroups = "topic"\nseed = 7'),
+        ],
+        [('layers = "all"', "layers = [1, -1]"), ("alphas = [1, 10]", "alphas = [1, 10]\npositions = [-1]")],
     ]
-    for old, new in edits:
-        change(experiment, old, new)
-        assert stages(run("run", experiment)) == ["train", "report"], new
-        assert stages(run("run", experiment)) == []
+    for together in edits:
+        for old, new in together:
+            change(experiment, old, new)
+        assert stages(run("run", experiment)) == ["train", "report"], together
+    assert stages(run("run", experiment)) == []
     assert {name: content for name, content in times(out).items() if ".zarr" in name} == stored
     performance = json.loads((out / "probes/performance.json").read_text())
     assert (performance["layer_indices"], performance["positions"]) == ([1, 3], [-1])
@@ -137,13 +139,29 @@ def test_the_model_runs_for_prompts_model_and_places_alone(experiment):
     assert "kept as test.1.zarr" in done.stderr
 
 
-def test_a_label_edited_while_an_extraction_is_unfinished_does_not_start_it_over(experiment, tiny_model):
+def interrupted_extraction(model: Path, folder: Path, monkeypatch) -> None:
+    """Extract the training rows in three shards, of which the last is not reached."""
+    n_added = iter(range(100))
+    add = StoreWriter.add
+
+    def add_two(self, rows, block):
+        if next(n_added) == 2:
+            raise KeyboardInterrupt
+        add(self, rows, block)
+
+    extraction = Extraction(
+        str(model), folder / "train.parquet", folder / "out/train.zarr", use_chat_template=True, layers=[0, 1],
+        shard_samples=11,
+    )  # fmt: skip
+    monkeypatch.setattr(StoreWriter, "add", add_two)
+    with pytest.raises(KeyboardInterrupt):
+        extraction.run()
+    monkeypatch.setattr(StoreWriter, "add", add)
+
+
+def test_a_label_edited_while_an_extraction_is_unfinished_does_not_start_it_over(experiment, tiny_model, monkeypatch):
     folder = experiment.parent
-    Extraction(
-        tiny_model("llama"), folder / "train.parquet", folder / "out/train.zarr", use_chat_template=True,
-        layers=[0, 1], shard_samples=10,
-    ).run()  # fmt: skip
-    uncommit(folder / "out/train.zarr", 2)
+    interrupted_extraction(tiny_model("llama"), folder, monkeypatch)
     table = pd.read_parquet(folder / "train.parquet")
     table.assign(success_rate=1 - table["success_rate"]).to_parquet(folder / "train.parquet")
     first = (folder / "out/train.zarr/activations/c/0/0/0/0").stat().st_mtime_ns
@@ -153,6 +171,51 @@ def test_a_label_edited_while_an_extraction_is_unfinished_does_not_start_it_over
     assert (folder / "out/train.zarr/activations/c/0/0/0/0").stat().st_mtime_ns == first
     best = json.loads((folder / "out/probes/best_probe_predictions.json").read_text())
     np.testing.assert_allclose(best["train_actual"], 1 - table["success_rate"])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(experiment, tiny_model, monkeypatch):
+    folder, out = experiment.parent, experiment.parent / "out"
+    change(experiment, "k_fold = true", "k_fold = true\npermutations = 30")
+
+    def dry() -> dict[str, dict]:
+        before = times(folder)
+        done = run("run", experiment, "--dry_run", "--json")
+        assert done.returncode == 0, done.stderr
+        assert times(folder) == before
+        assert [path.name for path in folder.rglob(".lock")] == []
+        return {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
+
+    first = dry()
+    assert {name: stage["does"] for name, stage in first.items()} == dict.fromkeys(
+        ["extract train", "extract test", "train", "report"], "run"
+    )
+    assert not out.exists()
+    n_bytes = 33 * 2 * 5 * 32 * 4 / 2**20
+    assert (
+        f"[33, 2, 5, 32] float32, {n_bytes:.1f} MiB; {n_bytes:.1f} MiB to be written"
+        in first["extract train"]["details"][0]
+    )
+    assert "10 cells" in first["train"]["details"][0]
+    assert "on random numbers" in first["train"]["details"][1]
+    assert all(first[name]["seconds"] > 0 for name in ("extract train", "extract test", "train"))
+    interrupted_extraction(tiny_model("llama"), folder, monkeypatch)
+    begun = dry()
+    assert begun["extract train"]["does"] == "resume"
+    assert (
+        begun["extract train"]["why"] == f"{ActivationStore.open(out / 'train.zarr').n_committed} of 33 rows are there"
+    )
+    run("run", experiment)
+    assert {stage["does"] for stage in dry().values()} == {"nothing"}
+    change(experiment, "n_folds = 3", "n_folds = 4")
+    assert [name for name, stage in dry().items() if stage["does"] == "run"] == ["train", "report"]
+    change(experiment, "layers = [0, 1]", "layers = [0, 2]")
+    other = dry()
+    assert "has other inputs (layers); it is kept under another name" in other["extract test"]["why"]
+    shown = run("run", experiment, "--dry_run")
+    assert re.search(r"extract train +run: .*train.zarr has other inputs", shown.stdout)
+    assert "estimated from" in shown.stdout
+    change(experiment, "layers = [0, 2]", "layers = [0, 9]")
+    assert run("run", experiment, "--dry_run").returncode == 2
 
 
 def test_several_datasets_and_test_rows_among_them(experiment):
@@ -281,7 +344,7 @@ def test_the_template_cannot_take_a_file_s_place(tmp_path):
         ("[probe]", '[probe]\nprobe = "svm"', 13, "probe = 'svm' is unknown; use auto, ridge"),
         ("[probe]", "[prob]", 12, "prob is unknown in the top of the file; did you mean probe?"),
         ("[probe]", "test_fraction = 0.2\n\n[probe]", 12, "test_dataset and test_fraction both say what to test on"),
-        ('"train.parquet"', "[]", 7, "train_dataset = [] is empty"),
+        ('"train.parquet"', "[]", 7, "no dataset is named; give a file of questions"),
         ("[probe]", "[probe]\npositions = [1]", 13, "1 is not a position"),
         (
             "[probe]",
@@ -357,7 +420,7 @@ def test_seeds_of_a_file_get_a_folder_each(experiment):
     assert again.stdout == done.stdout
     change(experiment, "seeds = [1, 2]", "seeds = [1, 2, 3]")
     more = run("run", experiment)
-    assert more.stderr.count("train: already done") == 2
+    assert more.stderr.count("\ntrain: already done") == 2
     assert f"train: {probes}/seed_3" in more.stderr
     change(experiment, "seeds = [1, 2, 3]", "seeds = [1, 1]")
     wrong = run("run", experiment)
