@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
-from gpu_probes.errors import ProbeError, ProbeWarning
+from gpu_probes.errors import ProbeWarning
 from gpu_probes.evidence.infer import About, compare_overlap, infer
 from gpu_probes.features.cells import CellSource, as_source
 from gpu_probes.results.folder import (
@@ -72,16 +72,9 @@ class FinishedSweep(SweepResult):
         -------
         Path
             The folder.
-
-        Raises
-        ------
-        ProbeError
-            There are no test rows.
         """
-        if self.test is None:
-            raise ProbeError("results without test rows cannot be saved; give test and test_labels", argument="test")
         folder = Path(folder)
-        request = self._request(self.test)
+        request = self._request()
         about = _about(self.train, self.test)
         evidence = infer(self, self.train, self.test, self.options, about)
         evidence = replace(evidence, overlap=self._overlap(self.test, about))
@@ -109,13 +102,15 @@ class FinishedSweep(SweepResult):
             ).save(draft)
         return folder
 
-    def _overlap(self, test: CellSource, about: About) -> Overlap:
+    def _overlap(self, test: CellSource | None, about: About) -> Overlap:
+        if test is None:
+            return Overlap(n_shared=None, reason="there is no test set")
         if about.train_prompts is None or about.test_prompts is None:
             return Overlap(n_shared=None, reason="the rows are not of a store that holds prompts")
         shared = shared_prompts(about.train_prompts, about.test_prompts)
         return compare_overlap(self, test, self.test_labels, shared, dropped=False)
 
-    def _request(self, test: CellSource) -> Request:
+    def _request(self) -> Request:
         given = self.options
         options = {option.name: getattr(given, option.name) for option in fields(ProbeOptions)}
         # Those of a training that name columns of its stores.
@@ -129,7 +124,7 @@ class FinishedSweep(SweepResult):
         return Request(
             probesweep=version("probesweep"),
             train=_used(self.train, self.train_labels),
-            test=_used(test, self.test_labels),
+            test=None if self.test is None else _used(self.test, self.test_labels),
             labels=[self.label],
             options={
                 name: list(value) if isinstance(value, tuple | np.ndarray) else value
@@ -241,11 +236,11 @@ def _used(source: CellSource, labels: Any) -> UsedStore:
     return UsedStore(str(getattr(source, "path", "in memory")), source.n_samples, content)
 
 
-def _about(train: CellSource, test: CellSource) -> About:
+def _about(train: CellSource, test: CellSource | None) -> About:
     """What stores know of their rows besides features and labels."""
-    lengths = [getattr(source, "n_tokens", None) for source in (train, test)]
-    train_length, test_length = lengths
-    numbers = {} if train_length is None or test_length is None else {"prompt_length": (train_length, test_length)}
+    train_length, test_length = (getattr(source, "n_tokens", None) for source in (train, test))
+    known = train_length is not None and (test is None or test_length is not None)
+    numbers = {"prompt_length": (train_length, test_length)} if known else {}
     return About(
         train_prompts=getattr(train, "questions", None), test_prompts=getattr(test, "questions", None), numbers=numbers
     )

@@ -79,7 +79,7 @@ def choose_labels(
         raise RequestError(
             f"{train.path} has one label without a name; label_column=... can be given once", argument="label_column"
         )
-    needed = [(train, [*wanted, *filter(None, [weights])])]
+    needed: list[tuple[Selection, Sequence[str]]] = [(train, [*wanted, *filter(None, [weights])])]
     if test is not None:
         needed.append((test, wanted or held))
     for side, names in needed:

@@ -349,7 +349,8 @@ class Training(ProbeOptions):
         if test is None:
             return of_train.join(train)[0], None
         if self.test_labels is None:
-            return of_train.join(train, test)
+            joined = of_train.join(train, test)
+            return joined[0], joined[1]
         return of_train.join(train)[0], read(self.test_labels, argument="test_labels").join(test)[0]
 
     @cached_property
@@ -508,13 +509,15 @@ class _Rows:
             numbers = {} if lengths is None else {"prompt_length": (lengths, None)}
             return About(train_prompts=train.questions, numbers=numbers)
         test_lengths, prompts = test.n_tokens, test.questions
-        known = lengths is not None and test_lengths is not None
+        numbers = {}
+        if lengths is not None and test_lengths is not None:
+            numbers = {"prompt_length": (lengths, test_lengths[self.kept])}
         grouped = groups is not None and groups in test.column_names
         return About(
             train_prompts=train.questions,
             test_prompts=None if prompts is None else _kept(prompts, self.kept),
             test_groups=test.group(groups)[self.kept] if groups and grouped else None,
-            numbers={"prompt_length": (lengths, test_lengths[self.kept])} if known else {},
+            numbers=numbers,
         )
 
 

@@ -190,10 +190,12 @@ class Experiment:
         """
         data, probe = self.settings["data"], self.settings["probe"]
         has_test = "test" in self.splits
-        if places is None:
-            places = self._stages.get("train", {}).get("places", {})
+        asked: dict[str, Any] = {
+            **probe,
+            **(self._stages.get("train", {}).get("places", {}) if places is None else places),
+        }
         if probe["positions"] != "all":
-            places = {**places, "positions": probe["positions"]}
+            asked["positions"] = probe["positions"]
         return Training(
             train_activations=self._store("train"),
             test_activations=self._store("test") if has_test else None,
@@ -206,7 +208,7 @@ class Experiment:
             question_column=data["question_column"],
             max_samples=data["max_samples"],
             device=self.settings[""]["device"],
-            **{**probe, **places},
+            **asked,
             **{name: value for name, value in self.settings["statistics"].items() if name != "seeds"},
             **self.settings["machines"],
         )

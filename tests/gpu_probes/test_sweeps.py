@@ -130,3 +130,13 @@ def test_saving_over_other_results_keeps_them(stores, tmp_path):
         sweep(*given, **QUICK, seed=1).save(tmp_path / "out")
     assert SavedResults.load(tmp_path / "out.1").performance.seed == 42
     assert SavedResults.load(tmp_path / "out").performance.seed == 1
+
+
+@pytest.mark.slow
+def test_a_sweep_without_test_rows_is_saved(stores, tmp_path):
+    train = stores[0]
+    result = sweep(train, train.labels["success_rate"], **QUICK)
+    saved = SavedResults.load(result.save(tmp_path / "out"))
+    assert saved.best.test_score is None
+    assert saved.nested_score == result.nested_cv.score
+    assert saved.run.request.test is None

@@ -12,6 +12,7 @@ from probesweep import RequestError, Training
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
 
+pytestmark = pytest.mark.slow
 N_COPIES = {"train": 3, "test": 2}
 
 

@@ -581,3 +581,43 @@ def test_what_is_not_parquet_is_refused(tmp_path):
     (tmp_path / "text.parquet").write_text("question,y\na,1\n")
     with pytest.raises(InputError, match="cannot be read as parquet"):
         read_dataset(tmp_path / "text.parquet", "question", ["y"])
+
+
+def test_rows_of_several_datasets_follow_one_another(tmp_path):
+    table = pd.DataFrame({"question": list("abcde"), "y": [1, 2, 3, 4, 5], "g": list("vvwww")})
+    table[:2].to_parquet(tmp_path / "a.parquet")
+    table[2:].to_csv(tmp_path / "b.csv", index=False)
+    paths = [tmp_path / "a.parquet", tmp_path / "b.csv"]
+    found = read_dataset(paths, "question", ["y"], None, ["g"])
+    assert found.questions == list("abcde")
+    assert found.labels["y"].tolist() == [1, 2, 3, 4, 5]
+    assert found.groups["g"].tolist() == list("vvwww")
+    table.to_parquet(tmp_path / "whole.parquet")
+    assert found.content_hash == read_dataset(tmp_path / "whole.parquet", "question", ["y"], None, ["g"]).content_hash
+    assert read_dataset([*paths, table], "question", ["y"]).questions == list("abcdeabcde")
+    for n in (1, 2, 3):
+        assert read_dataset(paths, "question", ["y"], n).questions == list("abcde")[:n]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"question": ["c"], "g": [1]}, "b.parquet has no column 'y'"),
+        (
+            {"question": ["c", "d"], "y": [1.0, None], "g": ["v", "v"]},
+            "b.parquet: label column 'y'.*the first in row 1",
+        ),
+        (
+            {"question": ["c"], "y": [True], "g": ["v"]},
+            "b.parquet: column 'y' holds true and false, and numbers in .*a.p",
+        ),
+        ({"question": ["c"], "y": [1], "g": [1]}, "b.parquet: column 'g' holds int, and str in .*a.parquet"),
+        ({"question": [], "y": [], "g": []}, "b.parquet has no rows"),
+        ({"question": [5], "y": [1], "g": ["v"]}, "b.parquet: column 'question' has 1 values that are not text"),
+    ],
+)
+def test_what_is_wrong_in_one_of_several_datasets_is_named_with_its_file(second, message, tmp_path):
+    pd.DataFrame({"question": ["a"], "y": [1], "g": ["v"]}).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame(second).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=message):
+        read_dataset([tmp_path / "a.parquet", tmp_path / "b.parquet"], "question", ["y"], None, ["g"])
