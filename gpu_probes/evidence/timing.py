@@ -95,19 +95,18 @@ def time_cells(
     whole = plan_sweep(train, train_labels, test, test_labels, **vars(options))
     # As many as are worked on at a time, so that all cores have something to do.
     n_wanted = max(_N_CELLS, *(group.plan.n_workers for group in whole.groups))
-    some = [None if source is None else _some(source, n_wanted) for source in (train, test)]
-    assert some[0] is not None
+    some_train, some_test = _some(train, n_wanted), None if test is None else _some(test, n_wanted)
     few = replace(
         options, permutations=min(options.permutations, _N_PERMUTATIONS), progress=None, workers=None, ray=None
     )
     plain = replace(few, permutations=0)
-    results, plain_s = _timed(lambda: plan_sweep(some[0], train_labels, some[1], test_labels, **vars(plain)).run())
+    results, plain_s = _timed(lambda: plan_sweep(some_train, train_labels, some_test, test_labels, **vars(plain)).run())
     permuted_s = 0.0
     if few.permutations:
-        _, with_few = _timed(lambda: plan_sweep(some[0], train_labels, some[1], test_labels, **vars(few)).run())
+        _, with_few = _timed(lambda: plan_sweep(some_train, train_labels, some_test, test_labels, **vars(few)).run())
         permuted_s = max(with_few - plain_s, 0.0) * options.permutations / few.permutations
-    _, statistics_s = _timed(lambda: [infer(one, some[0], some[1], plain, about) for one in results.values()])
-    n_cells, n_timed = len(cells_of(train)), len(cells_of(some[0]))
+    _, statistics_s = _timed(lambda: [infer(one, some_train, some_test, plain, about) for one in results.values()])
+    n_cells, n_timed = len(cells_of(train)), len(cells_of(some_train))
     return Timing((plain_s + permuted_s) * n_cells / n_timed, statistics_s, n_cells, n_timed, at_random, whole.memory)
 
 
