@@ -1,0 +1,20 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.__main__ import main
+from benchmarks.predict.suite import TRANSFORMERS, of_size
+
+
+@pytest.mark.slow
+def test_quick_run_compares_calls_of_every_size(tiny_model, tmp_path: Path) -> None:
+    given = ["predict", "--quick", "--model", str(tiny_model("llama")), "--json", str(tmp_path / "figures.json")]
+    result = CliRunner().invoke(main, given)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    names = [row["contender"] for row in figures["tables"][0]["rows"]]
+    assert names == [TRANSFORMERS, *map(of_size, (1, 2, 8, 16, 20))]
+    # Of a tiny model calls are the cost: what a call learns is not learnt again.
+    assert all(target["reached"]["median"] > 1 for target in figures["targets"])
