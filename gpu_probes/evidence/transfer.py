@@ -296,7 +296,8 @@ def tabulate(
         lines = [_HEADING, *(_row(store, one) for store, one in zip(stores, row, strict=True))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        empty = [f"{store}: {one.reason}" for store, one in zip(stores, row, strict=True) if one.reason]
+        reasons = [(store, one.reason) for store, one in zip(stores, row, strict=True) if one.reason]
+        empty = [reason if store in reason else f"{store}: {reason}" for store, reason in reasons]
         blocks.append("\n".join([f"{training.folder}: {training.label}, {where} ({metric})", *table, *empty]))
     return "\n\n".join(blocks)
 

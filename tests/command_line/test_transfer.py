@@ -90,7 +90,7 @@ def test_probes_of_the_tools_own_layout_are_found_and_other_models_left_empty(mo
             assert (one["best"] is not None) == (one["scores"] is not None) == (one["reason"] is None) == fits
             if not fits:
                 assert f"another model than that of {store} (weights differ)" in one["reason"]
-                assert f"{store}: the probes were trained on another model" in printed
+                assert f"\n{one['reason']}\n" in printed
     for folder in folders:
         best = read(folder / "best_probe_predictions.json")
         scored = next(one for one in document["probes"][str(folder)] if one["best"] is not None and one["n"] == 33)
