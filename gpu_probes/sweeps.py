@@ -108,7 +108,7 @@ class FinishedSweep(SweepResult):
         if about.train_prompts is None or about.test_prompts is None:
             return Overlap(n_shared=None, reason="the rows are not of a store that holds prompts")
         shared = shared_prompts(about.train_prompts, about.test_prompts)
-        return compare_overlap(self, test, self.test_labels, shared, dropped=False)
+        return compare_overlap(self, test, self.test_labels, shared, dropped=False, are_places=True)
 
     def _request(self) -> Request:
         given = self.options
@@ -173,7 +173,9 @@ def sweep(
     train, test : sources of ``[sample, feature]`` cells with the same layers, positions and features
         Stores; or an array ``[sample, layer, position, feature]``; or an array or DataFrame ``[sample, feature]``,
         which is one cell.
-    train_labels, test_labels : one number per sample
+    train_labels, test_labels : one number or class per sample
+        Numbers, booleans, or words: strings or a categorical. Words are classes, in the order of an ordered categorical
+        or else sorted by code points; those of the test rows are matched by name.
     **options
         See `SweepOptions`.
 
@@ -204,7 +206,7 @@ def sweep_labels(
     Parameters
     ----------
     train, test : as for `sweep`
-    train_labels, test_labels : one number per sample, for each name
+    train_labels, test_labels : one number or class per sample, for each name
         A mapping, or a DataFrame with a column for each.
     **options
         See `SweepOptions`.

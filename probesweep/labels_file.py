@@ -51,8 +51,8 @@ class JoinedColumns:
         """Columns of the file."""
         return self.columns.names
 
-    def labels(self, name: str) -> np.ndarray:
-        """Values of a column, read as a label."""
+    def labels(self, name: str) -> Any:
+        """Values of a column, read as a label; words as pandas' categorical."""
         return self.columns.labels(name)[self.row_of_sample]
 
     def groups(self, name: str) -> np.ndarray:
@@ -61,12 +61,15 @@ class JoinedColumns:
 
     def describe(self, labels: Iterable[str], groups: Iterable[str]) -> UsedFile:
         """What was taken from the file, for ``run.json``."""
-        taken = {name: self.labels(name) for name in labels}, {name: self.groups(name) for name in groups}
+        coded = {name: self.columns.coded(name) for name in labels}
+        values = {name: codes[self.row_of_sample] for name, (codes, _) in coded.items()}
+        classes = {name: of_words for name, (_, of_words) in coded.items() if of_words is not None}
+        of_groups = {name: self.groups(name) for name in groups}
         return UsedFile(
             paths=[str(path.resolve()) for path, _ in self.columns.parts],
             joined_by=self.joined_by,
-            columns=[*taken[0], *taken[1]],
-            content=content_hash([], *taken),
+            columns=[*values, *of_groups],
+            content=content_hash([], values, of_groups, classes),
         )
 
 

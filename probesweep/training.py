@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _STATISTICS = partial(tqdm, unit="part", desc="statistics")
 _MOST_GIB = 2**20
+# Options of later versions: without them a request is that of an earlier version.
+_ADDED = ("positive_class",)
 # Options that do not affect the results, say where they go, or are recorded with the stores.
 _NOT_REQUESTED = (
     *("train_activations", "test_activations", "test_rows", "test_fraction"),
@@ -122,6 +124,8 @@ class Training(ProbeOptions):
         that of each, and half of what is free is shared by those of a machine.
     task_type, probe, alpha, alphas, fit_intercept, standardize, k_fold, n_folds, seed, permutations
     permutation_statistic, nested_cv
+        As `gpu_probes.ProbeOptions`.
+    positive_class
         As `gpu_probes.ProbeOptions`.
     device, workers, ray
         As `gpu_probes.ProbeOptions`.
@@ -375,7 +379,7 @@ class Training(ProbeOptions):
             options={
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in (asdict(self) | given).items()
-                if name not in _NOT_REQUESTED
+                if name not in _NOT_REQUESTED and not (name in _ADDED and value is None)
             },
         )
 

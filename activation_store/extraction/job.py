@@ -118,6 +118,7 @@ class Job(ModelRun):
             shard_samples=min(shard_samples or balanced, n_samples),
             coordinates=(*COORDINATES, *self.dataset.groups),
             label_columns=tuple(self.dataset.labels),
+            label_classes=self.dataset.label_classes,
             fingerprint=self.fingerprint,
             provenance={
                 "model_source": {"kind": self.source.kind, "place": self.source.place},

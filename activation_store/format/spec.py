@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from activation_store.errors import CorruptStoreError, UnsupportedFormatError
 from activation_store.format.dtypes import NUMPY_DTYPES, numpy_dtype
 from activation_store.format.layout import Layout
+from activation_store.label_classes import LabelClasses
 
 FORMAT_VERSION = 2
 OLDEST_VERSION = 1
@@ -24,6 +25,7 @@ LAYER_CONVENTION = (
 )
 RESIDUAL = "residual"
 PLACE = "place"
+LABEL_CLASSES = "label_classes"
 POSITION_CONVENTION = "index from the last real token of the prompt: -1 = last"
 
 JSON = dict[str, Any]
@@ -59,6 +61,8 @@ class StoreSpec:
         What each position holds, one name each; by default its number. Format 1 has only numbers.
     site : str
         Which tensor of a block is stored: "residual", its output. Format 1 has no other.
+    label_classes : mapping of str to LabelClasses
+        The classes of those labels that are words, by the label's name.
     """
 
     n_samples: int
@@ -74,6 +78,7 @@ class StoreSpec:
     version: int = FORMAT_VERSION
     places: tuple[str, ...] = ()
     site: str = RESIDUAL
+    label_classes: Mapping[str, LabelClasses] = field(default_factory=dict[str, LabelClasses])
 
     def __post_init__(self) -> None:
         if not self.places:
@@ -115,6 +120,7 @@ class StoreSpec:
             **({"places": list(self.places)} if self.version > 1 else {}),
             "coordinates": list(self.coordinates),
             "label_columns": list(self.label_columns),
+            **({LABEL_CLASSES: _classes_as_json(self.label_classes)} if self.label_classes else {}),
             "fingerprint": dict(self.fingerprint),
             "provenance": dict(self.provenance),
         }
@@ -186,6 +192,7 @@ def parse_spec(group: JSON, array: JSON, where: str) -> StoreSpec:
             shard_samples=_integer(array["chunk_grid"]["configuration"]["chunk_shape"][0]),
             coordinates=tuple(map(_text, attributes["coordinates"])),
             label_columns=tuple(map(_text, attributes["label_columns"])),
+            label_classes=_read_classes(attributes),
             fingerprint=dict(attributes["fingerprint"]),
             provenance=dict(attributes["provenance"]),
         )
@@ -230,6 +237,23 @@ def _writer_version(attributes: JSON) -> str:
     for key in ("provenance", "versions", "probesweep"):
         value = value.get(key) if isinstance(value, dict) else None
     return f"{value} or newer" if isinstance(value, str) else "in the version that wrote it"
+
+
+def _classes_as_json(classes: Mapping[str, LabelClasses]) -> JSON:
+    return {label: one.to_json() for label, one in classes.items()}
+
+
+def _read_classes(attributes: JSON) -> dict[str, LabelClasses]:
+    """The classes of labels of words; stores without such labels, and older ones, do not have the key."""
+    read: dict[str, LabelClasses] = {}
+    for label, content in dict(attributes.get(LABEL_CLASSES, {})).items():
+        names = tuple(map(_text, content["names"]))
+        if label not in attributes["label_columns"] or not names or len(set(names)) < len(names):
+            raise ValueError(f"{LABEL_CLASSES}: {label!r}")
+        if not isinstance(content["ordered"], bool):
+            raise TypeError(f"a boolean: {content['ordered']!r}")
+        read[label] = LabelClasses(names, content["ordered"])
+    return read
 
 
 def _integer(value: Any) -> int:

@@ -172,7 +172,8 @@ def _about(store: ActivationStore) -> dict[str, Any]:
 
 
 def _exported_labels(store: ActivationStore, label_column: str | None) -> Shaped[np.ndarray, " sample"]:
-    return store.labels[label_column or store.spec.label_columns[0]].to_numpy().astype(np.float32)
+    # Of a label of words the places of the classes: the original schema has no names.
+    return store.coordinate(label_column or store.spec.label_columns[0]).astype(np.float32)
 
 
 @contextmanager

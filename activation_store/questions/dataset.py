@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from activation_store.errors import InputError, PromptError, check_at_least_one
+from activation_store.label_classes import LabelClasses
 from activation_store.questions.formats import Wanted, frame_rows, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows, check_columns
+from activation_store.questions.words import are_words, is_unicode, join_words, read_words
 from probesweep_errors import naming
 
 # Beyond it float64 cannot represent every whole number.
@@ -36,11 +38,13 @@ class Dataset:
     questions : list of str or list of dict
         Strings, or conversations that end with a user message.
     labels : dict of ndarray [sample]
-        Numeric or boolean, finite.
+        Numeric or boolean, finite; of a label of words the places of its classes.
     groups : dict of ndarray [sample]
         Strings that say which samples belong together.
     content_hash : str
         SHA-256 over questions, labels and groups in order.
+    label_classes : dict of LabelClasses
+        The classes of labels of words.
     """
 
     path: str
@@ -49,6 +53,7 @@ class Dataset:
     labels: dict[str, np.ndarray]
     groups: dict[str, np.ndarray]
     content_hash: str
+    label_classes: dict[str, LabelClasses] = field(default_factory=dict[str, LabelClasses])
 
 
 def listed(datasets: Any) -> list[Any]:
@@ -111,11 +116,23 @@ class Columns:
         """Values as Python's numbers; what is none stays what it is."""
         return [value for _, rows in self._having(name) for value in rows.numbers(name)]
 
-    def labels(self, name: str) -> np.ndarray:
-        """Values of a label column."""
-        parts = [_labels(rows, path, name) for path, rows in self._having(name)]
-        self._check_alike(name, [_kind_of_labels(part) for part in parts])
-        return np.concatenate(parts)
+    def coded(self, name: str) -> tuple[np.ndarray, LabelClasses | None]:
+        """Values of a label column as a store holds them, and the classes of one of words."""
+        parts = self._having(name)
+        of_words = [are_words(rows, name) for _, rows in parts]
+        self._check_alike(name, ["words" if one else "numbers" for one in of_words])
+        if of_words[0]:
+            return join_words([(path, *read_words(rows, path, name)) for path, rows in parts], name)
+        values = [_labels(rows, path, name) for path, rows in parts]
+        self._check_alike(name, ["true and false" if one.dtype.kind == "b" else "numbers" for one in values])
+        return np.concatenate(values), None
+
+    def labels(self, name: str) -> Any:
+        """Values of a label column as `ActivationStore.labels` has them; words as pandas' categorical."""
+        import pandas as pd
+
+        values, classes = self.coded(name)
+        return values if classes is None else pd.Categorical.from_codes(values, classes.names, ordered=classes.ordered)
 
     def groups(self, name: str) -> np.ndarray:
         """Values of a group column, as text."""
@@ -139,10 +156,6 @@ class Columns:
             )
 
 
-def _kind_of_labels(values: np.ndarray) -> str:
-    return {"b": "true and false", "O": "text", "U": "text"}.get(values.dtype.kind, "numbers")
-
-
 def read_dataset(
     path: Any,
     question_column: str,
@@ -154,13 +167,15 @@ def read_dataset(
 
     Of several, the rows follow one another. A question is a string, or a list of messages
     ``{"role": ..., "content": ...}`` that ends with a user's. Text is never interpreted: neither a number in a CSV file
-    nor JSON within a string.
+    nor JSON within a string. A label is a column of numbers, of true and false, or of words (text, or a categorical),
+    which name classes.
 
     Raises
     ------
     InputError
-        Missing file or column, no rows, questions that are neither text nor a conversation, null, non-numeric or
-        non-finite labels, whole numbers that float64 would round, groups that are null, lists, or ambiguous.
+        Missing file or column, no rows, questions that are neither text nor a conversation, labels that are null, not
+        finite, numbers stored as text, or words among numbers, whole numbers that float64 would round, groups that are
+        null, lists, or ambiguous.
     """
     arguments = {
         **{name: f"group_column.{name}" for name in group_columns},
@@ -172,15 +187,18 @@ def read_dataset(
     with naming("question_column"):
         questions = columns.questions(question_column)
     labels: dict[str, np.ndarray] = {}
+    classes: dict[str, LabelClasses] = {}
     for name in label_columns:
         with naming(f"label_column.{name}"):
-            labels[name] = columns.labels(name)
+            labels[name], of_words = columns.coded(name)
+            if of_words is not None:
+                classes[name] = of_words
     groups: dict[str, np.ndarray] = {}
     for name in group_columns:
         with naming(f"group_column.{name}"):
             groups[name] = columns.groups(name)
-    content = content_hash(questions, labels, groups)
-    return Dataset(columns.path, question_column, questions, labels, groups, content)
+    content = content_hash(questions, labels, groups, classes)
+    return Dataset(columns.path, question_column, questions, labels, groups, content, classes)
 
 
 def read_all_columns(
@@ -344,7 +362,7 @@ def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
         )
     texts = [str(value) for value in values]
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):
-        if isinstance(value, (list, dict)) or not _is_unicode(text):
+        if isinstance(value, (list, dict)) or not is_unicode(text):
             raise InputError(
                 f"{path}: group column {name!r} has {value!r} in row {row}, which is neither a number nor a string; "
                 "use one of them for each group"
@@ -368,16 +386,13 @@ def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) 
             )
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> str:
-    """SHA-256 over questions, labels and groups in order."""
+def content_hash(
+    questions: Sequence[Question],
+    labels: dict[str, np.ndarray],
+    groups: dict[str, np.ndarray],
+    classes: dict[str, LabelClasses],
+) -> str:
+    """SHA-256 over questions, labels as they are stored, their classes, and groups, in order."""
     digest = hashlib.sha256()
     for question in questions:
         # A conversation is another question than the text that spells its JSON.
@@ -386,6 +401,8 @@ def content_hash(questions: Sequence[Question], labels: dict[str, np.ndarray], g
         digest.update(kind + len(data).to_bytes(8, "little") + data)
     for name, values in labels.items():
         digest.update(f"{name}:{values.dtype.str}:".encode() + values.tobytes())
+        if name in classes:
+            digest.update(f"{name}:classes:{classes[name].to_json()!r}".encode())
     for name, texts in groups.items():
         digest.update(f"{name}:groups:".encode() + repr(texts.tolist()).encode())
     return digest.hexdigest()

@@ -45,6 +45,7 @@ def describe_store(store: ActivationStore) -> dict[str, Any]:
         "dtype": str(store.dtype),
         "n_committed": store.n_committed,
         "labels": list(store.labels),
+        "label_classes": {name: classes.to_json() for name, classes in store.spec.label_classes.items()},
         "fingerprint": dict(store.fingerprint),
         "provenance": dict(store.attrs["provenance"]),
         "health": dict(store.health),
@@ -53,8 +54,6 @@ def describe_store(store: ActivationStore) -> dict[str, Any]:
 
 def _axes(store: ActivationStore) -> str:
     layout = store.spec.layout
-    table = store.labels.astype(float).agg(["mean", "min", "max"]).T if store.spec.label_columns else None
-    labels = "none" if table is None else table.to_string(float_format="{:.4g}".format)
     axes = ", ".join(f"{length} {axis}s" for axis, length in zip(store.dims, store.shape, strict=True))
     shards = f"{layout.n_shards} shards of {layout.shard_samples} samples, {layout.shard_nbytes / 2**20:.1f} MiB each"
     return (
@@ -67,8 +66,21 @@ def _axes(store: ActivationStore) -> str:
         f"             {LAYER_CONVENTION}\n"
         f"  positions  {', '.join(map(str, store.positions))}\n"
         f"             {POSITION_CONVENTION}\n\n"
-        f"labels\n{labels}"
+        f"labels\n{_labels(store)}"
     )
+
+
+def _labels(store: ActivationStore) -> str:
+    """Means and ranges of labels of numbers, the number of rows of each class of labels of words."""
+    labels = store.labels
+    numbers = labels[[name for name in labels if name not in store.spec.label_classes]]
+    lines = []
+    if len(numbers.columns):
+        lines.append(numbers.astype(float).agg(["mean", "min", "max"]).T.to_string(float_format="{:.4g}".format))
+    for name, classes in store.spec.label_classes.items():
+        counts = labels[name].value_counts()
+        lines.append(f"{name}: {', '.join(f'{counts[one]} {one!r}' for one in classes.names)}")
+    return "\n".join(lines) or "none"
 
 
 def _lines(attributes: Mapping[str, Any]) -> Iterator[str]:

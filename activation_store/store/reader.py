@@ -162,13 +162,28 @@ class ActivationStore:
 
     @property
     def labels(self) -> pd.DataFrame:
-        """Label columns, a row per sample."""
+        """Label columns, a row per sample; labels of words as pandas' categoricals, in the order of their classes."""
         import pandas as pd
 
-        return pd.DataFrame({name: self.coordinate(name) for name in self.spec.label_columns})
+        return pd.DataFrame({name: self._label(name) for name in self.spec.label_columns})
+
+    def _label(self, name: str) -> Any:
+        import pandas as pd
+
+        values, classes = self.coordinate(name), self.spec.label_classes.get(name)
+        if classes is None:
+            return values
+        try:
+            return pd.Categorical.from_codes(values, list(classes.names), ordered=classes.ordered)
+        except ValueError as error:
+            raise CorruptStoreError(
+                f"{self.path}: label {name!r} does not hold places of its {len(classes.names)} classes; restore it"
+            ) from error
 
     def coordinate(self, name: str) -> np.ndarray:
         """Read one of the arrays next to the activations: n_tokens, token_id, prompt_hash, question, or a label column.
+
+        A label of words is stored as places in ``spec.label_classes[name].names``; `labels` has the words.
 
         Raises
         ------

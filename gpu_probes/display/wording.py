@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,16 @@ from gpu_probes.terms import PermutationStatistic
 
 METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
 NOTHING = "-"
+# Of the scores of more than two classes: each against all others, and the mean with equal weights, as scikit-learn's
+# roc_auc_score(multi_class="ovr", average="macro").
+AVERAGING = "one-vs-rest, macro"
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def metric_title(metric: str, n_classes: int) -> str:
+    """Name of a metric for readers; that of more than two classes with how their scores become one."""
+    title = METRICS.get(metric, metric)
+    return f"{title}, {AVERAGING}" if n_classes > 2 else title
 
 
 def number(value: float | int | None, spec: str = ".3f") -> str:
@@ -22,6 +31,12 @@ def number(value: float | int | None, spec: str = ".3f") -> str:
 def class_name(value: float) -> str:
     """All digits of a class's label, so that no two classes share a name."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names of classes from users' data in one line, the first ones if there are many."""
+    shown = ", ".join(one_line(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def interval(ends: tuple[float | None, float | None]) -> str:

@@ -87,6 +87,8 @@ class Comparison:
         grid = self.result.alphas if self.result.alpha_grid is not None else None
         task_type = self.result.task_type
         kept = replace(self.options, task_type=task_type, alphas=grid, nested_cv=False, permutations=0, progress=None)
+        # The labels of a result are the places of their classes already, in the order that was asked for.
+        kept = replace(kept, positive_class=None)
         if kept.machines.many:
             # A few cells are not worth a cluster, and the GPUs of one need not be here.
             device = "cpu" if kept.device == "cpu" else "auto"

@@ -38,12 +38,13 @@ from gpu_probes.results.inference import (
     Permutation,
     Platt,
     RegressionScores,
+    Temperature,
     read_scores,
 )
 from gpu_probes.results.sweep_result import BestProbe, SweepResult
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import read_labels
-from gpu_probes.scores.calibration import PlattScaling, fit_line
+from gpu_probes.scores.calibration import NOT_RISING, PlattScaling, TemperatureScaling, fit_line
 from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ranked
 from gpu_probes.scores.intervals import ScoredSides, score_interval
 from gpu_probes.scores.metrics import classification_scores, regression_scores
@@ -114,6 +115,7 @@ def infer(
         "intervals": lambda: _intervals(result, tested(), seed),
         "scores": lambda: None if best is None else _scores(result, best),
         "platt": lambda: None if best is None else _platt(result, best),
+        "temperature": lambda: None if best is None else _temperature(result, best),
         "calibration": lambda: None if best is None else _calibration(result, best),
         "learning_curve": lambda: () if best is None else _curve(comparison, best, seed),
         "groups": lambda: _groups(result, options, test_rows_grouped=clusters is not None),
@@ -122,7 +124,13 @@ def infer(
 
 
 def compare_overlap(
-    result: SweepResult, test: CellSource, test_labels: Any, shared: Bool[np.ndarray, " test_sample"], *, dropped: bool
+    result: SweepResult,
+    test: CellSource,
+    test_labels: Any,
+    shared: Bool[np.ndarray, " test_sample"],
+    *,
+    dropped: bool,
+    are_places: bool = False,
 ) -> Overlap:
     """Score the best probe on test rows that also occur in training, and on the others.
 
@@ -131,11 +139,13 @@ def compare_overlap(
     result : SweepResult
     test : CellSource
         All test rows.
-    test_labels : one number per test row
+    test_labels : one number or class per test row
     shared : ndarray [test_sample]
         Which of them also occur in training.
     dropped : bool
         Whether the test scores of `result` are without them.
+    are_places : bool
+        Whether the labels are those of `result`: places of the classes where these are words.
     """
     found = Overlap(n_shared=int(shared.sum()), rows=tuple(np.flatnonzero(shared).tolist()), dropped=dropped)
     best = result.best
@@ -144,7 +154,8 @@ def compare_overlap(
     at = (best.position_index, best.layer_index)
     coef, norms = result.coef[at], row_norms(test, best.cell)
     decision = decide(test, best.cell, coef, result.intercept[at])
-    labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples)
+    names = None if are_places else result.class_names
+    labels = read_labels(test_labels, name="test_labels", n_samples=test.n_samples, names=names, known=False)
     # Dropped rows may have labels that training never saw.
     known = np.isfinite(decision).all(1) & (True if result.classes is None else np.isin(labels, result.classes))
     scores: list[RegressionScores | ClassScores | None] = []
@@ -333,7 +344,7 @@ def all_scores(
         found = regression_scores(labels, decision[:, 0], undefined=undefined)
     else:
         places = _places(result.classes, labels)
-        found = classification_scores(places, decision, len(result.classes), undefined=undefined)
+        found = classification_scores(places, decision, result.names_of_classes, undefined=undefined)
     return read_scores(found.values, found.reasons)
 
 
@@ -345,15 +356,26 @@ def _platt(result: SweepResult, best: BestProbe) -> Platt:
     assert result.cv_decision is not None
     scaling = PlattScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at][:, 0])
     if not scaling.slope > 0:
-        return Platt(slope=None, intercept=None, reason=_NOT_RISING)
+        return Platt(slope=None, intercept=None, reason=NOT_RISING)
     calibrated = None
     if result.test_labels is not None and best.test_score is not None and result.test_decision is not None:
         calibrated = all_scores(result, result.test_labels, scaling.log_odds(result.test_decision[at]))
     return Platt(slope=scaling.slope, intercept=scaling.intercept, reason=None, test_scores=calibrated)
 
 
-# A slope that is not positive would reverse the ranking, or end it.
-_NOT_RISING = "labels do not rise with the held-out predictions"
+def _temperature(result: SweepResult, best: BestProbe) -> Temperature | None:
+    """One temperature by cross-validated decision values, and what it does to the calibration on the test rows."""
+    at = (best.position_index, best.layer_index)
+    if result.classes is None or len(result.classes) <= 2:
+        return None
+    assert result.cv_decision is not None
+    scaling = TemperatureScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at])
+    if isinstance(scaling, str):
+        return Temperature(temperature=None, reason=scaling)
+    calibrated = None
+    if result.test_labels is not None and best.test_score is not None and result.test_decision is not None:
+        calibrated = all_scores(result, result.test_labels, scaling.scale(result.test_decision[at]))
+    return Temperature(temperature=scaling.temperature, reason=None, test_scores=calibrated)
 
 
 def _calibration(result: SweepResult, best: BestProbe) -> Line:
@@ -367,7 +389,7 @@ def _calibration(result: SweepResult, best: BestProbe) -> Line:
         return Line(slope=None, intercept=None, reason="all predictions are equal")
     slope, intercept = fit_line(predicted, result.train_labels)
     if not slope > 0:
-        return Line(slope=None, intercept=None, reason=_NOT_RISING)
+        return Line(slope=None, intercept=None, reason=NOT_RISING)
     if not np.isfinite([slope, intercept]).all():
         reason = "predictions are so small that no number takes them to the labels"
         return Line(slope=None, intercept=None, reason=reason)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from gpu_probes.display import charts
 from gpu_probes.display.charts import Reference, Series, score_title
-from gpu_probes.display.wording import METRICS, interval, number, one_line, position_text, statistic_text
+from gpu_probes.display.wording import interval, number, one_line, position_text, statistic_text
 from gpu_probes.report import curves
 from gpu_probes.report.load import SavedFiles, ends_of, strongest
 from gpu_probes.report.predictions import (
@@ -24,6 +24,7 @@ from gpu_probes.report.predictions import (
     Predicted,
     classes_of,
     held_out,
+    names_of,
     roc_table,
     thinned,
 )
@@ -74,7 +75,8 @@ def heatmap(results: SavedFiles, score: str | None = None) -> Figure | Absent:
     """Scores over layers and positions."""
     shown, note = (score, "") if score else _shown_score(results)
     cells, best = results.cells, results.best_cell
-    chart = charts.heatmap(cells, metric=results.performance.metric, score=shown, best=best, tokens=results.tokens)
+    metric = results.performance.metric_title
+    chart = charts.heatmap(cells, metric=metric, score=shown, best=best, tokens=results.tokens)
     undefined = int(np.isnan(charts.column_of(cells, shown)).sum())
     caption = f"The {charts.SCORES.get(shown, shown)} of each cell. {note}"
     if best is not None:
@@ -97,7 +99,7 @@ def layers(results: SavedFiles, score: str | None = None) -> Figure | Absent:
         return Absent(name, title, "no cell has a score")
     chart = charts.layers(
         results.cells,
-        metric=results.performance.metric,
+        metric=results.performance.metric_title,
         score=shown,
         best=results.best_cell,
         tokens=results.tokens,
@@ -171,13 +173,14 @@ def reliability(results: SavedFiles) -> Figure | Absent:
     scores = results.evidence.scores
     if not scores:
         return Absent(name, title, results.why_missing("scores"))
-    platt = results.evidence.platt
+    platt, temperature = results.evidence.platt, results.evidence.temperature
     tested = scores.get("test")
     split = "test" if isinstance(tested, ClassScores) and tested.reliability else "cv"
     calibrated = None if platt is None else platt.test_scores
     held = [
         (f"{split}, as fitted", "accent", scores.get("test" if split == "test" else "cv")),
         ("test, after Platt scaling", "honest", calibrated),
+        ("test, after temperature scaling", "honest", None if temperature is None else temperature.test_scores),
     ]
     found = [(one, colour, content) for one, colour, content in held if isinstance(content, ClassScores)]
     if not found:
@@ -192,7 +195,8 @@ def reliability(results: SavedFiles) -> Figure | Absent:
     tips = ["series", "predicted", "observed frequency", "rows"]
     chart = curves.reliability(table, [Series(one, colour) for one, colour, _ in found], tips)
     errors = "; ".join(f"{one} {number(content.ece)}" for one, _, content in found)
-    what = "the second class" if len(classes_of(results)) == 2 else "the predicted class"
+    names = names_of(results)
+    what = f"class {names[1]}" if len(names) == 2 else "the predicted class"
     caption = (
         f"How often {what} is the actual class, in ten bins of its predicted probability; the number of rows is "
         f"next to each point. Bins of fewer than {FEWEST_IN_BIN} rows are not drawn ({n_small} of {len(bins)}), but "
@@ -215,7 +219,7 @@ def alphas(results: SavedFiles) -> Figure | Absent:
     table["penalty"] = [f"{alpha:g}" for alpha in table["alpha"]]
     table["CV score"] = [number(score) for score in table["score"]]
     table["row"] = "alpha"
-    chart = curves.alpha_path(table, score_title("cv_score", results.performance.metric), ["penalty", "CV score"])
+    chart = curves.alpha_path(table, score_title("cv_score", results.performance.metric_title), ["penalty", "CV score"])
     at = results.best.selected_alpha
     caption = f"CV score of the best cell at each alpha. The highest, at alpha {at:g}, was chosen."
     if at in (table["alpha"].iloc[0], table["alpha"].iloc[-1]):
@@ -233,7 +237,7 @@ def comparison(results: SavedFiles) -> Figure | Absent:
     table["value"] = [number(score) for score in table["score"]]
     used = [one for one in (_CV, _NESTED, _TESTED) if one.name in set(table["series"])]
     tips = ["name", "series", "value", "95 % interval"]
-    metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
+    metric = f"score ({results.performance.metric_title})"
     caption = (
         "The best probe's CV score is the highest over all cells and alphas, so it is biased upwards. Nested "
         "cross-validation repeats the choice for each fold and scores it on rows that played no part in it. Intervals "
@@ -258,7 +262,7 @@ def permutations(results: SavedFiles) -> Figure | Absent:
     observed = found.observed_max
     own = pd.DataFrame([{"score": observed, "row": "null", "label": f"true labels {observed:.3f}"}])
     own["highest score"], own["permutations"] = own["label"], ""
-    metric = score_title("cv_score", results.performance.metric)
+    metric = score_title("cv_score", results.performance.metric_title)
     tips = ["highest score", "permutations"]
     chart = curves.null_histogram(bins, own, f"highest {metric} of any cell", tips)
     caption = (
@@ -293,7 +297,7 @@ def learning_curve(results: SavedFiles) -> Figure | Absent:
     table["row"], table["training rows"] = table["series"], [f"{n:,}" for n in table["n_rows"]]
     table["value"] = [number(score) for score in table["score"]]
     tips = ["series", "training rows", "value", "alpha"]
-    metric = f"score ({METRICS.get(results.performance.metric, results.performance.metric)})"
+    metric = f"score ({results.performance.metric_title})"
     used = [one for one in (test, cv) if one.name in set(table["series"])]
     caption = "The best cell fitted to growing subsets of its training rows, always scored on the same rows."
     return Figure(name, title, caption, curves.learning_curve(table, used, metric, tips), _only(table, tips))

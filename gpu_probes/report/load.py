@@ -166,7 +166,7 @@ class SavedFiles:
     def __repr__(self) -> str:
         """A few lines for the terminal."""
         axes = f"{self.performance.n_layers} layers x {self.performance.n_positions} positions"
-        lines = [f"{self.folder}: {self.label}, {self.performance.task_type}, {self.performance.metric}, {axes}"]
+        lines = [f"{self.folder}: {self.label}, {self.performance.task_type}, {self.performance.metric_title}, {axes}"]
         if self.best is None or self.best_cell is None:
             return "\n".join([*lines, f"  best: {self.why_no_best}"])
         layer, position = self.best_cell

@@ -39,6 +39,7 @@ def render(results: SavedFiles, made: Sequence[Figure | Absent], prompts: Mappin
         "folds": tables.nested_folds(results),
         "errors": tables.largest_errors(results, prompts),
         "has_prompts": prompts is not None,
+        "classes": tables.by_class(results),
         "scores": tables.all_scores(results),
         "methods": results.methods,
         "provenance": tables.provenance(results),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Shaped
 
-from gpu_probes.display.wording import class_name, number
+from gpu_probes.display.wording import number, one_line
 from gpu_probes.report.load import SavedFiles
 from gpu_probes.results.folder import UsedStore
 
@@ -87,6 +87,11 @@ def classes_of(results: SavedFiles) -> list[float]:
     return list(results.performance.classes or ())
 
 
+def names_of(results: SavedFiles) -> tuple[str, ...]:
+    """How the classes are called, in their order, for readers; empty for regression."""
+    return tuple(map(one_line, results.performance.names_of_classes))
+
+
 def wrongness(results: SavedFiles, rows: Predicted) -> Float64[np.ndarray, " sample"]:
     """How far off each prediction is: the distance; for classes, 1 minus the probability of the actual class."""
     if rows.predictions.ndim == 1:
@@ -104,12 +109,12 @@ def roc_table(results: SavedFiles) -> pd.DataFrame:
     """
     import pandas as pd
 
-    classes, parts = classes_of(results), held_out(results)
+    classes, names, parts = classes_of(results), names_of(results), held_out(results)
     if len(classes) == 2:
         curves = [(one.title, one.actual == classes[1], one.ranked, one.predictions) for one in parts]
     else:
         curves = [
-            (f"class {class_name(classes[k])}", one.actual == classes[k], one.ranked[:, k], one.predictions[:, k])
+            (f"class {names[k]}", one.actual == classes[k], one.ranked[:, k], one.predictions[:, k])
             for one in parts[:1]
             for k in range(min(len(classes), MOST_CLASSES))
         ]

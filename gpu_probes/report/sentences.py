@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpu_probes.display.wording import (
-    METRICS,
     caution,
     interval,
+    listed,
     number,
     one_line,
     position_text,
@@ -15,7 +15,7 @@ from gpu_probes.display.wording import (
 )
 from gpu_probes.report.load import SavedFiles, ends_of, strongest
 from gpu_probes.report.paper import dataset_of
-from gpu_probes.report.predictions import classes_of
+from gpu_probes.report.predictions import names_of
 from gpu_probes.results.inference import BaselineScores
 from gpu_probes.scores.intervals import Interval
 
@@ -63,8 +63,9 @@ def _asked(results: SavedFiles) -> str:
     performance, run = results.performance, results.run
     cells = f"{_count(performance.n_layers, 'layer')} x {_count(performance.n_positions, 'position')}"
     probe = results.documents.probes.header.probe
-    classes, metric = classes_of(results), METRICS.get(performance.metric, performance.metric)
-    what = f"the {len(classes)} classes of {one_line(results.label)}" if classes else one_line(results.label)
+    names, metric = names_of(results), performance.metric_title
+    what = f"the {len(names)} classes of {one_line(results.label)}" if names else one_line(results.label)
+    what += f" ({listed(names)})" if performance.class_names else ""
     scored = f"{metric} correlation" if performance.metric == "spearman" else metric
     model = "a model that is not named" if not run.model else one_line(run.model)
     return (

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gpu_probes.display.wording import statistic_text
+from gpu_probes.display.wording import AVERAGING, number, one_line, statistic_text
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
-from gpu_probes.results.inference import BaselineScores, Evidence, Intervals
+from gpu_probes.results.inference import BaselineScores, ClassScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
 
 _WIDTH = 36
+_MOST_CLASSES = 20
 
 
 def summarize(folder: Path) -> str:
@@ -60,6 +61,7 @@ def describe_results(results: Results) -> dict[str, Any]:
         "files": results.files,
         "task_type": performance.task_type,
         "metric": performance.metric,
+        **_about_classes(performance),
         "best": best
         and {
             "layer": best.best_layer_number,
@@ -83,8 +85,41 @@ def describe_results(results: Results) -> dict[str, Any]:
     }
 
 
+def _about_classes(performance: Performance) -> dict[str, Any]:
+    """What is said of classes, as far as there is something to say."""
+    names = performance.class_names
+    about = {
+        "class_names": None if names is None else list(names),
+        "positive_class": performance.positive_class,
+        "averaging": performance.averaging,
+    }
+    return {name: value for name, value in about.items() if value is not None}
+
+
 def _json(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else interval.to_json()
+
+
+def _metric(performance: Performance) -> str:
+    n_classes = len(performance.classes or ())
+    return f"{performance.metric}, {AVERAGING}" if n_classes > 2 else performance.metric
+
+
+def _classes(performance: Performance, evidence: Evidence) -> list[str]:
+    """Each class of the best probe's held-out predictions; the confusion matrix of these is in the report."""
+    scores = (evidence.scores or {}).get("cv")
+    if not isinstance(scores, ClassScores) or scores.by_class is None:
+        return []
+    names = ("precision", "recall", "f1", "roc_auc")
+    lines = [f"{'class, training rows held out in CV':{_WIDTH}}{'n':>8}" + "".join(f"{name:>11}" for name in names)]
+    for one in scores.by_class[:_MOST_CLASSES]:
+        values = "".join(f"{number(getattr(one, name)):>11}" for name in names)
+        lines.append(f"{one_line(one.name):{_WIDTH}}{one.support:>8}{values}")
+    more = len(scores.by_class) - _MOST_CLASSES
+    lines += [f"... and {more} more classes, in inference.json"] if more > 0 else []
+    if performance.positive_class is not None:
+        lines.append(f"positive class, whose probability is scored: {one_line(performance.positive_class)}")
+    return ["", *lines]
 
 
 def _undefined(performance: Performance) -> list[str]:
@@ -114,7 +149,7 @@ def _rows_that_repeat(evidence: Evidence, *, has_test: bool) -> list[str]:
 def _by_position(performance: Performance, run: Run) -> list[str]:
     """The best layer of each position."""
     scores, layers = performance.layer_performance, performance.layer_indices
-    lines = [f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  ({performance.metric})"]
+    lines = [f"{'':{_WIDTH}}{'CV':>8}{'test':>8}  ({_metric(performance)})"]
     for index, (position, cv) in enumerate(zip(performance.positions, scores.cv or (), strict=True)):
         defined = [(score, -layer) for layer, score in enumerate(cv) if score is not None]
         if defined:
@@ -136,7 +171,8 @@ def _best(best: Best, results: Results, evidence: Evidence) -> list[str]:
     n_scored = sum(score is not None for row in results.performance.layer_performance.cv or () for score in row)
     lines += ["", f"The best CV score is the highest over {n_scored} cells and every alpha, so it is biased upwards."]
     tested = "There is no test set." if best.test_actual is None else "The test set played no part in any choice."
-    return [*lines, *_nested(evidence, intervals), *_p_value(evidence), tested]
+    lines += [*_nested(evidence, intervals), *_p_value(evidence), tested]
+    return [*lines, *_classes(results.performance, evidence)]
 
 
 def _baseline(one: BaselineScores) -> str:

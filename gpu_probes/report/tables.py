@@ -9,11 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from gpu_probes.display.wording import class_name, number, one_line, visible
+from gpu_probes.display.wording import AVERAGING, number, one_line, visible
 from gpu_probes.errors import ProbeError
 from gpu_probes.forms import plain
 from gpu_probes.report.load import SavedFiles
-from gpu_probes.report.predictions import Predicted, classes_of, held_out, wrongness
+from gpu_probes.report.predictions import (
+    HELD_OUT_TITLE,
+    TEST_TITLE,
+    Predicted,
+    classes_of,
+    held_out,
+    names_of,
+    wrongness,
+)
+from gpu_probes.results.inference import ClassScores
 
 N_ERRORS = 12
 _MOST_CHARACTERS = 600
@@ -29,7 +38,15 @@ _NAMES = {
     "brier": "Brier score",
     "recall_at_1pct_fpr": "recall at 1 % false positives",
 }
-_SPLITS = {"train": "train", "cv": "CV, pooled", "test": "test", "platt": "test, Platt scaled"}
+# What has a table of its own.
+_BY_CLASS = ("by_class", "confusion")
+_SPLITS = {
+    "train": "train",
+    "cv": "CV, pooled",
+    "test": "test",
+    "platt": "test, Platt scaled",
+    "temperature": "test, temperature scaled",
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,9 @@ def all_scores(results: SavedFiles) -> Table | None:
     platt = results.evidence.platt
     if platt is not None and platt.test_scores is not None:
         scores["platt"] = plain(platt.test_scores)
+    temperature = results.evidence.temperature
+    if temperature is not None and temperature.test_scores is not None:
+        scores["temperature"] = plain(temperature.test_scores)
     splits = [split for split in _SPLITS if split in scores]
     if not splits:
         return None
@@ -74,9 +94,40 @@ def all_scores(results: SavedFiles) -> Table | None:
         f"{_NAMES.get(name, name.replace('_', ' '))}: {reason}"
         for split in splits
         for name, reason in scores[split]["undefined"].items()
+        if name not in _BY_CLASS
     }
     note = "" if not reasons else f"Undefined: {'; '.join(sorted(reasons))}."
+    if len(classes_of(results)) > 2:
+        note = f"ROC-AUC and average precision: {AVERAGING}. {note}".strip()
     return Table("", ["score", *(_SPLITS[split] for split in splits)], rows, note)
+
+
+def by_class(results: SavedFiles) -> list[Table]:
+    """Scores of each class against all others, and how often it is taken for which: held-out rows, then test rows."""
+    found: list[Table] = []
+    held = results.evidence.scores or {}
+    for scores, title in ((held.get("cv"), HELD_OUT_TITLE), (held.get("test"), TEST_TITLE)):
+        if not isinstance(scores, ClassScores) or scores.by_class is None or scores.confusion is None:
+            continue
+        names = names_of(results)
+        rows = [
+            [
+                name,
+                f"{one.support:,}",
+                *map(number, (one.precision, one.recall, one.f1, one.roc_auc)),
+                *(f"{count:,}" for count in counts),
+            ]
+            for name, one, counts in zip(names, scores.by_class, scores.confusion, strict=True)
+        ]
+        reasons = {
+            f"{name}, {_NAMES.get(score, score)}: {reason}"
+            for name, one in zip(names, scores.by_class, strict=True)
+            for score, reason in one.undefined.items()
+        }
+        header = ["class", "n", "precision", "recall", "F1", "ROC-AUC", *(f"predicted {name}" for name in names)]
+        note = f"Undefined: {'; '.join(sorted(reasons))}." if reasons else ""
+        found.append(Table(title[0].upper() + title[1:], header, rows, note))
+    return found
 
 
 def nested_folds(results: SavedFiles) -> Table | None:
@@ -111,13 +162,13 @@ def provenance(results: SavedFiles) -> Table:
 def _errors_of(results: SavedFiles, part: Predicted, texts: list[str] | None) -> Table:
     wrong = wrongness(results, part)
     places = np.argsort(-wrong, kind="stable")[:N_ERRORS]
-    classes = classes_of(results)
+    classes, names = classes_of(results), names_of(results)
     predicted = "predicted" if not classes else "probability of the actual class"
     header = ["row", "actual", predicted, *(["prompt"] if texts is not None else [])]
     rows = [
         [
             str(part.rows[place]),
-            class_name(float(part.actual[place])) if classes else number(float(part.actual[place]), "g"),
+            names[classes.index(float(part.actual[place]))] if classes else number(float(part.actual[place]), "g"),
             number(float(1 - wrong[place] if classes else part.predictions[place])),
             *([_shortened(texts[place])] if texts is not None else []),
         ]
@@ -155,7 +206,7 @@ def _flatten(scores: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
     for name, value in scores.items():
         if isinstance(value, dict) and name != "undefined":
             yield from ((f"{name}, {part}", one) for part, one in value.items())
-        elif not isinstance(value, (dict, list)):
+        elif not isinstance(value, (dict, list)) and name not in _BY_CLASS:
             yield name, value
 
 

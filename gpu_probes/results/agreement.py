@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from gpu_probes.errors import CellError, Status
 from gpu_probes.features.combine import parse_join
@@ -34,7 +34,7 @@ from gpu_probes.results.inference import (
     RegressionScores,
 )
 from gpu_probes.samples.labels import Task
-from gpu_probes.scores.calibration import PlattScaling, fit_line
+from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling, fit_line
 from gpu_probes.scores.intervals import LEVEL, Interval
 from gpu_probes.scores.metrics import regression_scores
 from gpu_probes.scores.ranks import score
@@ -98,6 +98,7 @@ class _Options:
     # Earlier versions had no other.
     permutation_statistic: Text = "probe"
     nested_cv: Flag
+    positive_class: Text | None = None
 
 
 class _File:
@@ -156,7 +157,12 @@ class _Folder:
         file.require(of.probe in (None, *_probes_of(of.task_type)), f"no probe of {of.task_type}", "probe")
         self.saved.same(header.layers, of.layer_indices, PERFORMANCE, "layers")
         self.saved.same(header.positions, of.positions, PERFORMANCE, "positions")
-        for name in ("task_type", "metric", "classes"):
+        n_names = None if of.class_names is None else len(set(of.class_names))
+        file.require(n_names in (None, self.n_classes), "there are not as many names as classes", "class_names")
+        last = of.names_of_classes[-1] if self.n_classes == 2 else None
+        file.require(of.positive_class in (None, last), "it is not the last of two classes", "positive_class")
+        file.require(of.averaging is None or (self.n_classes or 0) > 2, "there are not so many classes", "averaging")
+        for name in ("task_type", "metric", "classes", "class_names"):
             self.saved.same(getattr(header, name), getattr(of, name), PERFORMANCE, name)
         self.saved.same(header.probe, of.probe or header.probe, PERFORMANCE, "probe")
         run = self.found.run
@@ -339,6 +345,8 @@ class _Folder:
             file.same(
                 getattr(asked, name), value if getattr(asked, name) != "auto" else "auto", PERFORMANCE, *where, name
             )
+        if asked.positive_class is not None:
+            file.same(asked.positive_class, of.positive_class, PERFORMANCE, *where, "positive_class")
         if asked.alphas != "auto":
             file.same(asked.alphas, of.alpha_grid, PERFORMANCE, *where, "alphas")
         elif of.alpha_grid is None:
@@ -677,6 +685,8 @@ class _Statements:
         numbers = self.folder.n_classes is None
         self.file.require(isinstance(scores, RegressionScores) == numbers, "they are of another task", *where)
         values = {name: value for name, value in vars(scores).items() if name != "undefined"}
+        if isinstance(scores, ClassScores):
+            values = self._without_missing_parts(scores, values, *where)
         for name, value in values.items():
             known = (value is None) == (name in scores.undefined)
             self.file.require(known, "it is null without a reason, or has a reason and is not", *where, name)
@@ -692,6 +702,46 @@ class _Statements:
             for name in ("mean_predicted", "fraction_positive"):
                 self.file.require((getattr(one, name) is None) == empty, "it does not match the count", *place, name)
 
+    def _without_missing_parts(self, scores: ClassScores, values: dict[str, Any], *where: object) -> dict[str, Any]:
+        """Scores by class belong to the classes; folders of earlier versions have none."""
+        later = ("by_class", "confusion")
+        if scores.by_class is None and scores.confusion is None and not set(later) & set(scores.undefined):
+            return {name: value for name, value in values.items() if name not in later}
+        names, file = self.folder.of.names_of_classes, self.file
+        if scores.by_class is not None:
+            held = tuple(one.name for one in scores.by_class)
+            file.same(held, names, PERFORMANCE, *where, "by_class")
+            for k, one in enumerate(scores.by_class):
+                place = (*where, "by_class", k)
+                for name in ("precision", "recall", "f1", "roc_auc"):
+                    known = (getattr(one, name) is None) == (name in one.undefined)
+                    file.require(known, "it is null without a reason, or has a reason and is not", *place, name)
+        if scores.confusion is not None:
+            square = [len(row) for row in scores.confusion] == [len(names)] * len(names)
+            file.require(square, "it has no number for each pair of classes", *where, "confusion")
+        return values
+
+    def _counts_of_classes(self, scores: ClassScores, places: Int64[np.ndarray, " sample"], *where: object) -> None:
+        """How many rows are of each class, and what the confusion matrix says of them."""
+        if scores.by_class is None or scores.confusion is None:
+            return
+        file, table = self.file, np.array(scores.confusion)
+        counts = np.bincount(places, minlength=len(table)).tolist()
+        for k, one in enumerate(scores.by_class):
+            place = (*where, "by_class", k)
+            file.same(one.support, counts[k], "the list of labels", *place, "support")
+            file.same(int(table[k].sum()), counts[k], "the list of labels", *where, "confusion", k)
+            right, predicted = int(table[k, k]), int(table[:, k].sum())
+            shares = {
+                "precision": (right, predicted),
+                "recall": (right, counts[k]),
+                "f1": (2 * right, counts[k] + predicted),
+            }
+            for name, (part, whole) in shares.items():
+                file.same(getattr(one, name), part / whole if whole else None, "confusion", *place, name)
+        if scores.accuracy is not None:
+            file.same(scores.accuracy, float(np.trace(table) / len(places)), "confusion", *where, "accuracy")
+
     def _worked_out(
         self, scores: RegressionScores | ClassScores, actual: Sequence[float], predictions: Any, *where: object
     ) -> None:
@@ -706,6 +756,7 @@ class _Statements:
         n_rows = sum(one.count for one in scores.reliability or ())
         self.file.same(n_rows, len(labels), "the list of labels", *where, "reliability")
         places = np.searchsorted(np.asarray(self.folder.of.classes), labels)
+        self._counts_of_classes(scores, places.astype(np.int64), *where)
         table = np.stack([1 - values, values], 1) if values.ndim == 1 else values
         self._same_values(plain(scores), _from_probabilities(places, table), *where)
 
@@ -749,6 +800,7 @@ class _Statements:
                     getattr(found, which), value, rtol=1e-4, atol=1e-4 * (1 + np.abs(best.train_actual).max())
                 )
                 file.require(fits, f"it is not that of the held-out predictions in {BEST}", name, which)
+        self._temperature(best)
         platt = self.evidence.platt
         if platt is None:
             return
@@ -762,6 +814,33 @@ class _Statements:
             file.same(platt.test_scores.roc_auc, best.test_score, BEST, "platt", "test_scores", "roc_auc")
         else:
             file.require(platt.test_scores is None, "they are of another task", "platt", "test_scores")
+
+    def _temperature(self, best: Best) -> None:
+        """It is that of the held-out predictions of more than two classes; folders of earlier versions have none."""
+        from scipy import special
+
+        found, file = self.evidence.temperature, self.file
+        if found is None:
+            return
+        known, value = found.temperature is not None, found.temperature or 0.0
+        file.require((found.reason is None) == known, "it does not match the temperature", "temperature", "reason")
+        file.require((self.folder.n_classes or 0) > 2, "there are not so many classes", "temperature")
+        tested = known and best.test_score is not None
+        file.require(
+            (found.test_scores is not None) == tested, "it belongs with the temperature", "temperature", "test_scores"
+        )
+        if not known:
+            return
+        places = np.searchsorted(np.asarray(self.folder.of.classes), np.asarray(best.train_actual)).astype(np.int64)
+        # Decision values but for a number for each row, which no softmax shows.
+        fitted = TemperatureScaling.fit(places, special.log_expit(np.asarray(best.cv_ranked, dtype=np.float64)))
+        fits = not isinstance(fitted, str) and math.isclose(fitted.temperature, value, rel_tol=1e-4)
+        file.require(fits, f"it is not that of the held-out predictions in {BEST}", "temperature", "temperature")
+        if found.test_scores is None or best.test_actual is None:
+            return
+        self._form_of_scores(found.test_scores, "temperature", "test_scores")
+        scaled = special.softmax(special.log_expit(np.asarray(best.test_ranked, dtype=np.float64)) / value, axis=1)
+        self._worked_out(found.test_scores, best.test_actual, scaled, "temperature", "test_scores")
 
     def _curve(self) -> None:
         points, file, folder = self.evidence.learning_curve or (), self.file, self.folder

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Float64
 
+from gpu_probes.display.wording import class_name, metric_title
 from gpu_probes.forms import OMITTED, Columns, Count, Flag, Number, Penalty, Place, Score, Text, Whole
 from gpu_probes.results.folder import Run
 from gpu_probes.results.inference import Evidence
@@ -34,7 +35,11 @@ class SplitScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Performance:
-    """What ``performance.json`` says; the last three are not in all folders of format 1."""
+    """What ``performance.json`` says; `classes`, `seed` and `probe` are not in all folders of format 1.
+
+    `class_names` are the names of the classes where they are words, and `classes` then their places. `positive_class`
+    is the one of two that is scored, and `averaging` says how the scores of more than two become one.
+    """
 
     layer_performance: SplitScores
     layer_indices: tuple[Place, ...]
@@ -55,6 +60,9 @@ class Performance:
     undefined: dict[Text, Text]
     status_counts: dict[Text, Count]
     classes: tuple[Number, ...] | None = None
+    class_names: tuple[Text, ...] | None = field(default=None, metadata=OMITTED)
+    positive_class: Text | None = field(default=None, metadata=OMITTED)
+    averaging: Literal["one-vs-rest, macro"] | None = field(default=None, metadata=OMITTED)
     seed: Whole | None = None
     probe: ProbeKind | None = None
 
@@ -62,6 +70,16 @@ class Performance:
     def alphas(self) -> tuple[float, ...]:
         """The alphas that were fitted."""
         return (self.alpha,) if self.alpha_grid is None else self.alpha_grid
+
+    @property
+    def names_of_classes(self) -> tuple[str, ...]:
+        """How the classes are called, in their order: words, or numbers with all digits; empty for regression."""
+        return self.class_names or tuple(map(class_name, self.classes or ()))
+
+    @property
+    def metric_title(self) -> str:
+        """The metric as readers know it, with the averaging over more than two classes."""
+        return metric_title(self.metric, len(self.classes or ()))
 
     def key(self, position_index: int, layer_index: int) -> str:
         """Name of a cell in the files: the position's value, the layer's place on the axis."""
@@ -112,6 +130,7 @@ class ProbesHeader:
     probe: ProbeKind
     metric: Metric
     classes: tuple[Number, ...] | None
+    class_names: tuple[Text, ...] | None = None
     selected_alpha: tuple[tuple[Penalty | None, ...], ...]
     status: tuple[tuple[Text, ...], ...]
 

@@ -150,8 +150,26 @@ class Bin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneClass:
+    """Scores of one class against all others; `support` is the number of its rows, `undefined` has reasons by name."""
+
+    name: Text
+    support: Count
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    roc_auc: Share | None
+    undefined: dict[Text, Text]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """All classification scores; `undefined` has reasons by name."""
+    """All classification scores; `undefined` has reasons by name.
+
+    `roc_auc` and `average_precision` of more than two classes are the mean over the classes, each against all others,
+    with equal weights (one-vs-rest, macro). The rows of `confusion` are the actual classes, its columns the most
+    probable ones, both in the order of `by_class`. Folders of earlier versions lack these two.
+    """
 
     roc_auc: Share | None
     average_precision: Share | None
@@ -161,6 +179,8 @@ class ClassScores:
     ece: Share | None
     recall_at_1pct_fpr: Share | None
     reliability: tuple[Bin, ...] | None
+    by_class: tuple[OneClass, ...] | None = field(default=None, metadata=OMITTED)
+    confusion: tuple[tuple[Count, ...], ...] | None = field(default=None, metadata=OMITTED)
     undefined: dict[Text, Text]
 
 
@@ -181,6 +201,15 @@ class Platt:
 
     slope: Penalty | None
     intercept: Number | None
+    reason: Text | None
+    test_scores: AllScores | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Temperature:
+    """One temperature for more than two classes, fitted to held-out decision values, and the test scores after it."""
+
+    temperature: Penalty | None
     reason: Text | None
     test_scores: AllScores | None = field(default=None, metadata=OMITTED)
 
@@ -243,7 +272,7 @@ class Evidence:
     """How far the scores of a sweep can be trusted, and what they beat.
 
     Some parts are None in folders of earlier versions. `scores`, `platt` and `calibration` are None if there is no best
-    probe; `overlap` if rows were not compared.
+    probe; `temperature` also if there are not more than two classes; `overlap` if rows were not compared.
 
     Attributes
     ----------
@@ -259,6 +288,7 @@ class Evidence:
     baselines: dict[Text, BaselineScores] | None = None
     scores: dict[Literal["train", "cv", "test"], AllScores] | None = None
     platt: Platt | None = None
+    temperature: Temperature | None = field(default=None, metadata=OMITTED)
     calibration: Line | None = None
     learning_curve: tuple[CurvePoint, ...] | None = None
     groups: Groups | None = None

@@ -54,7 +54,7 @@ class SavedProbes:
     def _made(cls, saved: SavedCoefficients, best: Cell | None) -> SavedProbes:
         header = saved.header
         classes = None if header.classes is None else np.array(header.classes, dtype=np.float64)
-        task = Task(header.task_type, classes)
+        task = Task(header.task_type, classes, header.class_names)
         return cls(header.layers, header.positions, task, saved.coef, saved.intercept, best)
 
     @property
@@ -70,7 +70,7 @@ class SavedProbes:
         ProbeError
             When the source does not have the cell, its features, or labels of the task.
         """
-        numbers = read_labels(labels, name="labels", n_samples=source.n_samples)
+        numbers = read_labels(labels, name="labels", n_samples=source.n_samples, names=self.task.names)
         decision = self.decide(source, cell)
         return score_rows(self.task, numbers, decision, self.coef[self._at(cell)], row_norms(source, cell))
 

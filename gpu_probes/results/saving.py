@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float64
 
+from gpu_probes.display.wording import AVERAGING
 from gpu_probes.results.encoding import Json, encode_json, null_if_nan, nulls_if_nan
 from gpu_probes.results.files import commit_file
 from gpu_probes.results.forms import ALL_PREDICTIONS, BEST, CELLS, PERFORMANCE, PROBES
@@ -76,9 +77,18 @@ def _performance(result: SweepResult) -> dict[str, Json]:
         "undefined": _undefined(result),
         "status_counts": result.status_counts(),
         "classes": None if result.classes is None else list(result.classes),
+        **_of_classes(result),
         "seed": result.seed,
         "probe": result.probe,
     }
+
+
+def _of_classes(result: SweepResult) -> dict[str, Json]:
+    """What is said of classes, as far as there is something to say."""
+    names = None if result.class_names is None else list(result.class_names)
+    averaging = AVERAGING if len(result.classes or ()) > 2 else None
+    content = {"class_names": names, "positive_class": result.positive_class, "averaging": averaging}
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _best_probe(result: SweepResult, best: BestProbe) -> dict[str, Json]:
@@ -169,6 +179,7 @@ def probes_bytes(result: SweepResult) -> bytes:
         "probe": result.probe,
         "metric": result.metric,
         "classes": result.classes,
+        **({} if result.class_names is None else {"class_names": result.class_names}),
         "selected_alpha": nulls_if_nan(result.selected_alpha),
         "status": [[status.name for status in row] for row in result.status.tolist()],
     }

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from gpu_probes.display.notebook import CellPlots, summary_html
+from gpu_probes.display.wording import AVERAGING, class_name, listed, metric_title
 from gpu_probes.errors import Status
 from gpu_probes.results.cell_arrays import CellArrays
 from gpu_probes.results.encoding import null_if_nan
@@ -41,7 +42,8 @@ class SweepResult(CellArrays):
 
     The arrays of `CellArrays` are ``[position, layer, ...]``, as in the files. Predictions follow from decision values:
     numbers for regression, the probability of the second class for two classes, and one probability per class (the
-    last axis) otherwise. `nested_decision` are the decision values on each fold of the cell that the others choose.
+    last axis) otherwise. Labels of words are the places of their classes in `class_names`.
+    `nested_decision` are the decision values on each fold of the cell that the others choose.
     `permutation_statistic` says whose scores the permutation test compares: ``probe`` for numbers.
     """
 
@@ -51,6 +53,7 @@ class SweepResult(CellArrays):
     layers: tuple[int | str, ...]
     positions: tuple[int | str, ...]
     classes: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None = None
     alpha: float
     alpha_grid: tuple[float, ...] | None
     k_fold: bool
@@ -65,6 +68,16 @@ class SweepResult(CellArrays):
     nested_decision: Float64[np.ndarray, "train_sample output"]
     shuffle_scheme: str
     permutation_statistic: PermutationStatistic
+
+    @property
+    def names_of_classes(self) -> tuple[str, ...]:
+        """How the classes are called, in their order: words, or numbers with all digits; empty for regression."""
+        return self.class_names or tuple(map(class_name, self.classes or ()))
+
+    @property
+    def positive_class(self) -> str | None:
+        """The one of two classes whose probability is predicted and scored; None if there are not two."""
+        return self.names_of_classes[1] if len(self.names_of_classes) == 2 else None
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -175,13 +188,17 @@ class SweepResult(CellArrays):
     def plot(self) -> CellPlots:
         """Figures: ``result.plot.heatmap()``, ``result.plot.layers()``."""
         best = self.best
-        return CellPlots(self.to_frame(), self.metric, None if best is None else (best.cell.layer, best.cell.position))
+        metric = metric_title(self.metric, len(self.classes or ()))
+        return CellPlots(self.to_frame(), metric, None if best is None else (best.cell.layer, best.cell.position))
 
     def __repr__(self) -> str:
         """A short summary for the terminal."""
         cells = f"{len(self.positions)} positions x {len(self.layers)} layers"
         validation = f"{self.n_folds}-fold CV" if self.k_fold else "no CV"
-        lines = [f"SweepResult: {self.task_type}, {self.metric}, {cells}, {validation}"]
+        metric = f"{self.metric} ({AVERAGING})" if len(self.classes or ()) > 2 else self.metric
+        lines = [f"SweepResult: {self.task_type}, {metric}, {cells}, {validation}"]
+        if self.class_names is not None:
+            lines.append(f"  classes: {listed(self.class_names)}")
         best = self.best
         if best is None:
             lines.append("  best: none chosen" + ("" if self.k_fold else " (needs k_fold=True)"))

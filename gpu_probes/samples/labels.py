@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
 from gpu_probes.errors import LabelError
+from gpu_probes.samples.classes import is_boolean, names_of, names_of_numbers, places_of, with_positive
 from gpu_probes.terms import ProbeKind, TaskType
 
 if TYPE_CHECKING:
@@ -24,10 +26,11 @@ _LAST_WHOLE = 2**53
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: numbers, or one of `classes` (sorted)."""
+    """What is predicted: numbers, or one of `classes` (sorted); `names` if these are words, whose places they are."""
 
     task_type: TaskType
     classes: Float64[np.ndarray, " class"] | None
+    names: tuple[str, ...] | None = None
 
     @property
     def metric(self) -> Literal["spearman", "roc_auc"]:
@@ -127,21 +130,84 @@ def resolve_probe(probe: str, task: Task) -> ProbeKind:
     )
 
 
-def read_labels(values: Any, *, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
-    """Read a column of numbers as float64.
+def read_training_labels(
+    values: Any, *, name: str, n_samples: int, task_type: str, positive_class: str | None = None
+) -> tuple[Float64[np.ndarray, " sample"], Task]:
+    """Read the labels that say what the task is.
 
     Parameters
     ----------
-    values : any one-dimensional array-like or pandas Series of numbers or booleans
+    values : any one-dimensional array-like or pandas Series of numbers, booleans or words
     name : what to call it in messages, such as ``train_labels``
     n_samples : how many there should be
+    task_type : auto, regression or classification
+    positive_class : the one of two classes that comes last and is scored; by default the last one in their order
+
+    Returns
+    -------
+    ndarray [sample]
+        Numbers; of words, and of two numbers whose order `positive_class` turns round, the places of their classes.
+    Task
 
     Raises
     ------
     LabelError
-        When a value is null, not a number, not finite or a whole number that float64 would round, or their count is
-        wrong.
+        As `read_labels` and `resolve_task`, or when `positive_class` is not one of two classes.
     """
+    column = _as_column(values, name, n_samples)
+    names, numbers = names_of(column, name), None
+    if names is None:
+        numbers = read_labels(values, name=name, n_samples=n_samples)
+        task = resolve_task(task_type, numbers)
+        if task.classes is None:
+            if positive_class is not None:
+                raise LabelError(
+                    f"positive_class={positive_class!r} is for two classes, and {name} are numbers; leave it out, or "
+                    "use task_type='classification'",
+                    argument="positive_class",
+                )
+            return numbers, task
+        names = names_of_numbers(column, task.classes)
+        if positive_class is None or with_positive(names, positive_class, name) == names:
+            return numbers, replace(task, names=names if is_boolean(column) else None)
+    elif task_type == "regression":
+        raise LabelError(
+            f"{name} are words (row 0 is {column.iloc[0]!r}), which are no numbers to predict; use "
+            "task_type='classification', or choose another column",
+            argument="task_type",
+        )
+    check_task_type(task_type)
+    if positive_class is not None:
+        names = with_positive(names, positive_class, name)
+    classes = np.arange(len(names), dtype=np.float64)
+    return places_of(column, numbers, names, name, known=True), Task("classification", classes, names)
+
+
+def read_labels(
+    values: Any, *, name: str, n_samples: int, names: Sequence[str] | None = None, known: bool = True
+) -> Float64[np.ndarray, " sample"]:
+    """Read a column of numbers as float64, or of classes as their places in `names`.
+
+    Parameters
+    ----------
+    values : any one-dimensional array-like or pandas Series of numbers or booleans; with `names` also of words
+    name : what to call it in messages, such as ``test_labels``
+    n_samples : how many there should be
+    names : the names of the classes, if they are words
+    known : whether a name that is not among them is an error; otherwise its place is behind the last class
+
+    Raises
+    ------
+    LabelError
+        When a value is null, not a number, not finite or a whole number that float64 would round, is none of `names`,
+        or their count is wrong.
+    """
+    if names is not None:
+        column = _as_column(values, name, n_samples)
+        numbers = None
+        if names_of(column, name) is None:
+            numbers = _read_numbers(values, name, n_samples)
+        return places_of(column, numbers, names, name, known=known)
     numbers = _read_numbers(values, name, n_samples)
     check_same_numbers(values, numbers, name)
     return numbers
@@ -198,9 +264,7 @@ def check_same_numbers(values: Any, numbers: Shaped[np.ndarray, "sample ..."], n
 def _read_numbers(values: Any, name: str, n_samples: int) -> Float64[np.ndarray, " sample"]:
     import pandas as pd
 
-    column = values if isinstance(values, pd.Series) else _as_series(values, name)
-    if len(column) != n_samples:
-        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
+    column = _as_column(values, name, n_samples)
     _reject(column.isna().to_numpy(), name, "null", column)
     if not (pd.api.types.is_numeric_dtype(column.dtype) and not pd.api.types.is_complex_dtype(column.dtype)):
         _reject(np.array([not isinstance(value, Real | Decimal) for value in column], dtype=bool), name, "text", column)
@@ -220,13 +284,23 @@ def _nearest(value: Any) -> float:
         return math.inf
 
 
-def _as_series(values: Any, name: str) -> pd.Series:
+def _as_column(values: Any, name: str, n_samples: int) -> pd.Series:
     import pandas as pd
 
+    if isinstance(values, pd.api.extensions.ExtensionArray | pd.Index):
+        values = pd.Series(values)
+    column = values if isinstance(values, pd.Series) else pd.Series(_as_array(values, name))
+    if len(column) != n_samples:
+        raise LabelError(f"{name} has {len(column)} values for {n_samples} samples; give one for each")
+    return column
+
+
+def _as_array(values: Any, name: str) -> Shaped[np.ndarray, " sample"]:
     array = np.asarray(values)
     if array.ndim != 1:
         raise LabelError(f"{name} has shape {array.shape}; give one number for each sample")
-    return pd.Series(array)
+    # In a list with a string, NumPy would turn numbers and NaN into strings.
+    return np.asarray(values, dtype=object) if array.dtype.kind in "US" else array
 
 
 def _reject(bad: Bool[np.ndarray, " sample"], name: str, what: str, column: pd.Series) -> None:

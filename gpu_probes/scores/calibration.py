@@ -53,6 +53,54 @@ class PlattScaling:
         return special.expit(self.log_odds(decision))
 
 
+@dataclass(frozen=True)
+class TemperatureScaling:
+    """Calibrated probabilities ``softmax(decision / temperature)`` of more than two classes (Guo 2017)."""
+
+    temperature: float
+
+    @classmethod
+    def fit(
+        cls, actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, "sample class"]
+    ) -> TemperatureScaling | str:
+        """Fit on decision values of samples that the probe did not see, by the least log loss; or why there is none.
+
+        The loss is convex in 1 / temperature: its slope has one root, or none where the decision values rank the
+        actual class no higher than others do, or first in every row.
+        """
+        from scipy import optimize, special
+
+        # Decision values may be of any size, and those of a row can be shifted together.
+        centred = decision - decision.max(1, keepdims=True)
+        unit = -centred.mean() or 1.0
+        scaled = centred / unit
+        of_actual = scaled[np.arange(len(actual)), actual]
+
+        def slope(inverse: float) -> float:
+            return float(((special.softmax(inverse * scaled, axis=1) * scaled).sum(1) - of_actual).mean())
+
+        if slope(0.0) >= 0:
+            return NOT_RISING
+        if not of_actual.any():
+            return "the held-out predictions put the actual class first in every row, so no temperature is the best"
+        highest = 1.0
+        while slope(highest) < 0:
+            highest *= 2
+            if highest > _LARGEST:
+                return "no temperature above 0 is the best for the held-out predictions"
+        inverse: Any = optimize.brentq(slope, 0.0, highest, xtol=1e-14)
+        return cls(float(unit / inverse))
+
+    def scale(self, decision: Float64[np.ndarray, "*batch class"]) -> Float64[np.ndarray, "*batch class"]:
+        """Decision values whose softmax is calibrated."""
+        return decision / self.temperature
+
+
+# A calibration that does not rise would reverse the ranking, or end it.
+NOT_RISING = "labels do not rise with the held-out predictions"
+_LARGEST = 2.0**60
+
+
 def fit_line(predicted: Float64[np.ndarray, " sample"], actual: Float64[np.ndarray, " sample"]) -> tuple[float, float]:
     """Slope and intercept of the least-squares line from predictions to labels; infinite where no number holds them."""
     from scipy import stats

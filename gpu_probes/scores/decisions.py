@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 
 from gpu_probes.samples.labels import Task
 from gpu_probes.scores import ranks
@@ -58,6 +58,11 @@ def predictions_of(
     if task_type == "regression":
         return decision
     return (SigmoidLoss() if decision.shape[-1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
+
+
+def most_probable(decision: Float64[np.ndarray, "sample output"]) -> Int64[np.ndarray, " sample"]:
+    """Place of the class with the highest decision value; of two classes the second where it is above 0."""
+    return (decision[:, 0] > 0).astype(np.int64) if decision.shape[1] == 1 else decision.argmax(1)
 
 
 def ranked(decision: Float64[np.ndarray, "sample output"]) -> Float64[np.ndarray, "sample output"]:

@@ -1,22 +1,22 @@
 """Every score of one probe's predictions, by scipy and scikit-learn; what is undefined is None, with the reason.
 
-Classes are given as indices into the sorted classes, and predictions as decision values: of a regression the numbers
-themselves, of two classes the log odds of the second, of more one value per class. Ranking uses them as they are, or
-each class's log odds (`gpu_probes.scores.decisions.ranked`), so that rows whose probabilities round to 1 are told
-apart.
+Classes are given as their places in the order of all classes, and predictions as decision values: of a regression the
+numbers themselves, of two classes the log odds of the second, of more one value per class. Ranking uses them as they
+are, or each class's log odds (`gpu_probes.scores.decisions.ranked`), so that rows whose probabilities round to 1 are
+told apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from gpu_probes.scores.decisions import predictions_of, ranked
+from gpu_probes.scores.decisions import most_probable, predictions_of, ranked
 
 N_BINS = 10
 FALSE_POSITIVE_RATE = 0.01
@@ -64,21 +64,24 @@ def regression_scores(
 def classification_scores(
     actual: Int64[np.ndarray, " sample"],
     decision: Float64[np.ndarray, "sample output"],
-    n_classes: int,
+    names: Sequence[str],
     *,
     undefined: str | None = None,
 ) -> Scores:
     """Ranking, accuracy and calibration; the mean over the classes where there are more than two.
 
+    Also the scores of each class, by its name, and the confusion matrix of the most probable classes.
+
     `undefined` says why there is none of them.
     """
     from sklearn import metrics
 
+    n_classes = len(names)
     binary = n_classes == 2
     one_hot = np.eye(n_classes)[actual]
     probabilities, order = predictions_of(decision, "classification"), ranked(decision)
     by_class = np.hstack([1 - probabilities, probabilities]) if binary else probabilities
-    chosen = (decision[:, 0] > 0).astype(np.int64) if binary else decision.argmax(1)
+    chosen = most_probable(decision)
     sure, right = (by_class[:, 1], actual == 1) if binary else (by_class.max(1), chosen == actual)
     columns = slice(1, None) if binary else slice(None)
 
@@ -98,7 +101,53 @@ def classification_scores(
         ece=lambda: calibration_error(right, sure),
         recall_at_1pct_fpr=lambda: _recall(actual, order, binary=binary),
         reliability=lambda: reliability_curve(right, sure),
+        by_class=lambda: class_scores(actual, chosen, np.hstack([-order, order]) if binary else order, names),
+        confusion=lambda: metrics.confusion_matrix(actual, chosen, labels=range(n_classes)).tolist(),
     )
+
+
+def class_scores(
+    actual: Int64[np.ndarray, " sample"],
+    chosen: Int64[np.ndarray, " sample"],
+    order: Float64[np.ndarray, "sample class"],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and ROC-AUC of each class against all others, and how many rows are of it.
+
+    Parameters
+    ----------
+    actual, chosen : ndarray [sample]
+        Places of the actual and of the most probable class.
+    order : ndarray [sample, class]
+        What each class's ROC-AUC ranks by.
+    names : sequence of str
+    """
+    from sklearn import metrics
+
+    def share(part: int, whole: int, why: str) -> float:
+        if not whole:
+            raise _UndefinedError(why)
+        return part / whole
+
+    def of_class(place: int, name: str) -> dict[str, Any]:
+        is_it, is_chosen = actual == place, chosen == place
+        support, predicted, right = (int(rows.sum()) for rows in (is_it, is_chosen, is_it & is_chosen))
+
+        def roc_auc() -> float:
+            if support in (0, len(actual)):
+                raise _UndefinedError("all rows are of this class" if support else "no row is of this class")
+            return float(metrics.roc_auc_score(is_it, order[:, place]))
+
+        found = _collect(
+            None,
+            precision=lambda: share(right, predicted, "this class is predicted for no row"),
+            recall=lambda: share(right, support, "no row is of this class"),
+            f1=lambda: share(2 * right, support + predicted, "no row is of this class, or predicted to be"),
+            roc_auc=roc_auc,
+        )
+        return {"name": name, "support": support, **found.to_json()}
+
+    return [of_class(place, name) for place, name in enumerate(names)]
 
 
 def learnability(

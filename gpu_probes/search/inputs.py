@@ -14,7 +14,7 @@ from gpu_probes.errors import FoldError, LabelError, Status
 from gpu_probes.features.cells import CellSource, check_axes, check_same_axes
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.samples.groups import Grouping, group_samples
-from gpu_probes.samples.labels import Task, read_labels, read_weights, resolve_probe, resolve_task
+from gpu_probes.samples.labels import Task, read_labels, read_training_labels, read_weights, resolve_probe
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.devices import free_bytes, resolve_devices, share_of_worker
@@ -129,8 +129,13 @@ def read_label(
 ) -> Label:
     """One label column of both splits: its task, probe, folds and permutations."""
     with naming("train_labels"):
-        labels = read_labels(train_labels[name], name=_named("train", name), n_samples=train.n_samples)
-    task = resolve_task(given.task_type, labels)
+        labels, task = read_training_labels(
+            train_labels[name],
+            name=_named("train", name),
+            n_samples=train.n_samples,
+            task_type=given.task_type,
+            positive_class=given.positive_class,
+        )
     probe = resolve_probe(given.probe, task)
     # For numbers the two are the same.
     statistic: PermutationStatistic = "probe" if task.classes is None else given.statistic
@@ -157,7 +162,9 @@ def read_label(
                 argument="test_labels",
             )
         with naming("test_labels"):
-            held_out = read_labels(test_labels[name], name=_named("test", name), n_samples=test.n_samples)
+            held_out = read_labels(
+                test_labels[name], name=_named("test", name), n_samples=test.n_samples, names=task.names
+            )
             task.targets(held_out, _named("test", name))
     return Label(name, task, probe, folds, labels, held_out, shuffles, statistic)
 
@@ -192,11 +199,12 @@ def with_weights(label: Label, weights: Float64[np.ndarray, " train_sample"] | N
     """Raise `LabelError` where a fold's training rows, or a class, all have weight 0; without a pair: no nested CV."""
     if weights is None:
         return label
-    classes = label.task.classes
-    for value in () if classes is None else classes:
+    classes, names = label.task.classes, label.task.names
+    for place, value in enumerate(() if classes is None else classes):
         if not weights[label.train == value].any():
             raise LabelError(
-                f"sample_weight is 0 for all rows of class {value:g} of {label.name!r}; drop the class",
+                f"sample_weight is 0 for all rows of class {names[place] if names else format(value, 'g')} of "
+                f"{label.name!r}; drop the class",
                 argument="sample_weight",
             )
     of_fit = label.folds.lots_of_fit() @ np.bincount(label.folds.fold_of_sample, weights, label.folds.n_lots)

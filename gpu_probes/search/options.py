@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from gpu_probes.arguments import check_flags, check_whole, is_finite_number
-from gpu_probes.errors import BudgetError, FoldError, PenaltyError
+from gpu_probes.errors import BudgetError, FoldError, LabelError, PenaltyError
 from gpu_probes.samples.folds import check_split
 from gpu_probes.samples.labels import check_probe_name, check_task_type
 from gpu_probes.search.alphas import read_alphas
@@ -40,6 +40,8 @@ class ProbeOptions:
         ``auto``: ridge for regression, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
         added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
         covariance with a number), without a penalty. The last two always have an intercept.
+    positive_class : str, optional
+        The one of two classes whose probability and scores are given; by default the last in the order of the classes.
     alpha : float
         Penalty of every probe.
     alphas : sequence or array of float, or "auto", optional
@@ -72,6 +74,7 @@ class ProbeOptions:
 
     task_type: str = "auto"
     probe: str = "auto"
+    positive_class: str | None = None
     alpha: float = _DEFAULT_ALPHA
     alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None = None
     k_fold: bool = False
@@ -154,6 +157,12 @@ class SweepOptions(ProbeOptions):
         )
         check_task_type(self.task_type)
         check_probe_name(self.probe)
+        if self.positive_class is not None and self.task_type == "regression":
+            raise LabelError(
+                f"positive_class={self.positive_class!r} is for classes, and task_type is 'regression'; leave out one "
+                "of them",
+                argument="positive_class",
+            )
         read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
         check_split(self.n_folds, self.seed)
         check_device_name(self.device)
@@ -203,6 +212,7 @@ class SweepKeywords(TypedDict, total=False):
 
     task_type: str
     probe: str
+    positive_class: str | None
     alpha: float
     alphas: Sequence[float] | Float64[np.ndarray, " alpha"] | str | None
     k_fold: bool

@@ -305,6 +305,7 @@ def _result(label: Label, gathered: _Gathered, planned: PlannedSweep) -> SweepRe
         layers=axis(train.layers),
         positions=axis(train.positions),
         classes=None if label.task.classes is None else tuple(label.task.classes.tolist()),
+        class_names=label.task.names,
         alpha=float(given.alpha),
         alpha_grid=None if given.alphas is None else planned.alphas,
         k_fold=given.k_fold,

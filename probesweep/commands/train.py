@@ -46,6 +46,10 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
     help="auto: ridge for regression, logistic for classes.",
 )
 @click.option(
+    "--positive_class",
+    help="The one of two classes that is scored, by name.  [default: the last in the order of the classes]",
+)
+@click.option(
     "--join", help="Probe on joined cells: layers (all of a position), mean (over positions), or 20@-4,18@-1."
 )
 @click.option(

@@ -65,6 +65,7 @@ def _found(training: FinishedTraining) -> dict[str, str]:
     """The best probe and its defined scores."""
     found = describe_results(training.results)
     best, metric = found["best"], found["metric"]
+    metric += f" ({found['averaging']})" if "averaging" in found else ""
     about = {"task": found["task_type"]}
     if best is None:
         return {**about, "best probe": "none: there is no cross-validation to choose one"}

@@ -56,12 +56,16 @@ class BestScores:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted on cross-validated predictions: a line for regression, Platt scaling for two classes."""
+    """Fitted on cross-validated predictions: a line for regression, Platt scaling for two classes, else a temperature.
 
-    kind: Literal["linear", "platt"] | None
+    Cards of earlier versions have no temperature.
+    """
+
+    kind: Literal["linear", "platt", "temperature"] | None
     slope: Penalty | None
     intercept: Number | None
     reason: Text | None
+    temperature: Penalty | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,9 @@ class Card:
     task_type : regression or classification
     classes : list of float or None
         The classes in ascending order; None for regression.
+    class_names : list of str or None
+        Their names where they are words, and `classes` the places of these; None for numbers, and in cards of earlier
+        versions.
     probe : str
     layer : int or str
         Index into ``hidden_states``; a name if layers are joined.
@@ -176,6 +183,7 @@ class Card:
     calibration: Calibration
     prompts: PromptOrigin | None
     places: Places | None = None
+    class_names: list[Text] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -216,6 +224,7 @@ class Card:
             "label": results.run.label,
             "task_type": best.task_type,
             "classes": None if results.performance.classes is None else list(results.performance.classes),
+            "class_names": None if results.performance.class_names is None else list(results.performance.class_names),
             "probe": results.probes.header.probe,
             "layer": best.best_layer_number,
             "position": best.best_position,
@@ -304,6 +313,7 @@ def describe_probe(
         ),
         calibration=_calibration(result.task_type, evidence),
         **_reading(used, best, join),
+        class_names=None if result.class_names is None else list(result.class_names),
     )
 
 
@@ -344,10 +354,15 @@ def describe_saved(results: Results) -> Card:
         ),
         calibration=_calibration(best.task_type, evidence),
         prompts=prompts,
+        class_names=None if performance.class_names is None else list(performance.class_names),
     )
 
 
 def _calibration(task_type: str, evidence: Evidence) -> Calibration:
+    if evidence.temperature is not None:
+        scaling = evidence.temperature
+        kept = None if scaling.temperature is None else "temperature"
+        return Calibration(kept, None, None, scaling.reason, scaling.temperature)
     kind: Literal["linear", "platt"] = "linear" if task_type == "regression" else "platt"
     found = evidence.calibration if kind == "linear" else evidence.platt
     assert found is not None, "there is a best probe"

@@ -24,7 +24,7 @@ from gpu_probes.forms import damaged
 from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import RUN, has_results
 from gpu_probes.results.forms import CARD
-from gpu_probes.scores.calibration import PlattScaling
+from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling
 from gpu_probes.scores.decisions import one_column, predictions_of
 from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
@@ -164,8 +164,13 @@ class Probe:
 
     @property
     def classes(self) -> tuple[float, ...] | None:
-        """The classes in ascending order; None for regression."""
+        """The classes in ascending order, of words their places in `class_names`; None for regression."""
         return None if self.card.classes is None else tuple(self.card.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The classes that are words, in their order; None where labels were numbers."""
+        return None if self.card.class_names is None else tuple(self.card.class_names)
 
     @property
     def question_column(self) -> str:
@@ -206,8 +211,8 @@ class Probe:
         -------
         ndarray [prompt], or [prompt, class] for more than two classes
             Regression: the prediction, calibrated by a line fitted to cross-validated predictions. Two classes: the
-            probability of the second one, by Platt scaling on cross-validated predictions. More: uncalibrated
-            probabilities.
+            probability of the second one, by Platt scaling on cross-validated predictions. More: the probability of
+            each class, by a temperature fitted to cross-validated predictions.
         """
         return one_column(self.calibrate(self.decide(prompts)))
 
@@ -296,6 +301,8 @@ class Probe:
     def calibrate(self, decision: Float64[np.ndarray, "prompt output"]) -> Float64[np.ndarray, "prompt output"]:
         """Map decision values to the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
         found = self.card.calibration
+        if found.temperature is not None:
+            return predictions_of(TemperatureScaling(found.temperature).scale(decision), self.card.task_type)
         if found.slope is None or found.intercept is None:
             return predictions_of(decision, self.card.task_type)
         if found.kind == "linear":
@@ -389,8 +396,7 @@ def _read_card(results: Results) -> Card:
 
 
 def _warn_uncalibrated(card: Card, folder: Path) -> None:
-    """Warn if scores are uncalibrated although the task has a calibration."""
-    more_classes = card.classes is not None and len(card.classes) > 2
-    if card.calibration.slope is None and not more_classes:
+    """Warn if scores are uncalibrated."""
+    if card.calibration.kind is None:
         message = f"{folder}: scores are not calibrated: {card.calibration.reason}"
         warnings.warn(message, ProbeWarning, stacklevel=3)

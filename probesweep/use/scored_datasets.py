@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,15 @@ from activation_store.files.durable import write_output
 from activation_store.questions.dataset import read_all_columns
 from activation_store.questions.question import Question
 from activation_store.questions.rows import Rows, Table
-from gpu_probes.display.wording import class_name
-from gpu_probes.scores.decisions import predictions_of, ranked
+from gpu_probes.display.wording import class_name, one_line
+from gpu_probes.scores.decisions import most_probable, predictions_of, ranked
 from probesweep.errors import RequestError
 from probesweep.outputs import check_file
 from probesweep.use.prediction import Batches, Probe
 
 Columns = Mapping[str, list[Any]]
 OnError = Literal["stop", "null"]
-ERROR_COLUMN = "probe_error"
+CLASS_COLUMN, ERROR_COLUMN = "predicted_class", "probe_error"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def score_dataset(
 
     ``probe_score`` is calibrated, ``probe_prediction`` as in the result files, and ``probe_rank``, for classes, is what
     ROC-AUC ranks by: log odds, which still differ if probabilities round to 1. With more than two classes there are a
-    ``probe_score_CLASS`` and then a ``probe_rank_CLASS`` for each.
+    ``probe_score_CLASS`` and then a ``probe_rank_CLASS`` for each. Where classes are words, the columns of two end in
+    the name of the positive one, and ``predicted_class`` is the word that `best_probe_predictions.json` finds most
+    probable, as accuracy and the confusion matrix count it.
 
     Parameters
     ----------
@@ -158,11 +161,18 @@ def _score(
     return columns | {ERROR_COLUMN: [unusable.get(row) for row in range(len(questions))]}, unusable
 
 
-def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[float | None]]:
-    predictions = predictions_of(decision, probe.card.task_type)
-    scores = [predictions] if len(probe.coef) > 1 else [probe.calibrate(decision), predictions]
+def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[Any]]:
+    calibrated = probe.calibrate(decision)
+    scores = [calibrated] if len(probe.coef) > 1 else [calibrated, predictions_of(decision, probe.card.task_type)]
     values = np.hstack(scores if probe.classes is None else [*scores, ranked(decision)])
-    columns = ([None if np.isnan(value) else value for value in column] for column in values.T.tolist())
+    columns: list[list[Any]] = [
+        [None if np.isnan(value) else value for value in column] for column in values.T.tolist()
+    ]
+    names = probe.class_names
+    if names is not None:
+        unscored = set(np.flatnonzero(np.isnan(decision).any(1)).tolist())
+        words = [names[place] for place in most_probable(decision).tolist()]
+        columns.append([None if row in unscored else word for row, word in enumerate(words)])
     return dict(zip(_column_names(probe, "stop"), columns, strict=True))
 
 
@@ -170,10 +180,20 @@ def _column_names(probe: Probe, on_error: OnError) -> list[str]:
     reasons = [ERROR_COLUMN] if on_error == "null" else []
     if probe.classes is None:
         return ["probe_score", "probe_prediction", *reasons]
+    names = None if probe.class_names is None else _in_columns(probe.class_names)
+    predicted = [] if names is None else [CLASS_COLUMN]
     if len(probe.classes) == 2:
-        return ["probe_score", "probe_prediction", "probe_rank", *reasons]
-    by_class = [f"{what}_{class_name(value)}" for what in ("probe_score", "probe_rank") for value in probe.classes]
-    return [*by_class, *reasons]
+        end = "" if names is None else f"_{names[1]}"
+        return [*(f"probe_{what}{end}" for what in ("score", "prediction", "rank")), *predicted, *reasons]
+    ends = list(map(class_name, probe.classes)) if names is None else names
+    by_class = [f"{what}_{end}" for what in ("probe_score", "probe_rank") for end in ends]
+    return [*by_class, *predicted, *reasons]
+
+
+def _in_columns(names: Sequence[str]) -> list[str]:
+    """Names of classes for names of columns: letters, digits and underscores, where these tell them apart."""
+    plain = [re.sub(r"\W+", "_", name).strip("_") for name in names]
+    return plain if all(plain) and len(set(plain)) == len(plain) else [one_line(name) for name in names]
 
 
 def _parquet(rows: Rows, scores: Columns) -> bytes:
@@ -202,7 +222,8 @@ def _with_scores(table: Table, scores: Columns) -> Table:
     import pyarrow as pa
 
     for name, values in scores.items():
-        table = table.append_column(name, pa.array(values, pa.string() if name == ERROR_COLUMN else pa.float64()))
+        kind = pa.string() if name in (CLASS_COLUMN, ERROR_COLUMN) else pa.float64()
+        table = table.append_column(name, pa.array(values, kind))
     return table
 
 

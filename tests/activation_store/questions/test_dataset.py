@@ -55,7 +55,7 @@ def test_content_hash_sees_order_text_and_labels(tmp_path):
         ({"question": ["a", "b"], "y": [1.0, np.inf]}, r"has 1 null or non-numeric values, the first in row 1 \(inf\)"),
         (
             {"question": ["a", "b"], "y": ["0.5", "x"]},
-            r"has 2 null or non-numeric values, the first in row 0 \('0.5'\)",
+            r"has 1 numbers stored as text, the first in row 0 \('0.5'\)",
         ),
         ({"question": ["a", None], "y": [1.0, 2.0]}, "'question' has 1 values that are not text, the first in row 1"),
         ({"question": [1, 2], "y": [1.0, 2.0]}, "'question' has 2 values that are not text, the first in row 0"),
@@ -179,7 +179,7 @@ def test_what_is_no_question_is_refused(question, message, tmp_path):
         ("d.csv", "question,y\na,1\n,2\n", "'question' has 1 values that are not text, the first in row 1"),
         ("d.csv", "question,y\na,1\nb,\n", r"'y' has 1 null or non-numeric values, the first in row 1 \(None\)"),
         ("d.csv", "question,y\na,1\nb,x\n", r"has 1 null or non-numeric values, the first in row 1 \('x'\)"),
-        ("d.csv", 'question,y\na,"1,5"\nb,"2,5"\n', r"has 2 null or non-numeric .* row 0 \('1,5'\)"),
+        ("d.csv", 'question,y\na,"1,5"\nb,"2,5"\n', r"has 2 numbers stored as text, .* row 0 \('1,5'\)"),
         ("d.csv", "question,y\na,1\nb\n", "cannot be read as CSV: .*Expected 2 columns, got 1"),
         ("d.csv", "question,z\na,1\n", "has no column 'y'; it has question, z"),
         ("d.csv", "question,y,y\na,1,2\n", "has several columns 'y'"),

@@ -10,9 +10,10 @@ from hypothesis.extra.numpy import arrays
 from scipy import optimize, special, stats
 from sklearn import metrics
 
-from gpu_probes.scores.calibration import PlattScaling
+from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling
 from gpu_probes.scores.metrics import calibration_error, classification_scores, regression_scores, reliability_curve
 
+NAMES = ["negative", "neutral", "positive", "mixed", "other"]
 # Few distinct values make ties the rule.
 tied = st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0])
 pairs = st.integers(2, 30).flatmap(lambda n: st.tuples(*[arrays(np.float64, n, elements=tied)] * 2))
@@ -67,7 +68,7 @@ def test_learnability_needs_success_rates():
 def test_scores_of_two_classes_are_scikit_learns(drawn: tuple[np.ndarray, np.ndarray]):
     actual, probabilities = drawn[0], np.clip(drawn[1], 0.01, 0.99)
     decision = special.logit(probabilities)
-    scores = classification_scores(actual, decision[:, None], 2).values
+    scores = classification_scores(actual, decision[:, None], NAMES[:2]).values
     by_class = np.stack([1 - probabilities, probabilities], 1)
     assert scores["accuracy"] == metrics.accuracy_score(actual, probabilities > 0.5)
     assert scores["log_loss"] == pytest.approx(metrics.log_loss(actual, by_class, labels=[0, 1]))
@@ -92,7 +93,7 @@ def test_scores_of_several_classes_are_scikit_learns(seed: int, n_classes: int):
     actual = np.concatenate([np.arange(n_classes), rng.integers(0, n_classes, 20)])
     probabilities = rng.dirichlet(np.ones(n_classes), len(actual)) + 1e-3
     probabilities /= probabilities.sum(1, keepdims=True)
-    scores = classification_scores(actual, np.log(probabilities), n_classes)
+    scores = classification_scores(actual, np.log(probabilities), NAMES[:n_classes])
     one_hot = np.eye(n_classes)[actual]
     assert scores.values["roc_auc"] == pytest.approx(metrics.roc_auc_score(actual, probabilities, multi_class="ovr"))
     assert scores.values["average_precision"] == pytest.approx(
@@ -136,7 +137,7 @@ def test_ranking_scores_tell_rows_apart_whose_probabilities_round_to_one():
     rng = np.random.default_rng(0)
     actual, decision = np.arange(60) % 2, 100 + np.arange(60) % 2 + rng.standard_normal(60)
     assert (special.expit(decision) == 1).all()
-    scores = classification_scores(actual, decision[:, None], 2).values
+    scores = classification_scores(actual, decision[:, None], NAMES[:2]).values
     assert scores["roc_auc"] == pytest.approx(metrics.roc_auc_score(actual, decision))
     assert scores["average_precision"] == pytest.approx(metrics.average_precision_score(actual, decision))
     assert 0 < scores["recall_at_1pct_fpr"] < 1
@@ -175,3 +176,61 @@ def test_platt_scaling_of_equal_decisions_is_flat():
     fitted = PlattScaling.fit(np.arange(10) % 2, np.full(10, 3.0))
     assert fitted.slope == 0
     assert fitted.apply(np.array([3.0, 50.0])) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 5])
+def test_scores_of_each_class_are_scikit_learns(n_classes: int):
+    rng = np.random.default_rng(n_classes)
+    # The last class is the most probable one of no row, and no row is of the one before it.
+    actual = rng.choice([place for place in range(n_classes) if place != n_classes - 2 or n_classes < 4], 40)
+    decision = rng.standard_normal((40, n_classes)) + 2 * np.eye(n_classes)[actual]
+    if n_classes > 2:
+        decision[:, -1] -= 50
+    given = decision[:, 1:] - decision[:, :1] if n_classes == 2 else decision
+    found = classification_scores(actual, given, NAMES[:n_classes]).values
+    chosen = decision.argmax(1)
+    np.testing.assert_array_equal(found["confusion"], metrics.confusion_matrix(actual, chosen, labels=range(n_classes)))
+    report = metrics.classification_report(
+        actual, chosen, labels=range(n_classes), target_names=NAMES[:n_classes], output_dict=True, zero_division=np.nan
+    )
+    probabilities = special.softmax(decision, axis=1)
+    assert [one["name"] for one in found["by_class"]] == NAMES[:n_classes]
+    for place, one in enumerate(found["by_class"]):
+        expected = report[one["name"]]
+        assert one["support"] == expected["support"] == (actual == place).sum()
+        for name, theirs in (("precision", "precision"), ("recall", "recall")):
+            value = expected[theirs]
+            assert one[name] == (None if np.isnan(value) else pytest.approx(value))
+            assert (one[name] is None) == (name in one["undefined"])
+        if one["f1"] is not None:
+            assert one["f1"] == pytest.approx(expected["f1-score"])
+        if one["support"]:
+            assert one["roc_auc"] == pytest.approx(metrics.roc_auc_score(actual == place, probabilities[:, place]))
+        else:
+            assert one["undefined"]["roc_auc"] == "no row is of this class"
+    if n_classes > 2:
+        assert found["by_class"][-1]["undefined"]["precision"] == "this class is predicted for no row"
+
+
+@pytest.mark.parametrize("scale", [1e-9, 0.2, 5.0, 1e6])
+def test_a_temperature_has_the_least_log_loss(scale: float):
+    rng = np.random.default_rng(0)
+    actual = rng.integers(0, 4, 300)
+    decision = scale * (rng.standard_normal((300, 4)) + 1.5 * np.eye(4)[actual]) + rng.standard_normal((300, 1))
+    found = TemperatureScaling.fit(actual, decision)
+    assert isinstance(found, TemperatureScaling)
+
+    def log_loss(log_temperature: float) -> float:
+        logits = decision / scale / math.exp(log_temperature)
+        return float((special.logsumexp(logits, axis=1) - logits[np.arange(300), actual]).mean())
+
+    reference = optimize.minimize_scalar(log_loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-10})
+    assert found.temperature == pytest.approx(scale * math.exp(reference.x), rel=1e-4)
+    np.testing.assert_allclose(found.scale(decision), decision / found.temperature)
+
+
+def test_decisions_without_a_temperature_say_why():
+    actual, right = np.arange(12) % 3, np.eye(3)[np.arange(12) % 3]
+    assert "first in every row" in str(TemperatureScaling.fit(actual, right))
+    assert "do not rise" in str(TemperatureScaling.fit(actual, -right))
+    assert "do not rise" in str(TemperatureScaling.fit(actual, np.zeros((12, 3))))
