@@ -179,8 +179,8 @@ class ClassScores:
     ece: Share | None
     recall_at_1pct_fpr: Share | None
     reliability: tuple[Bin, ...] | None
-    by_class: tuple[OneClass, ...] | None = field(default=None, metadata=OMITTED)
-    confusion: tuple[tuple[Count, ...], ...] | None = field(default=None, metadata=OMITTED)
+    by_class: tuple[OneClass, ...] | None = None
+    confusion: tuple[tuple[Count, ...], ...] | None = None
     undefined: dict[Text, Text]
 
 

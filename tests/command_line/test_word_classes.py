@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from activation_store import ActivationStore
 from gpu_probes.report import SavedResults
-from probesweep import Probe
+from probesweep import Probe, ProbesweepError
+from probesweep.use.card import Card
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
+from tests.helpers.result_folders import sign
 
 pytestmark = pytest.mark.slow
 SENTIMENTS = ("negative", "neutral", "positive")
@@ -134,6 +137,36 @@ def test_new_tweets_get_calibrated_probabilities_and_a_word(folder, results, tmp
     probe = Probe.load(results)
     assert probe.class_names == SENTIMENTS
     np.testing.assert_allclose(probe.score(scores["tweet"].tolist()[:2]), expected[:2], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("inference.json", ("temperature", "temperature"), 9.0, "it is not that of the held-out predictions"),
+        ("inference.json", ("scores", "cv", "by_class", 0, "support"), 3, "where the list of labels has"),
+        ("inference.json", ("scores", "test", "confusion", 1, 1), 999, "where the list of labels has"),
+        ("inference.json", ("scores", "test", "by_class", 2, "name"), "happy", "where performance.json has"),
+        ("performance.json", ("class_names",), ["a", "b"], "there are not as many names as classes"),
+        ("performance.json", ("positive_class",), "neutral", "it is not the last of two classes"),
+        ("probe.json", ("class_names", 0), "sad", "where the other files have"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(results, tmp_path, name, place, value, message):
+    shutil.copytree(results, tmp_path / "r")
+    content = part = read(tmp_path / "r" / name)
+    for step in place[:-1]:
+        part = part[step]
+    part[place[-1]] = value
+    (tmp_path / "r" / name).write_text(json.dumps(content))
+    sign(tmp_path / "r")
+    with pytest.raises(ProbesweepError, match=message):
+        Card.load(tmp_path / "r")
+
+
+def test_scores_on_another_store_are_matched_by_name(folder, results, tmp_path):
+    assert_done(run("transfer", results, folder / "test.zarr", "--output_path", tmp_path / "scores.json"))
+    [[found]] = read(tmp_path / "scores.json")["probes"].values()
+    assert found["best"] == pytest.approx(read(results / "best_probe_predictions.json")["test_score"])
 
 
 @pytest.mark.parametrize("positive", [None, "not liked"])
