@@ -16,7 +16,7 @@ from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.results.inference import AllScores, BaselineScores, Evidence, read_scores
 from gpu_probes.results.transfer import FinishedTraining
 from gpu_probes.samples.labels import Task, read_labels
-from gpu_probes.scores.calibration import PlattScaling
+from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling
 from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ranked
 from gpu_probes.scores.intervals import Interval, ScoredSides
 from gpu_probes.scores.metrics import classification_scores, regression_scores
@@ -161,9 +161,9 @@ def score_transfer(training: FinishedTraining, other: OtherRows, fitted: FittedR
         The rows have no such cells, or labels of another task.
     """
     probes, source = training.probes, training.cells_of(other.source)
-    labels = read_labels(other.labels, name="labels", n_samples=source.n_samples)
+    labels = read_labels(other.labels, name="labels", n_samples=source.n_samples, names=probes.task.names)
     grid = tuple(
-        tuple(null_if_nan(probes.score(source, labels, Cell(layer, position))) for layer in probes.layers)
+        tuple(null_if_nan(probes.score_numbers(source, labels, Cell(layer, position))) for layer in probes.layers)
         for position in probes.positions
     )
     found = TransferScore(
@@ -225,7 +225,12 @@ def _baselines(
     )
     # A source without information: only folds and labels are wanted of it.
     sources = [ArrayCellSource(np.ones((n, 1, 1, 1))) for n in (len(fitted.labels), len(labels))]
-    tables = ({"labels": fitted.labels}, {"labels": labels})
+    task = training.probes.task
+    if task.names is not None:
+        own = read_labels(fitted.labels, name="train_labels", n_samples=len(fitted.labels), names=task.names)
+        tables = ({"labels": own}, {"labels": labels})
+    else:
+        tables = ({"labels": fitted.labels}, {"labels": labels})
     result = plan_sweep(sources[0], tables[0], sources[1], tables[1], **vars(given)).run()["labels"]
     comparison = Comparison(result, sources[0], sources[1], given)
     found = [number_baseline(comparison, name, fitted.numbers[name], other.numbers[name]) for name in sorted(names)]
@@ -258,7 +263,7 @@ def _all_scores(
         found = regression_scores(labels, decision[:, 0], undefined=undefined)
     else:
         places = np.searchsorted(task.classes, labels).astype(np.int64)
-        found = classification_scores(places, decision, len(task.classes), undefined=undefined)
+        found = classification_scores(places, decision, task.names_of_classes, undefined=undefined)
     return read_scores(found.values, found.reasons)
 
 
@@ -277,6 +282,10 @@ def _calibration(
     if fit is not None and fit.slope is not None and fit.intercept is not None:
         kind = "linear" if task.classes is None else "platt"
         decision = PlattScaling(fit.slope, fit.intercept).log_odds(decision)
+    if evidence.temperature is not None:
+        reason = evidence.temperature.reason
+        if evidence.temperature.temperature is not None:
+            kind, decision = "temperature", TemperatureScaling(evidence.temperature.temperature).scale(decision)
     predicted = one_column(predictions_of(decision, task.task_type))
     bias = None
     if predicted.ndim == 1:

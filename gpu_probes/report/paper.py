@@ -110,6 +110,7 @@ def _probe(training: Documents) -> Row:
         "label": run.label,
         "task_type": performance.task_type,
         "metric": performance.metric,
+        "averaging": performance.averaging,
         "probe": training.probes.header.probe,
         "layer": None if best is None else best.best_layer_number,
         "position": None if best is None else best.best_position,
@@ -162,7 +163,7 @@ def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "layer": lambda row: _plain(row["layer"]),
         "position": lambda row: _plain(row["position"]),
         "token": lambda row: _plain(row["token"]),
-        "score": lambda row: METRICS[str(row["metric"])],
+        "score": lambda row: ", ".join(filter(None, (METRICS[str(row["metric"])], _plain(row["averaging"])))),
         "CV": lambda row: _score(row, "cv_score"),
         "nested CV [95 %]": lambda row: _score(row, "nested_cv_score"),
         "test [95 %]": lambda row: _score(row, "test_score"),
@@ -248,7 +249,7 @@ def _chosen(training: Documents) -> list[str]:
         return ["No probe was chosen, as there was no cross-validation."]
     grid = of.alpha_grid or ()
     among = f"Layer, position and penalty (alpha {_listed(grid)})" if len(grid) > 1 else "Layer and position"
-    metric, together = METRICS[of.metric], _held_together(asked, evidence)
+    metric, together = of.metric_title, _held_together(asked, evidence)
     sentences = [
         f"{among} were chosen by the mean {metric} of {of.n_folds}-fold cross-validation (seed {of.seed}{together})."
     ]

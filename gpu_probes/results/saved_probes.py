@@ -71,6 +71,10 @@ class SavedProbes:
             When the source does not have the cell, its features, or labels of the task.
         """
         numbers = read_labels(labels, name="labels", n_samples=source.n_samples, names=self.task.names)
+        return self.score_numbers(source, numbers, cell)
+
+    def score_numbers(self, source: CellSource, numbers: Float64[np.ndarray, " sample"], cell: Cell) -> float:
+        """As `score`, of labels that are read: words are the places of their classes."""
         decision = self.decide(source, cell)
         return score_rows(self.task, numbers, decision, self.coef[self._at(cell)], row_norms(source, cell))
 

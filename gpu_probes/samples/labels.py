@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float64, Shaped
 
+from gpu_probes.display.wording import class_name
 from gpu_probes.errors import LabelError
 from gpu_probes.samples.classes import is_boolean, names_of, names_of_numbers, places_of, with_positive
 from gpu_probes.terms import ProbeKind, TaskType
@@ -31,6 +32,11 @@ class Task:
     task_type: TaskType
     classes: Float64[np.ndarray, " class"] | None
     names: tuple[str, ...] | None = None
+
+    @property
+    def names_of_classes(self) -> tuple[str, ...]:
+        """How the classes are called, in their order: words, or numbers with all digits; empty for numbers."""
+        return self.names or tuple(map(class_name, () if self.classes is None else self.classes))
 
     @property
     def metric(self) -> Literal["spearman", "roc_auc"]:
