@@ -1,9 +1,11 @@
-"""The classes of a label that is words."""
+"""A label column, and the classes of one that is words."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -24,3 +26,37 @@ class LabelClasses:
     def to_json(self) -> dict[str, Any]:
         """As in the attributes of a store."""
         return {"names": list(self.names), "ordered": self.ordered}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelColumn:
+    """Labels of rows.
+
+    Attributes
+    ----------
+    values : ndarray [sample]
+        Numbers or booleans; of words the places of their classes.
+    classes : LabelClasses or None
+        None where labels are no words.
+    """
+
+    values: np.ndarray
+    classes: LabelClasses | None = None
+
+    def of_rows(self, rows: np.ndarray) -> LabelColumn:
+        """Those of some rows."""
+        return replace(self, values=self.values[rows])
+
+    @property
+    def words(self) -> list[str]:
+        """The class of each row; empty where labels are no words."""
+        return [] if self.classes is None else [self.classes.names[place] for place in self.values.tolist()]
+
+    @property
+    def column(self) -> Any:
+        """The values as pandas has them: words as a categorical."""
+        import pandas as pd
+
+        if self.classes is None:
+            return self.values
+        return pd.Categorical.from_codes(self.values, list(self.classes.names), ordered=self.classes.ordered)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from activation_store import ActivationStore
+from activation_store.label_classes import LabelColumn
 from activation_store.pt.activations import PtActivations
 from activation_store.questions.dataset import Columns, content_hash
 from activation_store.questions.formats import Wanted
@@ -51,9 +52,9 @@ class JoinedColumns:
         """Columns of the file."""
         return self.columns.names
 
-    def labels(self, name: str) -> Any:
-        """Values of a column, read as a label; words as pandas' categorical."""
-        return self.columns.labels(name)[self.row_of_sample]
+    def labels(self, name: str) -> LabelColumn:
+        """Values of a column, read as a label."""
+        return self.columns.labels(name).of_rows(self.row_of_sample)
 
     def groups(self, name: str) -> np.ndarray:
         """Values of a column, read as groups."""
@@ -61,15 +62,14 @@ class JoinedColumns:
 
     def describe(self, labels: Iterable[str], groups: Iterable[str]) -> UsedFile:
         """What was taken from the file, for ``run.json``."""
-        coded = {name: self.columns.coded(name) for name in labels}
-        values = {name: codes[self.row_of_sample] for name, (codes, _) in coded.items()}
-        classes = {name: of_words for name, (_, of_words) in coded.items() if of_words is not None}
-        of_groups = {name: self.groups(name) for name in groups}
+        read = {name: self.labels(name) for name in labels}
+        classes = {name: one.classes for name, one in read.items() if one.classes is not None}
+        taken = {name: one.values for name, one in read.items()}, {name: self.groups(name) for name in groups}
         return UsedFile(
             paths=[str(path.resolve()) for path, _ in self.columns.parts],
             joined_by=self.joined_by,
-            columns=[*values, *of_groups],
-            content=content_hash([], values, of_groups, classes),
+            columns=[*taken[0], *taken[1]],
+            content=content_hash([], *taken, classes),
         )
 
 

@@ -141,7 +141,8 @@ class Selection:
         import pandas as pd
 
         if self.joined is not None and name in self._joined_names:
-            return pd.Series(self._of_rows(self.joined.labels(name)), name=name)
+            joined = self.joined.labels(name)
+            return pd.Series((joined if self.kept is None else joined.of_rows(self.kept)).column, name=name)
         labels = self.store.labels
         if self.names_labels and name not in labels:
             raise RequestError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from activation_store.errors import InputError, PromptError, check_at_least_one
-from activation_store.label_classes import LabelClasses
+from activation_store.label_classes import LabelClasses, LabelColumn
 from activation_store.questions.formats import Wanted, frame_rows, read_rows
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows, check_columns
@@ -116,23 +116,11 @@ class Columns:
         """Values as Python's numbers; what is none stays what it is."""
         return [value for _, rows in self._having(name) for value in rows.numbers(name)]
 
-    def coded(self, name: str) -> tuple[np.ndarray, LabelClasses | None]:
-        """Values of a label column as a store holds them, and the classes of one of words."""
-        parts = self._having(name)
-        of_words = [are_words(rows, name) for _, rows in parts]
-        self._check_alike(name, ["words" if one else "numbers" for one in of_words])
-        if of_words[0]:
-            return join_words([(path, *read_words(rows, path, name)) for path, rows in parts], name)
-        values = [_labels(rows, path, name) for path, rows in parts]
-        self._check_alike(name, ["true and false" if one.dtype.kind == "b" else "numbers" for one in values])
-        return np.concatenate(values), None
-
-    def labels(self, name: str) -> Any:
-        """Values of a label column as `ActivationStore.labels` has them; words as pandas' categorical."""
-        import pandas as pd
-
-        values, classes = self.coded(name)
-        return values if classes is None else pd.Categorical.from_codes(values, classes.names, ordered=classes.ordered)
+    def labels(self, name: str) -> LabelColumn:
+        """Values of a label column."""
+        parts = [_labels(rows, path, name) for path, rows in self._having(name)]
+        self._check_alike(name, [_kind_of_labels(part) for part in parts])
+        return join_words(parts) if parts[0].classes else LabelColumn(np.concatenate([part.values for part in parts]))
 
     def groups(self, name: str) -> np.ndarray:
         """Values of a group column, as text."""
@@ -154,6 +142,12 @@ class Columns:
                 f"{self.parts[other][0]}: column {name!r} holds {kinds[other]}, and {kinds[0]} in {self.parts[0][0]}; "
                 "write it in one way in all files"
             )
+
+
+def _kind_of_labels(labels: LabelColumn) -> str:
+    if labels.classes is not None:
+        return "text"
+    return "true and false" if labels.values.dtype.kind == "b" else "numbers"
 
 
 def read_dataset(
@@ -190,9 +184,10 @@ def read_dataset(
     classes: dict[str, LabelClasses] = {}
     for name in label_columns:
         with naming(f"label_column.{name}"):
-            labels[name], of_words = columns.coded(name)
-            if of_words is not None:
-                classes[name] = of_words
+            read = columns.labels(name)
+            labels[name] = read.values
+            if read.classes is not None:
+                classes[name] = read.classes
     groups: dict[str, np.ndarray] = {}
     for name in group_columns:
         with naming(f"group_column.{name}"):
@@ -303,11 +298,13 @@ def _what_is_wrong_with(message: Any) -> str | None:
     return None
 
 
-def _labels(rows: Rows, path: Path, name: str) -> np.ndarray:
+def _labels(rows: Rows, path: Path, name: str) -> LabelColumn:
+    if are_words(rows, name):
+        return read_words(rows, path, name)
     kind = f" ({rows.typed(name).type})" if type(rows) is ArrowRows else ""
     values = rows.numbers(name)
     _check_numbers(values, f"{path}: label column {name!r}{kind}")
-    return np.array(values, dtype=rows.number_type(name) or _number_type(values))
+    return LabelColumn(np.array(values, dtype=rows.number_type(name) or _number_type(values)))
 
 
 def _check_numbers(values: Sequence[Any], where: str) -> None:
@@ -388,11 +385,11 @@ def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) 
 
 def content_hash(
     questions: Sequence[Question],
-    labels: dict[str, np.ndarray],
-    groups: dict[str, np.ndarray],
-    classes: dict[str, LabelClasses],
+    labels: Mapping[str, np.ndarray],
+    groups: Mapping[str, np.ndarray],
+    classes: Mapping[str, LabelClasses],
 ) -> str:
-    """SHA-256 over questions, labels as they are stored, their classes, and groups, in order."""
+    """SHA-256 over questions, labels, with the names of classes that are words, and groups in order."""
     digest = hashlib.sha256()
     for question in questions:
         # A conversation is another question than the text that spells its JSON.

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int64
 
 from activation_store.errors import InputError
-from activation_store.label_classes import LabelClasses
+from activation_store.label_classes import LabelClasses, LabelColumn
 from activation_store.questions.rows import JsonRows, Rows, TextRows
 
 # A few rows of a large dataset may each have a class of their own; hundreds are texts or names, no classes.
@@ -26,15 +25,8 @@ def are_words(rows: Rows, name: str) -> bool:
     return any(isinstance(value, str) for value in values) and not any(numbers)
 
 
-def read_words(rows: Rows, path: Path, name: str) -> tuple[Int64[np.ndarray, " sample"], LabelClasses]:
-    """Read a column of words as classes.
-
-    Returns
-    -------
-    ndarray [sample]
-        The place of each row's class.
-    LabelClasses
-        The classes that occur.
+def read_words(rows: Rows, path: Path, name: str) -> LabelColumn:
+    """Read a column of words as places of the classes that occur.
 
     Raises
     ------
@@ -54,33 +46,24 @@ def read_words(rows: Rows, path: Path, name: str) -> tuple[Int64[np.ndarray, " s
         )
     order = _order_of(rows, name)
     names = sorted(present) if order is None else [one for one in order if one in present]
-    place = {one: code for code, one in enumerate(names)}
-    return np.array([place[value] for value in values], dtype=np.int64), LabelClasses(tuple(names), order is not None)
+    return _placed(values, LabelClasses(tuple(names), order is not None))
 
 
-def join_words(
-    parts: Sequence[tuple[Path, Int64[np.ndarray, " sample"], LabelClasses]], name: str
-) -> tuple[Int64[np.ndarray, " sample"], LabelClasses]:
-    """Join what `read_words` returns of several datasets, whose rows follow one another.
+def join_words(parts: Sequence[LabelColumn]) -> LabelColumn:
+    """Columns of words whose rows follow one another.
 
-    The classes keep an order of their own where all of the columns have it.
-
-    Raises
-    ------
-    InputError
-        Two names differ only in spaces.
+    Their order is that of ordered categoricals if the classes of all are part of the order of one of them.
     """
-    longest = max((classes.names for _, _, classes in parts), key=len)
-    joined = sorted({one for _, _, classes in parts for one in classes.names})
-    _check_distinct(joined, f"{', '.join(str(path) for path, _, _ in parts)}: label column {name!r}")
-    place = {one: code for code, one in enumerate(longest)}
-    ordered = len(joined) == len(longest) and all(
-        classes.ordered and sorted(classes.names, key=place.__getitem__) == list(classes.names)
-        for _, _, classes in parts
-    )
-    names = longest if ordered else tuple(joined)
-    codes = [np.array([names.index(one) for one in classes.names], dtype=np.int64)[each] for _, each, classes in parts]
-    return np.concatenate(codes), LabelClasses(names, ordered)
+    values = [word for part in parts for word in part.words]
+    classes = [part.classes for part in parts if part.classes is not None]
+    longest = max(classes, key=lambda one: len(one.names))
+    agree = all(one.ordered and one.names == tuple(n for n in longest.names if n in one.names) for one in classes)
+    return _placed(values, longest if agree else LabelClasses(tuple(sorted(set(values)))))
+
+
+def _placed(values: Sequence[str], classes: LabelClasses) -> LabelColumn:
+    place = {one: code for code, one in enumerate(classes.names)}
+    return LabelColumn(np.array([place[value] for value in values], dtype=np.int64), classes)
 
 
 def spells_number(text: str) -> bool:
