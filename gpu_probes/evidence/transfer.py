@@ -225,13 +225,9 @@ def _baselines(
     )
     # A source without information: only folds and labels are wanted of it.
     sources = [ArrayCellSource(np.ones((n, 1, 1, 1))) for n in (len(fitted.labels), len(labels))]
-    task = training.probes.task
-    if task.names is not None:
-        own = read_labels(fitted.labels, name="train_labels", n_samples=len(fitted.labels), names=task.names)
-        tables = ({"labels": own}, {"labels": labels})
-    else:
-        tables = ({"labels": fitted.labels}, {"labels": labels})
-    result = plan_sweep(sources[0], tables[0], sources[1], tables[1], **vars(given)).run()["labels"]
+    result = plan_sweep(sources[0], {"labels": fitted.labels}, sources[1], {"labels": labels}, **vars(given)).run()[
+        "labels"
+    ]
     comparison = Comparison(result, sources[0], sources[1], given)
     found = [number_baseline(comparison, name, fitted.numbers[name], other.numbers[name]) for name in sorted(names)]
     if fitted.prompts is not None and other.prompts is not None:
