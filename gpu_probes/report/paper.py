@@ -275,6 +275,8 @@ def _held_together(asked: Mapping[str, object], evidence: Evidence) -> str:
 def _tested(training: Documents) -> list[str]:
     """On which rows the best probe was tested."""
     best, evidence = training.best, training.evidence or Evidence()
+    if training.run.request.test is None:
+        return ["There was no test set."]
     if best is None or best.test_score is None:
         return []
     overlap = evidence.overlap

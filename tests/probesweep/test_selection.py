@@ -126,6 +126,8 @@ def test_without_a_test_set_nested_cv_stands_alone(store, tmp_path):
     done = run("report", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "There is no test set" in (tmp_path / "out/report.html").read_text()
+    assert "There was no test set." in (tmp_path / "out/report.html").read_text()
+    assert run("table", tmp_path / "out").returncode == 0
     assert "test rows, SHA-256 of the store's journal | none" in results_card(find_trainings(tmp_path / "out"))
     assert "test_content" not in read_record(tmp_path / "out", tmp_path).settings
     assert run("transfer", tmp_path / "out", store).returncode == 0
