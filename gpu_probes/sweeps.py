@@ -241,8 +241,9 @@ def _used(source: CellSource, labels: Any) -> UsedStore:
 def _about(train: CellSource, test: CellSource | None) -> About:
     """What stores know of their rows besides features and labels."""
     train_length, test_length = (getattr(source, "n_tokens", None) for source in (train, test))
-    known = train_length is not None and (test is None or test_length is not None)
-    numbers = {"prompt_length": (train_length, test_length)} if known else {}
+    numbers: dict[str, Any] = {}
+    if train_length is not None and (test is None or test_length is not None):
+        numbers = {"prompt_length": (train_length, test_length)}
     return About(
         train_prompts=getattr(train, "questions", None), test_prompts=getattr(test, "questions", None), numbers=numbers
     )
