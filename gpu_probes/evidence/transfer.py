@@ -102,6 +102,7 @@ class FittedRows:
     Attributes
     ----------
     labels : one number per row
+        As the training read them: of words the places of their classes.
     prompts : list of str or None
     numbers : mapping of str to ndarray [sample]
         Baselines of one number, by name.

@@ -189,6 +189,21 @@ def test_two_classes_have_columns_of_the_positive_one(folder, tmp_path, positive
     assert best["test_score"] == pytest.approx(roc_auc_score(right, best["test_predictions"]))
 
 
+def test_words_joined_from_files_are_the_same_classes(folder, results, tmp_path):
+    options = {"train": [], "test": []}
+    for split, parts in {"train": 2, "test": 1}.items():
+        given = pd.read_csv(folder / f"{split}.csv")[["tweet", "sentiment"]].rename(columns={"sentiment": "mood"})
+        for number, rows in enumerate(np.array_split(np.arange(len(given)), parts)):
+            given.iloc[rows].to_csv(tmp_path / f"{split}{number}.csv", index=False)
+            options[split].append(tmp_path / f"{split}{number}.csv")
+    files = [part for path in options["train"] for part in ("--labels", path)]
+    files += ["--test_labels", options["test"][0], "--label_column", "mood"]
+    assert_done(train(folder, tmp_path / "r", "--no_nested_cv", *files))
+    found, expected = (read(where / "performance.json") for where in (tmp_path / "r", results))
+    assert found["class_names"] == list(SENTIMENTS)
+    assert found["layer_performance"]["test"] == expected["layer_performance"]["test"]
+
+
 def test_booleans_keep_their_names(folder, tmp_path):
     assert_done(train(folder, tmp_path / "r", "--label_column", "ironic", "--no_nested_cv"))
     performance = read(tmp_path / "r/performance.json")

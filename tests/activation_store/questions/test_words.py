@@ -123,3 +123,16 @@ def test_texts_of_their_own_are_no_classes(tmp_path):
     pd.DataFrame({"question": "a", "y": [f"text {row}" for row in range(60)]}).to_csv(tmp_path / "d.csv")
     with pytest.raises(InputError, match=r"has 60 different texts in 60 rows .* name no classes; choose a column"):
         read(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_rows_of_several_files_have_one_set_of_classes(tmp_path, ordered):
+    """Files hold different classes, at other places; an order stays where one file has it in full."""
+    kind = pd.CategoricalDtype(["small", "medium", "large"], ordered=ordered)
+    for number, words in enumerate((["large", "small"], ["small", "medium", "large"])):
+        values = pa.array(pd.Categorical(words, dtype=kind))
+        pq.write_table(pa.table({"question": QUESTIONS[: len(words)], "y": values}), tmp_path / f"{number}.parquet")
+    found = read_dataset([tmp_path / "0.parquet", tmp_path / "1.parquet"], "question", ["y"])
+    names = ("small", "medium", "large") if ordered else ("large", "medium", "small")
+    assert (found.label_classes["y"].names, found.label_classes["y"].ordered) == (names, ordered)
+    assert [names[place] for place in found.labels["y"]] == ["large", "small", "small", "medium", "large"]
