@@ -62,6 +62,12 @@ def show_seeds(terminal: Terminal, folders: dict[str, dict[int, Path]]) -> None:
     terminal.summarize(lambda: terminal.wording(tabulate(folders)), lambda: compare(folders))
 
 
+def note_replaced(terminal: Terminal, path: Path) -> None:
+    """Say that an earlier output will be replaced."""
+    if path.is_file():
+        terminal.note(f"replacing {path}")
+
+
 def shard_bar(what: str) -> Callable[[Any], Any]:
     """A progress bar around shards."""
     from tqdm import tqdm

@@ -50,6 +50,19 @@ def test_results_of_another_request_are_kept_beside_the_new_ones(folder, tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.1", "out.2"]
 
 
+def test_a_file_that_is_replaced_is_named(folder, tmp_path):
+    assert train(folder, tmp_path / "out").returncode == 0
+    outputs = {
+        tmp_path / "scores.json": ("transfer", tmp_path / "out", folder / "test.zarr", "--output_path"),
+        tmp_path / "test.pt": ("export", folder / "test.zarr"),
+    }
+    for output, command in outputs.items():
+        first, second, quiet = run(*command, output), run(*command, output), run("--quiet", *command, output)
+        assert (first.returncode, second.returncode) == (0, 0)
+        assert "replacing" not in first.stderr + quiet.stderr
+        assert f"replacing {output}\n" in second.stderr
+
+
 def test_all_labels_of_a_request_are_kept_together(folder, tmp_path):
     labels = ("success_rate", "right")
     assert train(folder, tmp_path / "out", labels=labels).returncode == 0
