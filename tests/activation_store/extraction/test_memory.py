@@ -71,7 +71,7 @@ def test_a_preview_loads_nothing(dataset, model, tokenizer, tmp_path):
         ({"dtype": "bfloat16"}, "dtype='bfloat16' cannot change a model in memory", "dtype"),
         ({"device_map": "auto"}, "device_map='auto' cannot change a model in memory", "device_map"),
         ({"workers": 2}, "model=... is in this process's memory, and workers load their own", "model"),
-        ({"model": object()}, "model is object, which is no model of transformers", "model"),
+        ({"model": 3}, "model is int, which is no model of transformers", "model"),
         ({"model": "smollm2"}, "tokenizer=... goes with a model in memory", "tokenizer"),
     ],
     ids=str,
