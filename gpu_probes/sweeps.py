@@ -16,7 +16,8 @@ import numpy as np
 
 from gpu_probes.errors import ProbeWarning
 from gpu_probes.evidence.infer import About, compare_overlap, infer
-from gpu_probes.features.cells import CellSource, as_source
+from gpu_probes.features.cells import CellSource, as_source, cells_of
+from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import (
     Request,
     Run,
@@ -32,6 +33,7 @@ from gpu_probes.results.kept import keep_results
 from gpu_probes.results.saving import save_sweep
 from gpu_probes.results.sweep_result import SweepResult
 from gpu_probes.samples.groups import shared_prompts
+from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.options import ProbeOptions, SweepKeywords, SweepOptions
 from gpu_probes.search.sweep import plan_sweep
 
@@ -80,10 +82,8 @@ class FinishedSweep(SweepResult):
         evidence = replace(evidence, overlap=self._overlap(self.test, about))
         if has_results(folder) and Run.load(folder).request != request:
             kept = keep_results(folder, [folder])
-            if kept is not None:
-                message = f"{folder} held the results of another request: kept as {kept.name}"
-                warnings.warn(message, ProbeWarning, stacklevel=2)
-        remove_drawn(folder)
+            message = f"{folder} held the results of another request: kept as {kept.name}"
+            warnings.warn(message, ProbeWarning, stacklevel=2)
         with replacing(folder) as draft:
             files = [*save_sweep(self, draft), INFERENCE]
             evidence.save(draft)
@@ -98,8 +98,14 @@ class FinishedSweep(SweepResult):
                 files=hash_files(draft, files),
                 dataset=provenance.get("dataset_path"),
                 versions=library_versions(provenance),
-                origin={"fingerprint": fingerprint, "provenance": provenance},
+                origin={
+                    "fingerprint": fingerprint,
+                    "provenance": provenance,
+                    "knows_places": getattr(self.train, "knows_places", True),
+                },
             ).save(draft)
+            Results.load(draft)
+            remove_drawn(folder)
         return folder
 
     def _overlap(self, test: CellSource | None, about: About) -> Overlap:
@@ -112,7 +118,12 @@ class FinishedSweep(SweepResult):
 
     def _request(self) -> Request:
         given = self.options
-        options = {option.name: getattr(given, option.name) for option in fields(ProbeOptions)}
+        options: dict[str, Any] = {option.name: getattr(given, option.name) for option in fields(ProbeOptions)}
+        rows = (given.groups, given.prompts, given.sample_weight, given.folds)
+        if self.k_fold:
+            # As many as the folds that were given.
+            options["n_folds"] = self.n_folds
+        options["alphas"] = parse_alphas(given.alphas)
         # Those of a training that name columns of its stores.
         options |= {
             "join": None,
@@ -120,17 +131,15 @@ class FinishedSweep(SweepResult):
             "groups": None if given.groups is None else "groups",
             "split_repeats": given.prompts is None,
             "drop_overlap": False,
+            # What names of columns say for a training.
+            "rows": _digest(self.train_labels, self.test_labels, self.class_names, *rows),
         }
         return Request(
             probesweep=version("probesweep"),
-            train=_used(self.train, self.train_labels),
-            test=None if self.test is None else _used(self.test, self.test_labels),
+            train=_used(self.train),
+            test=None if self.test is None else _used(self.test),
             labels=[self.label],
-            options={
-                name: list(value) if isinstance(value, tuple | np.ndarray) else value
-                for name, value in options.items()
-                if name not in _NOT_REQUESTED
-            },
+            options={name: _plain(value) for name, value in options.items() if name not in _NOT_REQUESTED},
         )
 
 
@@ -232,10 +241,30 @@ def sweep_labels(
     return {name: FinishedSweep(**vars(found), **made_from, label=name) for name, found in planned.run().items()}
 
 
-def _used(source: CellSource, labels: Any) -> UsedStore:
-    """What tells rows from others: a store's own mark, or that of the labels."""
-    content = getattr(source, "journal_hash", None) or f"labels {hashlib.sha256(labels.tobytes()).hexdigest()}"
-    return UsedStore(str(getattr(source, "path", "in memory")), source.n_samples, content)
+def _used(source: CellSource) -> UsedStore:
+    """What tells features from others: a store's own mark, or a hash of them."""
+    path = getattr(source, "path", None)
+    if path is None:
+        blocks = (block for cell in cells_of(source) for _, block in source.cell_blocks(*cell))
+        return UsedStore("in memory", source.n_samples, _digest(*blocks))
+    return UsedStore(str(path.absolute() if isinstance(path, Path) else path), source.n_samples, source.journal_hash)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _digest(*values: Any) -> str:
+    """SHA-256 over arrays and lists, of numbers or texts; None among them."""
+    digest = hashlib.sha256()
+    for value in values:
+        array = np.ascontiguousarray(np.asarray(value))
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(repr(array.tolist()).encode() if array.dtype.kind == "O" else array.view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _about(train: CellSource, test: CellSource | None) -> About:

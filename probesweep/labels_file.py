@@ -161,7 +161,9 @@ class LabelsFile:
     def _key_column(self, store: Activations) -> str | None:
         if not _knows_prompts(store):
             return None
-        name = self.question_column or store.fingerprint.get("question_column")
+        if self.question_column is not None:
+            return self.question_column
+        name = store.fingerprint.get("question_column")
         return next((each for each in (PROMPT_HASH, name) if each in self.columns.names), None)
 
     def _keys(self, name: str) -> Keys:
@@ -172,7 +174,7 @@ class LabelsFile:
         if wrong:
             raise RequestError(
                 f"{self._path}: column {name!r} has {_rows(wrong)} that are not whole numbers; keep those of "
-                f"store.coordinate({name!r}), or join by the questions instead"
+                f"store.coordinate({name!r}), or join by the questions (question_column=...)"
             )
         return hashes
 

@@ -14,7 +14,7 @@ from gpu_probes import SweepOptions
 from gpu_probes.report.seeds import compare_seeds, tabulate_seeds
 from gpu_probes.results.documents import Results
 from probesweep.errors import RequestError
-from probesweep.training import Training
+from probesweep.training import Training, make_way_below
 
 SEEDS = "seeds.json"
 _DEFAULT_SEED = SweepOptions().seed
@@ -82,6 +82,7 @@ class SeedRuns:
             As `Training.run`.
         """
         self.check()
+        make_way_below(Path(self.training.output_dir))
         for training in self.trainings.values():
             training.run()
         document = {"seeds": self._read, "labels": compare(self.folders)}

@@ -71,10 +71,16 @@ def warn_of_another_day(train: Activations, test: Activations) -> None:
 
 
 def choose_labels(
-    wanted: Sequence[str], *, weights: str | None, groups: str | None, train: Selection, test: Selection | None
+    wanted: Sequence[str],
+    *,
+    weights: str | None,
+    groups: str | None,
+    split: str | None,
+    train: Selection,
+    test: Selection | None,
 ) -> list[str]:
-    """The labels to predict: all in the training store except weights and groups, unless some are named."""
-    held = [name for name in train.stored_labels if name not in (weights, groups)]
+    """The labels to predict: all in the training store but weights, groups and split, unless some are named."""
+    held = [name for name in train.stored_labels if name not in (weights, groups, split)]
     if not train.names_labels and (weights or len(set(wanted)) > 1):
         raise RequestError(
             f"{train.path} has one label without a name; label_column=... can be given once", argument="label_column"

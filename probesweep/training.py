@@ -44,7 +44,7 @@ from gpu_probes.results.folder import (
 )
 from gpu_probes.results.forms import CARD
 from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
-from gpu_probes.results.kept import keep_results
+from gpu_probes.results.kept import keep_results, put_aside
 from gpu_probes.results.saving import save_sweep
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
@@ -363,7 +363,10 @@ class Training(ProbeOptions):
 
     def _choose(self, train: Selection, test: Selection | None) -> list[str]:
         wanted = [self.label_column] if isinstance(self.label_column, str) else self.label_column
-        return choose_labels(wanted, weights=self.weight_column, groups=self.groups, train=train, test=test)
+        tested = None if self.test_rows is None else read_test_rows(self.test_rows)
+        split = tested[0] if isinstance(tested, tuple) else None
+        taken = {"weights": self.weight_column, "groups": self.groups, "split": split}
+        return choose_labels(wanted, **taken, train=train, test=test)
 
     @cached_property
     def _request(self) -> Request:
@@ -399,6 +402,9 @@ class Training(ProbeOptions):
         given = replace(given, budget_bytes=planned.memory.free_nbytes)
         if others:
             self._keep(others)
+        above = Path(self.output_dir)
+        if above not in self.folders.values():
+            make_way_below(above)
         for name, folder in self.folders.items():
             found = infer(results[name], rows.train_cells, rows.test_cells, given, about, progress=_STATISTICS)
             overlap = self._overlap(results[name], rows, name, work.shared)
@@ -414,11 +420,10 @@ class Training(ProbeOptions):
     def _keep(self, others: dict[Path, Request]) -> None:
         """Results are not lost: they can be hours of work."""
         kept = keep_results(Path(self.output_dir), list(others))
-        if kept is not None:
-            differences = ", ".join(next(iter(others.values())).differences(self._request))
-            logger.warning(
-                "%s held the results of another request (%s): kept as %s", self.output_dir, differences, kept.name
-            )
+        differences = ", ".join(next(iter(others.values())).differences(self._request))
+        logger.warning(
+            "%s held the results of another request (%s): kept as %s", self.output_dir, differences, kept.name
+        )
 
     def _check_room(self, memory: Memory) -> None:
         """Predictions take about 20 characters in the files, plus 8 bytes on disk if they do not stay in memory."""
@@ -481,6 +486,12 @@ class Training(ProbeOptions):
                 versions=library_versions(origin_of(train.store)),
             )
             run.save(draft)
+
+
+def make_way_below(output_dir: Path) -> None:
+    """Put a folder's own results aside before others come into folders below it, where they would not be found."""
+    if has_results(output_dir):
+        logger.warning("%s held the results of another request: moved to %s", output_dir, put_aside(output_dir).name)
 
 
 @dataclass(frozen=True)

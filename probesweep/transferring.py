@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +16,17 @@ from jaxtyping import Int64
 from activation_store import StoreError
 from activation_store.files.storage import Location
 from activation_store.opening import open_activations
-from gpu_probes import shared_prompts
+from gpu_probes import ProbeError, shared_prompts
 from gpu_probes.evidence.transfer import FittedRows, OtherRows, TransferScore, no_transfer, score_transfer, tabulate
-from gpu_probes.results.transfer import FinishedTraining, find_trainings
+from gpu_probes.results.transfer import DEPTH, FinishedTraining, find_trainings
 from gpu_probes.samples.groups import group_samples
+from gpu_probes.samples.labels import read_labels
 from probesweep.errors import RequestError
 from probesweep.labels_file import Activations
 from probesweep.selection import Selection
 from probesweep.stores import another_model, label
 
-# As an experiment has its results below its folder, and a folder of experiments has these: models/a/probes/label.
-_DEPTH = 4
+logger = logging.getLogger(__name__)
 _LENGTH = "prompt_length"
 
 
@@ -83,7 +85,7 @@ def transfer(
         There are no trainings or no such stores, rows lack the label or the cells, or no store is of any training's
         model.
     """
-    trainings, opened = find_trainings(Path(probes), depth=_DEPTH), [open_activations(store) for store in stores]
+    trainings, opened = find_trainings(Path(probes), depth=DEPTH), [open_activations(store) for store in stores]
     pairs = [(training, store, _mismatch(training, store)) for training in trainings for store in opened]
     reasons = [reason for *_, reason in pairs]
     if None not in reasons:
@@ -102,6 +104,8 @@ def _mismatch(training: FinishedTraining, store: Activations) -> str | None:
     reason = another_model(training.run, store)
     if reason is not None:
         return reason
+    if not (training.run.origin or {}).get("knows_places", True):
+        return "the probes were fitted to an array, which does not say which layers and positions it holds"
     read = training.cells_of(store).n_features
     wanted = training.probes.coef.shape[-1]
     return (
@@ -146,8 +150,9 @@ class _Training:
         if used.questions is None or best is None:
             return f"{used.path} holds no prompts" if used.questions is None else "the training chose no best probe"
         of_file = self.training.run.request.train.labels
-        if groups and of_file is not None and groups in of_file.columns and groups not in used.column_names:
-            return f"the training's groups are those of {', '.join(of_file.paths)}"
+        if groups and groups not in used.column_names:
+            is_there = of_file is not None and groups in of_file.columns
+            return f"the training's groups are {'those of ' + ', '.join(of_file.paths) if is_there else 'not there'}"
         return FittedRows(
             # As they were, wherever they came from.
             labels=np.asarray(best.train_actual, dtype=np.float64),
@@ -160,11 +165,34 @@ class _Training:
         """Score its probes on a store of the same model."""
         numbers = {} if store.n_tokens is None else {_LENGTH: store.n_tokens}
         values = label(store, label_column or self.training.label)
+        if label_column is None and self._label_of_file is not None:
+            logger.warning(
+                "%s was trained on the label %r of %s, which its store does not hold; %s is scored by its own column",
+                self.training.folder,
+                self.training.label,
+                self._label_of_file,
+                store.path,
+            )
         other = OtherRows(store, values, store.questions, numbers, self._clusters(store), self._n_known(store))
         fitted = self._fitted
         if store.questions is None and not isinstance(fitted, str):
             fitted = f"{store.path} holds no prompts"
         return score_transfer(self.training, other, fitted)
+
+    @cached_property
+    def _label_of_file(self) -> str | None:
+        """The file that the training's label came from, where the training store's own column is another one."""
+        of_file, name = self.training.run.request.train.labels, self.training.label
+        if of_file is None or name not in of_file.columns:
+            return None
+        used, best = self._used, self.training.results.best
+        if not isinstance(used, str) and best is not None and name in used.stored_labels:
+            task = self.training.probes.task
+            with suppress(ProbeError):
+                own = read_labels(used.label(name), name="labels", n_samples=used.n_samples, names=task.names)
+                if np.array_equal(own, best.train_actual):
+                    return None
+        return ", ".join(of_file.paths)
 
     def _n_known(self, store: Activations) -> int | None:
         """Rows whose prompts were trained on."""

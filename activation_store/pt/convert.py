@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from activation_store.errors import InputError
 from activation_store.files.durable import draft_of, naming_file
 from activation_store.files.storage import locate
 from activation_store.format.dtypes import as_bits
@@ -172,8 +173,30 @@ def _about(store: ActivationStore) -> dict[str, Any]:
 
 
 def _exported_labels(store: ActivationStore, label_column: str | None) -> Shaped[np.ndarray, " sample"]:
-    # Of a label of words the places of the classes: the original schema has no names.
-    return store.coordinate(label_column or store.spec.label_columns[0]).astype(np.float32)
+    name = label_column or store.spec.label_columns[0]
+    check_exportable(name, store.spec.label_classes)
+    return store.coordinate(name).astype(np.float32)
+
+
+def check_exportable(label: str, classes: Collection[str]) -> None:
+    """Refuse labels that are words: files of two splits would number their classes each in its own way.
+
+    Parameters
+    ----------
+    label : str
+    classes : collection of str
+        Labels that are words.
+
+    Raises
+    ------
+    InputError
+        It is one of them.
+    """
+    if label in classes:
+        raise InputError(
+            f"label {label!r} is words, which a .pt cannot hold; export a label of numbers (label_column=...)",
+            argument="label_column",
+        )
 
 
 @contextmanager

@@ -342,6 +342,8 @@ class ActivationStore:
         import xarray
 
         values = self.coordinate(name)
+        if name in self.spec.label_classes:
+            values = np.asarray(self._label(name), dtype=object)
         if name == PLACE and self.spec.version > 1:
             return xarray.Variable(("position",), values)
         return xarray.Variable((name,) if name in AXES else ("sample", "position")[: values.ndim], values)

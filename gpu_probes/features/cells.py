@@ -69,6 +69,8 @@ class ArrayCellSource:
             )
         self._array = array
         self.n_samples, n_layers, n_positions, self.n_features = array.shape
+        # Else its numbers are no places of a model.
+        self.knows_places = layers is not None and positions is not None
         self.layers = _numbers("layers", layers, range(n_layers))
         self.positions = _numbers("positions", positions, range(-n_positions, 0))
 

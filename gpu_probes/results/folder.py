@@ -224,6 +224,13 @@ def replacing(folder: Path) -> Generator[Path]:
     _move_up(folder)
 
 
+def clear_results(folder: Path) -> None:
+    """Remove a folder's results and what was drawn of them, ``run.json`` first."""
+    for name in (RUN, *RESULT_FILES):
+        (folder / name).unlink(missing_ok=True)
+    remove_drawn(folder)
+
+
 def remove_drawn(folder: Path) -> None:
     """Remove the page and the figures of a folder's results."""
     for path in drawn(folder):

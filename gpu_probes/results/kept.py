@@ -8,10 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpu_probes.results.files import fsync_folder
-from gpu_probes.results.folder import RUN, Run, drawn, has_results, hash_run
+from gpu_probes.results.folder import RUN, Run, clear_results, drawn, has_results, hash_run
 
 
-def keep_results(output_dir: Path, folders: Sequence[Path]) -> Path | None:
+def put_aside(output_dir: Path) -> Path:
+    """Keep a folder's results elsewhere, and only there: new ones below it would not be found beside them.
+
+    Returns
+    -------
+    Path
+        As `keep_results`.
+    """
+    kept = keep_results(output_dir, [output_dir])
+    clear_results(output_dir)
+    return kept
+
+
+def keep_results(output_dir: Path, folders: Sequence[Path]) -> Path:
     """Copy results that others will replace; complete or not at all.
 
     Parameters
@@ -22,8 +35,8 @@ def keep_results(output_dir: Path, folders: Sequence[Path]) -> Path | None:
 
     Returns
     -------
-    Path or None
-        The folder of the copies, ``results.1`` for ``results`` and so on; None where the last one has them already.
+    Path
+        The folder of the copies: ``results.1`` for ``results``, and so on.
     """
     output_dir = output_dir.absolute()
     number = next(n for n in range(1, 10_000) if not _numbered(output_dir, n).exists())
@@ -32,7 +45,7 @@ def keep_results(output_dir: Path, folders: Sequence[Path]) -> Path | None:
         for folder in folders
     ):
         # A process was killed after it made the copies, before it replaced anything.
-        return None
+        return _numbered(output_dir, number - 1)
     target = _numbered(output_dir, number)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as draft:
         copies = Path(draft, target.name)

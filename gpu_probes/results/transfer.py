@@ -45,6 +45,10 @@ class FinishedTraining:
         return self.run.label
 
 
+# As an experiment has its results below its folder, and a folder of experiments has these: models/a/probes/label.
+DEPTH = 4
+
+
 def find_trainings(folder: Path, *, depth: int = 1) -> list[FinishedTraining]:
     """Read a result folder, or all result folders in a folder.
 
@@ -71,5 +75,13 @@ def _find(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     elif depth and not (folder / _OF_ARRAYS).exists():
         for inside in sorted(folder.glob("*/")):
-            if not inside.name.startswith("."):
+            if not (inside.name.startswith(".") or _is_kept(inside)):
                 yield from _find(inside, depth - 1)
+
+
+def _is_kept(folder: Path) -> bool:
+    """Whether a folder holds results that others have replaced (`keep_results`), rather than those of a label."""
+    name, _, number = folder.name.rpartition(".")
+    if not (name and number.isdecimal() and folder.with_name(name).is_dir()):
+        return False
+    return not has_results(folder) or Run.load(folder).label != folder.name

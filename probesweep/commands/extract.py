@@ -79,7 +79,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     terminal.wait(f"loading {options['model']} ...")
     from activation_store import Extraction
     from activation_store.extraction.arguments import check_disk
-    from activation_store.pt.convert import export_pt, is_exported
+    from activation_store.pt.convert import check_exportable, export_pt, is_exported
     from activation_store.store.describe import describe_store
     from activation_store.store.health import describe
     from probesweep.outputs import check_file
@@ -92,6 +92,8 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     extraction = Extraction(**options)
     if target:
         check_file(target, "output_path", options["dataset_path"])
+        read = extraction.dataset
+        check_exportable(next(iter(read.labels)), read.label_classes)
     if dry_run:
         preview = extraction.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})

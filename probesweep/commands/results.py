@@ -27,12 +27,12 @@ def report(terminal: Terminal, results: Path, figures: bool) -> None:
     """
     from tqdm import tqdm
 
-    from gpu_probes.results.transfer import find_trainings
+    from gpu_probes.results.transfer import DEPTH, find_trainings
     from probesweep.reporting import report_on
 
     pages = [
         report_on(training.folder, figures=training.folder / "figures" if figures else None)
-        for training in tqdm(find_trainings(results), unit="page", desc="report")
+        for training in tqdm(find_trainings(results, depth=DEPTH), unit="page", desc="report")
     ]
     terminal.summarize(lambda: "\n".join(map(str, pages)), lambda: {"reports": list(map(str, pages))})
 
@@ -57,9 +57,9 @@ def table(terminal: Terminal, results: tuple[Path, ...], form: str) -> None:
     Example: probesweep table results --format latex
     """
     from gpu_probes.report.paper import FORMATS, paper_rows
-    from gpu_probes.results.transfer import find_trainings
+    from gpu_probes.results.transfer import DEPTH, find_trainings
 
-    found = {one.folder.resolve(): one.results for folder in results for one in find_trainings(folder)}
+    found = {one.folder.resolve(): one.results for folder in results for one in find_trainings(folder, depth=DEPTH)}
     rows = paper_rows(list(found.values()))
     terminal.answer(lambda: FORMATS[form](rows), lambda: rows)
 

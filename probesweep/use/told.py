@@ -61,6 +61,11 @@ class Told:
         ProbesweepError
             Something is missing or invalid.
         """
+        if not (results.run.origin or {}).get("knows_places", True):
+            raise RequestError(
+                f"the probe in {results.folder} was fitted to an array, which does not say which layers and positions "
+                "it holds; fit it to a store, or to ArrayCellSource(array, layers, positions)"
+            )
         if model is None:
             named = f" (the file names {results.run.model!r})" if results.run.model else ""
             raise RequestError(

@@ -9,9 +9,11 @@ import pytest
 
 from gpu_probes.results import kept
 from gpu_probes.results.folder import Run
+from gpu_probes.results.transfer import DEPTH, find_trainings
 from probesweep import Training
 from tests.helpers.commands import run
 from tests.helpers.ray import write_stores
+from tests.helpers.result_folders import write_results
 from tests.helpers.stores import tree
 
 
@@ -153,3 +155,26 @@ def test_seeds_that_are_none(folder, tmp_path, options, message):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {message}"), done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_results_that_would_hide_others_below_them_are_moved(folder, tmp_path, caplog):
+    assert train(folder, tmp_path / "out").returncode == 0
+    done = train(folder, tmp_path / "out", "--seeds", "1,2", labels=("success_rate", "right"))
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/out held the results of another request: moved to out.1" in caplog.text
+    assert (
+        train(folder, tmp_path / "out", "--seeds", "1,2", "--alpha", 10, labels=("success_rate", "right")).returncode
+        == 0
+    )
+    found = {one.folder.relative_to(tmp_path / "out") for one in find_trainings(tmp_path / "out", depth=DEPTH)}
+    assert found == {Path(f"seed_{seed}", label) for seed in (1, 2) for label in ("success_rate", "right")}
+    assert (tmp_path / "out/seed_1.1/right/run.json").is_file()
+    rows = json.loads(run("table", "--json", tmp_path / "out").stdout)
+    assert len(rows) == 4
+
+
+def test_a_label_whose_name_ends_like_a_copy_is_none(tmp_path):
+    for name in ("right", "right.1"):
+        write_results(tmp_path / name, label=name)
+    shutil.copytree(tmp_path / "right", tmp_path / "right.2")
+    assert [one.label for one in find_trainings(tmp_path)] == ["right", "right.1"]

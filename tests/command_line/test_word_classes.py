@@ -242,3 +242,14 @@ def test_what_cannot_be_trained_on_is_one_line(folder, tmp_path, tiny_model):
     assert done.returncode == 2
     assert re.fullmatch(r"error: .*has 33 numbers stored as text, the first in row 0 \('0.5'\).*\n", done.stderr)
     assert not (tmp_path / "text.zarr").exists()
+
+
+def test_words_are_not_exported_as_numbers_that_differ_between_files(folder, tmp_path):
+    done = run("export", folder / "train.zarr", tmp_path / "train.pt", "--label_column", "sentiment")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: label 'sentiment' is words, which a .pt cannot hold; export a label of numbers"
+    )
+    assert not list(tmp_path.iterdir())
+    store = ActivationStore.open(folder / "train.zarr")
+    assert store.to_xarray()["sentiment"].to_numpy().tolist() == store.labels["sentiment"].tolist()

@@ -140,3 +140,41 @@ def test_a_sweep_without_test_rows_is_saved(stores, tmp_path):
     assert saved.best.test_score is None
     assert saved.nested_score == result.nested_cv.score
     assert saved.run.request.test is None
+
+
+def test_results_of_other_rows_are_other_results(stores, tmp_path):
+    train, _ = stores
+    features, labels = train.cell(2, -1), train.labels["success_rate"]
+    sweeps = [
+        sweep(source, values, **QUICK, **options)
+        for source, values, options in (
+            (train, labels, {}),
+            (train, labels[::-1].to_numpy(), {}),
+            (train, labels, {"groups": np.arange(len(labels)) // 2}),
+            (features, labels, {}),
+            (features + 1, labels, {}),
+        )
+    ]
+    sweeps[0].save(tmp_path / "out")
+    for result in sweeps[1:]:
+        with pytest.warns(match="kept as"):
+            result.save(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", *(f"out.{n}" for n in range(1, len(sweeps)))]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alphas": "1,10"},
+        {"alphas": np.array([1, 10])},
+        {"alphas": 10 ** np.arange(3), "seed": np.int64(3)},
+        {"folds": np.arange(40) % 4},
+    ],
+    ids=["text", "array", "numpy", "folds"],
+)
+def test_whatever_a_sweep_takes_can_be_read_back(options, stores, tmp_path):
+    train, test = stores
+    labels = train.labels["success_rate"]
+    result = sweep(train, labels, test, test.labels["success_rate"], **{**QUICK, **options})
+    saved = SavedResults.load(result.save(tmp_path / "out"))
+    xarray.testing.assert_identical(saved.to_xarray(), result.to_xarray())

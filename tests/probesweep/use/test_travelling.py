@@ -390,5 +390,9 @@ def test_a_sweep_saved_from_python_is_a_probe(tiny_model, dataset, tmp_path):
     assert float(tensor.norm()) == pytest.approx(1, rel=1e-6)
     cell, labels = store.cell(1, -1), store.labels["success_rate"]
     in_memory = sweep(cell, labels, cell, labels, **given)
-    with pytest.raises(ProbesweepError, match="model"):
-        Probe.load(in_memory.save(tmp_path / "arrays"))
+    # Which layer and position that cell is, nobody can say.
+    with pytest.raises(ProbesweepError, match="fitted to an array, which does not say which layers and positions"):
+        Probe.load(in_memory.save(tmp_path / "arrays"), model=str(tiny_model("llama")), use_chat_template=True)
+    done = run("transfer", tmp_path / "arrays", tmp_path / "s.zarr")
+    assert done.returncode == 2
+    assert "the probes were fitted to an array" in done.stderr
