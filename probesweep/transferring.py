@@ -151,8 +151,9 @@ class _Training:
             return f"{used.path} holds no prompts" if used.questions is None else "the training chose no best probe"
         of_file = self.training.run.request.train.labels
         if groups and groups not in used.column_names:
-            is_there = of_file is not None and groups in of_file.columns
-            return f"the training's groups are {'those of ' + ', '.join(of_file.paths) if is_there else 'not there'}"
+            if of_file is not None and groups in of_file.columns:
+                return f"the training's groups are those of {', '.join(of_file.paths)}"
+            return "the training's groups are not in its store"
         return FittedRows(
             # As they were, wherever they came from.
             labels=np.asarray(best.train_actual, dtype=np.float64),

@@ -241,3 +241,46 @@ def test_places_that_the_store_lacks(options, message, stores, tmp_path):
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_named_column_of_questions_is_what_joins(stores, tmp_path):
+    labels = table_of("train").assign(prompt_hash=0).sample(frac=1, random_state=0)
+    labels.to_parquet(tmp_path / "l.parquet")
+    test = table_of("test")
+    test.to_parquet(tmp_path / "t.parquet")
+    given = ("--labels", tmp_path / "l.parquet", "--test_labels", tmp_path / "t.parquet", "--label_column", "other")
+    assert "joined by 'prompt_hash'" in train(stores, tmp_path / "out", *given).stderr
+    done = train(stores, tmp_path / "out", *given, "--question_column", "question")
+    assert done.returncode == 0, done.stderr
+    expected = table_of("train")["other"].tolist()
+    assert read(tmp_path / "out/best_probe_predictions.json")["train_actual"] == expected
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_transfer_says_that_a_store_may_have_an_older_label(stores, tmp_path, caplog, corrected):
+    labels = table_of("train")
+    if corrected:
+        labels["success_rate"] = 1 - labels["success_rate"]
+    labels.to_parquet(tmp_path / "l.parquet")
+    table_of("test").to_parquet(tmp_path / "t.parquet")
+    done = train(stores, tmp_path / "out", "--labels", tmp_path / "l.parquet", "--test_labels", tmp_path / "t.parquet")
+    assert done.returncode == 0, done.stderr
+    assert run("transfer", tmp_path / "out", stores / "test.zarr").returncode == 0
+    assert ("which its store does not hold" in caplog.text) == corrected
+
+
+def test_a_column_that_names_the_test_rows_is_no_label(stores, tmp_path):
+    labels = table_of("train").assign(part=np.where(np.arange(33) % 3, "train", "test"))
+    labels.drop(columns=["other", "subject", "weight"]).to_parquet(tmp_path / "d.parquet")
+    model = ActivationStore.open(stores / "train.zarr").fingerprint["model"]
+    done = run(
+        "extract", "--model", model, "--dataset_path", tmp_path / "d.parquet", "--output_path", tmp_path / "s.zarr",
+        "--use_chat_template", "--layers", "1", "--label_column", "success_rate", "--label_column", "part",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = run(
+        "train", "--train_activations", tmp_path / "s.zarr", "--output_dir", tmp_path / "out", "--k_fold", "--n_folds",
+        3, "--test_rows", "part=test",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "out/run.json")["request"]["labels"] == ["success_rate"]
