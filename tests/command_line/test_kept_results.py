@@ -17,6 +17,9 @@ from tests.helpers.result_folders import write_results
 from tests.helpers.stores import tree
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("stores")

@@ -72,6 +72,7 @@ def test_what_is_no_features(given, message):
     assert caught.value.argument == "train"
 
 
+@pytest.mark.slow
 def test_a_saved_sweep_is_that_of_a_training(folder, stores, tmp_path):
     train, test = stores
     result = sweep(train, train.labels["success_rate"], test, test.labels["success_rate"], **QUICK, permutations=9)
@@ -90,6 +91,7 @@ def test_a_saved_sweep_is_that_of_a_training(folder, stores, tmp_path):
     assert run("report", tmp_path / "saved").returncode == 0
 
 
+@pytest.mark.slow
 def test_saved_results_have_what_the_sweep_has(stores, tmp_path):
     train, test = stores
     for label, options in (("success_rate", {}), ("right", {"alphas": None})):
@@ -118,6 +120,7 @@ def test_the_nested_score_says_itself(stores):
     assert len(shown) == 4
 
 
+@pytest.mark.slow
 def test_saving_over_other_results_keeps_them(stores, tmp_path):
     train, test = stores
     given = (train, train.labels["success_rate"], test, test.labels["success_rate"])
@@ -142,6 +145,7 @@ def test_a_sweep_without_test_rows_is_saved(stores, tmp_path):
     assert saved.run.request.test is None
 
 
+@pytest.mark.slow
 def test_results_of_other_rows_are_other_results(stores, tmp_path):
     train, _ = stores
     features, labels = train.cell(2, -1), train.labels["success_rate"]
@@ -162,6 +166,7 @@ def test_results_of_other_rows_are_other_results(stores, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", *(f"out.{n}" for n in range(1, len(sweeps)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -61,6 +61,7 @@ def test_words_are_the_classes_of_scikit_learn(labels, tested):
     assert result.test_score[0, 0] == pytest.approx(auc, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("labels", "tested"), [(WORDS, TEST_WORDS), (TWO, TEST_TWO)], ids=["three", "two"])
 def test_scores_by_class_and_the_confusion_matrix_are_of_held_out_rows(labels, tested):
     given = SweepOptions(**OPTIONS, nested_cv=False)
@@ -198,6 +199,7 @@ def test_one_class_has_no_score_and_is_refused_before_a_sweep():
         check_sweep(ArrayCellSource(TRAIN), {"labels": np.full(N, "same")}, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_saved_probes_know_the_names(tmp_path):
     result = fit(WORDS, TEST_WORDS)
     result.save(tmp_path)
