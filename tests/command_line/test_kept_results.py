@@ -16,7 +16,6 @@ from tests.helpers.ray import write_stores
 from tests.helpers.result_folders import write_results
 from tests.helpers.stores import tree
 
-
 pytestmark = pytest.mark.slow
 
 
