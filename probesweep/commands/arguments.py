@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,13 @@ def show_seeds(terminal: Terminal, folders: dict[str, dict[int, Path]]) -> None:
     terminal.summarize(lambda: terminal.wording(tabulate(folders)), lambda: compare(folders))
 
 
-def note_replaced(terminal: Terminal, path: Path) -> None:
-    """Say that an earlier output will be replaced."""
-    if path.is_file():
-        terminal.note(f"replacing {path}")
+@contextmanager
+def naming_replaced(terminal: Terminal, path: Path) -> Generator[None]:
+    """Say afterwards that an earlier output was replaced."""
+    was_there = path.is_file()
+    yield
+    if was_there:
+        terminal.note(f"replaced {path}")
 
 
 def shard_bar(what: str) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from activation_store.files.storage import Location
-from probesweep.commands.arguments import LOCATION, PATH, json_object, note_replaced, shard_bar
+from probesweep.commands.arguments import LOCATION, PATH, json_object, naming_replaced, shard_bar
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -102,6 +102,6 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         check_disk(target, extraction.plan().nbytes + extraction.missing_nbytes())
     store = extraction.run()
     if target and not is_exported(store, target, progress=shard_bar("compare")):
-        note_replaced(terminal, target)
-        export_pt(store, target, progress=shard_bar("export"))
+        with naming_replaced(terminal, target):
+            export_pt(store, target, progress=shard_bar("export"))
     terminal.summarize(lambda: "\n".join([repr(store), *describe(store.health)]), lambda: describe_store(store))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from probesweep.commands.arguments import PATH, json_object, note_replaced
+from probesweep.commands.arguments import PATH, json_object, naming_replaced
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -103,8 +103,7 @@ def predict(
         scored = score_texts(opened, texts_of(text), on_error=on_error)
         terminal.answer(lambda: str(scored), scored.records)
         return
-    note_replaced(terminal, output_path)
-    with dataset_file(dataset_path) as rows:
+    with dataset_file(dataset_path) as rows, naming_replaced(terminal, output_path):
         scored = score_dataset(
             opened,
             rows,

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from activation_store.files.storage import Location
-from probesweep.commands.arguments import LOCATION, PATH, note_replaced
+from probesweep.commands.arguments import LOCATION, PATH, naming_replaced
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -92,7 +92,7 @@ def transfer(
     found = transfer_probes(probes, stores, label_column=label_column, progress=progress)
     document = found.to_json()
     if output_path is not None:
-        note_replaced(terminal, output_path)
         output_path.parent.mkdir(parents=True, exist_ok=True)
-        write_output(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
+        with naming_replaced(terminal, output_path):
+            write_output(output_path, [json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"])
     terminal.answer(lambda: str(found), lambda: document)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from activation_store.files.storage import Location
-from probesweep.commands.arguments import LOCATION, PATH, note_replaced, shard_bar
+from probesweep.commands.arguments import LOCATION, PATH, naming_replaced, shard_bar
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -71,8 +71,8 @@ def export(terminal: Terminal, store: Location, output_path: Path, label_column:
     opened = ActivationStore.open(store)
     if label_column is not None:
         label(opened, label_column)
-    note_replaced(terminal, output_path)
-    export_pt(opened, output_path, label_column=label_column, progress=shard_bar("export"))
+    with naming_replaced(terminal, output_path):
+        export_pt(opened, output_path, label_column=label_column, progress=shard_bar("export"))
     n_bytes = output_path.stat().st_size
     terminal.summarize(
         lambda: f"{output_path}: {n_bytes / 2**20:.1f} MiB",

@@ -63,8 +63,8 @@ def test_a_file_that_is_replaced_is_named(folder, tmp_path):
     for output, command in outputs.items():
         first, second, quiet = run(*command, output), run(*command, output), run("--quiet", *command, output)
         assert (first.returncode, second.returncode) == (0, 0)
-        assert "replacing" not in first.stderr + quiet.stderr
-        assert f"replacing {output}\n" in second.stderr
+        assert "replaced" not in first.stderr + quiet.stderr
+        assert f"replaced {output}\n" in second.stderr
 
 
 def test_all_labels_of_a_request_are_kept_together(folder, tmp_path):

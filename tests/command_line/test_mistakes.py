@@ -41,7 +41,6 @@ def place(tmp_path_factory, tiny_model) -> Path:
     (place / "torn.parquet").write_bytes((place / "d.parquet").read_bytes()[:500])
     (place / "notes.txt").write_text("no dataset")
     (place / "bad.jsonl").write_text('{"question": "a", "success_rate": 1}\n{"question": "b",\n')
-    (place / "words.csv").write_text("question,success_rate\nHi,high\n")
     (place / "semicolons.csv").write_text("question;success_rate\nHi;0.5\n")
     (place / "commas.csv").write_text("question;success_rate\nHi;0,5\n")
     (place / "wide.csv").write_text("question,success_rate\nHi,0.5\n", encoding="utf-16")
@@ -102,7 +101,7 @@ COMMANDS = [
     ("extarct", "'extract'"),
     ("extract", "Missing option '--model'"),
     ("extract --modle model", "--model"),
-    ("train --train_activations a.zarr --output_dir new", "Missing option '--test_activations'"),
+    ("train --train_activations a.zarr --output_dir new", "use --k_fold, or give --test_activations"),
     ("completion tcsh", "'bash', 'zsh', 'fish'"),
     (f"{TRAIN} --task_type numbers", "'regression', 'classification'"),
     (f"{TRAIN} --n_folds five", "not a valid integer"),
@@ -121,9 +120,7 @@ COMMANDS = [
     (f"{EXTRACT} d.parquet --label_column rate", "it has question, success_rate, right"),
     (f"{EXTRACT} d.parquet --question_column prompt", "it has question, success_rate, right"),
     (f"{EXTRACT} d.parquet --question_column number", "values that are not text, the first in row 0"),
-    (f"{EXTRACT} d.parquet --label_column text", "drop those rows or make them numbers"),
     (f"{EXTRACT} d.parquet --label_column gaps", "drop those rows or make them numbers"),
-    (f"{EXTRACT} words.csv", "drop those rows or make them numbers"),
     (f"{EXTRACT} chat.jsonl", "cut the conversation there"),
     (f"{EXTRACT} d.parquet --max_samples 0", "must be at least 1"),
     (f"{EXTRACT} d.parquet --label_column \udce9", "'\\udce9', which contains bytes that are not valid text"),
@@ -182,14 +179,14 @@ COMMANDS = [
     ("train --train_activations partial.pt --test_activations b.zarr --output_dir new", "lacks labels"),
     ("train --train_activations a.zarr --test_activations o.zarr --output_dir new", "extract both with the same model"),
     ("train --train_activations a.zarr --test_activations few.zarr --output_dir new", "the same --layers"),
-    (f"{TRAIN} --label_column rate", "Extract it with --label_column rate, or choose another"),
+    (f"{TRAIN} --label_column rate", "extract it with --label_column rate, or choose another"),
     (f"{TRAIN} --k_fold --n_folds 1", "folds"),
     (f"{TRAIN} --k_fold --n_folds 99", "99"),
     (f"{TRAIN} --k_fold --alphas 1;2", "write numbers with commas between"),
     (f"{TRAIN} --alphas 1,2", "--k_fold"),
     (f"{TRAIN} --alpha -1", "alpha"),
     (f"{TRAIN} --k_fold --seed -1", "seed"),
-    (f"{TRAIN} --k_fold --groups topic", "Extract it with --group_column topic"),
+    (f"{TRAIN} --k_fold --groups topic", "extract it with --group_column topic"),
     (f"{TRAIN} --k_fold --join top", "use layers, mean, or LAYER@POSITION"),
     (f"{TRAIN} --k_fold --join 2@-1", "layers: 0+1+3"),
     (f"{TRAIN} --permutations 10", "use --k_fold"),
