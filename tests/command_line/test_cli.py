@@ -330,7 +330,7 @@ def test_another_label_or_model_is_refused(stores, tmp_path):
         "--output_dir", tmp_path / "o",
     )  # fmt: skip
     assert done.returncode == 2
-    assert "test_right.zarr has no label 'success_rate'; it holds right. Extract it with --label_column" in done.stderr
+    assert "test_right.zarr has no label 'success_rate'; it holds right. Join it from a file" in done.stderr
 
 
 def test_several_labels_get_a_folder_each_and_weights_are_no_label(stores, tiny_model, tmp_path):
