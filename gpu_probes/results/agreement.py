@@ -38,7 +38,7 @@ from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling, fit_
 from gpu_probes.scores.intervals import LEVEL, Interval
 from gpu_probes.scores.metrics import regression_scores
 from gpu_probes.scores.ranks import score
-from gpu_probes.terms import Solver
+from gpu_probes.terms import PermutationStatistic, Solver
 
 # Sums of equal numbers in another order differ by less; a wrong number by more.
 _ROUNDING = 1e-9
@@ -96,7 +96,7 @@ class _Options:
     drop_overlap: Flag
     permutations: Whole
     # Earlier versions had no other.
-    permutation_statistic: Text = "probe"
+    permutation_statistic: PermutationStatistic = "probe"
     nested_cv: Flag
     positive_class: Text | None = None
 

@@ -137,13 +137,12 @@ def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: 
     """
     from probesweep import Training
     from probesweep.seeds import SeedRuns
-    from probesweep.tracking.track import check_installed
-    from probesweep.tracking.track import track as send
 
     if track is not None:
+        # With every figure.
+        from probesweep.tracking.track import check_installed
+
         check_installed(track)
-    for name in ("labels", "test_labels"):
-        options[name] = options[name] or None
     training = Training(**options)
     if seeds is None:
         folders = training.run()
@@ -154,6 +153,8 @@ def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: 
         found = [folder for of_label in by_seed.values() for folder in of_label.values()]
         show = partial(show_seeds, terminal, by_seed)
     if track is not None:
+        from probesweep.tracking.track import track as send
+
         for folder in found:
             sent = send(track, folder)
             if sent:

@@ -115,7 +115,8 @@ class Experiment:
             with self._naming_lines(split=split):
                 self.extraction(split).check()
         with self._naming_lines():
-            (self.seed_runs() or self.training()).check()
+            # Places of an earlier run are in a file, which a bucket may have a newer version of.
+            (self.seed_runs({}) or self.training({})).check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
         """Run the unfinished stages: extract the training and test rows, train, report, track.

@@ -131,7 +131,7 @@ def write_results(
         request=Request(
             probesweep="0.1.0",
             train=UsedStore(train_path, N_TRAIN, "abc"),
-            test=UsedStore("/stores/test.zarr", N_TEST, "def"),
+            test=UsedStore("/stores/test.zarr", N_TEST, "def") if test else None,
             labels=[label],
             options=asked | (asked_beside or {}),
         ),
