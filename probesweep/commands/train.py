@@ -143,6 +143,8 @@ def train(terminal: Terminal, track: Kind | None, seeds: str | None, **options: 
         from probesweep.tracking.track import check_installed
 
         check_installed(track)
+    for name in ("labels", "test_labels"):
+        options[name] = options[name] or None
     training = Training(**options)
     if seeds is None:
         folders = training.run()
