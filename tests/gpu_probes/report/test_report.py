@@ -286,7 +286,7 @@ def test_without_folds_no_best_probe_and_the_scores_that_there_are(shown: Shown)
 def test_without_test_rows_or_inference(shown: Shown):
     page = shown("no_test")
     assert page.figures == ["heatmap", "layers", "predictions", "comparison", "alphas"]
-    assert "There is no test score" in page.text
+    assert "There is no test set: the nested CV score is the one to publish" in page.text
     assert "Permutation test: inference.json is not among the files of this training." in page.text
     assert "All scores: inference.json" in page.text
 
