@@ -16,6 +16,7 @@ COMMANDS = {
     "store": ("benchmarks.store.command", "Write and read speed against zarr-python, TensorStore and plain files."),
     "extract": ("benchmarks.extract.command", "Speed and memory of an extraction against the scripts it replaces."),
     "predict": ("benchmarks.predict.command", "Prompts scored one at a time, in small batches, and all at once."),
+    "label": ("benchmarks.label.command", "Sampled answers against generate; the ceiling against simulations."),
     "solver": ("benchmarks.solver.command", "Speed and exactness of the fits against scikit-learn and the scripts."),
     "inference": ("benchmarks.statistics.command", "Cost and calibration of nested CV, permutations and intervals."),
     "job": (

@@ -95,7 +95,9 @@ class LoadedDecoder:
     attention: str
 
 
-def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **options: Any) -> Any:
+def load_model(
+    source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, needs_head: bool = False, **options: Any
+) -> Any:
     """Load a causal LM, its head included.
 
     Parameters
@@ -104,6 +106,8 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
         The model.
     dtype : torch.dtype
         Data type to compute in.
+    needs_head : bool
+        Whether the head, too, must be from the checkpoint: without, transformers draws it at random.
     **options
         More for ``from_pretrained``.
 
@@ -131,7 +135,7 @@ def load_model(source: ModelSource, info: ModelInfo, *, dtype: torch.dtype, **op
         [*found["unexpected_keys"], *dict.fromkeys(left_out)],
         source.location,
     )
-    check_weights(source.name, model, find_decoder(model), report)
+    check_weights(source.name, model, model if needs_head else find_decoder(model), report)
     show_report()
     return model
 
@@ -155,42 +159,52 @@ def _gguf_names_recorded(names: list[RecordedNames]) -> Generator[None]:
 def load_decoder(
     source: ModelSource, info: ModelInfo, *, dtype: str, device: torch.device, device_map: str | None = None
 ) -> LoadedDecoder:
-    """Load the weights.
+    """Load the weights without the head; parameters and errors are those of `load_causal_lm`."""
+    model = load_causal_lm(source, info, dtype=dtype, device=device, device_map=device_map, needs_head=False)
+    attention = str(getattr(model.config, "_attn_implementation", "unknown"))
+    return LoadedDecoder(find_decoder(model), input_device(model), getattr(torch, dtype), attention)
+
+
+def load_causal_lm(
+    source: ModelSource,
+    info: ModelInfo,
+    *,
+    dtype: str,
+    device: torch.device,
+    device_map: str | None = None,
+    needs_head: bool = True,
+) -> Any:
+    """Load a model that can run: in its place, without gradients.
 
     Parameters
     ----------
     source, info
-        The model.
+        The model. One in memory is given as it is.
     dtype : str
         Data type to compute in.
     device : torch.device
         Where to run; with `device_map`, not used.
     device_map : str, optional
         Spread the model over the devices there are: "auto" or another value that accelerate knows.
+    needs_head : bool
+        As of `load_model`.
 
     Raises
     ------
     InputError
         As `load_model`.
     """
-    torch_dtype = getattr(torch, dtype)
     if source.held is not None:
-        return _decoder_of(source.held.model, torch_dtype)
+        return source.held.model
     options: dict[str, Any] = {}
     quantized = getattr(info.config, "quantization_config", None) is not None
     if device_map or quantized:
         # Quantized weights are put in their place as they are loaded; many kinds cannot be moved afterwards.
         options["device_map"] = device_map or {"": device}
-    model = load_model(source, info, dtype=torch_dtype, **options)
+    model = load_model(source, info, dtype=getattr(torch, dtype), needs_head=needs_head, **options)
     if not options:
         model.to(device)
-    model.eval().requires_grad_(False)
-    return _decoder_of(model, torch_dtype)
-
-
-def _decoder_of(model: Any, dtype: torch.dtype) -> LoadedDecoder:
-    attention = str(getattr(model.config, "_attn_implementation", "unknown"))
-    return LoadedDecoder(find_decoder(model), input_device(model), dtype, attention)
+    return model.eval().requires_grad_(False)
 
 
 def empty_decoder(source: ModelSource, info: ModelInfo, dtype: str) -> nn.Module:

@@ -31,14 +31,12 @@ from probesweep.terminal.command import Terminal
 @click.option(
     "--label_column",
     multiple=True,
-    default=("success_rate",),
-    show_default=True,
-    help="Column of numbers to predict; repeat the flag for several.",
+    help="Column of numbers to predict; repeat the flag for several.  [default: success_rate]",
 )
 @click.option(
     "--group_column", multiple=True, help="Column of numbers or strings to keep for train --groups; repeat for several."
 )
-@click.option("--question_column", default="question", show_default=True, help="Column of strings or chat messages.")
+@click.option("--question_column", help="Column of strings or chat messages.  [default: question]")
 @click.option("--layers", default="all", show_default=True, help="all, -1, 0,1,2 or 0-8: hidden_states indices.")
 @click.option("--eoi_tokens", type=int, help="Store the last N tokens.  [default: the chat template's tail]")
 @click.option("--use_chat_template", is_flag=True, help="Questions are bare text: render each with the chat template.")
@@ -82,6 +80,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     from activation_store.pt.convert import check_exportable, export_pt, is_exported
     from activation_store.store.describe import describe_store
     from activation_store.store.health import describe
+    from probesweep.labelling.defaults import defaults_of
     from probesweep.outputs import check_file
 
     options["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
@@ -89,6 +88,7 @@ def extract(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     target = output_path if isinstance(output_path, Path) and output_path.suffix == ".pt" else None
     if target:
         options["output_path"] = target.with_suffix(".zarr")
+    options |= defaults_of(options)
     extraction = Extraction(**options)
     if target:
         check_file(target, "output_path", options["dataset_path"])

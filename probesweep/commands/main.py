@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from activation_store.files.storage import is_address
-from probesweep.commands import completion, extract, hub, predict, results, run, stores, train
+from probesweep.commands import completion, extract, hub, label, predict, results, run, stores, train
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal, say
 from probesweep.terminal.limits import limit_reached
@@ -26,7 +26,7 @@ from probesweep.terminal.streams import close_streams, nobody_reads, open_stream
 from probesweep_errors import ProbesweepError
 
 # Importing a module adds its commands.
-COMMAND_MODULES = (extract, train, run, results, predict, stores, hub, completion)
+COMMAND_MODULES = (label, extract, train, run, results, predict, stores, hub, completion)
 # What a shell reports for a command killed by SIGPIPE.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 # No bucket of that name, no access, no server that answers, one without encryption.

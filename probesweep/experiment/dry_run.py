@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from activation_store import ActivationStore
@@ -10,6 +11,7 @@ from activation_store.extraction.estimate import Speed
 from activation_store.extraction.extract import Extraction
 from activation_store.store.documents import is_store
 from probesweep.experiment.experiment import Experiment, Plan, Split, finished_store
+from probesweep.labelling.labelling import progress_of
 
 _WIDTH = 16
 
@@ -55,8 +57,10 @@ def preview(experiment: Experiment) -> list[Stage]:
     ProbesweepError
         As `Experiment.run`, for what is found before the work begins.
     """
+    stages = [_labelled(experiment, split) for split in experiment.splits if experiment.labelling(split) is not None]
+    if any(stage.does != "nothing" for stage in stages):
+        return [*stages, *(Stage(name, "run", "it follows the labels") for name in ("extract", "train", "report"))]
     plan = experiment.plan()
-    stages: list[Stage] = []
     speed: Speed | None = None
     for split, extraction in plan.extractions.items():
         if split not in plan.pending:
@@ -73,6 +77,20 @@ def preview(experiment: Experiment) -> list[Stage]:
     if track:
         stages.append(Stage("track", "run", f"scores and figures go to {track}"))
     return stages
+
+
+def _labelled(experiment: Experiment, split: Split) -> Stage:
+    labelling = experiment.labelling(split)
+    assert labelling is not None
+    name, path = f"label {split}", Path(labelling.output_path)
+    if experiment.is_labelled(split, labelling):
+        return Stage(name, "nothing", f"{path} has the labels of this request")
+    shown = labelling.preview().splitlines()
+    if path.exists():
+        return Stage(name, "run", f"{path} has other inputs; it is kept under another name", shown)
+    if progress_of(path).exists():
+        return Stage(name, "resume", f"{progress_of(path)} has the attempts that are done", shown)
+    return Stage(name, "run", f"there is no {path} yet", shown)
 
 
 def _stored(split: Split, store: ActivationStore) -> Stage:

@@ -1,4 +1,4 @@
-"""A complete experiment from one TOML file: extract the training and test rows, train, report."""
+"""A complete experiment from one TOML file: label and extract the training and test rows, train, report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
 from probesweep.outputs import check_folder, writing
+from probesweep.labelling.columns import FORMATTED_PROMPT
+from probesweep.labelling.labelling import Labelling, progress_of
+from probesweep.labelling.progress import OtherLabelsError
 from probesweep.reporting import report_on
 from probesweep.seeds import SeedRuns
 from probesweep.terminal.flags import KEYS
@@ -113,13 +116,16 @@ class Experiment:
                         check_path(name, path)
         for split in self.splits:
             with self._naming_lines(split=split):
+                labelling = self.labelling(split)
+                if labelling is not None:
+                    labelling.check()
                 self.extraction(split).check()
         with self._naming_lines():
             # Places of an earlier run are in a file, which a bucket may have a newer version of.
             (self.seed_runs({}) or self.training({})).check()
 
     def run(self, say: Callable[[str], None]) -> dict[str, Path]:
-        """Run the unfinished stages: extract the training and test rows, train, report, track.
+        """Run the unfinished stages: label and extract the training and test rows, train, report, track.
 
         Parameters
         ----------
@@ -141,6 +147,7 @@ class Experiment:
                 self._mirror.fetch()
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
+            self._label(say)
             plan = self.plan()
             for split, extraction in plan.extractions.items():
                 if split in plan.pending:
@@ -158,9 +165,44 @@ class Experiment:
                 say(f"results: {self._place}, and a copy in {self._mirror.folder}")
         return folders
 
+    def labelling(self, split: Split) -> Labelling | None:
+        """The labelling of the training or the test rows; None if the datasets have their labels."""
+        given, data, model = (self.settings[name] for name in ("label", "data", "model"))
+        if not given:
+            return None
+        if data["truncate"]:
+            raise RequestError(
+                "truncate=True: questions whose answers are sampled are not cut; leave it out, or drop long ones",
+                argument="truncate",
+            )
+        if given["engine"] == "openai" and self._asks_more:
+            raise RequestError(
+                "engine='openai': only the server knows the prompts that system_prompt and prompt_template make, so "
+                "their hidden states cannot be extracted; put both into the questions, as conversations",
+                argument="engine",
+            )
+        kind, _, function = given["verifier"].partition(":")
+        if kind == "python":
+            file, _, name = function.rpartition(":")
+            function = f"{self._path(file)}:{name}"
+        return Labelling(
+            **{**given, "verifier": f"{kind}:{function}" if function else kind},
+            model=self._model,
+            dataset_path=self._given_datasets(split),
+            output_path=self._labelled(split),
+            device=self.settings[""]["device"],
+            **{name: model[name] for name in ("dtype", "trust_remote_code")},
+            **{
+                name: data[name]
+                for name in (
+                    *("question_column", "use_chat_template", "chat_template_kwargs", "max_length", "max_samples"),
+                )
+            },
+        )
+
     def extraction(self, split: Split) -> Extraction:
         """The extraction of the training or the test rows."""
-        given = {**self.settings["model"], **self.settings["data"]}
+        given = {**self.settings["model"], **self.settings["data"], **self._prompts}
         for name in ("train_dataset", "test_dataset", "test_rows", "test_fraction"):
             del given[name]
         labels = [given["label_column"]] if isinstance(given["label_column"], str) else given["label_column"]
@@ -169,9 +211,8 @@ class Experiment:
         kept = [*labels, *([weights] if weights and split == "train" else [])]
         columns = [given["group_column"]] if isinstance(given["group_column"], str) else given["group_column"]
         beside = [*columns, *([groups] if groups and groups not in kept else [])]
-        model = self._path(given.pop("model"))
         changed: dict[str, Any] = {
-            "model": str(model) if model.exists() else self.settings["model"]["model"],
+            "model": self._model,
             "dataset_path": self._datasets(split),
             "output_path": self._store(split),
             "label_column": kept,
@@ -206,7 +247,7 @@ class Experiment:
             label_column=data["label_column"],
             labels=self._datasets("train"),
             test_labels=self._datasets("test") if has_test else None,
-            question_column=data["question_column"],
+            question_column=self._prompts["question_column"],
             max_samples=data["max_samples"],
             device=self.settings[""]["device"],
             **asked,
@@ -219,7 +260,33 @@ class Experiment:
         """Which stores there are: the test rows may be a part of the others, or absent."""
         return SPLITS if self.settings["data"]["test_dataset"] is not None else SPLITS[:1]
 
+    @property
+    def _model(self) -> str:
+        path = self._path(self.settings["model"]["model"])
+        return str(path) if path.exists() else self.settings["model"]["model"]
+
+    @property
+    def _prompts(self) -> dict[str, Any]:
+        """Where the prompts are: those that were labelled, if they are more than the questions."""
+        data = self.settings["data"]
+        if self._asks_more:
+            return {"question_column": FORMATTED_PROMPT, "use_chat_template": False, "chat_template_kwargs": None}
+        return {name: data[name] for name in ("question_column", "use_chat_template", "chat_template_kwargs")}
+
+    @property
+    def _asks_more(self) -> bool:
+        """Whether labels are those of more than the questions."""
+        given = self.settings["label"]
+        return bool(given) and (given["system_prompt"] is not None or given["prompt_template"] is not None)
+
     def _datasets(self, split: Split) -> Path | list[Path]:
+        """What is extracted."""
+        return self._labelled(split) if self.settings["label"] else self._given_datasets(split)
+
+    def _labelled(self, split: Split) -> Path:
+        return self._output_dir / f"{split}.parquet"
+
+    def _given_datasets(self, split: Split) -> Path | list[Path]:
         given = self.settings["data"][f"{split}_dataset"]
         return self._path(given) if isinstance(given, str) else [self._path(each) for each in given]
 
@@ -297,6 +364,36 @@ class Experiment:
         else:
             trainings = self.trainings()
         return Plan(extractions, changed, pending, stores, trainings)
+
+    def _label(self, say: Callable[[str], None]) -> None:
+        """Sample and verify the answers of every split, unless that is done."""
+        for split in self.splits:
+            labelling = self.labelling(split)
+            if labelling is None:
+                continue
+            if self.is_labelled(split, labelling):
+                say(f"label {split}: already done")
+                continue
+            with self._naming_lines(f"{split}_dataset", split=split):
+                self._label_split(split, labelling, say)
+
+    def _label_split(self, split: Split, labelling: Labelling, say: Callable[[str], None]) -> None:
+        target = self._labelled(split)
+        say(f"label {split}: {', '.join(map(str, _listed(labelling.dataset_path)))} -> {target}")
+        try:
+            summary = labelling.run()
+        except OtherLabelsError as error:
+            for path in filter(Path.exists, (target, progress_of(target))):
+                say(f"{error}: kept as {_set_aside(path).name}; delete it if not needed")
+            summary = labelling.run()
+        say(str(summary))
+        self._remember(f"label {split}", {"request": _identity_of_labels(labelling), "content": hash_file(target)})
+
+    def is_labelled(self, split: Split, labelling: Labelling) -> bool:
+        """Whether nothing was edited since the labels were made."""
+        done, path = self._stages.get(f"label {split}", {}), self._labelled(split)
+        known = path.exists() and done.get("content") == hash_file(path)
+        return known and done.get("request") == _identity_of_labels(labelling)
 
     def _is_known(self, split: Split, extraction: Extraction) -> bool:
         """Whether nothing was edited since the store was found to be what is asked for."""
@@ -412,6 +509,22 @@ class Experiment:
                     return [f"{'.'.join(steps)} in line {line} of {self.path}"]
                 steps.pop()
         return []
+
+
+def _identity_of_labels(labelling: Labelling) -> dict[str, Any]:
+    """What decides whether labels are up to date, without loading the model."""
+    request = {field.name: getattr(labelling, field.name) for field in fields(labelling)}
+    for name in ("device", "batch_size", "output_path", "base_url", "concurrency", "tokenizer"):
+        del request[name]
+    datasets = [Path(path) for path in _listed(labelling.dataset_path)]
+    return {
+        "probesweep": version("probesweep"),
+        **request,
+        "dataset_path": list(map(str, datasets)),
+        "dataset": list(map(_hashes, datasets)),
+        "model_files": _hashes(Path(labelling.model)),
+        "verifier_file": _hashes(Path(labelling.verifier.removeprefix("python:").rpartition(":")[0] or "-")),
+    }
 
 
 def _identity(extraction: Extraction) -> dict[str, Any]:

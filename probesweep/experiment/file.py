@@ -15,6 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from activation_store import Extraction
 from probesweep.errors import RequestError
+from probesweep.labelling.labelling import Labelling
 from probesweep.terminal.flags import in_toml
 from probesweep.tracking.track import Kind
 from probesweep.training import Training
@@ -27,6 +28,14 @@ _EXTRACT_KEYS = {
         *("layers", "eoi_tokens", "max_length", "truncate", "max_samples"),
     ),
 }
+_LABEL_KEYS = {
+    "label": (
+        *("verifier", "answer_column", "engine", "base_url", "concurrency", "n_samples", "temperature", "top_p"),
+        *("top_k", "max_new_tokens", "seed", "system_prompt", "prompt_template", "truncated", "verify_errors"),
+    )
+}
+# Sections that say by being there that something is to be done.
+_OPTIONAL = ("label",)
 _STATISTICS = (
     *("k_fold", "n_folds", "seed", "nested_cv", "permutations", "permutation_statistic"),
     *("groups", "split_repeats", "drop_overlap"),
@@ -69,6 +78,7 @@ def _schema() -> dict[str, dict[str, Key]]:
     return {
         "": {"output_dir": Key(str, MISSING), "device": Key(str, "auto")},
         "model": extract["model"],
+        **_keys_of(Labelling, _LABEL_KEYS),
         "data": {
             "train_dataset": Key(str | list[str], MISSING),
             "test_dataset": Key(str | list[str] | None, None),
@@ -122,6 +132,9 @@ def checked_settings(path: Path, text: str, document: dict[str, Any]) -> dict[st
                 f"{path}, line {find_line(text, '', section)}: {section} = {table!r} should be a section; write "
                 f"[{section}] on a line of its own and the keys below it"
             )
+        if section in _OPTIONAL and section not in document:
+            settings[section] = {}
+            continue
         if section:
             _check_names(path, text, section, table, list(keys))
         settings[section] = {name: _value(path, text, section, name, key, table) for name, key in keys.items()}

@@ -14,6 +14,8 @@ from gpu_probes.results.folder import RUN
 
 # The file that says who is at work, the folder of results, and the files that say what is complete, which go last.
 _LOCK, _RESULTS, _STAGES = "writer.lock", "probes", "stages.json"
+# How files of labels that were made here end.
+_LABELS = ".parquet"
 _LAST = (RUN, _STAGES)
 # On this machine: name -> SHA-256 of what was last sent or fetched.
 _SENT = ".sent.json"
@@ -105,8 +107,7 @@ class Mirror:
                 yield path
 
     def _there(self) -> Iterator[str]:
-        if _STAGES in self._storage.names():
-            yield _STAGES
+        yield from (name for name in self._storage.names() if name == _STAGES or name.endswith(_LABELS))
         yield from self._below(_RESULTS)
 
     def _below(self, folder: str) -> Iterator[str]:

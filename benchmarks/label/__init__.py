@@ -1,0 +1,1 @@
+"""Labels: attempts per second against generate, whether both sample the same, and the ceiling against simulations."""

@@ -1,0 +1,103 @@
+"""A model in this process, run by vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from probesweep.errors import RequestError
+from probesweep.labelling.engines.engine import STOP, Answer, Batch
+from probesweep.labelling.engines.prompted import PromptedModel
+from probesweep.labelling.plan import plan_batches
+from probesweep.labelling.sampling import Sampling
+
+# vLLM fills its own batches; these are what is kept together.
+_ENOUGH_QUESTIONS = 256
+_SEEDS = 2**31
+
+
+@dataclass
+class VllmEngine:
+    """A model in this process, run by vLLM, which draws in its own way from a seed for each question.
+
+    Parameters
+    ----------
+    model : PromptedModel
+    sampling : Sampling
+    batch_size : int or None
+        Most questions that are given to it at once.
+    """
+
+    model: PromptedModel
+    sampling: Sampling
+    batch_size: int | None = None
+    _llm: Any = field(default=None, init=False)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the answers."""
+        return {"engine": "vllm", **self.model.identity}
+
+    @property
+    def versions(self) -> Mapping[str, str | None]:
+        """Of the libraries."""
+        return {name: version(name) for name in ("probesweep", "torch", "transformers", "vllm")}
+
+    @property
+    def prompts(self) -> list[str]:
+        """As the model reads them."""
+        return self.model.texts
+
+    def load(self) -> None:
+        """Start vLLM."""
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise RequestError(
+                "engine='vllm' needs vLLM (pip install vllm, in an environment of its own), or a server: "
+                "engine='openai'",
+                argument="engine",
+            ) from error
+        source = self.model.known.source
+        if source.held is not None:
+            raise RequestError(
+                "engine='vllm' loads the model itself; give its name or folder as model=...", argument="model"
+            )
+        path = source.location if source.gguf_file is None else f"{source.location}/{source.gguf_file}"
+        self._llm = LLM(
+            model=path,
+            dtype=self.model.dtype,
+            seed=self.sampling.seed % _SEEDS,
+            trust_remote_code=source.trust_remote_code,
+        )
+
+    def plan(self) -> list[Batch]:
+        """Questions of like length together."""
+        n_tokens = self.model.encoded.n_tokens
+        return plan_batches(n_tokens, max_rows=self.batch_size or _ENOUGH_QUESTIONS, max_tokens=2**62)
+
+    def answer(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[list[Answer]]]]:
+        """Give batches to vLLM one after another."""
+        for batch in batches:
+            prompts = [{"prompt_token_ids": self.model.encoded.row(row).tolist()} for row in batch]
+            found = self._llm.generate(prompts, [self._parameters(row) for row in batch], use_tqdm=False)
+            yield batch, [[_answer(one) for one in of_row.outputs] for of_row in found]
+
+    def _parameters(self, row: int) -> Any:
+        from vllm import SamplingParams
+
+        given = self.sampling
+        return SamplingParams(
+            n=given.n_attempts,
+            temperature=given.temperature,
+            top_p=given.top_p,
+            top_k=given.top_k or -1,
+            max_tokens=given.max_new_tokens,
+            seed=(given.seed * 1_000_003 + row) % _SEEDS,
+        )
+
+
+def _answer(one: Any) -> Answer:
+    return Answer(one.text, one.finish_reason or STOP, len(one.token_ids))

@@ -1,0 +1,252 @@
+"""The engine openai: against a real server, and against one that fails in every way."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from probesweep.labelling.engines import openai as server_engine
+from probesweep.labelling.labelling import Labelling, progress_of
+from tests.helpers.commands import run
+from tests.helpers.models import QUESTIONS
+
+
+class Fake:
+    """A server of the protocol whose answers a test decides.
+
+    Attributes
+    ----------
+    requests : list of dict
+        Bodies of the chat requests, in order.
+    answer : callable
+        Number of the request -> status and document.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.keys: set[str] = set()
+        self.models = ["m", "other"]
+        self.answer: Callable[[int], tuple[int, Any]] = lambda _: (200, reply("The answer is a."))
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_GET(self) -> None:  # noqa: N802
+                fake.keys.add(self.headers["Authorization"])
+                status, models = (404, {}) if not fake.models else (200, {"data": [{"id": m} for m in fake.models]})
+                if fake.models == ["locked"]:
+                    status, models = 401, {"error": {"message": "bad key"}}
+                self._send(status, {"object": "list", **models})
+
+            def do_POST(self) -> None:  # noqa: N802
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                fake.requests.append(body)
+                self._send(*fake.answer(len(fake.requests)))
+
+            def _send(self, status: int, document: Any) -> None:
+                content = json.dumps(document).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def reply(text: str, reason: str = "stop") -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": text}}
+    usage = {"completion_tokens": 5, "prompt_tokens": 3, "total_tokens": 8}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    server = Fake()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def given(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    path = tmp_path / "questions.parquet"
+    pd.DataFrame({"question": QUESTIONS[:4], "answer": list("abca")}).to_parquet(path)
+    monkeypatch.setattr(server_engine, "_RETRIES", 2)
+    return {
+        "model": "m",
+        "engine": "openai",
+        "base_url": fake.url,
+        "dataset_path": path,
+        "output_path": tmp_path / "out.parquet",
+        "verifier": "contains",
+        "n_samples": 3,
+        "temperature": 0.7,
+        "top_k": 20,
+        "max_new_tokens": 9,
+        "concurrency": 4,
+    }
+
+
+def _flags(given: dict[str, Any]) -> list[object]:
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+def test_each_attempt_is_a_request_with_a_seed_of_its_own(
+    given: dict[str, Any], fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-test")
+    done = run("label", *_flags(given), "--system_prompt", "Be brief.")
+    assert done.returncode == 0, done.stderr
+    assert len(fake.requests) == 12
+    assert len({request["seed"] for request in fake.requests}) == 12
+    for request in fake.requests:
+        assert request["messages"][0] == {"role": "system", "content": "Be brief."}
+        assert [request[name] for name in ("temperature", "top_k", "max_tokens", "top_p")] == [0.7, 20, 9, 1.0]
+    frame = pd.read_parquet(given["output_path"])
+    assert frame["success_rate"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert frame["formatted_prompt"].isna().all()
+    assert fake.keys == {"Bearer secret-of-the-test"}
+    assert b"secret-of-the-test" not in given["output_path"].read_bytes()
+
+
+def test_what_was_cut_off_counts_as_asked(given: dict[str, Any], fake: Fake) -> None:
+    fake.answer = lambda _: (200, reply("The answer is a.", "length"))
+    summary = Labelling(**given).run()
+    assert (summary.n_truncated, summary.n_correct, summary.n_judged) == (12, 0, 12)
+    assert "12 of 12 attempts (100.0%) were cut off" in str(summary)
+    summary = Labelling(**{**given, "truncated": "drop", "output_path": given["output_path"].with_stem("b")}).run()
+    assert (summary.n_truncated, summary.n_judged, summary.n_without_rate) == (12, 0, 4)
+
+
+def test_a_server_that_is_busy_is_asked_again(given: dict[str, Any], fake: Fake) -> None:
+    fake.answer = lambda n: (429, {"error": {"message": "slow down"}}) if n in (2, 5) else (200, reply("a"))
+    Labelling(**given).run()
+    assert len(fake.requests) == 14
+
+
+def test_what_is_done_is_kept_when_a_server_ends(given: dict[str, Any], fake: Fake) -> None:
+    given = {**given, "concurrency": 1}
+    fake.answer = lambda n: (200, reply("a")) if n <= 8 else (503, {"error": {"message": "overloaded"}})
+    done = run("label", *_flags(given))
+    assert done.returncode == 2
+    assert "answers 503 (" in done.stderr
+    assert "run the same command again" in done.stderr
+    assert progress_of(given["output_path"]).exists()
+    n_before = len(fake.requests)
+    fake.answer = lambda _: (200, reply("a"))
+    assert run("label", *_flags(given)).returncode == 0
+    # Two of the four questions were done.
+    assert len(fake.requests) - n_before == 6
+
+
+def test_a_server_without_a_list_of_models_is_asked_for_one_token(given: dict[str, Any], fake: Fake) -> None:
+    fake.models = []
+    Labelling(**given).run()
+    assert len(fake.requests) == 13
+    assert fake.requests[0]["max_tokens"] == 1
+
+
+def test_mistakes_are_one_line(given: dict[str, Any], fake: Fake) -> None:
+    fake.answer = lambda _: (404, {"error": {"message": "The model `n` does not exist."}})
+    done = run("label", *_flags({**given, "model": "n"}))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "has no model 'n'" in done.stderr
+    assert "it has m, other" in done.stderr
+    fake.models = ["locked"]
+    done = run("label", *_flags(given))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "refuses the key; set OPENAI_API_KEY" in done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+    done = run("label", *_flags({**given, "base_url": nowhere}))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{nowhere} cannot be reached" in done.stderr
+    for wrong, words in {"localhost:8000": "is no address", "http://me:pw@host/v1": "OPENAI_API_KEY"}.items():
+        done = run("label", *_flags({**given, "base_url": wrong}))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert words in done.stderr
+    assert not given["output_path"].exists()
+
+
+def test_without_the_client_its_extra_is_named(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    done = run("label", *_flags(given))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert 'pip install "probesweep[openai]"' in done.stderr
+
+
+@pytest.fixture
+def real_server(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """``transformers serve`` with a tiny model."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(tiny_model("llama"))]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1", process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_as_the_model_in_this_process(
+    real_server: tuple[str, Any], tiny_model: Callable[[str], Path], given: dict[str, Any], tmp_path: Path
+) -> None:
+    greedy = {"temperature": 0, "n_samples": 1, "top_k": None, "model": str(tiny_model("llama"))}
+    Labelling(**{**given, **greedy, "base_url": real_server[0]}).run()
+    here = {**given, **greedy, "engine": "transformers", "base_url": None, "output_path": tmp_path / "here.parquet"}
+    Labelling(**here).run()
+    served, local = (pd.read_parquet(path) for path in (given["output_path"], here["output_path"]))
+    assert [one[0]["text"] for one in served["attempts"]] == [one[0]["text"] for one in local["attempts"]]
+
+
+@pytest.mark.slow
+def test_a_real_server_that_is_killed_leaves_what_is_done(
+    real_server: tuple[str, subprocess.Popen[bytes]], tiny_model: Callable[[str], Path], given: dict[str, Any]
+) -> None:
+    url, process = real_server
+    given = {**given, "base_url": url, "model": str(tiny_model("llama")), "top_k": None, "concurrency": 1}
+    labelling = Labelling(**{**given, "max_new_tokens": 60})
+    threading.Timer(3.0, os.kill, (process.pid, signal.SIGKILL)).start()
+    frame = pd.concat([pd.read_parquet(given["dataset_path"])] * 100)
+    frame.to_parquet(given["dataset_path"])
+    with pytest.raises(Exception, match="run the same command again"):
+        labelling.run()
+    assert progress_of(given["output_path"]).stat().st_size > 0
