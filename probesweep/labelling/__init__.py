@@ -1,0 +1,1 @@
+"""Success rates: sampled answers, judged, as columns of a dataset."""
