@@ -98,7 +98,14 @@ def outcome_columns(attempts: Sequence[Sequence[Attempt]], truncated: str | None
     Returns
     -------
     dict of pyarrow.Array
+
+    Raises
+    ------
+    RequestError
+        There is no such rule.
     """
+    if truncated is not None:
+        check_truncated(truncated)
     counted = [[_as_counted(attempt, truncated) for attempt in of_one] for of_one in attempts]
     outcomes = [_outcome(of_one) for of_one in counted]
     return {
@@ -122,7 +129,6 @@ def count_array(counts: Sequence[float | None]) -> Any:
 def _as_counted(attempt: Attempt, truncated: str | None) -> Attempt:
     if truncated is None or attempt.finish_reason != LENGTH:
         return attempt
-    check_truncated(truncated)
     return replace(attempt, extracted=None, correct=0.0 if truncated == "wrong" else None)
 
 
