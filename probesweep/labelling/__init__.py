@@ -1,1 +1,1 @@
-"""Success rates: several answers to each question are sampled, and a verifier says which are right."""
+"""Success rates: sampled answers, judged, as columns of a dataset."""
