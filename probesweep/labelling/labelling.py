@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.ipc as paipc
 
+from activation_store.errors import InputError
 from activation_store.extraction.arguments import check_template_kwargs
 from activation_store.files.durable import hidden_beside, make_folder
 from activation_store.prompts.prompts import PromptFormat
@@ -275,8 +276,17 @@ class Labelling:
     @cached_property
     def _table(self) -> Any:
         """All columns of the dataset, typed."""
-        tables = [rows.typed_table() for _, rows in self._columns.parts]
-        return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+        try:
+            tables = [rows.typed_table() for _, rows in self._columns.parts]
+            return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+        except InputError as error:
+            # It advises other formats, and here there is one.
+            reason = str(error).partition("; write ")[0]
+        except pa.ArrowException as error:
+            reason = f"{self._columns.path}: {error}"
+        raise RequestError(
+            f"{reason}; labels are written as parquet, so write each column in one way", argument="dataset_path"
+        )
 
     @cached_property
     def _answers(self) -> list[Any]:

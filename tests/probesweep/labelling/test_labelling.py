@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -207,16 +208,33 @@ def test_conversations_templates_and_several_files(given: dict[str, Any], tmp_pa
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]
     talk.append({"role": "user", "content": "2 {x}"})
-    one.write_text(json.dumps({"question": talk, "answer": 4, "x": "y"}))
-    two.write_text(json.dumps({"question": "3 + 3", "answer": [6, "six"], "x": "z"}))
+    one.write_text(json.dumps({"question": talk, "answer": ["4"], "x": "y"}))
+    two.write_text(
+        json.dumps({"question": [{"role": "user", "content": "3 + 3"}], "answer": ["6", "six"], "x": "z", "more": 1})
+    )
     template = "{question} = ? {unknown} {x}"
     Labelling(
         **{**given, "dataset_path": [one, two], "prompt_template": template, "system_prompt": "Count."}
     ).run()
-    prompts = pd.read_parquet(given["output_path"])["formatted_prompt"].tolist()
+    frame = pd.read_parquet(given["output_path"])
+    prompts = frame["formatted_prompt"].tolist()
     assert prompts[0].startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
     assert prompts[0].endswith("user\n2 {x} = ? {unknown} y<|im_end|>\n<|im_start|>assistant\n")
     assert "user\n3 + 3 = ? {unknown} z<|im_end|>" in prompts[1]
+    assert frame["more"].isna().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_column_of_several_kinds_is_refused(given: dict[str, Any], tmp_path: Path, *, together: bool) -> None:
+    rows = [{"question": "a", "answer": "b", "x": 1}, {"question": "a", "answer": "b", "x": [1]}]
+    paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for path, row in zip(paths, rows, strict=True):
+        path.write_text(json.dumps(row))
+    if together:
+        paths = paths[:1]
+        paths[0].write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(RequestError, match="labels are written as parquet, so write each column in one way"):
+        Labelling(**{**given, "dataset_path": paths}).run()
 
 
 def test_dry_run_shows_a_prompt_and_verdicts(given: dict[str, Any]) -> None:
@@ -270,7 +288,10 @@ def test_a_verifier_that_raises_stops_with_the_row_or_is_null(given: dict[str, A
     file.write_text(
         "def judge(text, row):\n    if row['answer'] == 'c':\n        raise ValueError('no c')\n    return 0.5\n"
     )
-    given = {**given, "verifier": f"python:{file}:judge", "truncated": "drop", "max_new_tokens": 60}
+    # Every third token ends an answer.
+    folder = shutil.copytree(given["model"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 400, 3))}))
+    given |= {"verifier": f"python:{file}:judge", "truncated": "drop", "model": str(folder)}
     done = run("label", *_flags(given))
     assert done.returncode == 2
     assert "row 2" in done.stderr
