@@ -15,10 +15,10 @@ from probesweep.errors import RequestError
 from probesweep.labelling.columns import Attempt
 from probesweep.labelling.engines.engine import Batch
 
-_SCHEMA = """
-CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE questions (row INTEGER PRIMARY KEY, attempts TEXT NOT NULL);
-"""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS questions (row INTEGER PRIMARY KEY, attempts TEXT NOT NULL)",
+)
 
 
 class OtherLabelsError(RequestError):
@@ -63,15 +63,18 @@ class Progress:
             ) from error
         finally:
             connection.close()
+            if is_empty(path):
+                # A failed attempt leaves nothing behind.
+                path.unlink()
 
     def _begin(self, fingerprint: Mapping[str, Any]) -> None:
         with self._transaction():
-            tables = self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            if not tables:
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    self.connection.execute(statement)
+            for statement in _SCHEMA:
+                self.connection.execute(statement)
+            if not self.done:
+                # Of whatever was begun here before, nothing is done.
+                self.connection.execute("DELETE FROM about")
                 self._tell("fingerprint", fingerprint)
-                return
         check_same(self.path, self._told("fingerprint"), fingerprint, "remove it to begin anew")
 
     @property
@@ -122,6 +125,22 @@ class Progress:
     def _told(self, name: str) -> Any:
         found = self.connection.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
         return None if found is None else json.loads(found[0])
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file that may be there keeps no attempts."""
+    if not path.is_file():
+        return False
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute("SELECT count(*) FROM questions").fetchone() == (0,)
+    except sqlite3.OperationalError:
+        # Killed before it had a table.
+        return path.stat().st_size == 0
+    except sqlite3.DatabaseError:
+        return False
+    finally:
+        connection.close()
 
 
 def _commit(connection: sqlite3.Connection) -> None:

@@ -89,17 +89,18 @@ class ServerEngine:
 
     def load(self) -> None:
         """Make sure that the server is there, takes the key and has the model."""
+        openai = _client_library()
         with self._explaining():
             try:
                 names = [one.id for one in self._client.models.list()]
-            except _client_library().NotFoundError:
+            except (openai.NotFoundError, openai.InternalServerError):
                 # Not every server has a list, and not every list has all that a server can load.
                 names = []
             if self.model in names:
                 return
             try:
                 self._create(0, 0, max_tokens=1)
-            except (_client_library().NotFoundError, _client_library().BadRequestError) as error:
+            except (openai.NotFoundError, openai.BadRequestError) as error:
                 shown = ", ".join(names[:_N_SHOWN]) + ", ..." * (len(names) > _N_SHOWN)
                 raise RequestError(
                     f"{self._where} has no model {self.model!r} ({_line(error.message)})"

@@ -16,6 +16,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from probesweep.errors import RequestError
+from probesweep.labelling import progress
 from probesweep.labelling.engines import openai as server_engine
 from probesweep.labelling.labelling import Labelling, progress_of
 from tests.helpers.commands import run
@@ -191,6 +193,7 @@ def test_mistakes_are_one_line(given: dict[str, Any], fake: Fake) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert words in done.stderr
     assert not given["output_path"].exists()
+    assert not progress_of(given["output_path"]).exists()
 
 
 def test_without_the_client_its_extra_is_named(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +211,12 @@ def real_server(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[t
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(tiny_model("llama"))]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
+    # Where it looks for models to list.
+    (tmp_path / "hub").mkdir()
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
+        )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -244,9 +251,18 @@ def test_a_real_server_that_is_killed_leaves_what_is_done(
     url, process = real_server
     given = {**given, "base_url": url, "model": str(tiny_model("llama")), "top_k": None, "concurrency": 1}
     labelling = Labelling(**{**given, "max_new_tokens": 60})
-    threading.Timer(3.0, os.kill, (process.pid, signal.SIGKILL)).start()
-    frame = pd.concat([pd.read_parquet(given["dataset_path"])] * 100)
+    frame = pd.concat([pd.read_parquet(given["dataset_path"])] * 1000)
     frame.to_parquet(given["dataset_path"])
-    with pytest.raises(Exception, match="run the same command again"):
+
+    def kill_when_some_are_done() -> None:
+        path = progress_of(given["output_path"])
+        while not path.exists() or progress.is_empty(path):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_some_are_done, daemon=True)
+    killer.start()
+    with pytest.raises(RequestError, match="what is done is kept: run the same command again"):
         labelling.run()
-    assert progress_of(given["output_path"]).stat().st_size > 0
+    killer.join()
+    assert not progress.is_empty(progress_of(given["output_path"]))
