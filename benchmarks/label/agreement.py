@@ -31,7 +31,9 @@ def measure_agreement(subject: Subject, *, n_compared: int) -> tuple[Sequence[Ta
     by_size = [subject.ours(few, SAMPLING, size) for size in BATCH_SIZES]
     n_attempts = len(few.questions) * SAMPLING.n_attempts
     differing = [
-        100 * sum(a != b for x, y in zip(by_size[0], other, strict=True) for a, b in zip(x, y, strict=True)) / n_attempts
+        100
+        * sum(a != b for x, y in zip(by_size[0], other, strict=True) for a, b in zip(x, y, strict=True))
+        / n_attempts
         for other in by_size[1:]
     ]
     n_questions = len(model.questions)

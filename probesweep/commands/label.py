@@ -74,7 +74,9 @@ from probesweep.terminal.command import Terminal
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
 @click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
-@click.option("--dry_run", is_flag=True, help="Print the first prompt, and the verifier's view of answers; run nothing.")
+@click.option(
+    "--dry_run", is_flag=True, help="Print the first prompt, and the verifier's view of answers; run nothing."
+)
 @click.pass_obj
 def label(terminal: Terminal, dry_run: bool, **options: Any) -> None:
     """Sample a model's answers to questions and verify them: how often is each one right?
@@ -95,4 +97,3 @@ def label(terminal: Terminal, dry_run: bool, **options: Any) -> None:
         return
     summary = labelling.run()
     terminal.summarize(lambda: terminal.wording(str(summary)), lambda: vars(summary) | {"path": str(summary.path)})
-

@@ -162,9 +162,7 @@ class Sampler:
             # They look at no earlier tokens.
             scores = warper(torch.empty(0, device=scores.device), scores)
         return (
-            scores
-            if self._sampling.is_greedy
-            else add_gumbel(scores, self._sampling.seed, questions, attempts, step)
+            scores if self._sampling.is_greedy else add_gumbel(scores, self._sampling.seed, questions, attempts, step)
         )
 
     def _read(
@@ -212,9 +210,7 @@ class Sampler:
 class _GrowingLayer(DynamicLayer):
     """Keys and values with room for those to come, so that a step copies none of the others."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         start = self.n_tokens
         self.n_tokens = start + key_states.shape[-2]
         self.all_keys[:, :, start : self.n_tokens] = key_states

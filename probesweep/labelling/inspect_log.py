@@ -68,7 +68,9 @@ def _read(path: Path) -> Any:
     try:
         from inspect_ai.log import read_eval_log
     except ImportError as error:
-        raise RequestError(f"{path} is a log of Inspect, and inspect_ai is not installed; pip install inspect-ai") from error
+        raise RequestError(
+            f"{path} is a log of Inspect, and inspect_ai is not installed; pip install inspect-ai"
+        ) from error
     try:
         return read_eval_log(str(path), resolve_attachments=True)
     except Exception as error:

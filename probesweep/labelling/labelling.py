@@ -207,9 +207,10 @@ class Labelling:
 
     def _judged(self, pending: Sequence[Batch]) -> Iterator[Judged]:
         for batch, answers in self._engine.answer(pending):
-            yield batch, [
-                [self._judge(row, answer) for answer in of_row] for row, of_row in zip(batch, answers, strict=True)
-            ]
+            yield (
+                batch,
+                [[self._judge(row, answer) for answer in of_row] for row, of_row in zip(batch, answers, strict=True)],
+            )
 
     def _judge(self, row: int, answer: Answer) -> Attempt:
         if answer.finish_reason == LENGTH:
@@ -244,7 +245,9 @@ class Labelling:
         lines = [f"{len(self._columns)} questions, {self.sampling.n_attempts} attempts each", "", "the first prompt"]
         lines += [prompt, "", f"what the verifier {self._verifier.name} makes of answers to it"]
         right = _first(self._answers[0])
-        other = next((_first(self._answers[row]) for row in rows if _first(self._answers[row]) != right), "I don't know")
+        other = next(
+            (_first(self._answers[row]) for row in rows if _first(self._answers[row]) != right), "I don't know"
+        )
         for text in (right, f"The answer is {right}.", f"The answer is {other}."):
             verdict = self._verifier.judge(text, self._answers[0], self._row(0))
             words = {None: "not judged", 0: "wrong", 1: "right"}.get(verdict.correct, str(verdict.correct))
@@ -254,9 +257,7 @@ class Labelling:
     @property
     def sampling(self) -> Sampling:
         """How answers are sampled."""
-        return Sampling(
-            self.n_samples, self.temperature, self.top_p, self.top_k, self.max_new_tokens, self.seed
-        )
+        return Sampling(self.n_samples, self.temperature, self.top_p, self.top_k, self.max_new_tokens, self.seed)
 
     @cached_property
     def _verifier(self) -> Verifier:

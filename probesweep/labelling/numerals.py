@@ -33,7 +33,7 @@ _NUMBER = re.compile(
     rf"""
     (?P<sign>[-+])?[ ]?(?P<currency>[$€£¥₹])?[ ]?(?P<inner_sign>(?<=[$€£¥₹])-)?
     (?:
-        (?:(?P<whole>\d{1,3})[ ])?(?P<above>\d+)[ ]?/[ ]?(?P<below>\d+)     # 3/4 and 1 1/2
+        (?:(?P<whole>\d{1, 3})[ ])?(?P<above>\d+)[ ]?/[ ]?(?P<below>\d+)     # 3/4 and 1 1/2
       | (?P<number>{_DIGITS})
         (?:[ ]?[×x*·][ ]?10\^(?P<power>[-+]?\d+)|[eE](?P<exponent>[-+]?\d+))?
     )

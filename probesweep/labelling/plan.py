@@ -6,9 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 
-def plan_batches(
-    n_tokens: Int64[np.ndarray, " question"], *, max_rows: int, max_tokens: int
-) -> list[tuple[int, ...]]:
+def plan_batches(n_tokens: Int64[np.ndarray, " question"], *, max_rows: int, max_tokens: int) -> list[tuple[int, ...]]:
     """Cut questions into batches of like length, the longest first, so that what does not fit fails at once.
 
     Parameters

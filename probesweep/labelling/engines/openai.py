@@ -196,9 +196,7 @@ class ServerEngine:
                 argument="base_url",
             ) from None
         except openai.APIStatusError as error:
-            raise RequestError(
-                f"{self._where} answers {error.status_code} ({_line(error.message)}); {again}"
-            ) from None
+            raise RequestError(f"{self._where} answers {error.status_code} ({_line(error.message)}); {again}") from None
 
 
 def _client_library() -> Any:

@@ -57,9 +57,7 @@ class PromptedModel:
         """
         # An answer begins where the prompt ends, whatever the template has there.
         prompts = replace(prompts, eoi_tokens=1)
-        known = KnownModel.open(
-            model, prompts, tokenizer=tokenizer, device=device, trust_remote_code=trust_remote_code
-        )
+        known = KnownModel.open(model, prompts, tokenizer=tokenizer, device=device, trust_remote_code=trust_remote_code)
         limit = known.info.max_length
         if limit is not None:
             if limit <= max_new_tokens:

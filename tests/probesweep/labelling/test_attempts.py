@@ -38,9 +38,7 @@ def _draw(sampler: Sampler, prompts: Sequence[np.ndarray], batch_size: int) -> l
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
-def test_greedy_answers_are_those_of_generate(
-    tiny_model: Callable[[str], Path], family: str, *, shared: bool
-) -> None:
+def test_greedy_answers_are_those_of_generate(tiny_model: Callable[[str], Path], family: str, *, shared: bool) -> None:
     model, prompts = _load(tiny_model(family)), _prompts(tiny_model(family), PREFIX if shared else "")
     # Tokens that such a model chooses often, so that answers end at different steps.
     ends = [1, 17, 200]

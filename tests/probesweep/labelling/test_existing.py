@@ -104,14 +104,29 @@ def test_what_labelling_wrote_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"correct": [5], "total": [4]}, "row 0 has correct=5 and total=4; wanted is a number of answers, and how many"),
+        (
+            {"correct": [5], "total": [4]},
+            "row 0 has correct=5 and total=4; wanted is a number of answers, and how many",
+        ),
         ({"correct": [1.0, None], "total": [4, 4]}, "row 1 has correct=None and total=4"),
         ({"correct": [1, 1], "total": [4, 2.5]}, "row 1 has correct=1 and total=2.5"),
-        ({"graded": [[{"correct": 1}], [{"correct": 7}]]}, "row 1 has the grade 7 in 'graded'; grades are true or false"),
-        ({"success_rate": [0.5, 0.33], "n_samples": [4, 3]}, "row 1 has success_rate=0.33 and n_samples=3, which make no"),
-        ({"success_rate": [0.5, 0.6], "graded": [[1, 0], [1, 0]]}, "row 1 has success_rate=0.6, and its grades make 0.5"),
+        (
+            {"graded": [[{"correct": 1}], [{"correct": 7}]]},
+            "row 1 has the grade 7 in 'graded'; grades are true or false",
+        ),
+        (
+            {"success_rate": [0.5, 0.33], "n_samples": [4, 3]},
+            "row 1 has success_rate=0.33 and n_samples=3, which make no",
+        ),
+        (
+            {"success_rate": [0.5, 0.6], "graded": [[1, 0], [1, 0]]},
+            "row 1 has success_rate=0.6, and its grades make 0.5",
+        ),
         ({"a": [[1, 0]], "b": [[1, 1]]}, "has several scores: a; b; choose one with metric=NAME"),
-        ({"tokens": [[17, 4]], "level": [3]}, "has no labels that are understood; it has question, tokens, level. Wanted"),
+        (
+            {"tokens": [[17, 4]], "level": [3]},
+            "has no labels that are understood; it has question, tokens, level. Wanted",
+        ),
     ],
 )
 def test_grades_that_make_no_sense(tmp_path, columns, message):
@@ -220,7 +235,10 @@ def test_a_score_for_each_of_several_responses(tmp_path):
     ("rows", "message"),
     [
         ([sample(0, "1", 34.2)], "without a score from 0 to 1 (it has exact_match); run the task with one"),
-        ([sample(0, "1", 1.0), sample(0, "1", 1.0, doc={"question": "?"})], "rows 0 and 1 have the doc_id 0 and other doc"),
+        (
+            [sample(0, "1", 1.0), sample(0, "1", 1.0, doc={"question": "?"})],
+            "rows 0 and 1 have the doc_id 0 and other doc",
+        ),
         ([sample(0, "1", 1.0, doc={"a": "?", "b": 1})], "which key of doc holds the question? It has a, b"),
         ([sample(0, "1", 1.0, doc={"question": 7})], "row 0 has no question: doc['question'] is 7"),
         ([sample(0, "1", 1.0, doc_id=None)], "row 0 has no doc_id"),

@@ -214,9 +214,7 @@ def test_conversations_templates_and_several_files(given: dict[str, Any], tmp_pa
         json.dumps({"question": [{"role": "user", "content": "3 + 3"}], "answer": ["6", "six"], "x": "z", "more": 1})
     )
     template = "{question} = ? {unknown} {x}"
-    Labelling(
-        **{**given, "dataset_path": [one, two], "prompt_template": template, "system_prompt": "Count."}
-    ).run()
+    Labelling(**{**given, "dataset_path": [one, two], "prompt_template": template, "system_prompt": "Count."}).run()
     frame = pd.read_parquet(given["output_path"])
     prompts = frame["formatted_prompt"].tolist()
     assert prompts[0].startswith("<|im_start|>system\nCount.<|im_end|>\n<|im_start|>user\nHi<|im_end|>")
