@@ -157,4 +157,3 @@ def _majority(attempts: Sequence[Attempt]) -> tuple[str | None, bool | None]:
     # Of equals, max takes the first. A verifier that reads more than the answer may judge equal answers differently.
     answer = max(votes, key=lambda one: len(votes[one]))
     return answer, 2 * sum(votes[answer]) > len(votes[answer])
-

@@ -112,8 +112,8 @@ def _from_dataset(table: Any, graded: Graded) -> Existing:
         for name, column in graded.columns.items()
     }
     others = {name: table.column(name) for name in table.column_names if name not in outcome}
-    prompts = {} if FORMATTED_PROMPT in others else {FORMATTED_PROMPT: pa.nulls(len(table), pa.string())}
-    return Existing(pa.table({**others, **outcome, **prompts}), graded.recognized)
+    prompts = others.pop(FORMATTED_PROMPT, pa.nulls(len(table), pa.string()))
+    return Existing(pa.table({**others, **outcome, FORMATTED_PROMPT: prompts}), graded.recognized)
 
 
 def _typed(rows: Rows) -> Any:

@@ -66,9 +66,11 @@ def read_inspect_log(path: Path, metric: str | None) -> Logged:
 
 def _read(path: Path) -> Any:
     try:
-        from inspect_ai.log import read_eval_log
+        from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise RequestError(f"{path} is a log of Inspect, and inspect_ai is not installed; pip install inspect-ai") from error
+        raise RequestError(
+            f"{path} is a log of Inspect, and inspect_ai is not installed; pip install inspect-ai"
+        ) from error
     try:
         return read_eval_log(str(path), resolve_attachments=True)
     except Exception as error:
@@ -107,8 +109,8 @@ def _grade(path: Path, sample: Any, value: Any) -> float | None:
         return _GRADES[value]
     if not is_share(value):
         raise InputError(
-            f"{path}: sample {sample.id!r}, epoch {sample.epoch}, has the score {value!r}; scores must be C, P, I or N, "
-            "true or false, or numbers from 0 to 1"
+            f"{path}: sample {sample.id!r}, epoch {sample.epoch}, has the score {value!r}; scores must be C, P, I or "
+            "N, true or false, or numbers from 0 to 1"
         )
     return float(value)
 

@@ -26,7 +26,9 @@ _INVALID = "[invalid]"
 
 def is_lm_eval_log(rows: Rows) -> bool:
     """Whether rows are samples of lm-evaluation-harness."""
-    return isinstance(rows, JsonRows) and "doc_id" in rows.names and not {"resps", "filtered_resps"}.isdisjoint(rows.names)
+    return (
+        isinstance(rows, JsonRows) and "doc_id" in rows.names and not {"resps", "filtered_resps"}.isdisjoint(rows.names)
+    )
 
 
 def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None) -> Logged:
@@ -45,7 +47,9 @@ def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None
     by_document = _by_document(rows.path, numbered)
     firsts = [of_one[0] for of_one in by_document]
     question_key = question_column or _question_key(rows.path, firsts)
-    others = [name for name in rows.names if name not in _OF_ATTEMPTS and name not in {each for each, _ in names.values()}]
+    others = [
+        name for name in rows.names if name not in _OF_ATTEMPTS and name not in {each for each, _ in names.values()}
+    ]
     return Logged(
         questions=[_question(rows.path, number, row, question_key) for number, row in firsts],
         answers=[row.get("target") for _, row in firsts],
@@ -55,7 +59,9 @@ def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None
         ],
         prompts=[_prompt(row.get("arguments")) for _, row in firsts],
         others={name: [row.get(name) for _, row in firsts] for name in others},
-        recognized=f"{rows.path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}",
+        recognized=(
+            f"{rows.path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}"
+        ),
     )
 
 
@@ -132,8 +138,8 @@ def _attempts(path: Path, number: int, row: Row, key: str) -> list[Attempt]:
     scores = score if isinstance(score, list) else [score]
     if len(texts) > 1 and len(scores) != len(texts):
         raise InputError(
-            f"{path}: row {number} has {len(texts)} responses and {len(scores)} values of {key}, which do not say which "
-            "of them are right; log runs of one response each (other seeds) and join their files"
+            f"{path}: row {number} has {len(texts)} responses and {len(scores)} values of {key}, which do not say "
+            "which of them are right; log runs of one response each (other seeds) and join their files"
         )
     if len(texts) != len(scores):
         texts = [None] * len(scores)

@@ -90,7 +90,7 @@ def check_answers(verifier: Verifier, answers: Sequence[Any], where: str) -> Non
         )
 
 
-def acceptable(answer: Any) -> list[str | int | float | Decimal]:
+def acceptable(answer: Any) -> list[Any]:
     """The answers that are right: one, or those of a list."""
     return list(answer) if isinstance(answer, list | tuple) else [answer]
 
