@@ -78,9 +78,13 @@ def _stated(text: str, letters: dict[int, str]) -> dict[int, str]:
             stated[inside[0]] = letters[inside[0]]
         elif small:
             stated[small.start(1)] = small[1].upper()
-    end = len(text.rstrip())
-    begin = text.rfind("\n", 0, end) + 1
-    last = _ALONE.fullmatch(text, begin, end) if end - begin <= _LONGEST_ALONE else None
-    if last:
-        stated[last.start(1)] = last[1].upper()
+    lines = text.rstrip().split("\n")
+    alone = [found and found[1].upper() for found in map(_alone, lines)]
+    # Not where each of several lines is an option.
+    if alone[-1] and len({letter for letter in alone if letter}) == 1:
+        stated[len(text.rstrip()) - 1] = alone[-1]
     return stated
+
+
+def _alone(line: str) -> re.Match[str] | None:
+    return _ALONE.fullmatch(line) if len(line) <= _LONGEST_ALONE else None

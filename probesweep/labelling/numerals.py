@@ -3,6 +3,7 @@ r"""Numbers in text, as exact fractions: separators, units, fractions, LaTeX, an
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from probesweep.labelling.texts import boxed, is_denied
 # Numbers that are not whole may differ by this share: 0.333333 is 1/3.
 TOLERANCE = Fraction(1, 10**6)
 _LONGEST_CLAUSE = 500
+# What stands before a number says whether it is part of something else, in so many characters.
+_NEAR = 12
 # Beyond so many digits and such powers of ten a number is a mistake, and exact fractions are slow.
 _MOST_DIGITS = 400
 # Stands for a formula that is no number by itself: a root, a fraction with letters.
@@ -186,7 +189,10 @@ def _numbers(text: str) -> list[_Found]:
     for match in _NUMBER.finditer(text):
         start, end = match.span()
         start += len(match[0]) - len(match[0].lstrip())
-        before, signed = text[max(0, start - 12) : start], match["sign"] is not None
+        before, signed = text[max(0, start - _NEAR) : start], match["sign"] is not None
+        if match["currency"]:
+            # US$5 is no part of a word.
+            before = before.rstrip(string.ascii_letters)
         is_part = (_JOINED_BEFORE if signed else _PART_BEFORE).search(before) or _PART_BEHIND.match(text, end)
         if is_part or is_denied(text, start, end):
             continue
@@ -256,7 +262,7 @@ def _number_of(found: _Found | None) -> Number | None:
 
 
 def _behind_equals(text: str, numbers: Sequence[_Found]) -> _Found | None:
-    behind = [one for one in numbers if _AFTER_EQUALS.search(text[max(0, one.start - 12) : one.start])]
+    behind = [one for one in numbers if _AFTER_EQUALS.search(text[max(0, one.start - _NEAR) : one.start])]
     return behind[-1] if behind else None
 
 

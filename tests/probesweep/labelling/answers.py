@@ -76,6 +76,9 @@ NUMBERS: list[tuple[Any, str, float | None]] = [
     (5, "\\$5", RIGHT),
     (5.5, "$5.50", RIGHT),
     (5, "€5", RIGHT),
+    (5, "US$5", RIGHT),
+    (5, "a 5-year-old", RIGHT),
+    (5, "USD 5", RIGHT),
     (5, "5 €", RIGHT),
     (5, "5 m²", RIGHT),
     (5, "5 m^2", RIGHT),
@@ -206,6 +209,8 @@ CHOICES: list[tuple[Any, str, float | None]] = [
     ("B", "It is A or B.", UNCLEAR),
     ("B", "(A) and (B) are both likely.", UNCLEAR),
     ("B", "A) 3\nB) 4\nC) 5", UNCLEAR),
+    ("B", "A\nB\nC\nD", UNCLEAR),
+    ("B", "The options are A, B and C.\n\n(B)\n", RIGHT),
 ]
 
 EXACT: list[tuple[Any, str, float | None]] = [

@@ -379,7 +379,8 @@ def test_logs_that_are_not_understood(tmp_path, scores, message):
 
 
 def test_without_inspect_its_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    for module in ("inspect_ai", "inspect_ai.log"):
+        monkeypatch.setitem(sys.modules, module, None)
     for name in ("log.json", "log.eval"):
         path = write_log(tmp_path / name, [epoch(0, 1, "1", "C")])
         with pytest.raises(ProbesweepError, match="is a log of Inspect, and inspect_ai is not installed; pip install"):

@@ -101,6 +101,7 @@ def test_a_verifier_that_there_is_not(spec, message):
             "has 2 answers that the verifier exact cannot use, the first in row 1: None is null",
         ),
         ("exact", ["a", float("nan")], "row 1: nan is null"),
+        ("exact", [float("inf")], "row 0: inf is infinite"),
         ("contains", [" "], "row 0: ' ' is empty"),
         ("exact", [["a", ""]], r"row 0: \['a', ''\] has an empty text"),
         ("exact", [[]], r"row 0: \[\] is a list without answers"),
