@@ -275,7 +275,7 @@ def epoch(sample_id: int, number: int, text: str, value: Any, **more: Any) -> di
             "usage": {"input_tokens": 9, "output_tokens": len(text), "total_tokens": 9 + len(text)},
         },
         "scores": {"match": {"value": value, "answer": text.split()[-1]}},
-        "metadata": {"level": sample_id + 3},
+        "metadata": {"level": sample_id + 3, "answer": {}},
     } | more
 
 
@@ -338,7 +338,7 @@ def test_a_log_of_inspect_by_sample(tmp_path):
     path = write_log(tmp_path / "log.json", samples)
     found = rows_of(path)
     assert (found["question"], found["answer"]) == (["What is 0 + 1?", "What is 1 + 1?"], ["1", "2"])
-    assert (found["id"], found["level"]) == ([0, 1], [3, 4])
+    assert (found["id"], found["level"], found["metadata_answer"]) == ([0, 1], [3, 4], ["{}", "{}"])
     assert (found["n_correct"], found["n_samples"], found["n_truncated"]) == ([2.5, 0.0], [3, 1], [1, None])
     assert found["attempts"][0] == attempts(
         ("It is 1", "1", 1.0, "stop", 7), ("It is 2", "2", 0.5, "length", 7), ("1", "1", 1.0, "stop", 1)
