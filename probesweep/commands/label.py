@@ -25,10 +25,10 @@ from probesweep.terminal.command import Terminal
     "--verifier",
     help="exact, contains, number, choice, math, regex:PATTERN or python:FILE:FUNCTION.",
 )
-@click.option("--question_column", default="question", show_default=True, help="Column of strings or chat messages.")
-@click.option(
-    "--answer_column", default="answer", show_default=True, help="Column of what is right; a list: any of these."
-)
+@click.option("--from", "from_file", type=PATH, help="Take up labels that are there: a log, graded answers, counts.")
+@click.option("--metric", help="With --from: which of several scores.")
+@click.option("--question_column", help="Column of strings or chat messages.  [default: question]")
+@click.option("--answer_column", help="Column of what is right; a list: any of these.  [default: answer]")
 @click.option(
     "--engine",
     type=click.Choice(["transformers", "vllm", "openai"]),
@@ -58,9 +58,7 @@ from probesweep.terminal.command import Terminal
 @click.option(
     "--truncated",
     type=click.Choice(["wrong", "drop"]),
-    default="wrong",
-    show_default=True,
-    help="What an answer that was cut off counts as; drop: not judged.",
+    help="What an answer that was cut off counts as; drop: not judged.  [default: wrong; with --from as it is]",
 )
 @click.option(
     "--verify_errors",
@@ -78,22 +76,54 @@ from probesweep.terminal.command import Terminal
     "--dry_run", is_flag=True, help="Print the first prompt, and the verifier's view of answers; run nothing."
 )
 @click.pass_obj
-def label(terminal: Terminal, dry_run: bool, **options: Any) -> None:
+def label(terminal: Terminal, dry_run: bool, from_file: Path | None, metric: str | None, **options: Any) -> None:
     """Sample a model's answers to questions and verify them: how often is each one right?
 
     The output goes into extract. To resume an interrupted labelling, run the same command again.
 
     Example: probesweep label --model smollm2 --dataset_path data/success_smollm2_test.parquet --output_path test.parquet
     --verifier number --max_new_tokens 16
+
+    Example: probesweep label --from samples_gsm8k.jsonl --output_path train.parquet
     """
-    terminal.wait(f"loading {options['model']} ...")
+    given = {name: value for name, value in options.items() if value is not None and value != ()}
+    if from_file is not None:
+        _take(terminal, from_file, metric, dry_run, given)
+        return
+    missing = [f"--{name}" for name in ("model", "dataset_path", "verifier") if name not in given]
+    if missing:
+        raise click.UsageError(f"give {', '.join(missing)}, or --from")
+    if metric is not None:
+        raise click.UsageError("--metric is for --from")
+    terminal.wait(f"loading {given['model']} ...")
     from probesweep.labelling.labelling import Labelling
 
-    options["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
-    labelling = Labelling(**options)
+    given["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
+    labelling = Labelling(**given)
     if dry_run:
         preview = labelling.preview()
         terminal.answer(lambda: preview, lambda: {"preview": preview})
         return
-    summary = labelling.run()
-    terminal.summarize(lambda: terminal.wording(str(summary)), lambda: vars(summary) | {"path": str(summary.path)})
+    _summarize(terminal, labelling.run())
+
+
+def _take(terminal: Terminal, from_file: Path, metric: str | None, dry_run: bool, given: dict[str, Any]) -> None:
+    """Take up the labels of a file."""
+    from probesweep.labelling.taking import Taking
+
+    kept = {
+        name: given.pop(name)
+        for name in ("output_path", "question_column", "answer_column", "truncated")
+        if name in given
+    }
+    defaults = {param.name: param.default for param in label.params}
+    others = [f"--{name}" for name, value in given.items() if value != defaults.get(name)]
+    if dry_run or others:
+        raise click.UsageError(f"{', '.join(others) or '--dry_run'} cannot be given with --from: nothing is sampled")
+    summary, recognized = Taking(from_file, metric=metric, **kept).run()
+    terminal.note(recognized)
+    _summarize(terminal, summary)
+
+
+def _summarize(terminal: Terminal, summary: Any) -> None:
+    terminal.summarize(lambda: terminal.wording(str(summary)), lambda: {**vars(summary), "path": str(summary.path)})

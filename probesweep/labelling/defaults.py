@@ -33,7 +33,7 @@ def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _question_column(options: Mapping[str, Any], made: Sequence[dict[str, Any]]) -> str:
-    if not made:
+    if not made or "fingerprint" not in made[0]:
         return QUESTION
     fingerprint = made[0]["fingerprint"]
     if not options["use_chat_template"] and fingerprint["engine"] != "openai":

@@ -13,14 +13,12 @@ import pyarrow as pa
 from activation_store.errors import InputError
 from activation_store.questions.formats import Wanted, read_rows
 from activation_store.questions.rows import JsonRows, Rows
-from probesweep.labelling.columns import FORMATTED_PROMPT, OUTCOME_COLUMNS, check_truncated, outcome_columns
+from probesweep.labelling.columns import FORMATTED_PROMPT, check_truncated, outcome_columns
 from probesweep.labelling.graded_columns import Graded, read_graded
 from probesweep.labelling.inspect_log import is_inspect_log, read_inspect_log
 from probesweep.labelling.lm_eval_log import is_lm_eval_log, read_lm_eval_log
-from probesweep.labelling.logged import Logged
+from probesweep.labelling.logged import ANSWER, QUESTION, Logged
 from probesweep_errors import naming
-
-QUESTION, ANSWER = "question", "answer"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +90,13 @@ def _from_log(path: Path, logged: Logged, truncated: str | None) -> Existing:
     if not logged.attempts:
         raise InputError(f"{path} has no samples")
     columns = {
-        **{name: column_of(values) for name, values in logged.others.items() if name not in _WRITTEN},
+        **{name: column_of(values) for name, values in logged.others.items()},
         QUESTION: column_of(logged.questions),
         ANSWER: column_of(logged.answers),
         **outcome_columns(logged.attempts, truncated),
         FORMATTED_PROMPT: pa.array(logged.prompts, pa.string()),
     }
     return Existing(pa.table(columns), logged.recognized)
-
-
-_WRITTEN = {QUESTION, ANSWER, FORMATTED_PROMPT, *OUTCOME_COLUMNS}
 
 
 def _from_dataset(table: Any, graded: Graded) -> Existing:
@@ -112,8 +107,8 @@ def _from_dataset(table: Any, graded: Graded) -> Existing:
         for name, column in graded.columns.items()
     }
     others = {name: table.column(name) for name in table.column_names if name not in outcome}
-    prompts = {} if FORMATTED_PROMPT in others else {FORMATTED_PROMPT: pa.nulls(len(table), pa.string())}
-    return Existing(pa.table({**others, **outcome, **prompts}), graded.recognized)
+    prompts = others.pop(FORMATTED_PROMPT, pa.nulls(len(table), pa.string()))
+    return Existing(pa.table({**others, **outcome, FORMATTED_PROMPT: prompts}), graded.recognized)
 
 
 def _typed(rows: Rows) -> Any:
@@ -125,9 +120,17 @@ def _typed(rows: Rows) -> Any:
 
 def _typed_column(rows: JsonRows, name: str) -> Any:
     try:
-        return rows.typed(name)
+        column = rows.typed(name)
     except InputError:
         return _as_json(rows.values(name))
+    return column if _fits_parquet(column.type) else _as_json(rows.values(name))
+
+
+def _fits_parquet(kind: Any) -> bool:
+    """Whether no part of a type is an object without keys."""
+    if pa.types.is_struct(kind):
+        return kind.num_fields > 0 and all(_fits_parquet(field.type) for field in kind)
+    return not pa.types.is_list(kind) or _fits_parquet(kind.value_type)
 
 
 def column_of(values: Sequence[Any]) -> Any:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from activation_store.errors import InputError
 from probesweep.labelling.columns import ATTEMPT, Attempt, count_array, outcome_columns
@@ -41,9 +41,9 @@ def read_graded(path: Path, table: Any, metric: str | None, truncated: str | Non
     readers = _readers(table)
     if not readers:
         raise InputError(
-            f"{path} has no labels that are understood; it has {', '.join(table.column_names)}. Wanted is a list column "
-            "of true and false or of structs with a field correct, n_correct and n_samples (or correct and total), or "
-            "success_rate and n_samples"
+            f"{path} has no labels that are understood; it has {', '.join(table.column_names)}. Wanted is a list "
+            "column of true and false or of structs with a field correct, n_correct and n_samples (or correct and "
+            "total), or success_rate and n_samples"
         )
     chosen = choose_metric(path, list(readers), metric)
     graded = readers[chosen](path, table, truncated)
@@ -79,8 +79,9 @@ def _is_graded(column: Any) -> bool:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return False
     # Numbers beyond these are no grades: token ids, vectors.
-    span = pc.min_max(pc.list_flatten(column)).as_py()
-    return span["min"] is not None and 0 <= span["min"] and span["max"] <= 1
+    parts = [chunk.flatten().drop_null().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    values = np.concatenate(parts)
+    return len(values) > 0 and bool(((values >= 0) & (values <= 1)).all())
 
 
 def _is_number(column: Any) -> bool:

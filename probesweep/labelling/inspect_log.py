@@ -11,7 +11,7 @@ from typing import Any
 from activation_store.errors import InputError
 from probesweep.errors import RequestError
 from probesweep.labelling.columns import LENGTH, Attempt
-from probesweep.labelling.logged import Logged, choose_metric, is_share
+from probesweep.labelling.logged import TAKEN, Logged, choose_metric, is_share
 
 # Inspect's own: correct, partially correct, incorrect, no answer.
 _GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}
@@ -58,15 +58,19 @@ def read_inspect_log(path: Path, metric: str | None) -> Logged:
         prompts=[None] * len(firsts),
         others={
             "id": _alike_ids([sample.id for sample in firsts]),
-            **{key: [sample.metadata.get(key) for sample in firsts] for key in metadata},
+            **{_column(key): [sample.metadata.get(key) for sample in firsts] for key in metadata},
         },
         recognized=f"{path}: a log of Inspect{state}, scored by {chosen}",
     )
 
 
+def _column(key: str) -> str:
+    return f"metadata_{key}" if key in {"id", *TAKEN} else key
+
+
 def _read(path: Path) -> Any:
     try:
-        from inspect_ai.log import read_eval_log
+        from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise RequestError(
             f"{path} is a log of Inspect, and inspect_ai is not installed; pip install inspect-ai"
@@ -109,8 +113,8 @@ def _grade(path: Path, sample: Any, value: Any) -> float | None:
         return _GRADES[value]
     if not is_share(value):
         raise InputError(
-            f"{path}: sample {sample.id!r}, epoch {sample.epoch}, has the score {value!r}; scores must be C, P, I or N, "
-            "true or false, or numbers from 0 to 1"
+            f"{path}: sample {sample.id!r}, epoch {sample.epoch}, has the score {value!r}; scores must be C, P, I or "
+            "N, true or false, or numbers from 0 to 1"
         )
     return float(value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
-import pyarrow.ipc as paipc
 
 from activation_store.errors import InputError
 from activation_store.extraction.arguments import check_template_kwargs
@@ -25,18 +23,18 @@ from probesweep.labelling.asked import as_asked
 from probesweep.labelling.columns import Attempt, check_truncated
 from probesweep.labelling.engines.engine import LENGTH, Answer, Batch, Engine
 from probesweep.labelling.meter import Judged, metered
-from probesweep.labelling.output import ADDED, read_about, write_labelled
+from probesweep.labelling.output import ADDED, VERSION, hash_of, read_about, write_labelled
 from probesweep.labelling.progress import Progress, check_same
 from probesweep.labelling.sampling import Sampling
+from probesweep.labelling.summary import Summary
+from probesweep.labelling.taking import check_labelled_path
 from probesweep.labelling.verdict import Verifier, VerifierError, check_answers
 from probesweep.labelling.verifiers import make_verifier
-from probesweep.outputs import check_file, only_writer
+from probesweep.outputs import only_writer
 from probesweep_errors import naming
 
 EngineName = Literal["transformers", "vllm", "openai"]
 VerifyErrors = Literal["stop", "null"]
-_MUCH_TRUNCATED = 0.05
-_VERSION = 1
 _N_EXAMPLES = 3
 
 logger = logging.getLogger(__name__)
@@ -143,14 +141,8 @@ class Labelling:
         check_truncated(self.truncated)
         check_template_kwargs(self.chat_template_kwargs or {})
         self.sampling.check()
-        path = Path(self.output_path)
-        if path.suffix != ".parquet":
-            raise RequestError(
-                f"output_path={str(path)!r}: labels are written as parquet; end the name in .parquet",
-                argument="output_path",
-            )
         datasets = [Path(each) for each in listed(self.dataset_path) if isinstance(each, str | Path)]
-        check_file(path, "output_path", datasets)
+        check_labelled_path(Path(self.output_path), datasets)
         _ = self._verifier
 
     def run(self) -> Summary:
@@ -174,13 +166,8 @@ class Labelling:
     def _is_done(self, path: Path) -> bool:
         if not path.exists():
             return False
-        about = read_about(path)
-        if about is None:
-            raise RequestError(
-                f"{path} exists and was not made by probesweep label; give another output_path=..., or remove it",
-                argument="output_path",
-            )
-        check_same(path, about["fingerprint"], self._fingerprint, "remove it")
+        found = read_about(path).get("fingerprint", {"taken from others": True})
+        check_same(path, found, self._fingerprint, "remove it")
         # A process that was killed after it wrote the file.
         progress_of(path).unlink(missing_ok=True)
         return True
@@ -344,7 +331,7 @@ class Labelling:
         check_answers(self._verifier, self._answers, f"{self._columns.path}: column {self.answer_column!r}")
         return {
             **self._engine.identity,
-            "dataset": _hash_of(self._table),
+            "dataset": hash_of(self._table),
             "n_questions": len(self._columns),
             "question_column": self.question_column,
             "answer_column": self.answer_column,
@@ -360,7 +347,7 @@ class Labelling:
     @property
     def _about(self) -> dict[str, Any]:
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "fingerprint": self._fingerprint,
             "dataset_path": self._columns.path,
             "base_url": self.base_url,
@@ -368,78 +355,9 @@ class Labelling:
         }
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a labelling found.
-
-    Parameters
-    ----------
-    path : Path
-    n_questions, n_attempts : int
-    n_judged, n_correct, n_truncated : float
-        Of the attempts.
-    n_without_rate : int
-        Questions of which no attempt was judged.
-    """
-
-    path: Path
-    n_questions: int
-    n_attempts: int
-    n_judged: int
-    n_correct: float
-    n_truncated: int
-    n_without_rate: int
-
-    @classmethod
-    def read(cls, path: Path) -> Summary:
-        """Add up the columns of a file."""
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
-
-        names = ["n_samples", "n_correct", "n_truncated", "success_rate", "attempts"]
-        table: Any = pq.read_table(path, columns=names)
-        compute: Any = pc
-        return cls(
-            path,
-            table.num_rows,
-            int(compute.sum(compute.list_value_length(table["attempts"])).as_py() or 0),
-            *(compute.sum(table[name]).as_py() or 0 for name in names[:3]),
-            table["success_rate"].null_count,
-        )
-
-    def __str__(self) -> str:
-        """In a few lines."""
-        share = f"{self.n_correct / self.n_judged:.3f}" if self.n_judged else "none judged"
-        lines = [f"{self.path}: {self.n_questions} questions, {self.n_attempts} attempts, share right {share}"]
-        if self.n_attempts and self.n_truncated > _MUCH_TRUNCATED * self.n_attempts:
-            lines.append(
-                f"{self.n_truncated} of {self.n_attempts} attempts ({self.n_truncated / self.n_attempts:.1%}) were cut "
-                "off (max_new_tokens=...): the rates may say more about that limit than about the questions"
-            )
-        if self.n_judged < self.n_attempts:
-            lines.append(f"{self.n_attempts - self.n_judged} attempts could not be judged; they count in no rate")
-        if self.n_without_rate:
-            lines.append(
-                f"{self.n_without_rate} questions have no attempt that was judged: their success_rate is null; drop "
-                "them before extract"
-            )
-        if self.n_attempts == self.n_questions:
-            lines.append("one attempt each: success_rate is 0 or 1, right or wrong, and no rate")
-        return "\n".join(lines)
-
-
 def progress_of(path: Path) -> Path:
     """Where the attempts are kept until the file is written."""
     return path.with_name(f"{path.name}.progress")
-
-
-def _hash_of(table: Any) -> str:
-    """SHA-256 over names, types and values, whatever the parts that they were read in."""
-    sink = pa.BufferOutputStream()
-    whole = table.combine_chunks().replace_schema_metadata(None)
-    with paipc.new_stream(sink, whole.schema) as writer:
-        writer.write_table(whole)
-    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def _first(answer: Any) -> str:

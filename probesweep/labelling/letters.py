@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left
 
 from probesweep.labelling.texts import boxed, is_denied
 
@@ -25,8 +26,9 @@ _IS_RIGHT = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?]\s(?!\s*\Z)|\n")
-_LINE_START = re.compile(r"^[\s(\[]*([A-J])[.):\]](?=\s|\Z)", re.MULTILINE)
+_LINE_START = re.compile(r"^[ \t(\[]*([A-J])[.):\]](?=\s|\Z)(?!\s+(?:and|or)\b)", re.MULTILINE)
 _ALONE = re.compile(r"\W*(?:option|choice|answer)?\W*([A-Ja-j])\W*", re.IGNORECASE)
+_LONGEST_SENTENCE = 500
 _LONGEST_ALONE = 40
 _MARKUP = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
@@ -65,17 +67,24 @@ def _stated(text: str, letters: dict[int, str]) -> dict[int, str]:
     in_box = boxed(text)
     if in_box is not None and letter_of(in_box[1]):
         stated[in_box[0]] = letter_of(in_box[1]) or ""
+    places = list(letters)
     for statement in _STATEMENT.finditer(text):
-        end = _SENTENCE_END.search(text, statement.end())
-        inside = [place for place in letters if statement.end() <= place < (end.start() if end else len(text))]
+        limit = statement.end() + _LONGEST_SENTENCE
+        end = _SENTENCE_END.search(text, statement.end(), limit)
+        first = bisect_left(places, statement.end())
+        inside = places[first : first + 1]
         small = _SMALL_AT_END.match(text, statement.end())
-        if inside:
+        if inside and inside[0] < (end.start() if end else limit):
             stated[inside[0]] = letters[inside[0]]
         elif small:
             stated[small.start(1)] = small[1].upper()
-    end = len(text.rstrip())
-    begin = text.rfind("\n", 0, end) + 1
-    last = _ALONE.fullmatch(text, begin, end) if end - begin <= _LONGEST_ALONE else None
-    if last:
-        stated[last.start(1)] = last[1].upper()
+    lines = text.rstrip().split("\n")
+    alone = [found and found[1].upper() for found in map(_alone, lines)]
+    # Not where each of several lines is an option.
+    if alone[-1] and len({letter for letter in alone if letter}) == 1:
+        stated[len(text.rstrip()) - 1] = alone[-1]
     return stated
+
+
+def _alone(line: str) -> re.Match[str] | None:
+    return _ALONE.fullmatch(line) if len(line) <= _LONGEST_ALONE else None

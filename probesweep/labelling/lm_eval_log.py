@@ -9,7 +9,7 @@ from typing import Any
 from activation_store.errors import InputError
 from activation_store.questions.rows import JsonRows, Rows
 from probesweep.labelling.columns import Attempt
-from probesweep.labelling.logged import Logged, choose_metric, is_share
+from probesweep.labelling.logged import TAKEN, Logged, choose_metric, is_share
 
 Row = Mapping[str, Any]
 # Where tasks have their questions.
@@ -47,9 +47,8 @@ def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None
     by_document = _by_document(rows.path, numbered)
     firsts = [of_one[0] for of_one in by_document]
     question_key = question_column or _question_key(rows.path, firsts)
-    others = [
-        name for name in rows.names if name not in _OF_ATTEMPTS and name not in {each for each, _ in names.values()}
-    ]
+    used = {*_OF_ATTEMPTS, *TAKEN, *(each for each, _ in names.values())}
+    others = [name for name in rows.names if name not in used]
     return Logged(
         questions=[_question(rows.path, number, row, question_key) for number, row in firsts],
         answers=[row.get("target") for _, row in firsts],
@@ -59,7 +58,9 @@ def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None
         ],
         prompts=[_prompt(row.get("arguments")) for _, row in firsts],
         others={name: [row.get(name) for _, row in firsts] for name in others},
-        recognized=f"{rows.path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}",
+        recognized=(
+            f"{rows.path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}"
+        ),
     )
 
 
@@ -136,8 +137,8 @@ def _attempts(path: Path, number: int, row: Row, key: str) -> list[Attempt]:
     scores = score if isinstance(score, list) else [score]
     if len(texts) > 1 and len(scores) != len(texts):
         raise InputError(
-            f"{path}: row {number} has {len(texts)} responses and {len(scores)} values of {key}, which do not say which "
-            "of them are right; log runs of one response each (other seeds) and join their files"
+            f"{path}: row {number} has {len(texts)} responses and {len(scores)} values of {key}, which do not say "
+            "which of them are right; log runs of one response each (other seeds) and join their files"
         )
     if len(texts) != len(scores):
         texts = [None] * len(scores)

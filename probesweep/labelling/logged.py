@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from probesweep.errors import RequestError
-from probesweep.labelling.columns import Attempt
+from probesweep.labelling.columns import FORMATTED_PROMPT, OUTCOME_COLUMNS, Attempt
+
+QUESTION, ANSWER = "question", "answer"
+# What else a log holds has other names.
+TAKEN = {QUESTION, ANSWER, FORMATTED_PROMPT, *OUTCOME_COLUMNS}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,14 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from probesweep.errors import RequestError
+from probesweep.labelling.numerals import number_of
 from probesweep.labelling.texts import said
 from probesweep.labelling.verdict import Verdict, acceptable, as_text, why_no_answer
 
@@ -67,6 +69,9 @@ class MathVerifier:
         """Why a reference answer cannot be used."""
         if why_no_answer(answer):
             return why_no_answer(answer)
+        # Most references are numbers, which need not be asked about one by one.
+        if all(number_of(each) is not None for each in acceptable(answer)):
+            return None
         found = self._ask({"answers": [as_text(each) for each in acceptable(answer)]})
         if found is None:
             return f"cannot be read by math-verify within {self._limit_s:g} s"
@@ -134,10 +139,8 @@ class _Worker:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 def _close(idle: deque[_Worker]) -> None:

@@ -3,7 +3,9 @@ r"""Numbers in text, as exact fractions: separators, units, fractions, LaTeX, an
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,6 +15,9 @@ from probesweep.labelling.texts import boxed, is_denied
 
 # Numbers that are not whole may differ by this share: 0.333333 is 1/3.
 TOLERANCE = Fraction(1, 10**6)
+_LONGEST_CLAUSE = 500
+# What stands before a number says whether it is part of something else, in so many characters.
+_NEAR = 12
 # Beyond so many digits and such powers of ten a number is a mistake, and exact fractions are slow.
 _MOST_DIGITS = 400
 # Stands for a formula that is no number by itself: a root, a fraction with letters.
@@ -33,7 +38,8 @@ _NUMBER = re.compile(
     rf"""
     (?P<sign>[-+])?[ ]?(?P<currency>[$€£¥₹])?[ ]?(?P<inner_sign>(?<=[$€£¥₹])-)?
     (?:
-        (?:(?P<whole>\d{1, 3})[ ])?(?P<above>\d+)[ ]?/[ ]?(?P<below>\d+)     # 3/4 and 1 1/2
+        10\^(?P<power_alone>[-+]?\d+)
+      | (?:(?P<whole>\d{{1,3}})[ ])?(?P<above>\d+)[ ]?/[ ]?(?P<below>\d+)     # 3/4 and 1 1/2
       | (?P<number>{_DIGITS})
         (?:[ ]?[×x*·][ ]?10\^(?P<power>[-+]?\d+)|[eE](?P<exponent>[-+]?\d+))?
     )
@@ -45,10 +51,11 @@ _NUMBER = re.compile(
 # Part of something else: a word, a power, a date, a time, a version, a sum. What is added is a number or a variable.
 _OPERAND = rf"(?:[\d)%}}{_FORMULA}]|\b[b-zB-HJ-Z])"
 _PART_BEFORE = re.compile(
-    rf"(?:[^\W\d]|[_^\d]|\d[.,:/]|{_OPERAND}[ ]*(?:\*\*|[-+×*·÷/]|\b[xX]\b)[ ]*[$€£(]?|{_FORMULA}[ ]*)\Z"
+    rf"(?:[^\W\d]|[_^\d]|±[ ]?|\d[.,:/]|{_OPERAND}[ ]*(?:\*\*|[-+×*·÷/]|\b[xX]\b)[ ]*[$€£(]?|{_FORMULA}[ ]*)\Z"
 )
 _PART_BEHIND = re.compile(
-    rf"[ ]*(?:\*\*|[-+×*·÷/^]|[xX](?=[ ]?\d))[ ]*[-$€£(]?[\d.{_FORMULA}]|\^|[:.,/]\d|[xyzXYZ]\b|[ ]*[*×·]?[ ]*{_FORMULA}"
+    rf"[ ]*(?:\*\*|[-+×*·÷/^]|[xX](?=[ ]?\d))[ ]*[-$€£(]?[\d.{_FORMULA}]"
+    rf"|\^|[:.,/]\d|[xyzXYZ]\b|[ ]*[*×·]?[ ]*{_FORMULA}"
 )
 _JOINED_BEFORE = re.compile(rf"(?:[^\W_]|[)\]}}%]|{_OPERAND}[ ]+)\Z")
 _AFTER_EQUALS = re.compile(r"[=≈][\s$(\[{]*\Z")
@@ -107,11 +114,13 @@ def number_of(answer: str | float | Decimal) -> Number | None:
         decimal = Decimal(str(answer))
         return Number(Fraction(decimal)) if decimal.is_finite() else None
     text = readable(answer)
-    stated = _boxed_number(text) or _stated_number(text)
+    numbers = _numbers(text)
+    stated = _boxed_number(text) or _stated_number(text, numbers)
     if stated:
         return stated
-    numbers = [found.number for found in _numbers(text)]
-    return numbers[-1] if numbers and all(one == numbers[0] for one in numbers) else _after_equals(text)
+    if numbers and all(one.number == numbers[0].number for one in numbers):
+        return numbers[0].number
+    return _number_of(_behind_equals(text, numbers))
 
 
 def answer_in(text: str) -> Number | None:
@@ -122,7 +131,8 @@ def answer_in(text: str) -> Number | None:
     of a word, a sum, a power, a date or a time, are none.
     """
     text = readable(text)
-    return _boxed_number(text) or _stated_number(text) or _last_number(text)
+    numbers = _numbers(text)
+    return _boxed_number(text) or _stated_number(text, numbers) or _last_number(text, numbers)
 
 
 def readable(text: str) -> str:
@@ -163,7 +173,12 @@ _LATEX = [
             r"(?:(?P<digit>\d)\s?)?\\[dtc]?frac\s*(?P<above>\{[^{}]*\}|\d)\s*(?P<below>\{[^{}]*\}|\d)",
             _fraction,
         ),
-        (r"\\sqrt(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}|\d)|√\s*\(?[\d.]+\)?|\\(?:pi|infty)(?![a-zA-Z])|[π∞]", _FORMULA),
+        (r"\\pm(?![a-zA-Z])", "±"),
+        (r"(?<!\d)(?<!\d )\b(?:minus|negative|Minus|Negative) (?=[\d.$])", "-"),
+        (
+            r"\\sqrt(?:\[[^\]]*\])?\s*(?:\{[^{}]*\}|\d)|(?:√|sqrt)\s?\(?[\d.]+\)?|\\(?:pi|infty)(?![a-zA-Z])|[π∞]",
+            _FORMULA,
+        ),
     )
 ]
 
@@ -174,7 +189,10 @@ def _numbers(text: str) -> list[_Found]:
     for match in _NUMBER.finditer(text):
         start, end = match.span()
         start += len(match[0]) - len(match[0].lstrip())
-        before, signed = text[max(0, start - 12) : start], match["sign"] is not None
+        before, signed = text[max(0, start - _NEAR) : start], match["sign"] is not None
+        if match["currency"]:
+            # US$5 is no part of a word.
+            before = before.rstrip(string.ascii_letters)
         is_part = (_JOINED_BEFORE if signed else _PART_BEFORE).search(before) or _PART_BEHIND.match(text, end)
         if is_part or is_denied(text, start, end):
             continue
@@ -187,7 +205,7 @@ def _numbers(text: str) -> list[_Found]:
 
 
 def _read(match: re.Match[str], *, is_negative: bool) -> Number | None:
-    parts = [match[name] or "0" for name in ("whole", "above", "below", "number", "power", "exponent")]
+    parts = [match[name] or "0" for name in ("whole", "above", "below", "number")]
     if any(len(part) > _MOST_DIGITS for part in parts):
         return None
     if match["below"]:
@@ -195,10 +213,10 @@ def _read(match: re.Match[str], *, is_negative: bool) -> Number | None:
             return None
         value = int(match["whole"] or 0) + Fraction(int(match["above"]), int(match["below"]))
     else:
-        power = int(match["power"] or match["exponent"] or 0)
-        if abs(power) > _MOST_DIGITS:
+        power = match["power"] or match["exponent"] or match["power_alone"] or "0"
+        if len(power) > _MOST_DIGITS or abs(int(power)) > _MOST_DIGITS:
             return None
-        value = Fraction(_without_separators(match["number"])) * Fraction(10) ** power
+        value = Fraction(_without_separators(match["number"] or "1")) * Fraction(10) ** int(power)
     value *= 10 ** _SCALES.get(match["scale"] or "", 0)
     return Number(-value if is_negative else value, match["percent"] is not None)
 
@@ -214,23 +232,24 @@ def _without_separators(digits: str) -> str:
 
 def _boxed_number(text: str) -> Number | None:
     found = boxed(text)
-    return None if found is None else _after_equals(found[1]) or _last_number(found[1])
+    return None if found is None else _last_number(found[1].replace("\n", " "), _numbers(found[1]))
 
 
-def _stated_number(text: str) -> Number | None:
+def _stated_number(text: str, numbers: Sequence[_Found]) -> Number | None:
     """What the last sentence that says what the answer is says it is."""
-    numbers = _numbers(text)
+    places = [one.start for one in numbers]
     for statement in reversed(list(_STATEMENT.finditer(text))):
-        end = _CLAUSE_END.search(text, statement.end())
-        inside = [one for one in numbers if statement.end() <= one.start < (end.start() if end else len(text))]
+        limit = statement.end() + _LONGEST_CLAUSE
+        end = _CLAUSE_END.search(text, statement.end(), limit)
+        first, behind = (bisect_left(places, place) for place in (statement.end(), end.start() if end else limit))
+        inside = numbers[first:behind]
         if inside:
             return (_behind_equals(text, inside) or inside[0]).number
     return None
 
 
-def _last_number(text: str) -> Number | None:
+def _last_number(text: str, numbers: Sequence[_Found]) -> Number | None:
     """Of the last sentence with a number, the one behind its last "=", else the last."""
-    numbers = _numbers(text)
     if not numbers:
         return None
     last = numbers[-1]
@@ -238,13 +257,12 @@ def _last_number(text: str) -> Number | None:
     return (_behind_equals(text, [one for one in numbers if one.start >= begin]) or last).number
 
 
-def _after_equals(text: str) -> Number | None:
-    found = _behind_equals(text, _numbers(text))
+def _number_of(found: _Found | None) -> Number | None:
     return found.number if found else None
 
 
 def _behind_equals(text: str, numbers: Sequence[_Found]) -> _Found | None:
-    behind = [one for one in numbers if _AFTER_EQUALS.search(text[max(0, one.start - 12) : one.start])]
+    behind = [one for one in numbers if _AFTER_EQUALS.search(text[max(0, one.start - _NEAR) : one.start])]
     return behind[-1] if behind else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.ipc as paipc
 import pyarrow.parquet as pq
 
 from activation_store.files.durable import draft_of
@@ -16,27 +18,42 @@ from probesweep.labelling.columns import FORMATTED_PROMPT, OUTCOME_COLUMNS, Atte
 
 # The key of how a file was made, among parquet's metadata.
 ABOUT = b"probesweep_label"
+VERSION = 1
 ADDED = (*OUTCOME_COLUMNS, FORMATTED_PROMPT)
 _GROUP_ROWS = 1000
-# pandas' own description of the columns, which would be wrong.
 _PANDAS = b"pandas"
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
-    """How a labelling made a file; None where none did.
+def read_about(path: Path) -> dict[str, Any]:
+    """How the labels of a file were made or taken up.
 
     Raises
     ------
     RequestError
-        It is no parquet file.
+        The file is not of ``probesweep label``.
     """
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
+        return json.loads((pq.read_schema(path).metadata or {})[ABOUT])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise RequestError(
-            f"{path} exists and is no parquet file; give another output_path=...", argument="output_path"
+            f"{path} exists and was not made by probesweep label; give another output_path=..., or remove it",
+            argument="output_path",
         ) from error
-    return json.loads(metadata[ABOUT]) if ABOUT in metadata else None
+
+
+def described(table: Any, about: Mapping[str, Any]) -> Any:
+    """A table that says how its labels were made; pandas' own description of the columns, which is wrong now, goes."""
+    kept = {key: value for key, value in (table.schema.metadata or {}).items() if key != _PANDAS}
+    return table.replace_schema_metadata({**kept, ABOUT: json.dumps(about).encode()})
+
+
+def hash_of(table: Any) -> str:
+    """SHA-256 over names, types and values, whatever the parts that they were read in."""
+    sink = pa.BufferOutputStream()
+    whole = table.combine_chunks().replace_schema_metadata(None)
+    with paipc.new_stream(sink, whole.schema) as writer:
+        writer.write_table(whole)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def write_labelled(
@@ -60,9 +77,7 @@ def write_labelled(
     about : mapping
         How the labels were made, as JSON.
     """
-    kept = table.drop_columns([name for name in ADDED if name in table.column_names])
-    metadata = {key: value for key, value in (kept.schema.metadata or {}).items() if key != _PANDAS}
-    metadata[ABOUT] = json.dumps(about).encode()
+    kept = described(table.drop_columns([name for name in ADDED if name in table.column_names]), about)
     # Shares of a user's verifier may add up to a fraction in any row: the type of a column is that of all rows.
     share = next((one for of_row in attempts() for one in of_row if _is_share(one)), None)
     fields = outcome_columns([[] if share is None else [share]], None)
@@ -72,7 +87,7 @@ def write_labelled(
             *(pa.field(name, fields[name].type) for name in OUTCOME_COLUMNS),
             pa.field(FORMATTED_PROMPT, pa.string()),
         ],
-        metadata=metadata,
+        metadata=kept.schema.metadata,
     )
     left = attempts()
     with draft_of(path) as draft, pq.ParquetWriter(draft, schema) as writer:

@@ -56,17 +56,20 @@ def _without_end(text: str) -> str:
 def is_denied(text: str, start: int, end: int) -> bool:
     """Whether a text says of a part of it that it is not the answer: "not 7", "7 is wrong"."""
     before = text[max(0, start - _NEAR) : start]
-    clause = before[max((found.end() for found in _CLAUSE_ENDS.finditer(before)), default=0) :]
-    return bool(_DENIED_BEFORE.search(clause) or _DENIED_BEHIND.match(text, end))
+    # Most parts have no denial near them, which is found out faster than where their clause begins.
+    if _DENIED_BEFORE.search(before):
+        clause = before[max((found.end() for found in _CLAUSE_ENDS.finditer(before)), default=0) :]
+        if _DENIED_BEFORE.search(clause):
+            return True
+    return _DENIED_BEHIND.match(text, end) is not None
 
 
 def boxed(text: str) -> tuple[int, str] | None:
     r"""Where the last ``\boxed{...}`` begins, and what is in it; of one in another, the inner."""
-    found = None
-    for found in re.finditer(r"\\(?:boxed|fbox)\s*(\{|(?=[\w-]))", text):
-        pass
-    if found is None:
+    boxes = list(re.finditer(r"\\(?:boxed|fbox)\s*(\{|(?=[\w-]))", text))
+    if not boxes:
         return None
+    found = boxes[-1]
     if not found[1]:
         return found.start(), text[found.end() : found.end() + 1]
     depth, end = 1, found.end()

@@ -81,7 +81,8 @@ class FunctionVerifier:
         if value is None:
             return None
         # NumPy's true and false are no numbers.
-        number = float(value) if isinstance(value, Real) or hasattr(value, "dtype") and not value.shape else None
+        is_number = isinstance(value, Real) or (hasattr(value, "dtype") and not value.shape)
+        number = float(value) if is_number else None
         if number is None or not 0 <= number <= 1:
             raise VerifierError(
                 f"{self._called} returned {shown(value)}; return true or false, a share in [0, 1], or None"

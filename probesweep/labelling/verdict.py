@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -90,7 +91,7 @@ def check_answers(verifier: Verifier, answers: Sequence[Any], where: str) -> Non
         )
 
 
-def acceptable(answer: Any) -> list[str | int | float | Decimal]:
+def acceptable(answer: Any) -> list[Any]:
     """The answers that are right: one, or those of a list."""
     return list(answer) if isinstance(answer, list | tuple) else [answer]
 
@@ -107,19 +108,16 @@ def why_no_answer(answer: Any) -> str | None:
             return "is empty" if each is answer else "has an empty text"
         if not isinstance(each, str | Real | Decimal):
             return f"is neither text nor a number nor a list of these, but {type(each).__name__}"
+        if not isinstance(each, str) and not math.isfinite(each):
+            return "is infinite" if each is answer else "has an infinite number"
     return None
 
 
 def as_text(answer: str | float | Decimal) -> str:
-    """An answer as people write it: a whole number without a fraction of zeros."""
-    if isinstance(answer, str):
-        return answer
-    is_whole = not isinstance(answer, bool) and answer == answer.__floor__() if _is_finite(answer) else False
-    return str(int(answer)) if is_whole else str(answer)
-
-
-def _is_finite(answer: float | Decimal) -> bool:
-    return Decimal(answer).is_finite()
+    """An answer as people write it: a whole number without a point, as columns with a null have them."""
+    if isinstance(answer, str | bool) or answer != answer // 1:
+        return str(answer)
+    return str(int(answer))
 
 
 def shown(value: Any) -> str:

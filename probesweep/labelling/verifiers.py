@@ -172,14 +172,12 @@ class RegexVerifier:
         """Judge one answer; null if the pattern takes too long on it."""
         del row
         try:
-            found = None
-            for found in self.pattern.finditer(text, timeout=_PATTERN_SECONDS):
-                pass
+            matches = list(self.pattern.finditer(text, timeout=_PATTERN_SECONDS))
         except TimeoutError:
             return NOT_JUDGED
-        if found is None:
+        if not matches:
             return NO_ANSWER
-        return _verdict_on_text(found[1 if self.pattern.groups else 0] or "", answer)
+        return _verdict_on_text(matches[-1][1 if self.pattern.groups else 0] or "", answer)
 
     def why_unusable(self, answer: Any) -> str | None:
         """Why a reference answer cannot be used."""

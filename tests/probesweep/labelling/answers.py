@@ -1,4 +1,4 @@
-"""Answers with the verdict that a reader gives: (reference, text, verdict). Written by hand, before any verifier saw them."""
+"""Answers with the verdict that a reader gives: (reference, text, verdict)."""
 
 from typing import Any
 
@@ -47,6 +47,8 @@ NUMBERS: list[tuple[Any, str, float | None]] = [
     (-7, "7", WRONG),
     (5, "- 5 apples", RIGHT),
     (7, "+7", RIGHT),
+    (-5, "It is negative 5.", RIGHT),
+    (4, "x = ±4", WRONG),
     (-5, "-$5", RIGHT),
     (-5, "$-5$", RIGHT),
     # Thousands
@@ -74,6 +76,9 @@ NUMBERS: list[tuple[Any, str, float | None]] = [
     (5, "\\$5", RIGHT),
     (5.5, "$5.50", RIGHT),
     (5, "€5", RIGHT),
+    (5, "US$5", RIGHT),
+    (5, "a 5-year-old", RIGHT),
+    (5, "USD 5", RIGHT),
     (5, "5 €", RIGHT),
     (5, "5 m²", RIGHT),
     (5, "5 m^2", RIGHT),
@@ -120,6 +125,8 @@ NUMBERS: list[tuple[Any, str, float | None]] = [
     (1500, "$1.5 \\times 10^{3}$", RIGHT),
     (0.0015, "1.5 × 10⁻³", RIGHT),
     (1500, "1.5·10³", RIGHT),
+    (10**6, "10^6", RIGHT),
+    (0.001, "$10^{-3}$", RIGHT),
     # LaTeX and boxes
     (7, "\\boxed{7}", RIGHT),
     (7, "$\\boxed{7}$", RIGHT),
@@ -134,6 +141,7 @@ NUMBERS: list[tuple[Any, str, float | None]] = [
     (7, "\\[ x = 7 \\]", RIGHT),
     (2, "\\sqrt{2}", WRONG),
     (2, "2\\pi", WRONG),
+    (2, "sqrt(2)", WRONG),
     (2, "2√3", WRONG),
     # Several numbers
     (7, "3 + 4 = 7", RIGHT),
@@ -201,6 +209,8 @@ CHOICES: list[tuple[Any, str, float | None]] = [
     ("B", "It is A or B.", UNCLEAR),
     ("B", "(A) and (B) are both likely.", UNCLEAR),
     ("B", "A) 3\nB) 4\nC) 5", UNCLEAR),
+    ("B", "A\nB\nC\nD", UNCLEAR),
+    ("B", "The options are A, B and C.\n\n(B)\n", RIGHT),
 ]
 
 EXACT: list[tuple[Any, str, float | None]] = [
@@ -268,7 +278,7 @@ FORMULAS: list[tuple[Any, str, float | None]] = [
     ("\\pi", "$3\\pi/3$", RIGHT),
     ("2\\pi", "$\\pi$", WRONG),
     ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "$\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}$", RIGHT),
-    ("-1", "$e^{i\\pi}$", RIGHT),
+    ("-1", "$\\cos(\\pi)$", RIGHT),
     (["2", "-2"], "$x = -2$", RIGHT),
     ("7", "I do not know.", WRONG),
     ("7", "", WRONG),

@@ -1,6 +1,8 @@
 """Labels of others: the same columns, and one line for what is not understood."""
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +179,8 @@ def test_samples_of_the_harness_by_document(tmp_path):
     path = write_lines(
         tmp_path / "samples_gsm8k.jsonl",
         [
-            sample(0, "It is 1", 1.0), sample(1, "It is 3", 0.0), sample(0, "no idea", 0.0, filtered_resps=["[invalid]"]),
-            sample(1, "So 2", 1.0), sample(0, "1", 1.0),
+            sample(0, "It is 1", 1.0), sample(1, "It is 3", 0.0),
+            sample(0, "no idea", 0.0, filtered_resps=["[invalid]"]), sample(1, "So 2", 1.0), sample(0, "1", 1.0),
         ],
     )  # fmt: skip
     found = rows_of(path)
@@ -241,7 +243,7 @@ def test_a_score_for_each_of_several_responses(tmp_path):
         ),
         ([sample(0, "1", 1.0, doc={"a": "?", "b": 1})], "which key of doc holds the question? It has a, b"),
         ([sample(0, "1", 1.0, doc={"question": 7})], "row 0 has no question: doc['question'] is 7"),
-        ([sample(0, "1", 1.0, doc_id=None)], "row 0 has no doc_id"),
+        ([sample(0, "1", 1.0) | {"doc_id": None}], "row 0 has no doc_id"),
     ],
 )
 def test_samples_that_are_not_understood(tmp_path, rows, message):
@@ -254,3 +256,132 @@ def test_samples_that_are_not_understood(tmp_path, rows, message):
 def test_the_key_of_the_question_can_be_named(tmp_path):
     path = write_lines(tmp_path / "samples.jsonl", [sample(0, "1", 1.0, doc={"a": "Really?"})])
     assert rows_of(path, question_column="a")["question"] == ["Really?"]
+
+
+# Inspect
+
+
+def epoch(sample_id: int, number: int, text: str, value: Any, **more: Any) -> dict:
+    """A sample as the log of version 0.3 has it, without what is not read here."""
+    return {
+        "id": sample_id,
+        "epoch": number,
+        "input": f"What is {sample_id} + 1?",
+        "target": str(sample_id + 1),
+        "messages": [],
+        "output": {
+            "model": "m",
+            "choices": [{"message": {"role": "assistant", "content": text}, "stop_reason": "stop"}],
+            "usage": {"input_tokens": 9, "output_tokens": len(text), "total_tokens": 9 + len(text)},
+        },
+        "scores": {"match": {"value": value, "answer": text.split()[-1]}},
+        "metadata": {"level": sample_id + 3, "answer": {}},
+    } | more
+
+
+def write_log(path: Path, samples: list[dict]) -> Path:
+    log = {
+        "version": 2,
+        "status": "success",
+        "eval": {
+            "run_id": "r", "created": "2026-11-01T10:00:00+00:00", "task": "sums", "task_id": "t",
+            "dataset": {}, "model": "mockllm/model", "config": {},
+        },
+        "samples": samples,
+    }  # fmt: skip
+    path.write_text(json.dumps(log))
+    return path
+
+
+@pytest.fixture(params=["stand-in", "inspect_ai"])
+def reader(request, monkeypatch):
+    """Inspect's reader where it is installed, and one that knows as much of its logs as is read here."""
+    if request.param == "inspect_ai":
+        pytest.importorskip("inspect_ai")
+        return
+    module = types.ModuleType("inspect_ai.log")
+    module.read_eval_log = lambda path, resolve_attachments: as_log(json.loads(Path(path).read_text()))
+    monkeypatch.setitem(sys.modules, "inspect_ai", types.ModuleType("inspect_ai"))
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", module)
+
+
+def as_log(log: dict) -> types.SimpleNamespace:
+    samples = []
+    for sample in log["samples"]:
+        output, scores = dict(sample["output"]), sample["scores"] or {}
+        [choice] = output["choices"] or [{"message": {"content": ""}, "stop_reason": "unknown"}]
+        usage = types.SimpleNamespace(**output["usage"]) if output["usage"] else None
+        told = {"completion": choice["message"]["content"], "stop_reason": choice["stop_reason"], "usage": usage}
+        read = {
+            "output": types.SimpleNamespace(**output | told),
+            "scores": {name: types.SimpleNamespace(**{"answer": None} | score) for name, score in scores.items()},
+        }
+        if isinstance(sample["input"], list):
+            messages = [types.SimpleNamespace(role=one["role"], text=one["content"]) for one in sample["input"]]
+            read["input"] = messages
+        samples.append(types.SimpleNamespace(**sample | read))
+    return types.SimpleNamespace(status=log["status"], samples=samples)
+
+
+def cut_off(sample: dict) -> dict:
+    sample["output"]["choices"][0]["stop_reason"] = "max_tokens"
+    return sample
+
+
+@pytest.mark.usefixtures("reader")
+def test_a_log_of_inspect_by_sample(tmp_path):
+    failed = epoch(1, 2, "-", None, scores=None, output={"model": "m", "choices": [], "usage": None})
+    samples = [
+        epoch(0, 1, "It is 1", "C"), epoch(1, 1, "It is 3", "I"), cut_off(epoch(0, 2, "It is 2", "P")), failed,
+        epoch(0, 3, "1", 1),
+    ]  # fmt: skip
+    path = write_log(tmp_path / "log.json", samples)
+    found = rows_of(path)
+    assert (found["question"], found["answer"]) == (["What is 0 + 1?", "What is 1 + 1?"], ["1", "2"])
+    assert (found["id"], found["level"], found["metadata_answer"]) == ([0, 1], [3, 4], ["{}", "{}"])
+    assert (found["n_correct"], found["n_samples"], found["n_truncated"]) == ([2.5, 0.0], [3, 1], [1, None])
+    assert found["attempts"][0] == attempts(
+        ("It is 1", "1", 1.0, "stop", 7), ("It is 2", "2", 0.5, "length", 7), ("1", "1", 1.0, "stop", 1)
+    )
+    assert found["attempts"][1][1] == attempts((None, None, None, None, None))[0]
+    assert read_existing(path).recognized == f"{path}: a log of Inspect, scored by match"
+
+
+@pytest.mark.usefixtures("reader")
+def test_conversations_and_several_targets(tmp_path):
+    messages = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1 + 1?"}]
+    path = write_log(
+        tmp_path / "log.json", [epoch(0, 1, "2", "C", input=messages, target=["2", "two"]), epoch(1, 1, "2", "C")]
+    )
+    found = rows_of(path)
+    assert found["question"] == [messages, [{"role": "user", "content": "What is 1 + 1?"}]]
+    assert found["answer"] == [["2", "two"], ["2"]]
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"a": {"value": "C"}, "b": {"value": {"x": 1, "y": 0}}}, "has several scores: a; b.x; b.y; choose one with"),
+        (
+            {"a": {"value": 7}},
+            "sample 0, epoch 1, has the score 7; scores must be C, P, I or N, true or false, or numb",
+        ),
+        ({"a": {"value": "maybe"}}, "has the score 'maybe'"),
+        (None, "is a log of Inspect without scores"),
+    ],
+)
+def test_logs_that_are_not_understood(tmp_path, scores, message):
+    path = write_log(tmp_path / "log.json", [epoch(0, 1, "1", "C", scores=scores)])
+    with pytest.raises(ProbesweepError) as raised:
+        read_existing(path)
+    assert message in str(raised.value)
+
+
+def test_without_inspect_its_package_is_named(tmp_path, monkeypatch):
+    for module in ("inspect_ai", "inspect_ai.log"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("log.json", "log.eval"):
+        path = write_log(tmp_path / name, [epoch(0, 1, "1", "C")])
+        with pytest.raises(ProbesweepError, match="is a log of Inspect, and inspect_ai is not installed; pip install"):
+            read_existing(path)
