@@ -1,4 +1,4 @@
-"""The two packages combined: trainings on stores, experiments, prediction, sharing, trackers."""
+"""The two packages combined: labels, trainings on stores, experiments, prediction, sharing, trackers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from probesweep.errors import RequestError
     from probesweep.experiment.experiment import Experiment
+    from probesweep.labelling.labelling import Labelling
     from probesweep.training import Training
     from probesweep.use.prediction import Probe
     from probesweep_errors import ProbesweepError
@@ -14,10 +15,11 @@ _HOMES = {
     "ProbesweepError": "probesweep_errors",
     "RequestError": "probesweep.errors",
     "Experiment": "probesweep.experiment.experiment",
+    "Labelling": "probesweep.labelling.labelling",
     "Probe": "probesweep.use.prediction",
     "Training": "probesweep.training",
 }
-__all__ = ["Experiment", "Probe", "ProbesweepError", "RequestError", "Training"]
+__all__ = ["Experiment", "Labelling", "Probe", "ProbesweepError", "RequestError", "Training"]
 
 
 def __getattr__(name: str) -> Any:

@@ -77,12 +77,12 @@ from probesweep.terminal.command import Terminal
 )
 @click.pass_obj
 def label(terminal: Terminal, dry_run: bool, from_file: Path | None, metric: str | None, **options: Any) -> None:
-    """Sample a model's answers to questions and verify them: how often is each one right?
+    """Sample a model's answers to questions, verify them, and write the share that is right.
 
     The output goes into extract. To resume an interrupted labelling, run the same command again.
 
-    Example: probesweep label --model smollm2 --dataset_path data/success_smollm2_test.parquet --output_path test.parquet
-    --verifier number --max_new_tokens 16
+    Example: probesweep label --model smollm2 --dataset_path data/success_smollm2_test.parquet --output_path
+    test.parquet --verifier number --max_new_tokens 16
 
     Example: probesweep label --from samples_gsm8k.jsonl --output_path train.parquet
     """
@@ -126,4 +126,5 @@ def _take(terminal: Terminal, from_file: Path, metric: str | None, dry_run: bool
 
 
 def _summarize(terminal: Terminal, summary: Any) -> None:
-    terminal.summarize(lambda: terminal.wording(str(summary)), lambda: {**vars(summary), "path": str(summary.path)})
+    document: dict[str, Any] = {**vars(summary), "path": str(summary.path)}
+    terminal.summarize(lambda: terminal.wording(str(summary)), lambda: document)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -94,7 +96,7 @@ class Sampler:
         one = torch.ones(1, 1, dtype=torch.int64, device=self._device)
         with torch.inference_mode():
             self._run(one, one, cache)
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in _layers_of(cache))
 
     @torch.inference_mode()
     def draw(self, prompts: Sequence[TokenIds], questions: Sequence[int]) -> list[list[Drawn]]:
@@ -135,7 +137,7 @@ class Sampler:
                 kept = (~ended[row]).nonzero()[:, 0]
                 cache.batch_select_indices(kept)
                 row, token, mask = row[kept], token[kept], mask[kept]
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            mask = pad(mask, (0, 1), value=1)
             logits = self._run(token[:, None], mask, cache)
         return self._results(drawn, ended, len(prompts))
 
@@ -210,36 +212,45 @@ class Sampler:
 class _GrowingLayer(DynamicLayer):
     """Keys and values with room for those to come, so that a step copies none of the others."""
 
+    all_keys: Tensor
+    all_values: Tensor
+    n_tokens: int
+
+    @classmethod
+    def of(cls, layer: Any, room: int) -> _GrowingLayer:
+        """A layer that is filled, with room for so many tokens more."""
+        growing = cls()
+        vars(growing).update(vars(layer))
+        growing.n_tokens = layer.keys.shape[-2]
+        growing.all_keys, growing.all_values = (pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values))
+        return growing
+
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
         start = self.n_tokens
         self.n_tokens = start + key_states.shape[-2]
         self.all_keys[:, :, start : self.n_tokens] = key_states
         self.all_values[:, :, start : self.n_tokens] = value_states
-        self.keys, self.values = self.all_keys[:, :, : self.n_tokens], self.all_values[:, :, : self.n_tokens]
-        return self.keys, self.values
+        return self._seen()
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self.all_keys, self.all_values = self.all_keys[indices], self.all_values[indices]
-        self.keys, self.values = self.all_keys[:, :, : self.n_tokens], self.all_values[:, :, : self.n_tokens]
+        self._seen()
+
+    def _seen(self) -> tuple[Tensor, Tensor]:
+        keys, values = self.all_keys[:, :, : self.n_tokens], self.all_values[:, :, : self.n_tokens]
+        # What transformers asks a layer's length.
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def _with_room(layer: Any, n_tokens: int) -> Any:
     """A layer of a cache that so many tokens more fit into; one with a sliding window, which drops others, as it is."""
-    if type(layer) is not DynamicLayer:
-        return layer
-    growing = _GrowingLayer()
-    growing.__dict__.update(layer.__dict__)
-    growing.n_tokens = layer.keys.shape[-2]
-    growing.all_keys, growing.all_values = (
-        torch.nn.functional.pad(states, (0, 0, 0, n_tokens)) for states in (layer.keys, layer.values)
-    )
-    return growing
+    return _GrowingLayer.of(layer, n_tokens) if type(layer) is DynamicLayer else layer
 
 
 def _expanded(layer: Any, n_rows: int) -> Any:
     """A layer of the prefix for several rows; nothing is copied before tokens are added."""
-    copied = type(layer).__new__(type(layer))
-    copied.__dict__.update(layer.__dict__)
+    copied = copy(layer)
     copied.keys, copied.values = layer.keys.expand(n_rows, -1, -1, -1), layer.values.expand(n_rows, -1, -1, -1)
     return copied
 
@@ -250,8 +261,8 @@ def _layers_of(cache: DynamicCache) -> list[Any]:
     other = next((type(layer).__name__ for layer in cache.layers if type(layer) not in known), None)
     if other is not None or not cache.layers:
         raise RequestError(
-            f"this model keeps other states than keys and values ({other or 'no cache'}), which cannot be shared by the "
-            "attempts at a question; serve it, and use engine='openai' or engine='vllm'",
+            f"this model keeps other states than keys and values ({other or 'no cache'}), which attempts cannot share; "
+            "use engine='vllm', or serve it and use engine='openai'",
             argument="engine",
         )
     return cache.layers

@@ -36,6 +36,7 @@ from probesweep_errors import naming
 EngineName = Literal["transformers", "vllm", "openai"]
 VerifyErrors = Literal["stop", "null"]
 _N_EXAMPLES = 3
+_VERDICTS: Mapping[float | None, str] = {None: "not judged", 0.0: "wrong", 1.0: "right"}
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +238,7 @@ class Labelling:
         )
         for text in (right, f"The answer is {right}.", f"The answer is {other}."):
             verdict = self._verifier.judge(text, self._answers[0], self._row(0))
-            words = {None: "not judged", 0: "wrong", 1: "right"}.get(verdict.correct, str(verdict.correct))
+            words = _VERDICTS.get(verdict.correct, f"right to {verdict.correct:g}" if verdict.correct else "")
             lines.append(f"  {text!r}: {words} (extracted {verdict.extracted!r})")
         return "\n".join(lines)
 
@@ -320,7 +321,9 @@ class Labelling:
         if self.engine == "vllm":
             from probesweep.labelling.engines.vllm import VllmEngine
 
-            return VllmEngine(prompted, self.sampling, self.batch_size)
+            started = VllmEngine(prompted, self.sampling, self.batch_size)
+            started.check()
+            return started
         from probesweep.labelling.engines.local import LocalEngine
 
         return LocalEngine(prompted, self.sampling, self.batch_size)

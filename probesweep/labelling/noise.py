@@ -1,7 +1,7 @@
 """Gumbel noise that depends on the seed, the question, the attempt, the step and the token, and on nothing else.
 
-To add it to log probabilities and take the largest sum is to draw from them (the Gumbel-max trick). So an attempt is the
-same in any batch and after any restart, but for sums so near to each other that rounding decides.
+To add it to log probabilities and take the largest sum is to draw from them (the Gumbel-max trick). So an attempt is
+the same in any batch and after any restart, but for sums so near to each other that rounding decides.
 """
 
 from __future__ import annotations

@@ -37,15 +37,20 @@ class Summary:
         import pyarrow.compute as pc
         import pyarrow.parquet as pq
 
-        names = ["n_samples", "n_correct", "n_truncated", "success_rate", "attempts"]
-        table: Any = pq.read_table(path, columns=names)
+        table: Any = pq.read_table(path, columns=["n_samples", "n_correct", "n_truncated", "success_rate", "attempts"])
         compute: Any = pc
+
+        def total(values: Any) -> Any:
+            return compute.sum(values).as_py() or 0
+
         return cls(
-            path,
-            table.num_rows,
-            int(compute.sum(compute.list_value_length(table["attempts"])).as_py() or 0),
-            *(compute.sum(table[name]).as_py() or 0 for name in names[:3]),
-            table["success_rate"].null_count,
+            path=path,
+            n_questions=table.num_rows,
+            n_attempts=total(compute.list_value_length(table["attempts"])),
+            n_judged=total(table["n_samples"]),
+            n_correct=total(table["n_correct"]),
+            n_truncated=total(table["n_truncated"]),
+            n_without_rate=table["success_rate"].null_count,
         )
 
     def __str__(self) -> str:

@@ -58,8 +58,9 @@ class Engine(Protocol):
         ...
 
     def plan(self) -> list[Batch]:
-        """Which questions are answered together: all of them, each once. The same inputs may give another plan
-        on another machine, so that a plan is kept with the answers.
+        """Which questions are answered together: all of them, each once.
+
+        The same inputs may give another plan on another machine, so that a plan is kept with the answers.
         """
         ...
 

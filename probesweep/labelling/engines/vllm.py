@@ -50,23 +50,19 @@ class VllmEngine:
         """As the model reads them."""
         return self.model.texts
 
-    def load(self) -> None:
-        """Start vLLM."""
-        try:
-            from vllm import LLM
-        except ImportError as error:
-            raise RequestError(
-                "engine='vllm' needs vLLM (pip install vllm, in an environment of its own), or a server: "
-                "engine='openai'",
-                argument="engine",
-            ) from error
-        source = self.model.known.source
-        if source.held is not None:
+    def check(self) -> None:
+        """Raise `RequestError` if vLLM is not installed, or cannot be given this model."""
+        _library()
+        if self.model.known.source.held is not None:
             raise RequestError(
                 "engine='vllm' loads the model itself; give its name or folder as model=...", argument="model"
             )
+
+    def load(self) -> None:
+        """Start vLLM."""
+        source = self.model.known.source
         path = source.location if source.gguf_file is None else f"{source.location}/{source.gguf_file}"
-        self._llm = LLM(
+        self._llm = _library().LLM(
             model=path,
             dtype=self.model.dtype,
             seed=self.sampling.seed % _SEEDS,
@@ -86,10 +82,8 @@ class VllmEngine:
             yield batch, [[_answer(one) for one in of_row.outputs] for of_row in found]
 
     def _parameters(self, row: int) -> Any:
-        from vllm import SamplingParams
-
         given = self.sampling
-        return SamplingParams(
+        return _library().SamplingParams(
             n=given.n_attempts,
             temperature=given.temperature,
             top_p=given.top_p,
@@ -97,6 +91,18 @@ class VllmEngine:
             max_tokens=given.max_new_tokens,
             seed=(given.seed * 1_000_003 + row) % _SEEDS,
         )
+
+
+def _library() -> Any:
+    try:
+        import vllm
+    except ImportError as error:
+        raise RequestError(
+            "engine='vllm' needs vLLM (pip install vllm, in an environment of its own), or a server of it and "
+            "engine='openai'",
+            argument="engine",
+        ) from error
+    return vllm
 
 
 def _answer(one: Any) -> Answer:

@@ -48,14 +48,14 @@ class Fake:
             def log_message(self, *_: Any) -> None:
                 pass
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 fake.keys.add(self.headers["Authorization"])
                 status, models = (404, {}) if not fake.models else (200, {"data": [{"id": m} for m in fake.models]})
                 if fake.models == ["locked"]:
                     status, models = 401, {"error": {"message": "bad key"}}
                 self._send(status, {"object": "list", **models})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 fake.requests.append(body)
                 self._send(*fake.answer(len(fake.requests)))
