@@ -116,8 +116,8 @@ def _take(terminal: Terminal, from_file: Path, metric: str | None, dry_run: bool
         for name in ("output_path", "question_column", "answer_column", "truncated")
         if name in given
     }
-    defaults = {param.name: param.default for param in label.params}
-    others = [f"--{name}" for name, value in given.items() if value != defaults.get(name)]
+    source = click.get_current_context().get_parameter_source
+    others = [f"--{name}" for name in given if source(name) is click.core.ParameterSource.COMMANDLINE]
     if dry_run or others:
         raise click.UsageError(f"{', '.join(others) or '--dry_run'} cannot be given with --from: nothing is sampled")
     summary, recognized = Taking(from_file, metric=metric, **kept).run()

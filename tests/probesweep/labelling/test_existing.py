@@ -16,6 +16,7 @@ from activation_store.questions.dataset import read_dataset
 from probesweep.labelling.columns import ATTEMPT, FORMATTED_PROMPT, OUTCOME_COLUMNS
 from probesweep.labelling.existing import read_existing
 from probesweep_errors import ProbesweepError
+from tests.helpers.commands import run
 
 ALL = [*OUTCOME_COLUMNS, FORMATTED_PROMPT]
 
@@ -152,6 +153,19 @@ def test_columns_that_are_not_there(tmp_path):
     with pytest.raises(ProbesweepError, match="there is no 'other'") as raised:
         read_existing(path, question_column="prompt", metric="other")
     assert raised.value.argument == "metric"
+
+
+def test_the_command_says_which_flag_chooses_a_score(tmp_path):
+    path, output = tmp_path / "d.parquet", tmp_path / "labels.parquet"
+    pd.DataFrame({"question": ["q"], "a": [[1, 0]], "b": [[1, 1]]}).to_parquet(path)
+    done = run("label", "--from", path, "--output_path", output)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: {path} has several scores: a; b; choose one with --metric NAME\n",
+    )
+    done = run("label", "--from", path, "--metric", "a", "--output_path", output)
+    assert done.returncode == 0, done.stderr
+    assert pd.read_parquet(output)["success_rate"].tolist() == [0.5]
 
 
 # lm-evaluation-harness
