@@ -66,11 +66,11 @@ def no_visible(repo_id: str, what: str = "dataset or model") -> str:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came from, up to a file that was asked for in vain, which is no failure."""
+    """An error and those that it came from, up to one of a file that need not be there: datasets looks for several."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
-        if isinstance(one, RemoteEntryNotFoundError):
+        if isinstance(one, RemoteEntryNotFoundError) and one is not error:
             return
         seen.add(id(one))
         yield one

@@ -189,7 +189,7 @@ class Hub:
         """What is in a folder, and with `recursive` in those below it."""
         start = f"{folder}/" if folder else ""
         below = {path: content for path, content in files.items() if path.startswith(start)}
-        if not below:
+        if folder and not below:
             raise LookupError("EntryNotFound")
         folders = {path[:end] for path in below for end, mark in enumerate(path) if mark == "/" and end >= len(start)}
         listed = [{"type": "directory", "path": one, "oid": "0" * 40, "size": 0} for one in sorted(folders)]
