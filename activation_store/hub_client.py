@@ -9,7 +9,6 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -66,12 +65,10 @@ def no_visible(repo_id: str, what: str = "dataset or model") -> str:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came from, up to one of a file that need not be there: datasets looks for several."""
+    """An error and those that it came from."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
-        if isinstance(one, RemoteEntryNotFoundError) and one is not error:
-            return
         seen.add(id(one))
         yield one
         one = one.__cause__ or one.__context__

@@ -121,7 +121,7 @@ class HubDataset:
             raise InputError(f"{address.repo} has no configuration {address.config!r}; it has {_some(names)}")
         builder = self._call(lambda: load_dataset_builder(where, address.config, revision=self.commit))
         if builder.hash != self.commit:
-            raise InputError(f"{address}: the hub stopped to answer, and datasets took another commit; try again")
+            raise InputError(f"{address}: the hub stopped answering, and datasets took another commit; try again")
         return builder
 
     def _check_reachable(self) -> None:

@@ -347,6 +347,20 @@ def test_a_split_comes_from_the_cache_at_the_very_commit(datasets_hub, monkeypat
             read(where)
 
 
+def test_another_commit_is_never_taken_for_the_one_that_was_asked_for(datasets_hub, monkeypatch):
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    old = publish(datasets_hub)
+    read("me/Sums:main:train")
+    publish(datasets_hub, OTHERS, message="better labels")
+    # As if the hub went away between two questions of datasets.
+    made = Cache(repo_id="me/Sums", dataset_name="Sums", config_name="main", hash=old)
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: made)
+    with pytest.raises(InputError, match="datasets took another commit; try again"):
+        read("me/Sums:main:train")
+
+
 def test_rows_of_a_split_stay_on_the_disk(datasets_hub):
     long = pd.DataFrame({"question": [f"{row} {'x' * 10_000}" for row in range(1000)], "success_rate": 0.5})
     datasets_hub.publish("me/long", {"train.parquet": parquet(long)})
