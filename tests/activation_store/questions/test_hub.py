@@ -1,6 +1,7 @@
 """Datasets of a hub on this machine, read with the real clients: huggingface_hub, and datasets for splits."""
 
 import json
+import logging
 import subprocess
 import sys
 import time
@@ -293,7 +294,10 @@ def test_a_repository_of_plain_files_has_the_configuration_default(datasets_hub)
         ("me/empty:default:train", "me/empty:default:train: datasets cannot read it: "),
     ],
 )
-def test_a_split_that_is_not_there_is_said_in_one_line(where, said, datasets_hub):
+def test_a_split_that_is_not_there_is_said_in_one_line(where, said, datasets_hub, monkeypatch):
+    logged = []
+    monkeypatch.setattr(logging.getLogger("datasets"), "handle", logged.append)
+    monkeypatch.setattr(logging.getLogger("datasets.packaged_modules.parquet.parquet"), "handle", logged.append)
     publish(datasets_hub)
     datasets_hub.publish("me/code", {"code.py": b"raise SystemExit('code of the repository ran')"})
     datasets_hub.publish("me/broken", {"train.parquet": b"PAR1 and no more"})
@@ -303,6 +307,7 @@ def test_a_split_that_is_not_there_is_said_in_one_line(where, said, datasets_hub
             read(where)
         assert said in str(raised.value)
         assert "\n" not in str(raised.value)
+        assert logged == []
         # And where datasets has made the splits that there are.
         read("me/Sums:main:train")
 
