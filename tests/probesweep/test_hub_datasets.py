@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from activation_store import ActivationStore
+from probesweep.labelling.output import read_about
 from probesweep.labels_file import LabelsFile
 from tests.helpers.commands import run
 from tests.helpers.hub import Hub, parquet
@@ -114,6 +115,17 @@ def test_predict_scores_rows_of_the_hub(datasets_hub, trained, tmp_path):
         written[name] = output.read_bytes()
     assert written["file"] == written["local"] == written["split"]
     assert [json.loads(line)["id"] for line in written["file"].splitlines()] == table["id"].tolist()
+
+
+def test_label_takes_questions_of_the_hub(datasets_hub, tiny_model, tmp_path):
+    old, output = publish(datasets_hub, train=rows("train").assign(answer="7")[:6]), tmp_path / "rates.parquet"
+    done = run(
+        "label", "--model", tiny_model("llama"), "--dataset_path", "me/sums:main:train", "--output_path", output,
+        "--verifier", "contains", "--n_samples", 2, "--max_new_tokens", 4,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert pd.read_parquet(output)["id"].tolist() == list(range(6))
+    assert read_about(output)["fingerprint"]["dataset_revisions"] == [f"me/sums@{old}"]
 
 
 def test_labels_are_joined_from_the_hub(datasets_hub, tiny_model, tmp_path):
