@@ -26,10 +26,10 @@ from probesweep.errors import RequestError
 from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
-from probesweep.outputs import check_folder, writing
 from probesweep.labelling.columns import FORMATTED_PROMPT
 from probesweep.labelling.labelling import Labelling, progress_of
 from probesweep.labelling.progress import OtherLabelsError
+from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.seeds import SeedRuns
 from probesweep.terminal.flags import KEYS
