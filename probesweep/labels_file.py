@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from activation_store import ActivationStore
+from activation_store.files.storage import as_recorded
 from activation_store.label_classes import LabelColumn
 from activation_store.pt.activations import PtActivations
 from activation_store.questions.dataset import Columns, content_hash
@@ -66,7 +67,7 @@ class JoinedColumns:
         classes = {name: one.classes for name, one in read.items() if one.classes is not None}
         taken = {name: one.values for name, one in read.items()}, {name: self.groups(name) for name in groups}
         return UsedFile(
-            paths=[str(path.resolve()) for path, _ in self.columns.parts],
+            paths=[as_recorded(part.origin) for part in self.columns.parts],
             joined_by=self.joined_by,
             columns=[*taken[0], *taken[1]],
             content=content_hash([], *taken, classes),
@@ -113,7 +114,7 @@ class LabelsFile:
         given = [paths] if isinstance(paths, str | Path) else paths
         wanted = Wanted([question_column] if question_column else [], others=True, max_rows=max_samples)
         with naming(argument):
-            columns = Columns.read([Path(path) for path in given], wanted)
+            columns = Columns.read(given, wanted)
         return cls(columns, question_column, argument)
 
     def join(self, *stores: Activations) -> tuple[JoinedColumns, ...]:

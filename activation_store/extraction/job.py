@@ -24,7 +24,7 @@ from activation_store.questions.question import question_text
 from activation_store.store.provenance import library_versions
 
 # What a fingerprint says besides hidden states: the model's name is only a spelling, its weights identify it.
-BESIDE = ("model", "dataset", "question_column", "label_columns", "group_columns")
+BESIDE = ("model", "dataset", "dataset_revisions", "question_column", "label_columns", "group_columns")
 _PLACES = ("layers", "positions")
 
 
@@ -87,6 +87,7 @@ class Job(ModelRun):
             "chat_template_kwargs": given.template_kwargs,
             "n_samples": len(self.dataset.questions),
             "dataset": self.dataset.content_hash,
+            **({"dataset_revisions": self.dataset.revisions} if self.dataset.revisions else {}),
             "question_column": self.dataset.question_column,
             "label_columns": list(self.dataset.labels),
             # Stores from before there were groups are taken up as well.

@@ -16,6 +16,8 @@ import numpy as np
 from activation_store.errors import InputError, PromptError, check_at_least_one
 from activation_store.label_classes import LabelClasses, LabelColumn
 from activation_store.questions.formats import Wanted, frame_rows, read_rows
+from activation_store.questions.hub import HubDataset
+from activation_store.questions.hub_address import is_on_hub
 from activation_store.questions.question import Question, question_text
 from activation_store.questions.rows import ArrowRows, Rows, check_columns
 from activation_store.questions.words import are_words, is_unicode, join_words, read_words
@@ -32,7 +34,8 @@ class Dataset:
     Parameters
     ----------
     path : str
-        Where the rows come from; ``DataFrame`` if that was one. Of several with commas between them.
+        Where the rows come from, on the hub with the commit; ``DataFrame`` if that was one. Of several with commas
+        between them.
     question_column : str
         Column of the questions.
     questions : list of str or list of dict
@@ -45,6 +48,8 @@ class Dataset:
         SHA-256 over questions, labels and groups in order.
     label_classes : dict of LabelClasses
         The classes of labels of words.
+    revisions : list of str
+        ``ORG/NAME@COMMIT`` of each dataset of the hub that rows come from.
     """
 
     path: str
@@ -54,6 +59,7 @@ class Dataset:
     groups: dict[str, np.ndarray]
     content_hash: str
     label_classes: dict[str, LabelClasses] = field(default_factory=dict[str, LabelClasses])
+    revisions: list[str] = field(default_factory=list[str])
 
 
 def listed(datasets: Any) -> list[Any]:
@@ -62,85 +68,131 @@ def listed(datasets: Any) -> list[Any]:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of the datasets whose rows follow one another.
+
+    Parameters
+    ----------
+    rows : Rows
+        What was read of it.
+    found : HubDataset or None
+        What its address on the hub meant.
+    """
+
+    rows: Rows
+    found: HubDataset | None = None
+
+    @classmethod
+    def read(cls, given: Any, wanted: Wanted) -> Part:
+        """Read the first rows of a file, a folder, a DataFrame or a dataset of the hub.
+
+        Raises
+        ------
+        InputError
+            As `Columns.read`.
+        """
+        if hasattr(given, "iloc"):
+            return cls(frame_rows(given, wanted))
+        if not is_on_hub(given):
+            return cls(read_rows(Path(given), wanted))
+        found = HubDataset.find(given)
+        return cls(found.read(wanted), found)
+
+    @property
+    def path(self) -> Path | str:
+        """For messages."""
+        return self.rows.path
+
+    @property
+    def origin(self) -> Path | str:
+        """What will always mean these rows, as far as that can be said."""
+        return self.path if self.found is None else self.found.pinned
+
+
+@dataclass(frozen=True)
 class Columns:
     """The columns of one dataset or of several, whose rows follow one another; each is checked when it is read.
 
     Parameters
     ----------
-    parts : sequence of (Path, Rows)
-        The datasets and what was read of them.
+    parts : sequence of Part
+        The datasets that rows were read of.
     """
 
-    parts: Sequence[tuple[Path, Rows]]
+    parts: Sequence[Part]
 
     @classmethod
     def read(cls, datasets: Any, wanted: Wanted) -> Columns:
-        """Read the first rows of a file, a folder or a DataFrame, or of a list of them.
+        """Read the first rows of a file, a folder, a DataFrame or a dataset of the hub, or of a list of them.
 
         Raises
         ------
         InputError
-            A missing file or column, or a file without rows.
+            A missing file or column, a file without rows, an address on the hub that cannot be read.
         """
         check_at_least_one(max_samples=wanted.max_rows)
-        parts: list[tuple[Path, Rows]] = []
+        parts: list[Part] = []
         left = wanted.max_rows
         for each in listed(datasets):
-            some = replace(wanted, max_rows=left)
-            rows = frame_rows(each, some) if hasattr(each, "iloc") else read_rows(Path(each), some)
-            if left != 0 and not len(rows):
-                raise InputError(f"{rows.path} has no rows")
-            parts.append((rows.path, rows))
-            left = None if left is None else left - len(rows)
-        return cls([part for part in parts if len(part[1])])
+            part = Part.read(each, replace(wanted, max_rows=left))
+            if left != 0 and not len(part.rows):
+                raise InputError(f"{part.path} has no rows")
+            parts.append(part)
+            left = None if left is None else left - len(part.rows)
+        return cls([part for part in parts if len(part.rows)])
 
     def __len__(self) -> int:
-        return sum(len(rows) for _, rows in self.parts)
+        return sum(len(part.rows) for part in self.parts)
 
     @property
     def names(self) -> list[str]:
         """Columns that all of the datasets have, in order."""
-        first, *others = (rows.names for _, rows in self.parts)
+        first, *others = (part.rows.names for part in self.parts)
         return [name for name in first if all(name in names for names in others)]
 
     @property
     def path(self) -> str:
         """The datasets, for messages."""
-        return ", ".join(str(path) for path, _ in self.parts)
+        return ", ".join(str(part.path) for part in self.parts)
+
+    @property
+    def revisions(self) -> list[str]:
+        """``ORG/NAME@COMMIT`` of each dataset of the hub."""
+        return list(dict.fromkeys(part.found.revision for part in self.parts if part.found is not None))
 
     def questions(self, name: str) -> list[Question]:
         """Strings, or conversations that end with a user message."""
-        return [each for path, rows in self._having(name) for each in _questions(rows.values(name), path, name)]
+        return [each for part in self._having(name) for each in _questions(part.rows.values(name), part.path, name)]
 
     def numbers(self, name: str) -> list[Any]:
         """Values as Python's numbers; what is none stays what it is."""
-        return [value for _, rows in self._having(name) for value in rows.numbers(name)]
+        return [value for part in self._having(name) for value in part.rows.numbers(name)]
 
     def labels(self, name: str) -> LabelColumn:
         """Values of a label column."""
-        parts = [_labels(rows, path, name) for path, rows in self._having(name)]
+        parts = [_labels(part.rows, name) for part in self._having(name)]
         self._check_alike(name, [_kind_of_labels(part) for part in parts])
         return join_words(parts) if parts[0].classes else LabelColumn(np.concatenate([part.values for part in parts]))
 
     def groups(self, name: str) -> np.ndarray:
         """Values of a group column, as text."""
-        values = [rows.values(name) for _, rows in self._having(name)]
-        parts = [_groups(part, path, name) for part, (path, _) in zip(values, self.parts, strict=True)]
+        values = [part.rows.values(name) for part in self._having(name)]
+        parts = [_groups(these, part.path, name) for these, part in zip(values, self.parts, strict=True)]
         # Else it is not certain whether 1 in one file and "1" in another are one group.
-        self._check_alike(name, [" and ".join(sorted({type(one).__name__ for one in part})) for part in values])
+        self._check_alike(name, [" and ".join(sorted({type(one).__name__ for one in these})) for these in values])
         return np.concatenate(parts)
 
-    def _having(self, name: str) -> Sequence[tuple[Path, Rows]]:
-        for path, rows in self.parts:
-            check_columns(path, [name], rows.names)
+    def _having(self, name: str) -> Sequence[Part]:
+        for part in self.parts:
+            check_columns(part.path, [name], part.rows.names)
         return self.parts
 
     def _check_alike(self, name: str, kinds: Sequence[str]) -> None:
         other = next((index for index, kind in enumerate(kinds) if kind != kinds[0]), None)
         if other is not None:
             raise InputError(
-                f"{self.parts[other][0]}: column {name!r} holds {kinds[other]}, and {kinds[0]} in {self.parts[0][0]}; "
-                "write it in one way in all files"
+                f"{self.parts[other].path}: column {name!r} holds {kinds[other]}, and {kinds[0]} in "
+                f"{self.parts[0].path}; write it in one way in all files"
             )
 
 
@@ -157,10 +209,11 @@ def read_dataset(
     max_samples: int | None = None,
     group_columns: Sequence[str] = (),
 ) -> Dataset:
-    """Read questions and labels from a parquet, CSV or JSON file, a ``save_to_disk`` folder, or a DataFrame.
+    """Read questions and labels from a parquet, CSV or JSON file, a ``save_to_disk`` folder, the hub, or a DataFrame.
 
-    Of several, the rows follow one another. A question is a string, or a list of messages
-    ``{"role": ..., "content": ...}`` that ends with a user's. Text is never interpreted: neither a number in a CSV file
+    The hub's datasets are named ``hf://datasets/ORG/NAME/FILE`` or ``ORG/NAME:CONFIG:SPLIT``. Of several, the rows
+    follow one another. A question is a string, or a list of messages ``{"role": ..., "content": ...}`` that ends with a
+    user's. Text is never interpreted: neither a number in a CSV file
     nor JSON within a string. A label is a column of numbers, of true and false, or of words (text, or a categorical),
     which name classes.
 
@@ -193,11 +246,12 @@ def read_dataset(
         with naming(f"group_column.{name}"):
             groups[name] = columns.groups(name)
     content = content_hash(questions, labels, groups, classes)
-    return Dataset(columns.path, question_column, questions, labels, groups, content, classes)
+    origin = ", ".join(str(part.origin) for part in columns.parts)
+    return Dataset(origin, question_column, questions, labels, groups, content, classes, columns.revisions)
 
 
 def read_all_columns(
-    path: Path, question_column: str, max_samples: int | None = None
+    path: Path | str, question_column: str, max_samples: int | None = None
 ) -> tuple[list[Question | PromptError], Rows]:
     """Read the questions, and the rows as they are, from the same kinds of files as `read_dataset`.
 
@@ -206,11 +260,11 @@ def read_all_columns(
     Raises
     ------
     InputError
-        Missing file or column, no rows.
+        Missing file or column, no rows, an address on the hub that cannot be read.
     """
     arguments = {question_column: "question_column"}
     wanted = Wanted([question_column], others=True, max_rows=max_samples, arguments=arguments)
-    rows = Columns.read(path, wanted).parts[0][1]
+    rows = Columns.read(path, wanted).parts[0].rows
     return [
         read_question(value, f"{path}: column {question_column!r}, row {row}")
         for row, value in enumerate(rows.values(question_column))
@@ -231,7 +285,7 @@ def read_question(value: Any, where: str) -> Question | PromptError:
     return question if reason is None else PromptError(f"{where}: {reason}", reason)
 
 
-def _questions(values: list[Any], path: Path, name: str) -> list[Question]:
+def _questions(values: list[Any], path: Path | str, name: str) -> list[Question]:
     wrong = [row for row, value in enumerate(values) if not isinstance(value, (str, list))]
     if wrong:
         raise InputError(
@@ -298,12 +352,12 @@ def _what_is_wrong_with(message: Any) -> str | None:
     return None
 
 
-def _labels(rows: Rows, path: Path, name: str) -> LabelColumn:
+def _labels(rows: Rows, name: str) -> LabelColumn:
     if are_words(rows, name):
-        return read_words(rows, path, name)
+        return read_words(rows, rows.path, name)
     kind = f" ({rows.typed(name).type})" if type(rows) is ArrowRows else ""
     values = rows.numbers(name)
-    _check_numbers(values, f"{path}: label column {name!r}{kind}")
+    _check_numbers(values, f"{rows.path}: label column {name!r}{kind}")
     return LabelColumn(np.array(values, dtype=rows.number_type(name) or _number_type(values)))
 
 
@@ -349,7 +403,7 @@ def _number_type(values: Sequence[Any]) -> type[Any]:
     return np.int64 if whole else np.float64
 
 
-def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
+def _groups(values: list[Any], path: Path | str, name: str) -> np.ndarray:
     """Numbers and texts alike as text: only whether they are equal matters."""
     missing = [row for row, value in enumerate(values) if value is None or value != value]
     if missing:
@@ -368,7 +422,7 @@ def _groups(values: list[Any], path: Path, name: str) -> np.ndarray:
     return np.array(texts, dtype=object)
 
 
-def _check_distinct(values: list[Any], texts: list[str], path: Path, name: str) -> None:
+def _check_distinct(values: list[Any], texts: list[str], path: Path | str, name: str) -> None:
     """Refuse values of which it is not certain whether they are one group: 1, 1.0 and "1"."""
     by_text: dict[str, int] = {}
     by_number: dict[float, int] = {}

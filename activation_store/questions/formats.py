@@ -90,7 +90,10 @@ def _reader(path: Path) -> _Reader:
     if str(path) == "-":
         raise InputError(f"dataset -: only predict reads standard input; write the rows to a file, as {kinds}")
     if not path.exists():
-        raise InputError(f"dataset {path} does not exist; give {kinds}")
+        raise InputError(
+            f"dataset {path} does not exist; give {kinds}, or of the hub hf://datasets/ORG/NAME/FILE or "
+            "ORG/NAME:CONFIG:SPLIT"
+        )
     if path.is_dir():
         return _read_folder
     reader = _READERS.get(path.suffix.lower())
@@ -127,14 +130,32 @@ def _read_folder(path: Path, wanted: Wanted) -> ArrowRows:
     if state.get("_indices_data_files"):
         raise InputError(f"{path} was saved with a selection of rows by an old version of datasets; save it again")
     files = [path / Path(file["filename"]).name for file in state["_data_files"]]
+    return read_arrow(path, files, wanted)
+
+
+def read_arrow(name: Path | str, files: Sequence[Path], wanted: Wanted) -> ArrowRows:
+    """Read rows of the Arrow files that datasets writes, which follow one another.
+
+    Parameters
+    ----------
+    name : Path or str
+        What to call them all.
+    files : sequence of Path
+    wanted : Wanted
+
+    Raises
+    ------
+    InputError
+        As `read_rows`.
+    """
     try:
         # The parts of rows that are not used are not even read: the files are mapped.
         tables = [paipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
-        check_columns(path, wanted.names, tables[0].column_names, wanted.arguments)
+        check_columns(name, wanted.names, tables[0].column_names, wanted.arguments)
         table = pa.concat_tables([table.select(wanted.chosen or table.column_names) for table in tables])
     except (pa.ArrowException, KeyError, OSError) as error:
-        raise _unreadable(path, "a datasets folder", error) from error
-    return ArrowRows(path, table.slice(0, wanted.max_rows), wanted.names)
+        raise _unreadable(name, "a datasets folder", error) from error
+    return ArrowRows(name, table.slice(0, wanted.max_rows), wanted.names)
 
 
 def _read_csv(path: Path, wanted: Wanted) -> TextRows:
@@ -298,6 +319,8 @@ _READERS: dict[str, _Reader] = {
     ".ndjson": _read_json,
     ".json": _read_json,
 }
+# How names of files end that are read.
+READABLE = tuple(_READERS)
 
 
 def _json_file(path: Path) -> dict[str, Any]:
@@ -309,5 +332,5 @@ def _json_file(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _unreadable(path: Path, kind: str, error: Exception, way_out: str = "") -> InputError:
+def _unreadable(path: Path | str, kind: str, error: Exception, way_out: str = "") -> InputError:
     return InputError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}{way_out}")

@@ -31,14 +31,14 @@ class ArrowRows:
 
     Parameters
     ----------
-    path : Path
-        Where they were read.
+    path : Path or str
+        Where they were read, or their address.
     table : pyarrow.Table
     used : sequence of str
         Columns of prompts: text stays text in them, and structs are written without padding.
     """
 
-    path: Path
+    path: Path | str
     table: Table
     used: Sequence[str]
 
@@ -166,8 +166,8 @@ class JsonRows:
 
     Parameters
     ----------
-    path : Path
-        Where they were read.
+    path : Path or str
+        Where they were read, or their address.
     names : list of str
         Keys, in order of their first appearance.
     rows : list of dict
@@ -175,7 +175,7 @@ class JsonRows:
         The objects as they are written there, each on one line; line breaks between their parts are left out.
     """
 
-    path: Path
+    path: Path | str
     names: list[str]
     rows: list[dict[str, Any]]
     sources: list[str]
@@ -370,14 +370,14 @@ SHOWN_CHARACTERS = 40
 
 
 def check_columns(
-    path: Path, names: Sequence[str], present: Sequence[str], arguments: Mapping[str, str] | None = None
+    path: Path | str, names: Sequence[str], present: Sequence[str], arguments: Mapping[str, str] | None = None
 ) -> None:
     """Raise `InputError` if a column is missing or repeated; `arguments` are those that name the columns."""
     arguments = arguments or {}
     missing = [name for name in names if name not in present]
     if missing:
         hint = ""
-        if path.suffix.lower() == ".csv" and len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
+        if Path(path).suffix.lower() == ".csv" and len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
             hint = " as one column; columns are separated by commas: write it that way, or as parquet"
         raise InputError(
             f"{path} has no column {missing[0]!r}; it has {', '.join(present)}{hint}",

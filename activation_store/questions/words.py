@@ -25,7 +25,7 @@ def are_words(rows: Rows, name: str) -> bool:
     return any(isinstance(value, str) for value in values) and not any(numbers)
 
 
-def read_words(rows: Rows, path: Path, name: str) -> LabelColumn:
+def read_words(rows: Rows, path: Path | str, name: str) -> LabelColumn:
     """Read a column of words as places of the classes that occur.
 
     Raises

@@ -394,9 +394,10 @@ def _check_fingerprint(storage: Storage, stored: dict[str, Any], given: dict[str
         fields = "; ".join(
             f"{key}: {_brief(stored.get(key))} in the store, {_brief(given.get(key))} now" for key in differing
         )
+        pin = ", or name the revision in the store after an @" if "dataset_revisions" in differing else ""
         error = FingerprintMismatchError(
             f"{storage.location} was started from other inputs ({fields}); choose another output path, or remove it to "
-            "start over"
+            f"start over{pin}"
         )
         error.differences = fields
         raise error

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from activation_store.files.storage import Location, is_address, locate
+from activation_store.questions.hub_address import is_on_hub
 from probesweep.terminal.command import Terminal
 
 
@@ -40,8 +41,20 @@ class _Location(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
         return locate(value) if is_address(value) else PATH.convert(value, param, ctx)
 
 
+# Older versions of click take no type here.
+class _Dataset(click.ParamType):  # pyright: ignore[reportMissingTypeArgument]
+    """A path unless it is the address of a dataset on the hub, which stays text."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        """Convert the argument to a path unless it is an address."""
+        return value if is_on_hub(value) else PATH.convert(value, param, ctx)
+
+
 PATH = _TextPath()
 LOCATION = _Location()
+DATASET = _Dataset()
 
 
 def show_trainings(terminal: Terminal, folders: dict[str, Path]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from activation_store.files.storage import Location
-from probesweep.commands.arguments import LOCATION, PATH, json_object, naming_replaced, shard_bar
+from probesweep.commands.arguments import DATASET, LOCATION, json_object, naming_replaced, shard_bar
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -19,8 +19,9 @@ from probesweep.terminal.command import Terminal
     "--dataset_path",
     required=True,
     multiple=True,
-    type=PATH,
-    help="Parquet, CSV or JSON Lines file, or a save_to_disk folder of datasets; repeat for several.",
+    type=DATASET,
+    help="Parquet, CSV or JSON Lines file, a save_to_disk folder of datasets, or of the hub "
+    "hf://datasets/ORG/NAME/FILE or ORG/NAME:CONFIG:SPLIT; repeat for several.",
 )
 @click.option(
     "--output_path",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from probesweep.commands.arguments import PATH, json_object
+from probesweep.commands.arguments import DATASET, PATH, json_object
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -17,8 +17,8 @@ from probesweep.terminal.command import Terminal
 @click.option(
     "--dataset_path",
     multiple=True,
-    type=PATH,
-    help="Questions with answers: parquet, CSV or JSON Lines, or a save_to_disk folder; repeat for several.",
+    type=DATASET,
+    help="Questions with answers: what extract reads; repeat for several.",
 )
 @click.option("--output_path", required=True, type=PATH, help="Parquet file to write.")
 @click.option(

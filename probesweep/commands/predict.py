@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from probesweep.commands.arguments import PATH, json_object, naming_replaced
+from probesweep.commands.arguments import DATASET, PATH, json_object, naming_replaced
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.option(
     "--dataset_path",
     "--dataset",
-    type=PATH,
-    help="Parquet, CSV or JSON Lines file of new prompts; -: JSON Lines from standard input.",
+    type=DATASET,
+    help="New prompts: what extract reads; -: JSON Lines from standard input.",
 )
 @click.option(
     "--output_path", "--output", type=PATH, help="Where to write the rows with scores: .parquet, .csv or .jsonl."
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 def predict(
     terminal: Terminal,
     probe: Path,
-    dataset_path: Path | None,
+    dataset_path: Path | str | None,
     output_path: Path | None,
     text: tuple[str, ...],
     question_column: str | None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from probesweep.commands.arguments import LOCATION, PATH, show_seeds, show_trainings
+from probesweep.commands.arguments import DATASET, LOCATION, PATH, show_seeds, show_trainings
 from probesweep.commands.group import probesweep
 from probesweep.terminal.command import Terminal
 
@@ -57,12 +57,12 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 )
 @click.option(
     "--labels",
-    type=PATH,
+    type=DATASET,
     multiple=True,
     help="File with labels, groups or weights, joined to the rows by prompt; repeat for several.",
 )
 @click.option(
-    "--test_labels", type=PATH, multiple=True, help="The same for the test rows.  [default: the file --labels]"
+    "--test_labels", type=DATASET, multiple=True, help="The same for the test rows.  [default: the file --labels]"
 )
 @click.option("--question_column", help="Column of questions in these files.  [default: as the store was extracted]")
 @click.option("--max_samples", type=int, help="Use only the first N rows of these files.")

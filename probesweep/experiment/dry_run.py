@@ -57,6 +57,7 @@ def preview(experiment: Experiment) -> list[Stage]:
     ProbesweepError
         As `Experiment.run`, for what is found before the work begins.
     """
+    experiment.pin()
     stages = [_labelled(experiment, split) for split in experiment.splits if experiment.labelling(split) is not None]
     if any(stage.does != "nothing" for stage in stages):
         return [*stages, *(Stage(name, "run", "it follows the labels") for name in ("extract", "train", "report"))]

@@ -17,6 +17,8 @@ from activation_store import ActivationStore, Extraction, FingerprintMismatchErr
 from activation_store.extraction.arguments import check_disk, check_path
 from activation_store.files.durable import rename
 from activation_store.files.storage import Location, is_address, locate
+from activation_store.questions.hub import HubDataset
+from activation_store.questions.hub_address import is_on_hub
 from activation_store.store.documents import is_store
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
@@ -24,10 +26,10 @@ from probesweep.errors import RequestError
 from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
-from probesweep.outputs import check_folder, writing
 from probesweep.labelling.columns import FORMATTED_PROMPT
 from probesweep.labelling.labelling import Labelling, progress_of
 from probesweep.labelling.progress import OtherLabelsError
+from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.seeds import SeedRuns
 from probesweep.terminal.flags import KEYS
@@ -147,6 +149,7 @@ class Experiment:
                 self._mirror.fetch()
             if self.settings["report"]["track"]:
                 check_installed(self.settings["report"]["track"])
+            self.pin()
             self._label(say)
             plan = self.plan()
             for split, extraction in plan.extractions.items():
@@ -279,16 +282,38 @@ class Experiment:
         given = self.settings["label"]
         return bool(given) and (given["system_prompt"] is not None or given["prompt_template"] is not None)
 
-    def _datasets(self, split: Split) -> Path | list[Path]:
+    def _datasets(self, split: Split) -> Path | str | list[Path | str]:
         """What is extracted."""
         return self._labelled(split) if self.settings["label"] else self._given_datasets(split)
 
     def _labelled(self, split: Split) -> Path:
         return self._output_dir / f"{split}.parquet"
 
-    def _given_datasets(self, split: Split) -> Path | list[Path]:
+    def _given_datasets(self, split: Split) -> Path | str | list[Path | str]:
         given = self.settings["data"][f"{split}_dataset"]
-        return self._path(given) if isinstance(given, str) else [self._path(each) for each in given]
+        return self._dataset(given) if isinstance(given, str) else [self._dataset(each) for each in given]
+
+    def _dataset(self, text: str) -> Path | str:
+        """A path, or an address on the hub: with its commit, once that was asked for."""
+        return self._pinned.get(text, text) if is_on_hub(text, self.path.parent) else self._path(text)
+
+    @cached_property
+    def _pinned(self) -> dict[str, str]:
+        """Addresses on the hub, with the commits that they mean."""
+        return {}
+
+    def pin(self) -> None:
+        """Ask the hub what addresses mean now: all stages read the same commits, also if they take hours."""
+        self._pinned.clear()
+        self._pin()
+
+    def _pin(self) -> None:
+        """Ask it for those that are not known."""
+        for split in self.splits:
+            for text in _listed(self.settings["data"][f"{split}_dataset"]):
+                if is_on_hub(text, self.path.parent) and text not in self._pinned:
+                    with self._naming_lines(f"{split}_dataset", split=split):
+                        self._pinned[text] = HubDataset.find(text).pinned
 
     def seed_runs(self, places: Mapping[str, Sequence[int]] | None = None) -> SeedRuns | None:
         """The training with each of several seeds; None if the file gives one. Parameters as of `training`."""
@@ -338,6 +363,7 @@ class Experiment:
 
         The cheapest checks come first, before any weights are loaded; nothing is written.
         """
+        self._pin()
         extractions: dict[Split, Extraction] = {split: self.extraction(split) for split in self.splits}
         changed: list[Split] = [split for split in self.splits if not self._is_known(split, extractions[split])]
         if changed:
@@ -516,12 +542,12 @@ def _identity_of_labels(labelling: Labelling) -> dict[str, Any]:
     request = {field.name: getattr(labelling, field.name) for field in fields(labelling)}
     for name in ("device", "batch_size", "output_path", "base_url", "concurrency", "tokenizer"):
         del request[name]
-    datasets = [Path(path) for path in _listed(labelling.dataset_path)]
+    datasets = _listed(labelling.dataset_path)
     return {
         "probesweep": version("probesweep"),
         **request,
         "dataset_path": list(map(str, datasets)),
-        "dataset": list(map(_hashes, datasets)),
+        "dataset": [_hashes(path) for path in datasets if isinstance(path, Path)],
         "model_files": _hashes(Path(labelling.model)),
         "verifier_file": _hashes(Path(labelling.verifier.removeprefix("python:").rpartition(":")[0] or "-")),
     }
@@ -537,7 +563,8 @@ def _identity(extraction: Extraction) -> dict[str, Any]:
         "probesweep": version("probesweep"),
         **request,
         "dataset_path": [str(path) for path in datasets],
-        "dataset": [_hashes(Path(path)) for path in datasets],
+        # An address on the hub has its commit.
+        "dataset": [_hashes(path) for path in datasets if isinstance(path, Path)],
         "model_files": _hashes(model),
     }
 

@@ -17,6 +17,7 @@ from activation_store.files.durable import hidden_beside, make_folder
 from activation_store.prompts.prompts import PromptFormat
 from activation_store.questions.dataset import Columns, listed
 from activation_store.questions.formats import Wanted
+from activation_store.questions.hub_address import is_on_hub
 from activation_store.questions.question import Question, question_text
 from probesweep.errors import RequestError
 from probesweep.labelling.asked import as_asked
@@ -142,7 +143,8 @@ class Labelling:
         check_truncated(self.truncated)
         check_template_kwargs(self.chat_template_kwargs or {})
         self.sampling.check()
-        datasets = [Path(each) for each in listed(self.dataset_path) if isinstance(each, str | Path)]
+        given = [each for each in listed(self.dataset_path) if isinstance(each, str | Path)]
+        datasets = [Path(each) for each in given if not is_on_hub(each)]
         check_labelled_path(Path(self.output_path), datasets)
         _ = self._verifier
 
@@ -266,7 +268,7 @@ class Labelling:
     def _table(self) -> Any:
         """All columns of the dataset, typed."""
         try:
-            tables = [rows.typed_table() for _, rows in self._columns.parts]
+            tables = [part.rows.typed_table() for part in self._columns.parts]
             return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
         except InputError as error:
             # It advises other formats, and here there is one.
@@ -335,6 +337,7 @@ class Labelling:
         return {
             **self._engine.identity,
             "dataset": hash_of(self._table),
+            **({"dataset_revisions": self._columns.revisions} if self._columns.revisions else {}),
             "n_questions": len(self._columns),
             "question_column": self.question_column,
             "answer_column": self.answer_column,

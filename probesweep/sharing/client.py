@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
 
+from activation_store.hub_client import no_visible, reason_of
 from probesweep.errors import RequestError
 from probesweep.sharing.parcels import RepoType
 
@@ -36,39 +35,12 @@ def hub_errors(repo_id: str, revision: str | None = None) -> Generator[None]:
         raise RequestError(
             f"{repo_id!r} is not a repository name; write it as NAME/REPOSITORY", argument="repo_id"
         ) from error
-    except GatedRepoError as error:
-        raise RequestError(f"{repo_id} is gated: request access on its page, then run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise RequestError(_unknown(repo_id)) from error
     except RevisionNotFoundError as error:
         raise RequestError(
             f"{repo_id} has no branch, tag or commit {revision!r}; check revision=...", argument="revision"
         ) from error
-    except HfHubHTTPError as error:
-        raise RequestError(_answered(error, repo_id)) from error
     except Exception as error:  # Networks, disks, Xet: the client does not catch what the libraries below it raise.
-        raise RequestError(_unreached(error, repo_id)) from error
-
-
-def _answered(error: HfHubHTTPError, repo_id: str) -> str:
-    status = error.response.status_code
-    if status in (401, 403):
-        return (
-            f"the hub refused access to {repo_id} ({status}); give `hf auth login` or HF_TOKEN a token that has access"
-        )
-    reason = error.server_message or error.response.reason_phrase
-    return f"the hub answered {status} for {repo_id}: {reason}; try again later"
-
-
-def _unreached(error: BaseException, repo_id: str) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OfflineModeIsEnabled):
-            return "HF_HUB_OFFLINE is set, so the hub cannot be used; unset it"
-        cause = cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    reason = lines[0].strip() if lines else type(error).__name__
-    return f"the hub could not be used for {repo_id}: {reason}; check network and disk, and try again"
+        raise RequestError(reason_of(error, repo_id)) from error
 
 
 def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType, str, dict[str, RepoFile]]:
@@ -93,7 +65,7 @@ def find_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[RepoType
             if any(_MARKERS[repo_type].fullmatch(name) for name in files):
                 return repo_type, commit, files
     if not any(commits.values()):
-        raise RequestError(_unknown(repo_id))
+        raise RequestError(no_visible(repo_id))
     raise RequestError(f"{repo_id} holds neither a store nor probes; upload them with probesweep push")
 
 
@@ -105,10 +77,3 @@ def _commit(hub: HfApi, repo_id: str, repo_type: RepoType, revision: str | None)
         raise
     except RepositoryNotFoundError:
         return None
-
-
-def _unknown(repo_id: str) -> str:
-    return (
-        f"the hub has no visible dataset or model {repo_id}; check its name, and if it is private run `hf auth login` "
-        "(or set HF_TOKEN)"
-    )

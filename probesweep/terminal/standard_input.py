@@ -37,8 +37,8 @@ def texts_of(given: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def dataset_file(path: Path) -> Generator[Path]:
-    """A path; for `-` a temporary JSON Lines file with the standard input, which errors then name."""
+def dataset_file(path: Path | str) -> Generator[Path | str]:
+    """A path, or an address; for `-` a temporary JSON Lines file with the standard input, which errors then name."""
     if str(path) != DASH:
         yield path
         return

@@ -65,7 +65,7 @@ class Scored:
 
 def score_dataset(
     probe: Probe,
-    dataset_path: Path,
+    dataset_path: Path | str,
     output_path: Path,
     *,
     question_column: str | None = None,
@@ -87,8 +87,9 @@ def score_dataset(
     Parameters
     ----------
     probe : Probe
-    dataset_path : Path
-        Parquet, CSV or JSON file, or a folder written by ``save_to_disk`` of datasets.
+    dataset_path : Path or str
+        Parquet, CSV or JSON file, a folder written by ``save_to_disk`` of datasets, or the address of a dataset on the
+        hub.
     output_path : Path
         Ends in .parquet, .csv or .jsonl.
     question_column : str, optional

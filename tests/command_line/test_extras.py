@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 CODE = """
 import sys
-for module in ("altair", "vl_convert", "gguf", "accelerate", "himalaya"):
+for module in ("altair", "vl_convert", "gguf", "accelerate", "himalaya", "datasets"):
     sys.modules[module] = None
 import numpy as np
 import pandas as pd
@@ -37,6 +37,10 @@ for command, missing in (
     (
         ("extract", "--model", "model", "--device_map", "auto", "--output_path", "x.zarr", *extract),
         "accelerate is not installed; pip install accelerate",
+    ),
+    (
+        ("extract", "--model", "model", "--dataset_path", "me/sums:main:train", "--output_path", "x.zarr"),
+        "pip install 'probesweep[datasets]'",
     ),
 ):
     done = run(*command)

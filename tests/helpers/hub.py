@@ -1,12 +1,13 @@
-"""A Hugging Face hub on this machine: those of its endpoints that sharing needs, in memory, for its real client.
+"""A Hugging Face hub on this machine: those of its endpoints that are needed, in memory, for its real clients.
 
-What a request and an answer look like was read off huggingface_hub 2.4; the hub itself was not asked.
+What a request and an answer look like was read off huggingface_hub 2.4 and datasets 5.2; the hub itself was not asked.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ LFS_NBYTES = 2000
 @dataclass
 class Repo:
     private: bool
+    gated: bool = False
     branches: dict[str, str] = field(default_factory=dict[str, str])
     commits: dict[str, Files] = field(default_factory=dict[str, Files])
     messages: list[str] = field(default_factory=list[str])
@@ -71,6 +73,12 @@ class Hub:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    def publish(self, name: str, files: Files, *, branch: str = "main", message: str = "") -> str:
+        """Commit files to a public dataset, beside those that are there; returns the commit."""
+        repo = self.repos.setdefault(("dataset", name), Repo(private=False))
+        there = repo.files(branch) if branch in repo.branches else {}
+        return repo.commit(branch, {**there, **files}, message)
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -90,14 +98,20 @@ class Hub:
         try:
             return self._route(method, names, query, body)
         except LookupError as missing:
-            return 404, {"X-Error-Code": str(missing.args[0])}, b'{"error": "not found"}'
+            code, *commit = missing.args
+            found = {"X-Repo-Commit": commit[0]} if commit else {}
+            return 404, {"X-Error-Code": str(code), **found}, b'{"error": "not found"}'
         except PermissionError as refused:
-            return refused.args[0], {}, b'{"error": "not allowed"}'
+            status, *code = refused.args
+            return status, {"X-Error-Code": code[0]} if code else {}, b'{"error": "not allowed"}'
 
     def _route(
         self, method: str, names: list[str], query: dict[str, Any], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
         match method, names:
+            case "GET", ["api", "agent-harnesses"]:
+                # What programs there are that write code.
+                raise LookupError("EntryNotFound")
             case "POST", ["api", "validate-yaml"]:
                 return _json({"errors": [], "warnings": []})
             case "POST", ["api", "repos", "create"]:
@@ -109,8 +123,9 @@ class Hub:
                 return self._info(kind, f"{owner}/{name}", "main")
             case "GET", ["api", kind, owner, name, "revision", revision]:
                 return self._info(kind, f"{owner}/{name}", revision)
-            case "GET", ["api", kind, owner, name, "tree", revision]:
-                return _json(self.listing(self._files(kind, f"{owner}/{name}", revision)))
+            case "GET", ["api", kind, owner, name, "tree", revision, *path]:
+                files = self._files(kind, f"{owner}/{name}", revision)
+                return self._tree(files, "/".join(path), recursive=query.get("recursive", [""])[0].lower() == "true")
             case "POST", ["api", kind, owner, name, "branch", branch]:
                 repo = self._writable(kind, f"{owner}/{name}")
                 if branch in repo.branches:
@@ -148,6 +163,8 @@ class Hub:
         repo = self.repos.get((kind.removesuffix("s"), name))
         if repo is None or (repo.private and not self._signed_in):
             raise LookupError("RepoNotFound")
+        if repo.gated and not self._signed_in:
+            raise PermissionError(401, "GatedRepo")
         return repo
 
     def _writable(self, kind: str, name: str) -> Repo:
@@ -167,6 +184,17 @@ class Hub:
         sha = repo.branches.get(revision, revision)
         siblings = [{"rfilename": path} for path in files]
         return _json({"id": name, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []})
+
+    def _tree(self, files: Files, folder: str, *, recursive: bool) -> tuple[int, dict[str, str], bytes]:
+        """What is in a folder, and with `recursive` in those below it."""
+        start = f"{folder}/" if folder else ""
+        below = {path: content for path, content in files.items() if path.startswith(start)}
+        if folder and not below:
+            raise LookupError("EntryNotFound")
+        folders = {path[:end] for path in below for end, mark in enumerate(path) if mark == "/" and end >= len(start)}
+        listed = [{"type": "directory", "path": one, "oid": "0" * 40, "size": 0} for one in sorted(folders)]
+        entries = [*listed, *self.listing(below)]
+        return _json([one for one in entries if recursive or "/" not in one["path"][len(start) :]])
 
     def _upload_mode(self, file: dict[str, Any], files: Files) -> dict[str, Any]:
         mode = "lfs" if file["size"] > LFS_NBYTES else "regular"
@@ -192,11 +220,18 @@ class Hub:
 
     def _file(self, kind: str, name: str, revision: str, path: str) -> tuple[int, dict[str, str], bytes]:
         files = self._files(kind, name, revision)
-        if path not in files:
-            raise LookupError("EntryNotFound")
         sha = self._readable(kind, name).branches.get(revision, revision)
+        if path not in files:
+            raise LookupError("EntryNotFound", sha)
         etag = _entry(path, files[path]).get("lfs", {}).get("oid") or _entry(path, files[path])["oid"]
         return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": sha}, files[path]
+
+
+def parquet(rows: Any) -> bytes:
+    """A DataFrame as a file."""
+    buffer = io.BytesIO()
+    rows.to_parquet(buffer)
+    return buffer.getvalue()
 
 
 def _json(content: Any) -> tuple[int, dict[str, str], bytes]:

@@ -3,13 +3,11 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from huggingface_hub import constants
-from huggingface_hub.utils import _detect_agent
 
 from activation_store import ActivationStore, MissingShardError
 from activation_store.pt.convert import export_pt, import_pt
@@ -18,7 +16,7 @@ from probesweep import Probe, RequestError
 from probesweep.sharing.parcels import pack
 from probesweep.sharing.push_pull import pull, push
 from tests.helpers.commands import run
-from tests.helpers.hub import TOKEN, Hub, Repo
+from tests.helpers.hub import Repo
 from tests.helpers.models import QUESTIONS
 from tests.helpers.stores import make_spec, make_values, tree, write_store
 
@@ -26,24 +24,6 @@ pytestmark = pytest.mark.slow
 
 STATES = ("dataset", "me/states")
 PROBES = ("model", "me/probes")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
-    server = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    )
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    # The client would ask the hub what programs there are that write code.
-    monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.close()
 
 
 def without_lock(store: Path) -> dict[str, bytes]:
