@@ -21,15 +21,17 @@ def measure_speed(subject: Subject, *, n_rounds: int) -> tuple[Sequence[Table], 
     """Sample 8 attempts at each question with 16 tokens at most, alone and after a long system prompt."""
     tables: list[Table] = []
     targets: list[Target | Limit] = []
-    for title, system_prompt, goal in (("the questions", None, 2.0), ("after a shared prompt", SHARED, 6.0)):
-        model = subject.model(system_prompt)
+    # `generate` runs the long prompts once for each attempt: on two cores, minutes for each batch.
+    jobs = ("the questions", None, None, 2.0), ("after a shared prompt", SHARED, BATCH_SIZE, 6.0)
+    for title, system_prompt, n_questions, goal in jobs:
+        model = subject.model(system_prompt, n_questions)
         n_tokens = model.encoded.n_tokens
         n_attempts = len(model.questions) * SAMPLING.n_attempts
         contenders = [
             _contender(OURS, partial(subject.ours, model, SAMPLING), n_attempts),
             _contender(GENERATE, partial(subject.generated, model, SAMPLING), n_attempts),
         ]
-        timings = interleave(contenders, n_rounds=n_rounds, n_bytes=1)
+        timings = interleave(contenders, n_rounds=n_rounds, n_bytes=1, n_warm_ups=0)
         about = f"{title}: prompts of {n_tokens.min()} to {n_tokens.max()} tokens, {n_attempts} attempts"
         tables.append(_table(about, timings, n_attempts))
         targets.append(Target(f"{title}: attempts/s / generate", goal, timings.ratio(OURS, GENERATE)))

@@ -45,7 +45,7 @@ from probesweep.terminal.command import Terminal
 @click.option("--max_new_tokens", type=int, default=256, show_default=True, help="Most tokens of an answer.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides every draw.")
 @click.option("--system_prompt", help="Goes first in every prompt.")
-@click.option("--prompt_template", help="What the user says: {question}, and perhaps other columns in braces.")
+@click.option("--prompt_template", help="What the user says: {question}, perhaps other columns in braces, \\n.")
 @click.option(
     "--no_chat_template",
     "use_chat_template",
@@ -98,6 +98,9 @@ def label(terminal: Terminal, dry_run: bool, from_file: Path | None, metric: str
     terminal.wait(f"loading {given['model']} ...")
     from probesweep.labelling.labelling import Labelling
 
+    if "prompt_template" in given:
+        # A shell passes on a backslash as it is.
+        given["prompt_template"] = given["prompt_template"].replace("\\n", "\n")
     given["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
     labelling = Labelling(**given)
     if dry_run:

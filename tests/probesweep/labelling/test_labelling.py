@@ -237,8 +237,10 @@ def test_a_column_of_several_kinds_is_refused(given: dict[str, Any], tmp_path: P
 
 
 def test_dry_run_shows_a_prompt_and_verdicts(given: dict[str, Any]) -> None:
-    done = run("label", *_flags(given), "--dry_run")
+    done = run("label", *_flags(given), "--dry_run", "--prompt_template", r"{question}\nJust the letter.")
     assert done.returncode == 0, done.stderr
+    assert "What is 2 + 3?\nJust the letter.<|im_end|>" in done.stdout
+    done = run("label", *_flags(given), "--dry_run")
     assert "<|im_start|>user\nWhat is 2 + 3?<|im_end|>" in done.stdout
     assert "'The answer is a.': right" in done.stdout
     assert "'The answer is b.': wrong" in done.stdout
