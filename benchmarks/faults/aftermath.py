@@ -45,7 +45,10 @@ def run_again(job: Job, root: Location, what: str) -> Counts:
 
 
 def difference(found: Tree, expected: Tree) -> str:
-    """Paths in which two trees differ; empty if they do not."""
+    """Paths in which two trees differ, and how; empty if they do not."""
     missing = object()
     paths = sorted(path for path in {**found, **expected} if found.get(path, missing) != expected.get(path, missing))
-    return ", ".join(paths)
+    return ", ".join(
+        f"{path} (missing)" if path not in found else f"{path} (too many)" if path not in expected else path
+        for path in paths
+    )

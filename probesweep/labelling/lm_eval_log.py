@@ -40,27 +40,26 @@ def read_lm_eval_log(rows: Rows, question_column: str | None, metric: str | None
         A row cannot be understood, or of several scores none was chosen.
     """
     assert isinstance(rows, JsonRows)
+    path = Path(rows.path)
     names = _metrics(rows)
-    chosen = choose_metric(rows.path, list(names), metric if metric in names else _with_filter(names, metric))
+    chosen = choose_metric(path, list(names), metric if metric in names else _with_filter(names, metric))
     key, filter_name = names[chosen]
     numbered = [(number, row) for number, row in enumerate(rows.rows) if row.get("filter") == filter_name]
-    by_document = _by_document(rows.path, numbered)
+    by_document = _by_document(path, numbered)
     firsts = [of_one[0] for of_one in by_document]
-    question_key = question_column or _question_key(rows.path, firsts)
+    question_key = question_column or _question_key(path, firsts)
     used = {*_OF_ATTEMPTS, *TAKEN, *(each for each, _ in names.values())}
     others = [name for name in rows.names if name not in used]
     return Logged(
-        questions=[_question(rows.path, number, row, question_key) for number, row in firsts],
+        questions=[_question(path, number, row, question_key) for number, row in firsts],
         answers=[row.get("target") for _, row in firsts],
         attempts=[
-            [attempt for number, row in of_one for attempt in _attempts(rows.path, number, row, key)]
+            [attempt for number, row in of_one for attempt in _attempts(path, number, row, key)]
             for of_one in by_document
         ],
         prompts=[_prompt(row.get("arguments")) for _, row in firsts],
         others={name: [row.get(name) for _, row in firsts] for name in others},
-        recognized=(
-            f"{rows.path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}"
-        ),
+        recognized=(f"{path}: samples of lm-evaluation-harness, scored by {chosen}, questions from {question_key!r}"),
     )
 
 
