@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpu_probes.results.saved_probes import SavedProbes
     from gpu_probes.results.sweep_result import BestProbe, SweepResult
     from gpu_probes.samples.groups import shared_prompts
+    from gpu_probes.scores.ceiling import score_ceiling
     from gpu_probes.scores.intervals import Interval, difference_interval, score_interval
     from gpu_probes.scores.nested import NestedCV
     from gpu_probes.scores.permutation import PermutationTest
@@ -64,6 +65,7 @@ _HOMES = {
     "difference_interval": "scores.intervals",
     "infer": "evidence.infer",
     "plan_sweep": "search.sweep",
+    "score_ceiling": "scores.ceiling",
     "score_interval": "scores.intervals",
     "shared_prompts": "samples.groups",
     "sweep": "sweeps",
@@ -108,6 +110,7 @@ __all__ = [
     "difference_interval",
     "infer",
     "plan_sweep",
+    "score_ceiling",
     "score_interval",
     "shared_prompts",
     "sweep",
