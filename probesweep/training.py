@@ -46,6 +46,7 @@ from gpu_probes.results.forms import CARD
 from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
 from gpu_probes.results.kept import keep_results, put_aside
 from gpu_probes.results.saving import save_sweep
+from gpu_probes.samples.attempts import N_CORRECT, N_SAMPLES
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
@@ -372,12 +373,13 @@ class Training(ProbeOptions):
     def _request(self) -> Request:
         train, test = self._sides
         weights, groups = ([] if name is None else [name] for name in (self.weight_column, self.groups))
+        counts = [N_SAMPLES, N_CORRECT]
         places = {"layers": list(train.layers), "positions": list(train.positions)} if train.has_some_cells else {}
         given = {"alphas": parse_alphas(self.alphas), "layers": None, "positions": None} | places
         return Request(
             probesweep=version("probesweep"),
-            train=train.used([*self._labels, *weights], groups),
-            test=None if test is None else test.used(self._labels, groups),
+            train=train.used([*self._labels, *weights, *counts], groups),
+            test=None if test is None else test.used([*self._labels, *counts], groups),
             labels=self._labels,
             options={
                 name: list(value) if isinstance(value, tuple) else value
@@ -522,17 +524,20 @@ class _Rows:
         lengths = train.n_tokens
         if test is None:
             numbers = {} if lengths is None else {"prompt_length": (lengths, None)}
-            return About(train_prompts=train.questions, numbers=numbers)
+            return About(train_prompts=train.questions, numbers=numbers, train_attempts=train.attempts)
         test_lengths, prompts = test.n_tokens, test.questions
         numbers = {}
         if lengths is not None and test_lengths is not None:
             numbers = {"prompt_length": (lengths, test_lengths[self.kept])}
         grouped = groups is not None and groups in test.column_names
+        tested = test.attempts
         return About(
             train_prompts=train.questions,
             test_prompts=None if prompts is None else _kept(prompts, self.kept),
             test_groups=test.group(groups)[self.kept] if groups and grouped else None,
             numbers=numbers,
+            train_attempts=train.attempts,
+            test_attempts=None if tested is None else tested.of_rows(self.kept),
         )
 
 

@@ -35,6 +35,7 @@ from gpu_probes.results.inference import (
 )
 from gpu_probes.samples.labels import Task
 from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling, fit_line
+from gpu_probes.scores.ceiling import OF_CLASSES, OF_RATES
 from gpu_probes.scores.intervals import LEVEL, Interval
 from gpu_probes.scores.metrics import regression_scores
 from gpu_probes.scores.ranks import score
@@ -464,6 +465,7 @@ class _Statements:
         self._calibrations()
         self._curve()
         self._groups()
+        self._ceilings()
         overlap = evidence.overlap
         assert overlap is not None
         scored = self.best is not None and bool(overlap.n_shared)
@@ -873,6 +875,32 @@ class _Statements:
         overlap = self.evidence.overlap
         if overlap is not None and overlap.dropped is not None:
             file.same(overlap.dropped, asked.drop_overlap, RUN, "overlap", "dropped")
+
+    def _ceilings(self) -> None:
+        """They are of the scores of the task, of the rows that there are; folders of earlier versions have none."""
+        found, file, folder = self.evidence.ceiling, self.file, self.folder
+        if found is None:
+            return
+        of_test = folder.found.run.request.test is not None
+        file.same(set(found), {"train", "test"} if of_test else {"train"}, RUN, "ceiling")
+        for name, one in found.items():
+            where, known = ("ceiling", name), one.reason is None
+            file.require((one.fewest_samples is not None) == known, "it does not match the reason", *where)
+            fewest, most = one.fewest_samples or 0, one.most_samples or 0
+            file.require(fewest <= most, "there are more", *where, "fewest_samples")
+            names = OF_RATES if folder.n_classes is None else OF_CLASSES
+            file.same(set(one.scores), set(names) if known else set(), "the task", *where, "scores")
+            expected = folder.n_classes is not None and known
+            file.same(one.threshold is not None, expected, "the task", *where, "threshold")
+            for metric, interval in one.scores.items():
+                self._interval(interval, interval.estimate, *where, "scores", metric)
+                fits = interval.estimate is None or 0 <= interval.estimate <= 1 + _ROUNDING
+                file.require(fits, "it is out of range", *where, "scores", metric, "estimate")
+            if one.threshold is not None or not known:
+                continue
+            pearson, r2 = (one.scores[metric].estimate for metric in ("pearson", "r2"))
+            expected = None if pearson is None else pearson**2
+            file.same(r2, expected, "the square of pearson's", *where, "scores", "r2", "estimate")
 
 
 def folder_rows(folder: _Folder) -> int:
