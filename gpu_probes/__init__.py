@@ -16,6 +16,7 @@ from gpu_probes.errors import (
 )
 
 if TYPE_CHECKING:
+    from gpu_probes.estimators.binomial import BinomialProbe, BinomialProbeCV
     from gpu_probes.estimators.logistic import LogisticProbe, LogisticProbeCV
     from gpu_probes.estimators.ridge import RidgeProbe, RidgeProbeCV
     from gpu_probes.evidence.budget import check_statistics
@@ -39,6 +40,8 @@ _HOMES = {
     "About": "evidence.infer",
     "ArrayCellSource": "features.cells",
     "BestProbe": "results.sweep_result",
+    "BinomialProbe": "estimators.binomial",
+    "BinomialProbeCV": "estimators.binomial",
     "Cell": "terms",
     "CellSource": "features.cells",
     "FinishedSweep": "sweeps",
@@ -75,6 +78,8 @@ __all__ = [
     "About",
     "ArrayCellSource",
     "BestProbe",
+    "BinomialProbe",
+    "BinomialProbeCV",
     "BudgetError",
     "Cell",
     "CellError",

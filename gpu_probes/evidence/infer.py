@@ -199,7 +199,7 @@ def _nested(result: SweepResult) -> NestedScore:
     if isinstance(nested, str):
         return NestedScore(score=None, reason=nested)
     assert best is not None
-    predictions = one_column(predictions_of(nested.decision, result.task_type))
+    predictions = one_column(predictions_of(nested.decision, result.task_type, result.probe))
     return NestedScore(
         score=nested.score,
         best_cv_score=best.cv_score,
@@ -349,7 +349,8 @@ def all_scores(
 ) -> RegressionScores | ClassScores:
     """Every score that the task has, of decision values; `undefined` says why there is none of them."""
     if result.classes is None:
-        found = regression_scores(labels, decision[:, 0], undefined=undefined)
+        predicted = predictions_of(decision, result.task_type, result.probe)[:, 0]
+        found = regression_scores(labels, predicted, decision[:, 0], undefined=undefined)
     else:
         places = _places(result.classes, labels)
         found = classification_scores(places, decision, result.names_of_classes, undefined=undefined)
@@ -359,10 +360,12 @@ def all_scores(
 def _platt(result: SweepResult, best: BestProbe) -> Platt:
     """Platt scaling on cross-validated decision values, and what it does to the calibration on the test rows."""
     at = (best.position_index, best.layer_index)
-    if result.classes is None or len(result.classes) != 2:
-        return Platt(slope=None, intercept=None, reason="Platt scaling is for two classes")
+    of_rates = result.probe == "binomial"
+    if not of_rates and (result.classes is None or len(result.classes) != 2):
+        return Platt(slope=None, intercept=None, reason="Platt scaling is for two classes and for rates")
     assert result.cv_decision is not None
-    scaling = PlattScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at][:, 0])
+    actual = result.train_labels if result.classes is None else _places(result.classes, result.train_labels)
+    scaling = PlattScaling.fit(actual, result.cv_decision[at][:, 0])
     if not scaling.slope > 0:
         return Platt(slope=None, intercept=None, reason=NOT_RISING)
     calibrated = None
@@ -389,7 +392,7 @@ def _temperature(result: SweepResult, best: BestProbe) -> Temperature | None:
 def _calibration(result: SweepResult, best: BestProbe) -> Line:
     """Least-squares line from cross-validated predictions to the labels: a penalty shrinks predictions."""
     at = (best.position_index, best.layer_index)
-    if result.classes is not None:
+    if result.classes is not None or result.probe == "binomial":
         return Line(slope=None, intercept=None, reason="this calibration is for numbers; see platt")
     assert result.cv_decision is not None
     predicted = result.cv_decision[at][:, 0]

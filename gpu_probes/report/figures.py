@@ -271,7 +271,7 @@ def permutations(results: SavedFiles) -> Figure | Absent:
     metric = score_title("cv_score", results.performance.metric_title)
     tips = ["highest score", "permutations"]
     chart = curves.null_histogram(bins, own, f"highest {metric} of any cell", tips)
-    by = statistic_text(found.statistic)
+    by = statistic_text(found.statistic, results.performance.task_type)
     caption = (
         f"Highest CV score of any cell{by}, for each of {found.n_permutations:,} "
         f"permutations of the labels ({found.shuffled}), and for the true labels (line). Over all cells, "

@@ -19,6 +19,7 @@ _BASELINES = {"tfidf": "TF-IDF"}
 _PROBES = {
     "ridge": "Ridge regressions",
     "logistic": "Logistic regressions",
+    "binomial": "Binomial regressions (logistic, of rates)",
     "lda": "Linear discriminants",
     "mass_mean": "Difference-of-means probes",
 }
@@ -310,7 +311,7 @@ def _permuted(training: Documents) -> list[str]:
     found = (training.evidence or Evidence()).permutation
     if found is None or found.p_best is None:
         return []
-    by = statistic_text(found.statistic)
+    by = statistic_text(found.statistic, training.performance.task_type)
     return [
         f"The p-value compares the highest score of any cell{by and by + ','} with that of {found.n_permutations:,} "
         f"permutations of the labels ({one_line(found.shuffled)}), each fitted in every cell with the same folds and "

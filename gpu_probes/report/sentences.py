@@ -22,6 +22,7 @@ from gpu_probes.scores.intervals import Interval
 _PROBES = {
     "ridge": "ridge",
     "logistic": "logistic",
+    "binomial": "binomial",
     "lda": "linear discriminant",
     "mass_mean": "difference-of-means",
 }
@@ -134,7 +135,7 @@ def _p_value(results: SavedFiles) -> str:
     found = results.evidence.permutation
     if found is None or found.p_best is None:
         return f"There is no p-value ({results.why_missing('permutation')})"
-    by = statistic_text(found.statistic)
+    by = statistic_text(found.statistic, results.performance.task_type)
     test = f"A permutation test over all cells{by and by + ','} gives p = {found.p_best:.2g}"
     smallest = number(found.smallest_p, ".2g")
     return f"{test} ({found.n_permutations:,} permutations, which can give {smallest} at the least)"

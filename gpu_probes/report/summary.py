@@ -11,6 +11,7 @@ from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
 from gpu_probes.results.inference import BaselineScores, ClassScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
+from gpu_probes.terms import TaskType
 
 _WIDTH = 36
 _MOST_CLASSES = 20
@@ -187,7 +188,7 @@ def _best(best: Best, results: Results, evidence: Evidence) -> list[str]:
     tested = "There is no test set." if best.test_actual is None else "The test set played no part in any choice."
     lines += [
         *_nested(evidence, intervals),
-        *_p_value(evidence),
+        *_p_value(evidence, results.performance.task_type),
         tested,
         *_ceiling(evidence, best.metric),
     ]
@@ -232,13 +233,13 @@ def _ceiling(evidence: Evidence, metric: str) -> list[str]:
     return lines
 
 
-def _p_value(evidence: Evidence) -> list[str]:
+def _p_value(evidence: Evidence, task_type: TaskType) -> list[str]:
     found = evidence.permutation
     if found is None or found.reason == "permutations were not asked for":
         return []
     if found.p_best is None:
         return [f"No p-value: {found.reason}."]
-    test = f"Permutation test over all cells{statistic_text(found.statistic)}"
+    test = f"Permutation test over all cells{statistic_text(found.statistic, task_type)}"
     return [f"{test}: p = {found.p_best:.4g} ({found.n_permutations} permutations)."]
 
 

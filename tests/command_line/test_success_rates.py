@@ -8,6 +8,9 @@ import pandas as pd
 import pytest
 
 from gpu_probes import score_ceiling
+from gpu_probes.report.paper import methods
+from gpu_probes.results.documents import Results
+from probesweep import Probe
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
 
@@ -110,3 +113,44 @@ def test_a_ceiling_that_is_unknown_says_why(stores: Path, tmp_path: Path):
     assert "No ceiling of the test score: n_correct is " in done.stdout
     used = read(tmp_path / "out/run.json")["request"]["test"]["labels"]["columns"]
     assert used == ["success_rate", "n_samples", "n_correct"]
+
+
+def test_a_binomial_probe_from_training_to_prediction(stores: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    options = ("--label_column", "success_rate", "--probe", "binomial", "--alphas", "1,100")
+    done = train(stores, out, *options, "--permutations", "19")
+    assert done.returncode == 0, done.stderr
+    assert "regression (binomial, rows weighted by n_samples)" in done.stdout
+    assert "over all cells, by least squares on the rates: p = " in done.stdout
+    run_json = read(out / "run.json")
+    assert run_json["request"]["options"]["weight_column"] == "n_samples"
+    named = train(stores, tmp_path / "named", *options, "--permutations", "19", "--weight_column", "n_samples")
+    assert named.returncode == 0, named.stderr
+    assert (tmp_path / "named/probes.safetensors").read_bytes() == (out / "probes.safetensors").read_bytes()
+    # A finished training is not repeated.
+    assert train(stores, out, *options, "--permutations", "19").returncode == 0
+    assert read(out / "run.json") == run_json
+    card, inference = read(out / "probe.json"), read(out / "inference.json")
+    assert (card["probe"], card["task_type"]) == ("binomial", "regression")
+    assert card["calibration"]["kind"] == ("platt" if inference["platt"]["slope"] else None)
+    assert "rows weighted by n_samples" in methods(Results.load(out))
+    probe = Probe.load(out)
+    prompts = pd.read_parquet(stores / "test.parquet")["question"].tolist()
+    best = read(out / "best_probe_predictions.json")
+    np.testing.assert_allclose(probe.predict(prompts), best["test_predictions"], atol=1e-4)
+    scores = probe.score(prompts)
+    assert ((scores > 0) & (scores < 1)).all()
+    assert run("report", out).returncode == 0
+    assert "A binomial probe was fitted" in (out / "report.html").read_text()
+    moved = run("transfer", out, stores / "test.zarr", "--output_path", tmp_path / "t.json")
+    assert moved.returncode == 0, moved.stderr
+    (found,) = next(iter(read(tmp_path / "t.json")["probes"].values()))
+    assert found["best"] == pytest.approx(best["test_score"])
+
+
+def test_labels_that_are_no_rates_are_one_line(stores: Path, tmp_path: Path):
+    done = train(stores, tmp_path, "--label_column", "other", "--probe", "binomial")
+    assert done.returncode == 2
+    assert "values outside 0 to 1 (first: " in done.stderr
+    assert "--probe binomial is for rates" in done.stderr
+    assert "Traceback" not in done.stderr
