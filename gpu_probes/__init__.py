@@ -16,6 +16,7 @@ from gpu_probes.errors import (
 )
 
 if TYPE_CHECKING:
+    from gpu_probes.estimators.binomial import BinomialProbe, BinomialProbeCV
     from gpu_probes.estimators.logistic import LogisticProbe, LogisticProbeCV
     from gpu_probes.estimators.ridge import RidgeProbe, RidgeProbeCV
     from gpu_probes.evidence.budget import check_statistics
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gpu_probes.results.saved_probes import SavedProbes
     from gpu_probes.results.sweep_result import BestProbe, SweepResult
     from gpu_probes.samples.groups import shared_prompts
+    from gpu_probes.scores.ceiling import score_ceiling
     from gpu_probes.scores.intervals import Interval, difference_interval, score_interval
     from gpu_probes.scores.nested import NestedCV
     from gpu_probes.scores.permutation import PermutationTest
@@ -38,6 +40,8 @@ _HOMES = {
     "About": "evidence.infer",
     "ArrayCellSource": "features.cells",
     "BestProbe": "results.sweep_result",
+    "BinomialProbe": "estimators.binomial",
+    "BinomialProbeCV": "estimators.binomial",
     "Cell": "terms",
     "CellSource": "features.cells",
     "FinishedSweep": "sweeps",
@@ -64,6 +68,7 @@ _HOMES = {
     "difference_interval": "scores.intervals",
     "infer": "evidence.infer",
     "plan_sweep": "search.sweep",
+    "score_ceiling": "scores.ceiling",
     "score_interval": "scores.intervals",
     "shared_prompts": "samples.groups",
     "sweep": "sweeps",
@@ -73,6 +78,8 @@ __all__ = [
     "About",
     "ArrayCellSource",
     "BestProbe",
+    "BinomialProbe",
+    "BinomialProbeCV",
     "BudgetError",
     "Cell",
     "CellError",
@@ -108,6 +115,7 @@ __all__ = [
     "difference_interval",
     "infer",
     "plan_sweep",
+    "score_ceiling",
     "score_interval",
     "shared_prompts",
     "sweep",

@@ -6,8 +6,8 @@ from enum import IntEnum
 from typing import Literal, NamedTuple
 
 TaskType = Literal["regression", "classification"]
-ProbeKind = Literal["ridge", "logistic", "lda", "mass_mean"]
-# Whose CV scores a permutation test compares: those of least squares on class indicators, or the probe's own.
+ProbeKind = Literal["ridge", "logistic", "binomial", "lda", "mass_mean"]
+# Whose CV scores a permutation test compares: those of least squares on class indicators or rates, or the probe's own.
 PermutationStatistic = Literal["least_squares", "probe"]
 
 

@@ -17,6 +17,7 @@ from activation_store.files.storage import as_recorded
 from gpu_probes.features.cells import CellSource
 from gpu_probes.features.combine import SomeCells, SomeRows
 from gpu_probes.results.folder import UsedStore
+from gpu_probes.samples.attempts import N_CORRECT, N_SAMPLES, AttemptColumns
 from gpu_probes.samples.groups import group_samples
 from probesweep.errors import RequestError
 from probesweep.labels_file import Activations, JoinedColumns
@@ -160,6 +161,14 @@ class Selection:
             return self._of_rows(self.store.labels[name].to_numpy())
         assert isinstance(self.store, ActivationStore)
         return self._of_rows(self.store.coordinate(name))
+
+    @property
+    def attempts(self) -> AttemptColumns | None:
+        """Columns that say how many attempts labels are shares of; None if there are none."""
+        if not self.names_labels or N_SAMPLES not in self.label_names:
+            return None
+        n_correct = self.label(N_CORRECT) if N_CORRECT in self.label_names else None
+        return AttemptColumns(self.label(N_SAMPLES), n_correct)
 
     def from_file(self, names: Iterable[str]) -> list[str]:
         """Those of some columns that the file has."""

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from activation_store.opening import open_activations
 from gpu_probes import shared_prompts
 from gpu_probes.results.folder import Run
+from gpu_probes.samples.attempts import COUNTS, N_CORRECT, N_SAMPLES
 from probesweep.errors import RequestError
 from probesweep.labels_file import Activations
 from probesweep.selection import Selection
@@ -79,8 +80,13 @@ def choose_labels(
     train: Selection,
     test: Selection | None,
 ) -> list[str]:
-    """The labels to predict: all in the training store but weights, groups and split, unless some are named."""
+    """The labels to predict: all in the training store but weights, groups and split, unless some are named.
+
+    Counts of attempts are predicted only if they are named, or nothing else is there: they say how far another label
+    is known.
+    """
     held = [name for name in train.stored_labels if name not in (weights, groups, split)]
+    held = [name for name in held if name not in COUNTS] or held
     if not train.names_labels and (weights or len(set(wanted)) > 1):
         raise RequestError(
             f"{train.path} has one label without a name; label_column=... can be given once", argument="label_column"
@@ -103,7 +109,9 @@ def choose_labels(
             f"{train.path} holds no label besides the {used}; extract it with another one", argument="label_column"
         )
     chosen = list(dict.fromkeys(wanted or held))
-    if train.joined is not None and not train.from_file([*chosen, *filter(None, [weights, groups])]):
+    if train.joined is not None and not train.from_file(
+        [*chosen, *filter(None, [weights, groups]), N_SAMPLES, N_CORRECT]
+    ):
         raise RequestError(
             f"{train.joined.columns.path}: nothing of it is used; name one of its columns "
             f"({', '.join(train.joined.names)}) as label_column=..., groups=... or weight_column=...",

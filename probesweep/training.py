@@ -46,6 +46,7 @@ from gpu_probes.results.forms import CARD
 from gpu_probes.results.inference import INFERENCE, Evidence, Overlap
 from gpu_probes.results.kept import keep_results, put_aside
 from gpu_probes.results.saving import save_sweep
+from gpu_probes.samples.attempts import N_CORRECT, N_SAMPLES
 from gpu_probes.search.alphas import parse_alphas
 from gpu_probes.search.storage import Memory
 from probesweep.errors import RequestError
@@ -110,7 +111,8 @@ class Training(ProbeOptions):
         Test on a part of `train_activations`, drawn with `seed`: of all groups, if there are `groups`. Rows with the
         same prompt are never on both sides.
     weight_column : str, optional
-        Label of the training rows that holds sample weights.
+        Label of the training rows that holds sample weights; by default ``n_samples`` for a binomial probe, where there
+        is such a label.
     groups : str, optional
         Column of the training rows whose samples are held out together.
     split_repeats : bool
@@ -365,19 +367,22 @@ class Training(ProbeOptions):
         wanted = [self.label_column] if isinstance(self.label_column, str) else self.label_column
         tested = None if self.test_rows is None else read_test_rows(self.test_rows)
         split = tested[0] if isinstance(tested, tuple) else None
-        taken = {"weights": self.weight_column, "groups": self.groups, "split": split}
+        taken = {"weights": self._weights(train), "groups": self.groups, "split": split}
         return choose_labels(wanted, **taken, train=train, test=test)
 
     @cached_property
     def _request(self) -> Request:
         train, test = self._sides
-        weights, groups = ([] if name is None else [name] for name in (self.weight_column, self.groups))
+        weight_column = self._weights(train)
+        weights, groups = ([] if name is None else [name] for name in (weight_column, self.groups))
+        counts = [N_SAMPLES, N_CORRECT]
         places = {"layers": list(train.layers), "positions": list(train.positions)} if train.has_some_cells else {}
         given = {"alphas": parse_alphas(self.alphas), "layers": None, "positions": None} | places
+        given["weight_column"] = weight_column
         return Request(
             probesweep=version("probesweep"),
-            train=train.used([*self._labels, *weights], groups),
-            test=None if test is None else test.used(self._labels, groups),
+            train=train.used([*self._labels, *weights, *counts], groups),
+            test=None if test is None else test.used([*self._labels, *counts], groups),
             labels=self._labels,
             options={
                 name: list(value) if isinstance(value, tuple) else value
@@ -443,7 +448,7 @@ class Training(ProbeOptions):
 
     def _options(self, train: Selection | None = None) -> SweepOptions:
         """As the sweep takes them; without the training rows, only those that do not depend on rows."""
-        weights, groups = self.weight_column, self.groups
+        weights, groups = None if train is None else self._weights(train), self.groups
         return SweepOptions(
             **self.shared(),
             groups=None if train is None or groups is None else train.group(check_group_column(train, groups)),
@@ -453,6 +458,11 @@ class Training(ProbeOptions):
             spill_folder=_nearest_folder(Path(self.output_dir)),
             progress=partial(tqdm, unit="block of cells", desc="train"),
         )
+
+    def _weights(self, train: Selection) -> str | None:
+        """The column of weights: of a binomial probe the number of attempts, unless another one is named."""
+        counted = self.probe == "binomial" and N_SAMPLES in train.label_names and train.names_labels
+        return N_SAMPLES if self.weight_column is None and counted else self.weight_column
 
     def _overlap(self, result: SweepResult, rows: _Rows, name: str, shared: Bool[np.ndarray, " row"]) -> Overlap:
         if rows.test is None or rows.all_test_cells is None:
@@ -522,17 +532,20 @@ class _Rows:
         lengths = train.n_tokens
         if test is None:
             numbers = {} if lengths is None else {"prompt_length": (lengths, None)}
-            return About(train_prompts=train.questions, numbers=numbers)
+            return About(train_prompts=train.questions, numbers=numbers, train_attempts=train.attempts)
         test_lengths, prompts = test.n_tokens, test.questions
         numbers = {}
         if lengths is not None and test_lengths is not None:
             numbers = {"prompt_length": (lengths, test_lengths[self.kept])}
         grouped = groups is not None and groups in test.column_names
+        tested = test.attempts
         return About(
             train_prompts=train.questions,
             test_prompts=None if prompts is None else _kept(prompts, self.kept),
             test_groups=test.group(groups)[self.kept] if groups and grouped else None,
             numbers=numbers,
+            train_attempts=train.attempts,
+            test_attempts=None if tested is None else tested.of_rows(self.kept),
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gpu_probes.terms import PermutationStatistic
+from gpu_probes.terms import PermutationStatistic, TaskType
 
 METRICS = {"spearman": "Spearman", "roc_auc": "ROC-AUC"}
 NOTHING = "-"
@@ -45,9 +45,10 @@ def interval(ends: tuple[float | None, float | None]) -> str:
     return "" if low is None or high is None else f"[{low:.3f},\N{NO-BREAK SPACE}{high:.3f}]"
 
 
-def statistic_text(statistic: PermutationStatistic) -> str:
+def statistic_text(statistic: PermutationStatistic, task_type: TaskType) -> str:
     """What a permutation test compares, where it is not the probe's own CV score, to follow the word "test"."""
-    return "" if statistic == "probe" else ", by least squares on the class indicators"
+    labels = "rates" if task_type == "regression" else "class indicators"
+    return "" if statistic == "probe" else f", by least squares on the {labels}"
 
 
 def caution(note: str | None) -> str:

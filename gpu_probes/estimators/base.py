@@ -20,7 +20,7 @@ from gpu_probes.results.sweep_result import SweepResult
 from gpu_probes.samples.folds import plan_folds
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import check_same_numbers, read_weights, resolve_task
-from gpu_probes.scores.decisions import predictions_of
+from gpu_probes.scores.decisions import probabilities_of
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.alphas import AUTO
 from gpu_probes.search.options import SweepOptions
@@ -32,9 +32,10 @@ _DTYPES = (np.float64, np.float32, np.float16)
 
 
 class _Probe(BaseEstimator):
-    """What all four share: a sweep of one cell, and what is read off its result."""
+    """What all of them share: a sweep of one cell, and what is read off its result."""
 
     _task_type: TaskType
+    _probe_kind: str = "auto"
     fit_intercept: bool
     standardize: bool
     device: str
@@ -71,6 +72,7 @@ class _Probe(BaseEstimator):
         """The parameters as a sweep takes them."""
         return SweepOptions(
             task_type=self._task_type,
+            probe=self._probe_kind,
             fit_intercept=self.fit_intercept,
             standardize=self.standardize,
             device=self.device,
@@ -180,7 +182,7 @@ class Classifier(ClassifierMixin, _Probe):
         -------
         ndarray [sample, class]
         """
-        probability = predictions_of(self._decide(X), "classification")
+        probability = probabilities_of(self._decide(X))
         return np.hstack([1 - probability, probability]) if probability.shape[1] == 1 else probability
 
 

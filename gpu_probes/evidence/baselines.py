@@ -60,7 +60,8 @@ class Comparison:
             for values in (train_values, test_values)
         )
         assert train is not None
-        return self.sweep_on(train, test, probe="auto", alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
+        probe = "binomial" if self.result.probe == "binomial" else "auto"
+        return self.sweep_on(train, test, probe=probe, alpha=1e-3, alphas=None, fit_intercept=True, standardize=True)
 
     def sweep_on(self, train: CellSource, test: CellSource | None, **changes: Unpack[SweepKeywords]) -> SweepResult:
         """Fit the same labels with the same folds on other cells."""
@@ -162,7 +163,8 @@ def random_labels_baseline(comparison: Comparison, cell: Cell, seed: int) -> Bas
 def tfidf_baseline(comparison: Comparison, train_texts: Sequence[str], test_texts: Sequence[str] | None) -> Baseline:
     """Words of the prompts: TF-IDF and ridge or logistic regression, alpha by cross-validation on the same folds."""
     result = comparison.result
-    model = "ridge" if result.task_type == "regression" else "logistic regression"
+    numbers = "binomial regression" if result.probe == "binomial" else "ridge"
+    model = numbers if result.task_type == "regression" else "logistic regression"
     names, note = ("tfidf", f"TF-IDF, {model}"), f"alpha of {', '.join(f'{alpha:g}' for alpha in TFIDF_ALPHAS)} by CV"
     texts = np.array(train_texts, dtype=object)
     cv = np.full(len(TFIDF_ALPHAS), np.nan)
@@ -224,6 +226,12 @@ def _fit_texts(comparison: Comparison, texts: np.ndarray, train: np.ndarray, oth
     counts, labels = vectorizer.fit_transform(texts[train]), result.train_labels[train]
     held_out: Any = vectorizer.transform(others)
     norms = np.asarray(sparse.linalg.norm(held_out, axis=1), dtype=np.float64)
+    if result.probe == "binomial":
+        # A rate counts for both classes.
+        shares = np.concatenate([labels, 1 - labels]) * (1.0 if used is None else np.tile(used, 2))
+        both, sides = sparse.vstack([counts, counts]), np.repeat([1, 0], len(labels))
+        fits = [LogisticRegression(C=1 / alpha, max_iter=1000).fit(both, sides, shares) for alpha in TFIDF_ALPHAS]
+        return [_TextFit(fit.decision_function(held_out)[:, None], fit.coef_, norms) for fit in fits]
     if result.task_type == "regression":
         fits = [Ridge(alpha).fit(counts, labels, used) for alpha in TFIDF_ALPHAS]
         return [_TextFit(np.asarray(fit.predict(held_out))[:, None], np.atleast_2d(fit.coef_), norms) for fit in fits]

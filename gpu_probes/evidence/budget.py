@@ -73,6 +73,6 @@ def tfidf_nbytes(workload: Workload, n_words: int, n_counts: int) -> int:
     n_words : different words of the training texts
     n_counts : different words of each text, summed over all texts
     """
-    vectors = _RIDGE_VECTORS if workload.predicts_numbers else _LBFGS_VECTORS
+    vectors = _RIDGE_VECTORS if workload.natural == "ridge" else _LBFGS_VECTORS
     rows = 6 * (workload.n_train + workload.n_test) * workload.n_outputs
     return _WORD_NBYTES * n_words + _COUNT_NBYTES * n_counts + _FLOAT * (vectors * n_words * workload.n_outputs + rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64, Real
@@ -25,6 +25,7 @@ from gpu_probes.features.cells import CellSource
 from gpu_probes.results.encoding import null_if_nan, nulls_if_nan
 from gpu_probes.results.inference import (
     BaselineScores,
+    Ceiling,
     ClassScores,
     CurvePoint,
     Evidence,
@@ -42,9 +43,11 @@ from gpu_probes.results.inference import (
     read_scores,
 )
 from gpu_probes.results.sweep_result import BestProbe, SweepResult
+from gpu_probes.samples.attempts import AttemptColumns, Attempts
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import read_labels
 from gpu_probes.scores.calibration import NOT_RISING, PlattScaling, TemperatureScaling, fit_line
+from gpu_probes.scores.ceiling import ceilings_of
 from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ranked
 from gpu_probes.scores.intervals import ScoredSides, score_interval
 from gpu_probes.scores.metrics import classification_scores, regression_scores
@@ -66,6 +69,8 @@ class About:
         The group of each test row; intervals resample complete groups.
     numbers : mapping of str to a pair of arrays [train_sample], [test_sample]
         Baselines of one number, by name; None for test rows that there are not.
+    train_attempts, test_attempts : AttemptColumns, optional
+        How many attempts at each question the label may be a share of.
     """
 
     train_prompts: list[str] | None = None
@@ -74,6 +79,8 @@ class About:
     numbers: Mapping[str, tuple[Real[np.ndarray, " train_sample"], Real[np.ndarray, " test_sample"] | None]] = field(
         default_factory=dict
     )
+    train_attempts: AttemptColumns | None = None
+    test_attempts: AttemptColumns | None = None
 
 
 def infer(
@@ -119,6 +126,7 @@ def infer(
         "calibration": lambda: None if best is None else _calibration(result, best),
         "learning_curve": lambda: () if best is None else _curve(comparison, best, seed),
         "groups": lambda: _groups(result, options, test_rows_grouped=clusters is not None),
+        "ceiling": lambda: _ceilings(result, about, clusters, seed),
     }
     return Evidence(**{name: parts[name]() for name in progress(list(parts))})
 
@@ -191,7 +199,7 @@ def _nested(result: SweepResult) -> NestedScore:
     if isinstance(nested, str):
         return NestedScore(score=None, reason=nested)
     assert best is not None
-    predictions = one_column(predictions_of(nested.decision, result.task_type))
+    predictions = one_column(predictions_of(nested.decision, result.task_type, result.probe))
     return NestedScore(
         score=nested.score,
         best_cv_score=best.cv_score,
@@ -341,7 +349,8 @@ def all_scores(
 ) -> RegressionScores | ClassScores:
     """Every score that the task has, of decision values; `undefined` says why there is none of them."""
     if result.classes is None:
-        found = regression_scores(labels, decision[:, 0], undefined=undefined)
+        predicted = predictions_of(decision, result.task_type, result.probe)[:, 0]
+        found = regression_scores(labels, predicted, decision[:, 0], undefined=undefined)
     else:
         places = _places(result.classes, labels)
         found = classification_scores(places, decision, result.names_of_classes, undefined=undefined)
@@ -351,10 +360,12 @@ def all_scores(
 def _platt(result: SweepResult, best: BestProbe) -> Platt:
     """Platt scaling on cross-validated decision values, and what it does to the calibration on the test rows."""
     at = (best.position_index, best.layer_index)
-    if result.classes is None or len(result.classes) != 2:
-        return Platt(slope=None, intercept=None, reason="Platt scaling is for two classes")
+    of_rates = result.probe == "binomial"
+    if not of_rates and (result.classes is None or len(result.classes) != 2):
+        return Platt(slope=None, intercept=None, reason="Platt scaling is for two classes and for rates")
     assert result.cv_decision is not None
-    scaling = PlattScaling.fit(_places(result.classes, result.train_labels), result.cv_decision[at][:, 0])
+    actual = result.train_labels if result.classes is None else _places(result.classes, result.train_labels)
+    scaling = PlattScaling.fit(actual, result.cv_decision[at][:, 0])
     if not scaling.slope > 0:
         return Platt(slope=None, intercept=None, reason=NOT_RISING)
     calibrated = None
@@ -381,7 +392,7 @@ def _temperature(result: SweepResult, best: BestProbe) -> Temperature | None:
 def _calibration(result: SweepResult, best: BestProbe) -> Line:
     """Least-squares line from cross-validated predictions to the labels: a penalty shrinks predictions."""
     at = (best.position_index, best.layer_index)
-    if result.classes is not None:
+    if result.classes is not None or result.probe == "binomial":
         return Line(slope=None, intercept=None, reason="this calibration is for numbers; see platt")
     assert result.cv_decision is not None
     predicted = result.cv_decision[at][:, 0]
@@ -418,6 +429,37 @@ def _groups(result: SweepResult, options: SweepOptions, *, test_rows_grouped: bo
         test_rows_grouped=test_rows_grouped,
         n_repeated_prompts=grouping.n_exact if known else None,
         n_repeated_but_for_case_and_whitespace=grouping.n_normalised if known else None,
+    )
+
+
+def _ceilings(
+    result: SweepResult, about: About, clusters: Int64[np.ndarray, " test_sample"] | None, seed: int
+) -> dict[Literal["train", "test"], Ceiling] | None:
+    """The best scores on labels that are shares of attempts; None if they are none, or nobody knows of how many."""
+
+    def read(columns: AttemptColumns | None, labels: Any) -> Attempts | str | None:
+        return None if columns is None or labels is None else columns.read(labels, result.classes)
+
+    train = read(about.train_attempts, result.train_labels)
+    test = read(about.test_attempts, result.test_labels)
+    if train is None and test is None:
+        return None
+    of_train = _ceiling(train, result.group_of_sample, seed)
+    return (
+        {"train": of_train}
+        if result.test_labels is None
+        else {"train": of_train, "test": _ceiling(test, clusters, seed)}
+    )
+
+
+def _ceiling(found: Attempts | str | None, clusters: Int64[np.ndarray, " sample"] | None, seed: int) -> Ceiling:
+    if not isinstance(found, Attempts):
+        return Ceiling(reason=found or "it is not known how many attempts these labels are shares of")
+    return Ceiling(
+        fewest_samples=int(found.n_samples.min()),
+        most_samples=int(found.n_samples.max()),
+        threshold=found.threshold,
+        scores=ceilings_of(found, clusters=clusters, seed=seed),
     )
 
 

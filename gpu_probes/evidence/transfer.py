@@ -14,8 +14,9 @@ from gpu_probes.features.cells import ArrayCellSource, CellSource
 from gpu_probes.forms import Count, Json, Number, Score, Text, plain
 from gpu_probes.results.encoding import null_if_nan
 from gpu_probes.results.inference import AllScores, BaselineScores, Evidence, read_scores
+from gpu_probes.results.saved_probes import SavedProbes
 from gpu_probes.results.transfer import FinishedTraining
-from gpu_probes.samples.labels import Task, read_labels
+from gpu_probes.samples.labels import read_labels
 from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling
 from gpu_probes.scores.decisions import is_flat, one_column, predictions_of, ranked
 from gpu_probes.scores.intervals import Interval, ScoredSides
@@ -179,7 +180,7 @@ def score_transfer(training: FinishedTraining, other: OtherRows, fitted: FittedR
         return replace(found, reason="its hidden states hold NaN or infinity")
     flat = is_flat(decision, probes.coef[at], row_norms(source, best))
     undefined = "all predictions are equal" if flat else None
-    score, plain_scores = grid[at[0]][at[1]], _all_scores(probes.task, labels, decision, undefined)
+    score, plain_scores = grid[at[0]][at[1]], _all_scores(probes, labels, decision, undefined)
     baselines = [] if isinstance(fitted, str) else _baselines(training, fitted, other, labels)
     sides = {} if score is None else {_BEST: decision}
     sides |= {one.name: one.test_decision for one in baselines if one.test_decision is not None}
@@ -216,6 +217,7 @@ def _baselines(
     asked, names = training.run.request.options, fitted.numbers.keys() & other.numbers.keys()
     given = SweepOptions(
         task_type=training.probes.task.task_type,
+        probe="binomial" if training.probes.probe == "binomial" else "auto",
         k_fold=True,
         n_folds=asked.get("n_folds", 5),
         seed=asked.get("seed", 42),
@@ -251,13 +253,15 @@ def _baseline(one: Baseline, scored: ScoredSides | None) -> BaselineScores:
 
 
 def _all_scores(
-    task: Task,
+    probes: SavedProbes,
     labels: Float64[np.ndarray, " sample"],
     decision: Float64[np.ndarray, "sample output"],
     undefined: str | None,
 ) -> Any:
+    task = probes.task
     if task.classes is None:
-        found = regression_scores(labels, decision[:, 0], undefined=undefined)
+        predicted = predictions_of(decision, task.task_type, probes.probe)[:, 0]
+        found = regression_scores(labels, predicted, decision[:, 0], undefined=undefined)
     else:
         places = np.searchsorted(task.classes, labels).astype(np.int64)
         found = classification_scores(places, decision, task.names_of_classes, undefined=undefined)
@@ -271,24 +275,28 @@ def _calibration(
     undefined: str | None,
 ) -> CalibrationScores:
     """Apply what the training fitted to held-out predictions; the task's own predictions where there is nothing."""
-    task, evidence = training.probes.task, training.results.evidence or Evidence()
-    fit = evidence.calibration if task.classes is None else evidence.platt
+    probes, evidence = training.probes, training.results.evidence or Evidence()
+    task = probes.task
+    is_linear = task.classes is None and probes.probe != "binomial"
+    fit = evidence.calibration if is_linear else evidence.platt
     kind, reason = None, "the training fitted none"
     if fit is not None:
         reason = fit.reason
     if fit is not None and fit.slope is not None and fit.intercept is not None:
-        kind = "linear" if task.classes is None else "platt"
+        kind = "linear" if is_linear else "platt"
         decision = PlattScaling(fit.slope, fit.intercept).log_odds(decision)
     if evidence.temperature is not None:
         reason = evidence.temperature.reason
         if evidence.temperature.temperature is not None:
             kind, decision = "temperature", TemperatureScaling(evidence.temperature.temperature).scale(decision)
-    predicted = one_column(predictions_of(decision, task.task_type))
+    predicted = one_column(predictions_of(decision, task.task_type, probes.probe))
     bias = None
     if predicted.ndim == 1:
         truth = labels if task.classes is None else labels == task.classes[-1]
         bias = float(predicted.mean() - truth.mean())
-    return CalibrationScores(kind=kind, bias=bias, scores=_all_scores(task, labels, decision, undefined), reason=reason)
+    return CalibrationScores(
+        kind=kind, bias=bias, scores=_all_scores(probes, labels, decision, undefined), reason=reason
+    )
 
 
 def tabulate(

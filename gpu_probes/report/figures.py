@@ -28,6 +28,7 @@ from gpu_probes.report.predictions import (
     roc_table,
     thinned,
 )
+from gpu_probes.report.sentences import ceiling_sentence
 from gpu_probes.results.inference import BaselineScores, Bin, ClassScores
 from gpu_probes.scores.intervals import Interval
 
@@ -36,6 +37,7 @@ TEST, HELD_OUT = Series(TEST_TITLE, "accent"), Series(HELD_OUT_TITLE, "others")
 FEWEST_IN_BIN = 5
 _CV, _NESTED = Series("CV", "others"), Series("nested CV, 95 % interval", "honest")
 _TESTED = Series("test, 95 % interval", "accent")
+_CEILING = Series("the ceiling of these labels, 95 % interval", "extra")
 _CLASS_COLOURS = ("accent", "honest", "baseline", "extra", "others", "ink")
 
 
@@ -111,6 +113,8 @@ def layers(results: SavedFiles, score: str | None = None) -> Figure | Absent:
             "The best of many cells is biased upwards. Nested cross-validation (dashed; band: its interval) and the "
             "test score (diamond) show what to expect."
         )
+        if results.evidence.ceiling_of("train", results.performance.metric) is not None and shown == "cv_score":
+            caption += f" {_CEILING.name[0].upper()}{_CEILING.name[1:]} is what the true success rates would score."
     columns = ["position", "layer", *charts.SCORES.values(), "alpha"]
     table = _only(charts.readable(results.cells, results.tokens), columns)
     return Figure(name, title, caption.strip(), chart, table)
@@ -243,6 +247,8 @@ def comparison(results: SavedFiles) -> Figure | Absent:
         "cross-validation repeats the choice for each fold and scores it on rows that played no part in it. Intervals "
         "do not cover the variation between probes trained on different rows."
     )
+    ceiling = ceiling_sentence(results)
+    caption += f" {ceiling}" if ceiling else ""
     without = [f"{one_line(one.title)}, {one_line(one.note)}" for one in _unscored(results)]
     caption += f" Without a score: {'; '.join(without)}." if without else ""
     return Figure(name, title, caption, curves.comparison(table, used, metric, tips), _only(table, tips))
@@ -265,8 +271,9 @@ def permutations(results: SavedFiles) -> Figure | Absent:
     metric = score_title("cv_score", results.performance.metric_title)
     tips = ["highest score", "permutations"]
     chart = curves.null_histogram(bins, own, f"highest {metric} of any cell", tips)
+    by = statistic_text(found.statistic, results.performance.task_type)
     caption = (
-        f"Highest CV score of any cell{statistic_text(found.statistic)}, for each of {found.n_permutations:,} "
+        f"Highest CV score of any cell{by}, for each of {found.n_permutations:,} "
         f"permutations of the labels ({found.shuffled}), and for the true labels (line). Over all cells, "
         f"p = {found.p_best:.3g}; the smallest that so many permutations can give is {number(found.smallest_p, '.3g')}."
     )
@@ -330,7 +337,7 @@ def _shown_score(results: SavedFiles) -> tuple[str, str]:
 
 
 def _references(results: SavedFiles) -> list[Reference]:
-    """Nested cross-validation, the strongest baseline, and the test score at the best layer."""
+    """Nested cross-validation, the strongest baseline, the ceiling, and the test score at the best layer."""
     references: list[Reference] = []
     intervals, nested = results.intervals, results.nested_score
     if nested is not None:
@@ -339,6 +346,9 @@ def _references(results: SavedFiles) -> list[Reference]:
     if baseline is not None and baseline.cv_score is not None:
         series = Series(f"{one_line(baseline.title)}, CV", "baseline")
         references.append(Reference(series, baseline.cv_score))
+    ceiling = results.evidence.ceiling_of("train", results.performance.metric)
+    if ceiling is not None and ceiling.estimate is not None:
+        references.append(Reference(_CEILING, ceiling.estimate, ceiling.low, ceiling.high))
     best, cell = results.best, results.best_cell
     if best is not None and cell is not None and best.test_score is not None:
         low, high = ends_of(intervals.test_score)

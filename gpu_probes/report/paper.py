@@ -19,6 +19,7 @@ _BASELINES = {"tfidf": "TF-IDF"}
 _PROBES = {
     "ridge": "Ridge regressions",
     "logistic": "Logistic regressions",
+    "binomial": "Binomial regressions (logistic, of rates)",
     "lda": "Linear discriminants",
     "mass_mean": "Difference-of-means probes",
 }
@@ -41,8 +42,10 @@ def paper_rows(trainings: Sequence[Documents]) -> list[Row]:
     list of dict
         All with the same keys: ``results``, ``model``, ``dataset``, ``label``, ``task_type``, ``metric``, ``probe``,
         ``layer``, ``position``, ``token``, ``alpha``, ``n_train``, ``n_test``, ``cv_score``, ``nested_cv_score`` and
-        ``test_score`` with ``_low`` and ``_high``, ``p``, ``n_permutations``, ``p_statistic``, and of each baseline of
-        any training ``NAME_cv_score``, and ``NAME_test_score`` with ``_low`` and ``_high``. What is undefined is None.
+        ``test_score`` with ``_low`` and ``_high``, ``cv_ceiling`` and ``test_ceiling`` likewise (the best that any
+        predictor can reach on labels that are shares of attempts), ``p``, ``n_permutations``, ``p_statistic``, and of
+        each baseline of any training ``NAME_cv_score``, and ``NAME_test_score`` with ``_low`` and ``_high``. What is
+        undefined is None.
     """
     rows = [_probe(one) | _scores(one) | _p_value((one.evidence or Evidence()).permutation) for one in trainings]
     names = dict.fromkeys(name for one in trainings for name in (one.evidence or Evidence()).baselines or {})
@@ -128,7 +131,13 @@ def _scores(training: Documents) -> Row:
         "cv_score": None if best is None else best.cv_score,
         **_with_ends("nested_cv_score", None if nested is None else nested.score, intervals.nested_cv_score),
         **_with_ends("test_score", None if best is None else best.test_score, intervals.test_score),
+        **_ceiling("cv_ceiling", evidence.ceiling_of("train", training.performance.metric)),
+        **_ceiling("test_ceiling", evidence.ceiling_of("test", training.performance.metric)),
     }
+
+
+def _ceiling(name: str, found: Interval | None) -> Row:
+    return _with_ends(name, None if found is None else found.estimate, found)
 
 
 def _with_ends(name: str, score: float | None, found: Interval | None) -> Row:
@@ -167,6 +176,8 @@ def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "CV": lambda row: _score(row, "cv_score"),
         "nested CV [95 %]": lambda row: _score(row, "nested_cv_score"),
         "test [95 %]": lambda row: _score(row, "test_score"),
+        "ceiling, CV [95 %]": lambda row: _score(row, "cv_ceiling"),
+        "ceiling, test [95 %]": lambda row: _score(row, "test_ceiling"),
         "p": lambda row: "" if row["p"] is None else number(_number(row["p"]), ".2g"),
     }
     columns |= {
@@ -300,7 +311,7 @@ def _permuted(training: Documents) -> list[str]:
     found = (training.evidence or Evidence()).permutation
     if found is None or found.p_best is None:
         return []
-    by = statistic_text(found.statistic)
+    by = statistic_text(found.statistic, training.performance.task_type)
     return [
         f"The p-value compares the highest score of any cell{by and by + ','} with that of {found.n_permutations:,} "
         f"permutations of the labels ({one_line(found.shuffled)}), each fitted in every cell with the same folds and "

@@ -19,7 +19,13 @@ from gpu_probes.report.predictions import names_of
 from gpu_probes.results.inference import BaselineScores
 from gpu_probes.scores.intervals import Interval
 
-_PROBES = {"ridge": "ridge", "logistic": "logistic", "lda": "linear discriminant", "mass_mean": "difference-of-means"}
+_PROBES = {
+    "ridge": "ridge",
+    "logistic": "logistic",
+    "binomial": "binomial",
+    "lda": "linear discriminant",
+    "mass_mean": "difference-of-means",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,33 @@ def headlines(results: SavedFiles) -> list[Headline]:
         detail = f"over all cells; {number(permutation.smallest_p, '.2g')} is the smallest possible"
         found.append(Headline(number(permutation.p_best, ".2g"), "p-value", detail))
     return found
+
+
+def ceiling_sentence(results: SavedFiles) -> str:
+    """How well any predictor could score on labels that are shares of attempts; empty where they are none."""
+    metric = results.performance.metric
+    known: dict[str, Interval] = {}
+    reasons: list[str] = []
+    held = results.evidence.ceiling or {}
+    for split, found in held.items():
+        name = "in cross-validation" if split == "train" else "on the test rows"
+        score = found.scores.get(metric)
+        if score is not None and score.estimate is not None:
+            known[name] = score
+        else:
+            reasons.append(f"{name}: {one_line(found.reason or (score and score.reason))}")
+    text = f" The best score that any predictor can reach is unknown {'; '.join(reasons)}." if reasons else ""
+    if not known:
+        return text.strip()
+    attempts = ", ".join(dict.fromkeys(one.attempts for one in held.values() if one.reason is None))
+    of_classes = any(one.threshold is not None for one in held.values())
+    what = "follow from shares" if of_classes else "are shares"
+    scores = " and ".join(f"{number(one.estimate)} {interval(ends_of(one))} {name}" for name, one in known.items())
+    notes = "".join(dict.fromkeys(caution(one.note) for one in known.values()))
+    return (
+        f"Labels {what} of {attempts} per question, and so partly luck: the true success rates themselves would score "
+        f"{scores} (ceiling).{notes}{text}"
+    )
 
 
 def _asked(results: SavedFiles) -> str:
@@ -102,7 +135,7 @@ def _p_value(results: SavedFiles) -> str:
     found = results.evidence.permutation
     if found is None or found.p_best is None:
         return f"There is no p-value ({results.why_missing('permutation')})"
-    by = statistic_text(found.statistic)
+    by = statistic_text(found.statistic, results.performance.task_type)
     test = f"A permutation test over all cells{by and by + ','} gives p = {found.p_best:.2g}"
     smallest = number(found.smallest_p, ".2g")
     return f"{test} ({found.n_permutations:,} permutations, which can give {smallest} at the least)"

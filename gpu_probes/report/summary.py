@@ -11,6 +11,7 @@ from gpu_probes.results.folder import Run
 from gpu_probes.results.forms import Best, Performance
 from gpu_probes.results.inference import BaselineScores, ClassScores, Evidence, Intervals
 from gpu_probes.scores.intervals import Interval
+from gpu_probes.terms import TaskType
 
 _WIDTH = 36
 _MOST_CLASSES = 20
@@ -33,7 +34,7 @@ def summarize(folder: Path) -> str:
     performance, evidence = results.performance, results.evidence or Evidence()
     axes = f"{performance.n_layers} layers x {performance.n_positions} positions"
     lines = [
-        f"{axes}, {performance.task_type} ({results.probes.header.probe})",
+        f"{axes}, {performance.task_type} ({results.probes.header.probe}{_weighted(results)})",
         "layer: index into hidden_states (0 = embeddings, last = after the final norm); position: -1 = last token",
         *_undefined(performance),
         *_rows_that_repeat(evidence, has_test=results.run.request.test is not None),
@@ -77,6 +78,7 @@ def describe_results(results: Results) -> dict[str, Any]:
             "test_score": _json(intervals and intervals.test_score),
             "nested_cv_score": _json(intervals and intervals.nested_cv_score),
         },
+        **_about_ceilings(performance, evidence),
         "baselines": {
             name: {"cv_score": one.cv_score, "test_score": one.test_score}
             for name, one in (evidence.baselines or {}).items()
@@ -96,8 +98,21 @@ def _about_classes(performance: Performance) -> dict[str, Any]:
     return {name: value for name, value in about.items() if value is not None}
 
 
+def _about_ceilings(performance: Performance, evidence: Evidence) -> dict[str, Any]:
+    """The best scores that any predictor can reach, if labels are shares of attempts."""
+    if evidence.ceiling is None:
+        return {}
+    found = {split: evidence.ceiling_of(split, performance.metric) for split in evidence.ceiling}
+    return {"ceiling": {split: _json(one) for split, one in found.items()}}
+
+
 def _json(interval: Interval | None) -> dict[str, Any] | None:
     return None if interval is None else interval.to_json()
+
+
+def _weighted(results: Results) -> str:
+    column = results.run.request.options.get("weight_column")
+    return f", rows weighted by {one_line(column)}" if column else ""
 
 
 def _metric(performance: Performance) -> str:
@@ -171,7 +186,12 @@ def _best(best: Best, results: Results, evidence: Evidence) -> list[str]:
     n_scored = sum(score is not None for row in results.performance.layer_performance.cv or () for score in row)
     lines += ["", f"The best CV score is the highest over {n_scored} cells and every alpha, so it is biased upwards."]
     tested = "There is no test set." if best.test_actual is None else "The test set played no part in any choice."
-    lines += [*_nested(evidence, intervals), *_p_value(evidence), tested]
+    lines += [
+        *_nested(evidence, intervals),
+        *_p_value(evidence, results.performance.task_type),
+        tested,
+        *_ceiling(evidence, best.metric),
+    ]
     return [*lines, *_classes(results.performance, evidence)]
 
 
@@ -198,13 +218,28 @@ def _nested(evidence: Evidence, intervals: Intervals) -> list[str]:
     return lines + [f"Caution, interval of the {name}: {one.note}." for name, one in known.items() if one.note]
 
 
-def _p_value(evidence: Evidence) -> list[str]:
+def _ceiling(evidence: Evidence, metric: str) -> list[str]:
+    """The best scores that any predictor can reach, or why they are unknown; nothing where labels are no shares."""
+    lines: list[str] = []
+    for split, found in (evidence.ceiling or {}).items():
+        name = "CV" if split == "train" else "test"
+        interval = found.scores.get(metric)
+        if interval is None or interval.estimate is None:
+            lines.append(f"No ceiling of the {name} score: {found.reason or (interval and interval.reason)}.")
+            continue
+        ends = _interval(interval).rstrip()
+        lines.append(f"Ceiling, the best {name} score on labels of {found.attempts}: {interval.estimate:.3f}{ends}.")
+        lines += [f"Caution, ceiling of the {name} score: {interval.note}."] if interval.note else []
+    return lines
+
+
+def _p_value(evidence: Evidence, task_type: TaskType) -> list[str]:
     found = evidence.permutation
     if found is None or found.reason == "permutations were not asked for":
         return []
     if found.p_best is None:
         return [f"No p-value: {found.reason}."]
-    test = f"Permutation test over all cells{statistic_text(found.statistic)}"
+    test = f"Permutation test over all cells{statistic_text(found.statistic, task_type)}"
     return [f"{test}: p = {found.p_best:.4g} ({found.n_permutations} permutations)."]
 
 

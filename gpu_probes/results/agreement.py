@@ -35,6 +35,7 @@ from gpu_probes.results.inference import (
 )
 from gpu_probes.samples.labels import Task
 from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling, fit_line
+from gpu_probes.scores.ceiling import OF_CLASSES, OF_RATES
 from gpu_probes.scores.intervals import LEVEL, Interval
 from gpu_probes.scores.metrics import regression_scores
 from gpu_probes.scores.ranks import score
@@ -141,6 +142,8 @@ class _Folder:
         )
         self.shape = (len(self.of.positions), len(self.of.layer_indices))
         self.n_classes = None if self.of.classes is None else len(self.of.classes)
+        # What is ranked is not what is predicted.
+        self.of_rates = found.probes.header.probe == "binomial"
 
     def axes(self) -> None:
         """Layers, positions, classes, and what is predicted."""
@@ -295,8 +298,7 @@ class _Folder:
             file.same(len(best.test_actual), self.n_test, f"{RUN}, without dropped rows,", "test_actual")
         for name, actual in (("train", best.train_actual), ("cv", best.train_actual), ("test", best.test_actual)):
             self._columns(getattr(best, f"{name}_predictions"), actual, f"{name}_predictions")
-            if name != "train":
-                self._columns(getattr(best, f"{name}_ranked"), actual, f"{name}_ranked")
+            self._columns(getattr(best, f"{name}_ranked"), actual, f"{name}_ranked")
         for name in ("train", "cv"):
             held = getattr(best, f"{name}_predictions") is not None
             file.require(held, "it is null and the cell has a CV score", f"{name}_predictions")
@@ -320,7 +322,7 @@ class _Folder:
         wide = self.n_classes if self.n_classes is not None and self.n_classes > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in values)
         self.chosen.require(fits, "it does not have a number for each class", name)
-        if self.n_classes is not None and name.endswith("predictions"):
+        if (self.n_classes is not None or self.of_rates) and name.endswith("predictions"):
             table = np.asarray(values, dtype=np.float64)
             sums = table.sum(1) if wide else np.ones(len(table))
             fits = bool(((table >= 0) & (table <= 1)).all() and (np.abs(sums - 1) < 1e-6).all())
@@ -401,21 +403,23 @@ class _Folder:
         from scipy import special
 
         p, i = self.at
-        for name in ("test", "cv"):
+        for name in ("train", "test", "cv"):
             predictions, ranked = getattr(best, f"{name}_predictions"), getattr(best, f"{name}_ranked")
-            has_ranks = self.n_classes is not None and predictions is not None
+            of_split = self.of_rates or (self.n_classes is not None and name != "train")
+            has_ranks = of_split and predictions is not None
             self.chosen.same(ranked is not None, has_ranks, f"{name}_predictions", f"{name}_ranked")
             if has_ranks:
                 values, ranks = (np.asarray(one, dtype=np.float64) for one in (predictions, ranked))
                 fits = np.abs(special.expit(ranks) - values).max(initial=0.0) < 1e-6
                 self.chosen.require(fits, f"they do not match {name}_predictions", f"{name}_ranked")
         if best.test_actual is not None and best.test_score is not None:
-            ranked = best.test_predictions if self.n_classes is None else best.test_ranked
+            ranked = best.test_predictions if best.test_ranked is None else best.test_ranked
             self.chosen.same(
                 best.test_score, self._score(best.test_actual, ranked), "its test predictions", "test_score"
             )
         if self.n_classes is None and not np.isnan(self.train[p, i]):
-            worked_out = self._score(best.train_actual, best.train_predictions)
+            ranked = best.train_predictions if best.train_ranked is None else best.train_ranked
+            worked_out = self._score(best.train_actual, ranked)
             self.performance.same(null_if_nan(self.train[p, i]), worked_out, BEST, "layer_performance", "train", p, i)
 
     def _score(self, actual: Sequence[float], ranked: Any) -> float | None:
@@ -464,6 +468,7 @@ class _Statements:
         self._calibrations()
         self._curve()
         self._groups()
+        self._ceilings()
         overlap = evidence.overlap
         assert overlap is not None
         scored = self.best is not None and bool(overlap.n_shared)
@@ -506,14 +511,15 @@ class _Statements:
         wide = self.folder.n_classes if (self.folder.n_classes or 0) > 2 else None
         fits = all((len(row) if isinstance(row, tuple) else None) == wide for row in predictions)
         file.require(fits, "it does not have a number for each class", "nested_cv", "predictions")
-        if self.folder.n_classes is not None:
+        if self.folder.n_classes is not None or self.folder.of_rates:
             table = np.asarray(predictions, dtype=np.float64)
             file.require(((table >= 0) & (table <= 1)).all(), "they are not probabilities", "nested_cv", "predictions")
 
     def _permutation(self, found: Permutation) -> None:
         file, folder = self.file, self.folder
         known = found.p_best is not None
-        statistic = "probe" if folder.n_classes is None else folder.asked.permutation_statistic
+        same = folder.n_classes is None and not folder.of_rates
+        statistic = "probe" if same else folder.asked.permutation_statistic
         file.same(found.statistic, statistic, RUN, "permutation", "statistic")
         file.require((found.reason is None) == known, "it does not match p_best", "permutation", "reason")
         for name in ("p", "p_uncorrected", "n_permutations", "shuffled", "observed_max", "null_max"):
@@ -560,8 +566,9 @@ class _Statements:
         if found.observed is None:
             return folder.cv
         observed = file.grid(found.observed, folder.shape, *where)
-        fits = np.isnan(observed) | (~np.isnan(folder.cv) & (observed >= 0))
-        file.require(fits.all() and not np.isnan(observed).all(), "they are no areas of cells with a CV score", *where)
+        lowest = -1.0 if folder.of_rates else 0.0
+        fits = np.isnan(observed) | (~np.isnan(folder.cv) & (observed >= lowest - _ROUNDING))
+        file.require(fits.all() and not np.isnan(observed).all(), "they are no scores of cells with a CV score", *where)
         return observed
 
     def _column_of_cells(self, name: str) -> None:
@@ -672,7 +679,8 @@ class _Statements:
                 known = [key for key, value in vars(scores).items() if key != "undefined" and value is not None]
                 file.require(not known, "the sweep has no score of this split", "scores", name, *known[:1])
                 continue
-            self._worked_out(scores, actual, getattr(best, f"{name}_predictions"), "scores", name)
+            predictions, ranked = (getattr(best, f"{name}_{kind}") for kind in ("predictions", "ranked"))
+            self._worked_out(scores, actual, predictions, "scores", name, ranked=ranked)
         main = "spearman" if self.folder.n_classes is None else "roc_auc"
         if "test" in found and best.test_score is not None:
             file.same(getattr(found["test"], main), best.test_score, BEST, "scores", "test", main)
@@ -743,14 +751,20 @@ class _Statements:
             file.same(scores.accuracy, float(np.trace(table) / len(places)), "confusion", *where, "accuracy")
 
     def _worked_out(
-        self, scores: RegressionScores | ClassScores, actual: Sequence[float], predictions: Any, *where: object
+        self,
+        scores: RegressionScores | ClassScores,
+        actual: Sequence[float],
+        predictions: Any,
+        *where: object,
+        ranked: Any = None,
     ) -> None:
         """Scores that follow from predictions as the files have them."""
         labels, values = np.asarray(actual, dtype=np.float64), np.asarray(predictions, dtype=np.float64)
         if isinstance(scores, RegressionScores):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                expected = regression_scores(labels, values).values
+                order = values if ranked is None else np.asarray(ranked, dtype=np.float64)
+                expected = regression_scores(labels, values, order).values
             self._same_values(plain(scores), expected, *where)
             return
         n_rows = sum(one.count for one in scores.reliability or ())
@@ -773,7 +787,8 @@ class _Statements:
         best, file, folder = self.best, self.file, self.folder
         if best is None:
             return
-        for name, kind in (("calibration", folder.n_classes is None), ("platt", folder.n_classes == 2)):
+        is_linear = folder.n_classes is None and not folder.of_rates
+        for name, kind in (("calibration", is_linear), ("platt", folder.n_classes == 2 or folder.of_rates)):
             found = getattr(self.evidence, name)
             if found is None:
                 continue
@@ -792,8 +807,10 @@ class _Statements:
                 file.require(np.ptp(predicted) > 0, f"all predictions in {BEST} are equal", name, "slope")
                 fitted = fit_line(predicted, actual)
             else:
-                places = np.searchsorted(np.asarray(folder.of.classes), np.asarray(best.train_actual))
-                scaling = PlattScaling.fit(places.astype(np.int64), np.asarray(best.cv_ranked, dtype=np.float64))
+                actual = np.asarray(best.train_actual, dtype=np.float64)
+                if folder.of.classes is not None:
+                    actual = np.searchsorted(np.asarray(folder.of.classes), actual).astype(np.int64)
+                scaling = PlattScaling.fit(actual, np.asarray(best.cv_ranked, dtype=np.float64))
                 fitted = scaling.slope, scaling.intercept
             for which, value in zip(("slope", "intercept"), fitted, strict=True):
                 fits = np.isclose(
@@ -806,14 +823,14 @@ class _Statements:
             return
         tested = platt.slope is not None and best.test_score is not None
         file.require((platt.test_scores is not None) == tested, "it belongs with the slope", "platt", "test_scores")
-        if isinstance(platt.test_scores, ClassScores) and platt.slope is not None and platt.intercept is not None:
+        if platt.test_scores is not None and platt.slope is not None and platt.intercept is not None:
             odds = platt.slope * np.asarray(best.test_ranked, dtype=np.float64) + platt.intercept
             self._form_of_scores(platt.test_scores, "platt", "test_scores")
             assert best.test_actual is not None
-            self._worked_out(platt.test_scores, best.test_actual, special.expit(odds), "platt", "test_scores")
-            file.same(platt.test_scores.roc_auc, best.test_score, BEST, "platt", "test_scores", "roc_auc")
-        else:
-            file.require(platt.test_scores is None, "they are of another task", "platt", "test_scores")
+            where = ("platt", "test_scores")
+            self._worked_out(platt.test_scores, best.test_actual, special.expit(odds), *where, ranked=odds)
+            main = folder.of.metric
+            file.same(getattr(platt.test_scores, main), best.test_score, BEST, *where, main)
 
     def _temperature(self, best: Best) -> None:
         """It is that of the held-out predictions of more than two classes; folders of earlier versions have none."""
@@ -874,6 +891,32 @@ class _Statements:
         if overlap is not None and overlap.dropped is not None:
             file.same(overlap.dropped, asked.drop_overlap, RUN, "overlap", "dropped")
 
+    def _ceilings(self) -> None:
+        """They are of the scores of the task, of the rows that there are; folders of earlier versions have none."""
+        found, file, folder = self.evidence.ceiling, self.file, self.folder
+        if found is None:
+            return
+        of_test = folder.found.run.request.test is not None
+        file.same(set(found), {"train", "test"} if of_test else {"train"}, RUN, "ceiling")
+        for name, one in found.items():
+            where, known = ("ceiling", name), one.reason is None
+            file.require((one.fewest_samples is not None) == known, "it does not match the reason", *where)
+            fewest, most = one.fewest_samples or 0, one.most_samples or 0
+            file.require(fewest <= most, "there are more", *where, "fewest_samples")
+            names = OF_RATES if folder.n_classes is None else OF_CLASSES
+            file.same(set(one.scores), set(names) if known else set(), "the task", *where, "scores")
+            expected = folder.n_classes is not None and known
+            file.same(one.threshold is not None, expected, "the task", *where, "threshold")
+            for metric, interval in one.scores.items():
+                self._interval(interval, interval.estimate, *where, "scores", metric)
+                fits = interval.estimate is None or 0 <= interval.estimate <= 1 + _ROUNDING
+                file.require(fits, "it is out of range", *where, "scores", metric, "estimate")
+            if one.threshold is not None or not known:
+                continue
+            pearson, r2 = (one.scores[metric].estimate for metric in ("pearson", "r2"))
+            expected = None if pearson is None else pearson**2
+            file.same(r2, expected, "the square of pearson's", *where, "scores", "r2", "estimate")
+
 
 def folder_rows(folder: _Folder) -> int:
     """All test rows, those that were dropped among them."""
@@ -882,7 +925,7 @@ def folder_rows(folder: _Folder) -> int:
 
 
 def _probes_of(task_type: str) -> tuple[str, ...]:
-    return ("ridge", "mass_mean") if task_type == "regression" else ("logistic", "lda", "mass_mean")
+    return ("ridge", "binomial", "mass_mean") if task_type == "regression" else ("logistic", "lda", "mass_mean")
 
 
 def _from_probabilities(places: Any, table: Any) -> dict[str, float]:

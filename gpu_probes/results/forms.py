@@ -90,7 +90,8 @@ class Performance:
 class Best:
     """What ``best_probe_predictions.json`` says; rows in the stores' order, without those that were dropped.
 
-    `test_ranked` and `cv_ranked` order rows of classes as predictions do, and tell those apart that round to 1.
+    `test_ranked` and `cv_ranked`, and `train_ranked` of a binomial probe, order rows of classes and of its rates as
+    predictions do, and tell those apart that round to 1.
     """
 
     best_position: Place
@@ -106,6 +107,7 @@ class Best:
     train_predictions: Columns | None
     test_predictions: Columns | None
     cv_predictions: Columns | None
+    train_ranked: Columns | None = field(default=None, metadata=OMITTED)
     test_ranked: Columns | None = field(default=None, metadata=OMITTED)
     cv_ranked: Columns | None = field(default=None, metadata=OMITTED)
     probe_weights: Columns

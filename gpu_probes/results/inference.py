@@ -268,6 +268,36 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ceiling:
+    """The best scores that any predictor can reach on labels that are shares of attempts.
+
+    Attributes
+    ----------
+    fewest_samples, most_samples : int or None
+        Attempts per question.
+    threshold : float or None
+        The label is whether the share is above this number; None where it is the share itself.
+    scores : dict of Interval
+        By name: ``spearman``, ``pearson`` and ``r2``, or ``roc_auc`` with a threshold.
+    reason : str or None
+        Why there are none at all.
+    """
+
+    fewest_samples: Count | None = None
+    most_samples: Count | None = None
+    threshold: Number | None = None
+    scores: dict[Text, Interval] = field(default_factory=dict)
+    reason: Text | None = None
+
+    @property
+    def attempts(self) -> str:
+        """How many there are per question, in words."""
+        few, many = self.fewest_samples, self.most_samples
+        number = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+        return f"{number} attempt{'' if many == 1 else 's'}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """How far the scores of a sweep can be trusted, and what they beat.
 
@@ -280,6 +310,9 @@ class Evidence:
         By name.
     scores : dict of RegressionScores or ClassScores
         Of the best probe, by split: ``train``, ``cv`` (of the pooled predictions) and ``test``.
+    ceiling : dict of Ceiling or None
+        Of the labels of the training rows, which CV and nested CV scores are of, and of the test rows. None where the
+        label is no share of attempts as far as is known, and in folders of earlier versions.
     """
 
     nested_cv: NestedScore | None = None
@@ -293,6 +326,13 @@ class Evidence:
     learning_curve: tuple[CurvePoint, ...] | None = None
     groups: Groups | None = None
     overlap: Overlap | None = None
+    ceiling: dict[Literal["train", "test"], Ceiling] | None = field(default=None, metadata=OMITTED)
+
+    def ceiling_of(self, split: Literal["train", "test"], metric: str) -> Interval | None:
+        """The ceiling of a score; None where there is none, or it is undefined."""
+        found = (self.ceiling or {}).get(split)
+        interval = None if found is None else found.scores.get(metric)
+        return None if interval is None or interval.estimate is None else interval
 
     @classmethod
     def load(cls, folder: Path) -> Evidence:

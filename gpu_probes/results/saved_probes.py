@@ -17,7 +17,7 @@ from gpu_probes.results.forms import BEST, SavedCoefficients
 from gpu_probes.samples.labels import Task, read_labels
 from gpu_probes.scores.decisions import predictions_of, score_rows
 from gpu_probes.solvers.deciding import decide, row_norms
-from gpu_probes.terms import Cell
+from gpu_probes.terms import Cell, ProbeKind
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class SavedProbes:
     coef: Float64[np.ndarray, "position layer output feature"]
     intercept: Float64[np.ndarray, "position layer output"]
     best: Cell | None
+    probe: ProbeKind
 
     @classmethod
     def load(cls, folder: Path) -> SavedProbes:
@@ -55,7 +56,7 @@ class SavedProbes:
         header = saved.header
         classes = None if header.classes is None else np.array(header.classes, dtype=np.float64)
         task = Task(header.task_type, classes, header.class_names)
-        return cls(header.layers, header.positions, task, saved.coef, saved.intercept, best)
+        return cls(header.layers, header.positions, task, saved.coef, saved.intercept, best, header.probe)
 
     @property
     def metric(self) -> str:
@@ -79,8 +80,8 @@ class SavedProbes:
         return score_rows(self.task, numbers, decision, self.coef[self._at(cell)], row_norms(source, cell))
 
     def predict(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
-        """Numbers, the probability of the second class, or one probability per class."""
-        return predictions_of(self.decide(source, cell), self.task.task_type)
+        """Numbers, rates, the probability of the second class, or one probability per class."""
+        return predictions_of(self.decide(source, cell), self.task.task_type, self.probe)
 
     def decide(self, source: CellSource, cell: Cell) -> Float64[np.ndarray, "sample output"]:
         """Decision values: what is ranked."""

@@ -106,7 +106,7 @@ def _best_probe(result: SweepResult, best: BestProbe) -> dict[str, Json]:
         "train_actual": result.train_labels,
         "test_actual": result.test_labels,
         **_predictions(result, p, i),
-        **({} if result.classes is None else _ranked(result, p, i)),
+        **_ranked(result, p, i),
         "probe_weights": coef[0] if len(coef) == 1 else coef,
         "task_type": result.task_type,
         "metric": result.metric,
@@ -125,15 +125,19 @@ def _all_predictions(result: SweepResult) -> dict[str, Json]:
 def _predictions(result: SweepResult, position_index: int, layer_index: int) -> dict[str, Json]:
     """One cell's, as in the files; null where there is no probe to predict with."""
     splits = {"train": result.train_decision, "test": result.test_decision, "cv": result.cv_decision}
-    show = partial(predictions_of, task_type=result.task_type)
+    show = partial(predictions_of, task_type=result.task_type, probe=result.probe)
     return {
         f"{split}_predictions": _at(decision, position_index, layer_index, show) for split, decision in splits.items()
     }
 
 
 def _ranked(result: SweepResult, position_index: int, layer_index: int) -> dict[str, Json]:
-    """What the scores of classes rank: probabilities round to 1 and tie."""
+    """What is ranked where it isn't the predictions: rates and probabilities round to 1 and tie."""
+    if result.classes is None and result.probe != "binomial":
+        return {}
     splits = {"test": result.test_decision, "cv": result.cv_decision}
+    if result.classes is None:
+        splits = {"train": result.train_decision, **splits}
     return {f"{split}_ranked": _at(decision, position_index, layer_index, ranked) for split, decision in splits.items()}
 
 

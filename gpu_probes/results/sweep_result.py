@@ -41,10 +41,10 @@ class SweepResult(CellArrays):
     """Every cell of a sweep; undefined numbers are NaN here and null in the files.
 
     The arrays of `CellArrays` are ``[position, layer, ...]``, as in the files. Predictions follow from decision values:
-    numbers for regression, the probability of the second class for two classes, and one probability per class (the
-    last axis) otherwise. Labels of words are the places of their classes in `class_names`.
+    numbers for regression (of a binomial probe rates), the probability of the second class for two classes, and one
+    probability per class (the last axis) otherwise. Labels of words are the places of their classes in `class_names`.
     `nested_decision` are the decision values on each fold of the cell that the others choose.
-    `permutation_statistic` says whose scores the permutation test compares: ``probe`` for numbers.
+    `permutation_statistic` says whose scores the permutation test compares: ``probe`` for numbers that are no rates.
     """
 
     task_type: TaskType
@@ -87,17 +87,17 @@ class SweepResult(CellArrays):
     @property
     def train_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"]:
         """Predictions for the training rows, by the probes fitted to them."""
-        return predictions_of(self.train_decision, self.task_type)
+        return predictions_of(self.train_decision, self.task_type, self.probe)
 
     @property
     def test_predictions(self) -> Float64[np.ndarray, "position layer test_sample output"] | None:
         """Predictions for the test rows; None without any."""
-        return None if self.test_decision is None else predictions_of(self.test_decision, self.task_type)
+        return None if self.test_decision is None else predictions_of(self.test_decision, self.task_type, self.probe)
 
     @property
     def cv_predictions(self) -> Float64[np.ndarray, "position layer train_sample output"] | None:
         """Held-out predictions for the training rows, by the probe fitted without their fold; None without folds."""
-        return None if self.cv_decision is None else predictions_of(self.cv_decision, self.task_type)
+        return None if self.cv_decision is None else predictions_of(self.cv_decision, self.task_type, self.probe)
 
     @property
     def n_features(self) -> int:

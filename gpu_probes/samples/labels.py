@@ -125,15 +125,28 @@ def resolve_probe(probe: str, task: Task) -> ProbeKind:
     natural: ProbeKind = "ridge" if task.classes is None else "logistic"
     if probe in ("auto", natural):
         return natural
+    if probe == "binomial" and task.classes is None:
+        return "binomial"
     if probe == "mass_mean":
         return "mass_mean"
     if probe == "lda" and task.classes is not None:
         return "lda"
-    usable = "ridge, mass_mean" if task.classes is None else "logistic, lda, mass_mean"
+    usable = "ridge, mass_mean, binomial" if task.classes is None else "logistic, lda, mass_mean"
     raise LabelError(
         f"probe={probe!r} cannot be used for {task.task_type}; use auto, {usable}, or another task_type=...",
         argument="probe",
     )
+
+
+def check_rates(labels: Float64[np.ndarray, " sample"], name: str) -> None:
+    """Raise `LabelError` unless a binomial probe can be fitted to labels."""
+    bad = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
+    if bad.size:
+        raise LabelError(
+            f"{name} has {bad.size} values outside 0 to 1 (first: {labels[bad[0]]:g} in row {bad[0]}), and "
+            "probe='binomial' is for rates; divide by the number of attempts, or use probe='ridge'",
+            argument="probe",
+        )
 
 
 def read_training_labels(

@@ -6,23 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, Real
 
 
 @dataclass(frozen=True)
 class PlattScaling:
-    """Calibrated probability ``sigmoid(slope * decision + intercept)`` of the second of two classes (Platt 1999)."""
+    """Calibrated probability ``sigmoid(slope * decision + intercept)`` of the second of two classes (Platt 1999).
+
+    Of rates likewise: a row counts for each side by its share.
+    """
 
     slope: float
     intercept: float
 
     @classmethod
-    def fit(cls, actual: Int64[np.ndarray, " sample"], decision: Float64[np.ndarray, " sample"]) -> PlattScaling:
+    def fit(cls, actual: Real[np.ndarray, " sample"], decision: Float64[np.ndarray, " sample"]) -> PlattScaling:
         """Fit on decision values of samples that the probe did not see, by Platt's smoothed targets."""
         from scipy import optimize, special
 
-        n_positive, n_negative = int((actual == 1).sum()), int((actual == 0).sum())
-        targets = np.where(actual == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+        n_positive, n_negative = actual.sum(), (1 - actual).sum()
+        targets = actual * ((n_positive + 1) / (n_positive + 2)) + (1 - actual) * (1 / (n_negative + 2))
         # Decision values may be of any size: the search is for the slope of values with mean 0 and deviation 1.
         centre, scale = decision.mean(), decision.std() or 1.0
         columns = np.stack([(decision - centre) / scale, np.ones(len(decision))])

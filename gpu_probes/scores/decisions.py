@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64, Shaped
 from gpu_probes.samples.labels import Task
 from gpu_probes.scores import ranks
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
-from gpu_probes.terms import TaskType
+from gpu_probes.terms import ProbeKind, TaskType
 
 
 def score_rows(
@@ -52,11 +52,16 @@ def is_flat(
 
 
 def predictions_of(
-    decision: Float64[np.ndarray, "*batch sample output"], task_type: TaskType
+    decision: Float64[np.ndarray, "*batch sample output"], task_type: TaskType, probe: ProbeKind
 ) -> Float64[np.ndarray, "*batch sample output"]:
-    """What users see: numbers as they are, probabilities of classes."""
-    if task_type == "regression":
-        return decision
+    """What users see: numbers as they are, rates of a binomial probe, probabilities of classes."""
+    return decision if task_type == "regression" and probe != "binomial" else probabilities_of(decision)
+
+
+def probabilities_of(
+    decision: Float64[np.ndarray, "*batch sample output"],
+) -> Float64[np.ndarray, "*batch sample output"]:
+    """The sigmoid of a single output, the softmax of several."""
     return (SigmoidLoss() if decision.shape[-1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
 
 

@@ -114,7 +114,7 @@ class ScoredSides:
 
     names: tuple[Hashable, ...]
     level: float
-    found: _Placed | _Resampled
+    found: _Placed | Bootstrapped
 
     @classmethod
     def of(
@@ -131,7 +131,7 @@ class ScoredSides:
     ) -> ScoredSides:
         """Score them; `sides` are predictions, everything else is as in `score_interval`."""
         rows = _Rows.of(metric, actual, list(sides.values()), classes, clusters, folds, level, seed)
-        found = _Placed.of(rows) if rows.has_closed_form else _Resampled.of(rows, seed)
+        found = _Placed.of(rows) if rows.has_closed_form else Bootstrapped.of(rows, seed)
         return cls(tuple(sides), level, found)
 
     def score(self, name: Hashable) -> Interval:
@@ -338,7 +338,7 @@ def _z(level: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Resampled:
+class Bootstrapped:
     """Of each side the score, and the scores of resamples (bootstrap)."""
 
     scores: Resampled
@@ -347,7 +347,8 @@ class _Resampled:
     note: str | None
 
     @classmethod
-    def of(cls, rows: _Rows, seed: int) -> _Resampled:
+    def of(cls, rows: _Rows, seed: int) -> Bootstrapped:
+        """Resample rows, or complete clusters of them."""
         n_rows = len(rows.actual)
         folds = np.zeros(n_rows, dtype=np.int64) if rows.folds is None else rows.folds
         parts = [Part.of(np.flatnonzero(folds == fold), rows.clusters) for fold in np.unique(folds)]
@@ -358,10 +359,12 @@ class _Resampled:
         return cls(scores, n_units, method, _note(rows, n_units))
 
     def score(self, index: int, level: float) -> Interval:
+        """Interval of one side's score."""
         found = self.scores
         return self._interval(found.estimate[index], found.scores[index], found.left_out[index], level, spread=1e-12)
 
     def difference(self, first: int, second: int, level: float) -> Interval:
+        """Interval of how much better one side's score is than another's."""
         found = self.scores
         estimate, resampled, left_out = (
             values[first] - values[second] for values in (found.estimate, found.scores, found.left_out)
@@ -395,13 +398,21 @@ class _Resampled:
 
 def _note(rows: _Rows, n_units: int) -> str | None:
     """What simulations found about an interval's coverage (python -m benchmarks inference)."""
-    if rows.clusters is not None and n_units < _FEW_CLUSTERS:
-        rate = f"with fewer than {_FEW_CLUSTERS}, 95 % intervals hold the truth 88 to 90 % of the time"
-        return f"made of {n_units} groups only; {rate}"
+    few = note_on_clusters(None if rows.clusters is None else n_units)
+    if few is not None:
+        return few
     if rows.metric == "r2":
         tails = "labels with heavy tails (Student's t with 3 degrees of freedom)"
         return f"of {tails}, 95 % intervals of r2 hold the truth 87 % of the time"
     return None
+
+
+def note_on_clusters(n_clusters: int | None) -> str | None:
+    """What simulations found about intervals from few clusters; None where rows stand alone."""
+    if n_clusters is None or n_clusters >= _FEW_CLUSTERS:
+        return None
+    rate = f"with fewer than {_FEW_CLUSTERS}, 95 % intervals hold the truth 88 to 90 % of the time"
+    return f"made of {n_clusters} groups only; {rate}"
 
 
 def _bca(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from gpu_probes.scores.decisions import most_probable, predictions_of, ranked
+from gpu_probes.scores.decisions import most_probable, probabilities_of, ranked
 
 N_BINS = 10
 FALSE_POSITIVE_RATE = 0.01
@@ -40,20 +40,26 @@ class _UndefinedError(Exception):
 
 
 def regression_scores(
-    actual: Float64[np.ndarray, " sample"], predicted: Float64[np.ndarray, " sample"], *, undefined: str | None = None
+    actual: Float64[np.ndarray, " sample"],
+    predicted: Float64[np.ndarray, " sample"],
+    ranked: Float64[np.ndarray, " sample"] | None = None,
+    *,
+    undefined: str | None = None,
 ) -> Scores:
     """Spearman, Pearson, R2, mean squared and absolute error, Kendall's tau-b, and the learnability selection.
 
-    `undefined` says why there is none of them.
+    `ranked` orders rows as `predicted` does, and tells those apart that round to the same; `undefined` says why there
+    is none of the scores.
     """
     from scipy import stats
 
     both = (actual, predicted)
+    order = (actual, predicted if ranked is None else ranked)
     return _collect(
         undefined,
-        spearman=lambda: _correlation(stats.spearmanr, both),
+        spearman=lambda: _correlation(stats.spearmanr, order),
         pearson=lambda: _correlation(stats.pearsonr, both),
-        kendall=lambda: _correlation(stats.kendalltau, both),
+        kendall=lambda: _correlation(stats.kendalltau, order),
         r2=lambda: _r2(*both),
         mse=lambda: float(np.square(actual - predicted).mean()),
         mae=lambda: float(np.abs(actual - predicted).mean()),
@@ -79,7 +85,7 @@ def classification_scores(
     n_classes = len(names)
     binary = n_classes == 2
     one_hot = np.eye(n_classes)[actual]
-    probabilities, order = predictions_of(decision, "classification"), ranked(decision)
+    probabilities, order = probabilities_of(decision), ranked(decision)
     by_class = np.hstack([1 - probabilities, probabilities]) if binary else probabilities
     chosen = most_probable(decision)
     sure, right = (by_class[:, 1], actual == 1) if binary else (by_class.max(1), chosen == actual)

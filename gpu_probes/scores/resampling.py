@@ -96,8 +96,8 @@ def _resample_lot(
     for part in parts:
         score = _SCORES[metric](actual[part.rows], [side[part.rows] for side in sides], part.unit)
         wholes.append(_score_all(score, iter([np.ones((1, part.n_units), dtype=np.int32)])))
-        scores.append(_score_all(score, _draw(rng, part.n_units, n_resamples)))
-        without.append(_score_all(score, _leave_out(part.n_units)))
+        scores.append(_score_all(score, draw_units(rng, part.n_units, n_resamples)))
+        without.append(_score_all(score, leave_units_out(part.n_units)))
     whole = np.concatenate(wholes, axis=1)
     others = [np.delete(whole, index, axis=1).sum(1, keepdims=True) for index in range(len(parts))]
     left_out = [(here + rest) / len(parts) for here, rest in zip(without, others, strict=True)]
@@ -112,7 +112,7 @@ def _score_all(score: Score, batches: Iterator[Counts]) -> Float64[np.ndarray, "
         return np.concatenate([score(counts) for counts in batches], axis=1)
 
 
-def _draw(rng: np.random.Generator, n_units: int, n_resamples: int) -> Iterator[Counts]:
+def draw_units(rng: np.random.Generator, n_units: int, n_resamples: int) -> Iterator[Counts]:
     """How often each unit is drawn, with replacement, a few resamples at a time."""
     at_once = max(_BATCH_COUNTS // n_units, 1)
     for start in range(0, n_resamples, at_once):
@@ -123,7 +123,7 @@ def _draw(rng: np.random.Generator, n_units: int, n_resamples: int) -> Iterator[
         yield counts
 
 
-def _leave_out(n_units: int) -> Iterator[Counts]:
+def leave_units_out(n_units: int) -> Iterator[Counts]:
     """Every unit once but for each in turn, or for each of 200 blocks of them."""
     n_blocks, at_once = min(n_units, _JACKKNIFE_BLOCKS), max(_BATCH_COUNTS // n_units, 1)
     block = np.arange(n_units) * n_blocks // n_units

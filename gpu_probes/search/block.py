@@ -58,11 +58,11 @@ class LabelPlan:
         """Targets as they are fitted once they are shuffled.
 
         For least squares, class indicators less the share that a class has of equally many: without an intercept,
-        features should tell what differs from it, as a softmax, too, begins with equal shares.
+        features should tell what differs from it, as a softmax, too, begins with equal shares. Rates are those of two.
         """
-        if self.statistic == "probe" or self.task.classes is None:
+        if self.statistic == "probe":
             return self.train_targets
-        return self.train_targets - 1 / len(self.task.classes)
+        return self.train_targets - 1 / (2 if self.task.classes is None else len(self.task.classes))
 
     @property
     def is_constant(self) -> bool:
@@ -207,6 +207,8 @@ def _one_hot(targets: Float64[Tensor, "sample output"]) -> Float64[Tensor, "samp
 _FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], tuple[list[ProbeFits], Decide]]] = {
     "ridge": _fit_ridge,
     "logistic": _fit_logistic,
+    # The log loss takes shares as it takes classes.
+    "binomial": _fit_logistic,
     "lda": _fit_lda,
     "mass_mean": _fit_mass_mean,
 }

@@ -14,7 +14,7 @@ from gpu_probes.errors import FoldError, LabelError, Status
 from gpu_probes.features.cells import CellSource, check_axes, check_same_axes
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.samples.groups import Grouping, group_samples
-from gpu_probes.samples.labels import Task, read_labels, read_training_labels, read_weights, resolve_probe
+from gpu_probes.samples.labels import Task, check_rates, read_labels, read_training_labels, read_weights, resolve_probe
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
 from gpu_probes.scores.ranks import labels_rank
 from gpu_probes.search.devices import free_bytes, resolve_devices, share_of_worker
@@ -133,12 +133,16 @@ def read_label(
             train_labels[name],
             name=_named("train", name),
             n_samples=train.n_samples,
-            task_type=given.task_type,
+            # Rates may happen to be 0 and 1 only.
+            task_type="regression" if (given.probe, given.task_type) == ("binomial", "auto") else given.task_type,
             positive_class=given.positive_class,
         )
     probe = resolve_probe(given.probe, task)
-    # For numbers the two are the same.
-    statistic: PermutationStatistic = "probe" if task.classes is None else given.statistic
+    if probe == "binomial":
+        check_rates(labels, _named("train", name))
+    # For ridge the two are the same.
+    same = task.classes is None and probe != "binomial"
+    statistic: PermutationStatistic = "probe" if same else given.statistic
     if given.permutations and statistic == "probe" and given.probe in ("lda", "mass_mean") and task.n_outputs > 1:
         raise LabelError(
             f"permutation_statistic='probe' of {given.probe} is for two classes, and {_named('train', name)} has "
@@ -166,6 +170,8 @@ def read_label(
                 test_labels[name], name=_named("test", name), n_samples=test.n_samples, names=task.names
             )
             task.targets(held_out, _named("test", name))
+            if probe == "binomial":
+                check_rates(held_out, _named("test", name))
     return Label(name, task, probe, folds, labels, held_out, shuffles, statistic)
 
 

@@ -37,9 +37,11 @@ class ProbeOptions:
         ``regression``, ``classification``, or ``auto``: classification if scikit-learn's `type_of_target` calls the
         training labels binary or multiclass.
     probe : str
-        ``auto``: ridge for regression, logistic regression for classes. ``lda``: linear discriminant analysis, `alpha`
-        added to the diagonal of the scatter within classes. ``mass_mean``: the difference of the class means (the
-        covariance with a number), without a penalty. The last two always have an intercept.
+        ``auto``: ridge for regression, logistic regression for classes. ``binomial``: logistic regression of rates,
+        labels between 0 and 1 that count for both classes by their share; it predicts rates, which are scored as
+        numbers are. ``lda``: linear discriminant analysis, `alpha` added to the diagonal of the scatter within classes.
+        ``mass_mean``: the difference of the class means (the covariance with a number), without a penalty. The last
+        two always have an intercept.
     positive_class : str, optional
         The one of two classes whose probability and scores are given; by default the last in the order of the classes.
     alpha : float
@@ -56,9 +58,10 @@ class ProbeOptions:
     permutations : int
         With `k_fold`, permutations of the labels to compare the CV scores with; each is refitted in every cell.
     permutation_statistic : str
-        Whose CV scores are compared where labels are classes. ``least_squares``: those of least squares on class
-        indicators, with the same folds and alphas, for labels and permutations alike; any number of permutations
-        shares its factorisations. ``probe``: those of the probe, refitted for each. For numbers they are the same.
+        Whose CV scores are compared where labels are classes, or rates of a binomial probe. ``least_squares``: those of
+        least squares on class indicators or rates, with the same folds and alphas, for labels and permutations alike;
+        any number of permutations shares its factorisations. ``probe``: those of the probe, refitted for each. For
+        other numbers they are the same.
     fit_intercept : bool
         Add an unpenalized intercept.
     standardize : bool
@@ -162,6 +165,12 @@ class SweepOptions(ProbeOptions):
                 f"positive_class={self.positive_class!r} is for classes, and task_type is 'regression'; leave out one "
                 "of them",
                 argument="positive_class",
+            )
+        if self.probe == "binomial" and self.task_type == "classification":
+            raise LabelError(
+                "probe='binomial' predicts rates, which are numbers, and task_type is 'classification'; leave out "
+                "task_type=..., or use probe='logistic'",
+                argument="probe",
             )
         read_alphas(self.alpha, self.alphas, k_fold=self.k_fold)
         check_split(self.n_folds, self.seed)

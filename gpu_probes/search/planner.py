@@ -54,14 +54,17 @@ class Workload:
         return self.n_targets if self.probe in ("lda", "mass_mean") else self.n_targets * self.n_outputs
 
     @property
-    def predicts_numbers(self) -> bool:
-        """Whether labels are numbers rather than classes."""
-        return self.probe == "ridge" or (self.probe == "mass_mean" and self.n_targets == 1)
+    def natural(self) -> ProbeKind:
+        """What baselines fit to the same labels."""
+        if self.probe == "binomial":
+            return "binomial"
+        numbers = self.probe == "ridge" or (self.probe == "mass_mean" and self.n_targets == 1)
+        return "ridge" if numbers else "logistic"
 
     @property
     def is_logistic(self) -> bool:
         """Whether it is fitted step by step, all of its fits at once."""
-        return self.probe == "logistic"
+        return self.probe in ("logistic", "binomial")
 
     @property
     def shuffles_in_steps(self) -> bool:
@@ -266,6 +269,7 @@ def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:
     at_work = {
         "ridge": (3 * per_penalty * w.n_alphas + 2 * w.n_fits) * min(chunk_rows, w.n_train),
         "logistic": 9 * per_penalty * penalties * w.n_train,
+        "binomial": 9 * per_penalty * penalties * w.n_train,
         "lda": 4 * decision,
         "mass_mean": 4 * decision,
     }
@@ -308,9 +312,15 @@ def plan_later(sweep: Workload, *, n_directions: int, n_draws: int) -> list[Work
     n_draws : random labels of one cell, which can be fitted one by one
     """
     one = replace(sweep, n_pairs=0, n_shuffles=0, n_targets=1 if sweep.probe == "ridge" else sweep.n_targets)
-    natural: ProbeKind = "ridge" if sweep.predicts_numbers else "logistic"
     number = replace(
-        one, probe=natural, n_targets=1, n_features=1, n_alphas=1, centres=True, standardize=True, unpenalised=False
+        one,
+        probe=sweep.natural,
+        n_targets=1,
+        n_features=1,
+        n_alphas=1,
+        centres=True,
+        standardize=True,
+        unpenalised=False,
     )
     return [
         Work("the learning curve", 1, 1, one),

@@ -41,7 +41,10 @@ class Loss(Protocol):
 
 
 class SigmoidLoss:
-    """Log loss of two classes; targets are 0 or 1, the prediction is the probability of 1."""
+    """Log loss of two classes; targets are 0 or 1, the prediction is the probability of 1.
+
+    A target between is a rate: the loss is that of a row of class 1 with this weight and one of class 0 with the rest.
+    """
 
     curvature_bound: ClassVar[float] = 0.25
 

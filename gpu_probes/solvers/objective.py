@@ -4,7 +4,8 @@ For coefficients w (one vector per output) and rows x_i of the training set::
 
     sum_i loss(y_i, x_i'w)  +  1/2 penalty |w|^2
 
-with half the squared error, the log loss of one sigmoid, or the log loss of a softmax. This is scikit-learn's
+with half the squared error, the log loss of one sigmoid (of classes, or of rates, which count for both), or the log
+loss of a softmax. This is scikit-learn's
 ``Ridge(alpha, fit_intercept=False)``, whose objective is twice ours, with penalty = alpha, and its
 ``LogisticRegression(C, fit_intercept=False)``, whose objective is C times ours, with penalty = 1/C. The original
 scripts set C = 1/alpha, so the penalty is alpha for both.
@@ -68,7 +69,7 @@ def penalties_of(alphas: Sequence[float], task_type: TaskType, *, argument: str)
     Raises
     ------
     PenaltyError
-        When an alpha is not a finite number of at least zero (above zero for classification), or comes twice.
+        When an alpha is not a finite number of at least zero (above zero for log losses), or comes twice.
     """
     if not alphas:
         raise PenaltyError(f"{argument}=[] is empty; give at least one, such as 1.0", argument=argument)
@@ -78,7 +79,8 @@ def penalties_of(alphas: Sequence[float], task_type: TaskType, *, argument: str)
             raise PenaltyError(f"{given} not a penalty; use a finite number of 0 or more", argument=argument)
         if alpha == 0 and task_type == "classification":
             raise PenaltyError(
-                "alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification", argument=argument
+                "alpha 0 means C = 1/alpha = infinity; use an alpha above 0 for classification and for rates",
+                argument=argument,
             )
     if len(set(alphas)) < len(alphas):
         raise PenaltyError(f"{argument}={list(alphas)} holds a value twice; give each once", argument=argument)

@@ -40,10 +40,10 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 )
 @click.option(
     "--probe",
-    type=click.Choice(["auto", "ridge", "logistic", "lda", "mass_mean"]),
+    type=click.Choice(["auto", "ridge", "logistic", "binomial", "lda", "mass_mean"]),
     default="auto",
     show_default=True,
-    help="auto: ridge for regression, logistic for classes.",
+    help="auto: ridge for regression, logistic for classes. binomial: log loss of success rates.",
 )
 @click.option(
     "--positive_class",
@@ -82,7 +82,10 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
 @click.option(
     "--standardize", is_flag=True, help="Scale features to mean 0, deviation 1, fitted on each fold's training rows."
 )
-@click.option("--weight_column", help="Label column of the training rows that holds sample weights.")
+@click.option(
+    "--weight_column",
+    help="Label column of the training rows that holds sample weights.  [default: n_samples for binomial, if there]",
+)
 @click.option("--k_fold", is_flag=True, help="Cross-validate on the training rows; without it no best probe is chosen.")
 @click.option("--n_folds", default=5, show_default=True, help="Number of folds.")
 @click.option("--seed", default=42, show_default=True, help="Seed of the folds and of everything else drawn at random.")
@@ -107,7 +110,7 @@ _TRACKERS = click.Choice(["wandb", "mlflow", "tensorboard"])
     type=click.Choice(["least_squares", "probe"]),
     default="least_squares",
     show_default=True,
-    help="For classes, whose CV scores permutations compare: least squares on class indicators, or the probe (slow).",
+    help="For classes and binomial, whose CV scores permutations compare: least squares, or the probe (slow).",
 )
 @click.option(
     "--no_nested_cv",

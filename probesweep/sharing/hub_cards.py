@@ -69,12 +69,12 @@ def _found(training: FinishedTraining) -> dict[str, str]:
     about = {"task": found["task_type"]}
     if best is None:
         return {**about, "best probe": "none: there is no cross-validation to choose one"}
-    intervals = found["intervals"]
+    intervals, by = found["intervals"], statistic_text(found["p_statistic"] or "probe", found["task_type"])
     scores = {
         f"{metric}, CV (the highest of all cells, so biased upwards)": _number(best["cv_score"]),
         f"{metric}, nested CV": _number(found["nested_cv_score"], intervals["nested_cv_score"]),
         f"{metric}, test": _number(best["test_score"], intervals["test_score"]),
-        f"p, permutation test over all cells{statistic_text(found['p_statistic'] or 'probe')}": _number(found["p"]),
+        f"p, permutation test over all cells{by}": _number(found["p"]),
     }
     scores |= {
         f"{metric}, test, baseline {name}": _number(one["test_score"]) for name, one in found["baselines"].items()

@@ -31,7 +31,7 @@ from gpu_probes.results.files import commit_file
 from gpu_probes.results.folder import read_document
 from gpu_probes.results.forms import CARD, Metric
 from gpu_probes.results.inference import Evidence
-from gpu_probes.terms import PermutationStatistic, TaskType
+from gpu_probes.terms import PermutationStatistic, ProbeKind, TaskType
 from probesweep.errors import RequestError
 from probesweep.selection import Selection
 from probesweep.use.place import ModelPlace
@@ -58,7 +58,7 @@ class BestScores:
 class Calibration:
     """Fitted on cross-validated predictions: a line for regression, Platt scaling for two classes, else a temperature.
 
-    Cards of earlier versions have no temperature.
+    Rates of a binomial probe are scaled as two classes are. Cards of earlier versions have no temperature.
     """
 
     kind: Literal["linear", "platt", "temperature"] | None
@@ -174,7 +174,7 @@ class Card:
     label: Text
     task_type: TaskType
     classes: list[Number] | None
-    probe: Text
+    probe: ProbeKind
     layer: Place
     position: Place
     join: Text | None
@@ -241,7 +241,7 @@ class Card:
             yield "scores.p", self.scores.p, permutation.p_best
             yield "scores.p_statistic", self.scores.p_statistic, permutation.statistic
         if evidence.calibration is not None and evidence.platt is not None:
-            yield "calibration", self.calibration, _calibration(self.task_type, evidence)
+            yield "calibration", self.calibration, _calibration(self.task_type, self.probe, evidence)
         if self.prompts is not None:
             yield "prompts.weights", self.prompts.weights, results.run.weights
             yield "prompts.model", self.prompts.model, results.run.model
@@ -311,7 +311,7 @@ def describe_probe(
             p=None if evidence.permutation is None else evidence.permutation.p_best,
             p_statistic=result.permutation_statistic,
         ),
-        calibration=_calibration(result.task_type, evidence),
+        calibration=_calibration(result.task_type, result.probe, evidence),
         **_reading(used, best, join),
         class_names=None if result.class_names is None else list(result.class_names),
     )
@@ -352,18 +352,18 @@ def describe_saved(results: Results) -> Card:
             p=None if tested is None else tested.p_best,
             p_statistic="probe" if tested is None else tested.statistic,
         ),
-        calibration=_calibration(best.task_type, evidence),
+        calibration=_calibration(best.task_type, results.probes.header.probe, evidence),
         prompts=prompts,
         class_names=None if performance.class_names is None else list(performance.class_names),
     )
 
 
-def _calibration(task_type: str, evidence: Evidence) -> Calibration:
+def _calibration(task_type: str, probe: str, evidence: Evidence) -> Calibration:
     if evidence.temperature is not None:
         scaling = evidence.temperature
         kept = None if scaling.temperature is None else "temperature"
         return Calibration(kept, None, None, scaling.reason, scaling.temperature)
-    kind: Literal["linear", "platt"] = "linear" if task_type == "regression" else "platt"
+    kind: Literal["linear", "platt"] = "linear" if task_type == "regression" and probe != "binomial" else "platt"
     found = evidence.calibration if kind == "linear" else evidence.platt
     assert found is not None, "there is a best probe"
     fitted = found.slope is not None

@@ -25,7 +25,7 @@ from gpu_probes.results.documents import Results
 from gpu_probes.results.folder import RUN, has_results
 from gpu_probes.results.forms import CARD
 from gpu_probes.scores.calibration import PlattScaling, TemperatureScaling
-from gpu_probes.scores.decisions import one_column, predictions_of
+from gpu_probes.scores.decisions import one_column, predictions_of, probabilities_of
 from gpu_probes.solvers.deciding import decide
 from probesweep.errors import RequestError
 from probesweep.use.card import Card, PromptOrigin, describe_saved
@@ -211,14 +211,15 @@ class Probe:
         -------
         ndarray [prompt], or [prompt, class] for more than two classes
             Regression: the prediction, calibrated by a line fitted to cross-validated predictions. Two classes: the
-            probability of the second one, by Platt scaling on cross-validated predictions. More: the probability of
+            probability of the second one, by Platt scaling on cross-validated predictions; the rate of a binomial
+            probe likewise. More: the probability of
             each class, by a temperature fitted to cross-validated predictions.
         """
         return one_column(self.calibrate(self.decide(prompts)))
 
     def predict(self, prompts: Sequence[Question]) -> Shaped[np.ndarray, "prompt ..."]:
         """Predictions as in the result files: numbers, the second class's probability, or one for every class."""
-        return one_column(predictions_of(self.decide(prompts), self.card.task_type))
+        return one_column(predictions_of(self.decide(prompts), self.card.task_type, self.card.probe))
 
     def decide(
         self, prompts: Sequence[Question | PromptError], progress: Callable[[Batches, int], Batches] | None = None
@@ -302,9 +303,9 @@ class Probe:
         """Map decision values to the scale of the labels, as fitted on held-out ones; without a fit, predictions."""
         found = self.card.calibration
         if found.temperature is not None:
-            return predictions_of(TemperatureScaling(found.temperature).scale(decision), self.card.task_type)
+            return probabilities_of(TemperatureScaling(found.temperature).scale(decision))
         if found.slope is None or found.intercept is None:
-            return predictions_of(decision, self.card.task_type)
+            return predictions_of(decision, self.card.task_type, self.card.probe)
         if found.kind == "linear":
             return found.slope * decision + found.intercept
         return PlattScaling(found.slope, found.intercept).apply(decision)

@@ -164,7 +164,11 @@ def _score(
 
 def _columns(probe: Probe, decision: Float64[np.ndarray, "prompt output"]) -> dict[str, list[Any]]:
     calibrated = probe.calibrate(decision)
-    scores = [calibrated] if len(probe.coef) > 1 else [calibrated, predictions_of(decision, probe.card.task_type)]
+    scores = (
+        [calibrated]
+        if len(probe.coef) > 1
+        else [calibrated, predictions_of(decision, probe.card.task_type, probe.card.probe)]
+    )
     values = np.hstack(scores if probe.classes is None else [*scores, ranked(decision)])
     columns: list[list[Any]] = [
         [None if np.isnan(value) else value for value in column] for column in values.T.tolist()

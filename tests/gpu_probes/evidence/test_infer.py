@@ -104,7 +104,7 @@ def test_scores_of_the_best_probe(case: Case, found):
         assert inference["platt"]["test_scores"]["roc_auc"] == pytest.approx(best.test_score)
         assert inference["platt"]["slope"] > 0
     else:
-        assert inference["platt"]["reason"] == "Platt scaling is for two classes"
+        assert inference["platt"]["reason"] == "Platt scaling is for two classes and for rates"
 
 
 def test_number_baseline_is_a_line_on_the_number(case: Case, found):
@@ -397,7 +397,7 @@ def test_what_the_sweep_calls_undefined_has_no_score_anywhere(n_classes: int):
     assert best.cell.layer == 1
     assert best.test_score is None
     task = Task(result.task_type, None if result.classes is None else np.array(result.classes))
-    saved = SavedProbes(result.layers, result.positions, task, result.coef, result.intercept, best.cell)
+    saved = SavedProbes(result.layers, result.positions, task, result.coef, result.intercept, best.cell, result.probe)
     assert np.isnan(saved.score(test, test_labels, best.cell))
     inference = infer(result, train, test, options, About(*texts)).to_json()
     reason = "every test row is identical here, so the test score is undefined"
