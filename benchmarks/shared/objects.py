@@ -58,10 +58,14 @@ class Server:
     def __init__(self, command: list[str], folder: Path, port: int) -> None:
         self._command, self._folder = command, folder
         self.endpoint = f"http://127.0.0.1:{port}"
+        self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it unless it runs, and wait until it answers."""
+        if self.process is not None and self.process.poll() is None:
+            # A second one would never get the ports, and a kill would reach that.
+            return
         log = self._folder / "log"
         with log.open("ab") as file:
             self.process = subprocess.Popen(
@@ -71,6 +75,7 @@ class Server:
 
     def kill(self) -> None:
         """End it as a power loss of its machine would: without a word to it. What it wrote stays."""
+        assert self.process is not None
         self.process.kill()
         self.process.wait()
 
