@@ -16,7 +16,7 @@ from gpu_probes.scores.ceiling import OF_RATES, Pairs
 # How far off the mean may be, from this many attempts on; of fewer it is called approximate.
 _SPEARMAN_OFF, _PEARSON_OFF, _ENOUGH_ATTEMPTS = 0.02, 0.01, 4
 # Enough for a population score to three digits.
-_POPULATION = 400_000
+_POPULATION = 200_000
 Draw = Callable[[np.random.Generator, int], Float64[np.ndarray, " question"]]
 
 
