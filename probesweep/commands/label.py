@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,10 @@ def label(terminal: Terminal, dry_run: bool, from_file: Path | None, metric: str
     terminal.wait(f"loading {given['model']} ...")
     from probesweep.labelling.labelling import Labelling
 
-    if "prompt_template" in given:
-        # A shell passes on a backslash as it is.
-        given["prompt_template"] = given["prompt_template"].replace("\\n", "\n")
+    for name in ("prompt_template", "system_prompt"):
+        if name in given:
+            # A shell passes on a backslash as it is.
+            given[name] = re.sub(r"\\([n\\])", lambda found: "\n" if found[1] == "n" else "\\", given[name])
     given["chat_template_kwargs"] = json_object(options["chat_template_kwargs"], "--chat_template_kwargs")
     labelling = Labelling(**given)
     if dry_run:

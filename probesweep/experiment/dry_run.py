@@ -86,6 +86,7 @@ def _labelled(experiment: Experiment, split: Split) -> Stage:
     name, path = f"label {split}", Path(labelling.output_path)
     if experiment.is_labelled(split, labelling):
         return Stage(name, "nothing", f"{path} has the labels of this request")
+    experiment.check_unlabelled(split, labelling)
     shown = labelling.preview().splitlines()
     if path.exists():
         return Stage(name, "run", f"{path} has other inputs; it is kept under another name", shown)

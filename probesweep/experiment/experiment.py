@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
 from probesweep.labelling.columns import FORMATTED_PROMPT
 from probesweep.labelling.labelling import Labelling, progress_of
+from probesweep.labelling.output import write_rated
 from probesweep.labelling.progress import OtherLabelsError
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
@@ -118,10 +119,11 @@ class Experiment:
                         check_path(name, path)
         for split in self.splits:
             with self._naming_lines(split=split):
+                self.extraction(split).check()
+            with self._naming_lines(split=split, first="label"):
                 labelling = self.labelling(split)
                 if labelling is not None:
                     labelling.check()
-                self.extraction(split).check()
         with self._naming_lines():
             # Places of an earlier run are in a file, which a bucket may have a newer version of.
             (self.seed_runs({}) or self.training({})).check()
@@ -178,7 +180,8 @@ class Experiment:
                 "truncate=True: questions whose answers are sampled are not cut; leave it out, or drop long ones",
                 argument="truncate",
             )
-        if given["engine"] == "openai" and self._asks_more:
+        here = given["engine"] != "openai"
+        if not here and self._asks_more:
             raise RequestError(
                 "engine='openai': only the server knows the prompts that system_prompt and prompt_template make, so "
                 "their hidden states cannot be extracted; put both into the questions, as conversations",
@@ -190,16 +193,14 @@ class Experiment:
             function = f"{self._path(file)}:{name}"
         return Labelling(
             **{**given, "verifier": f"{kind}:{function}" if function else kind},
-            model=self._model,
+            model=self._model if here else model["model"],
             dataset_path=self._given_datasets(split),
             output_path=self._labelled(split),
-            device=self.settings[""]["device"],
-            **{name: model[name] for name in ("dtype", "trust_remote_code")},
+            **({"device": self.settings[""]["device"], "max_length": data["max_length"]} if here else {}),
+            **({name: model[name] for name in ("dtype", "trust_remote_code")} if here else {}),
             **{
                 name: data[name]
-                for name in (
-                    *("question_column", "use_chat_template", "chat_template_kwargs", "max_length", "max_samples"),
-                )
+                for name in ("question_column", "use_chat_template", "chat_template_kwargs", "max_samples")
             },
         )
 
@@ -284,7 +285,10 @@ class Experiment:
 
     def _datasets(self, split: Split) -> Path | str | list[Path | str]:
         """What is extracted."""
-        return self._labelled(split) if self.settings["label"] else self._given_datasets(split)
+        if not self.settings["label"]:
+            return self._given_datasets(split)
+        rated = self._labelled(split).with_suffix(".rated.parquet")
+        return rated if rated.exists() else self._labelled(split)
 
     def _labelled(self, split: Split) -> Path:
         return self._output_dir / f"{split}.parquet"
@@ -400,8 +404,13 @@ class Experiment:
             if self.is_labelled(split, labelling):
                 say(f"label {split}: already done")
                 continue
-            with self._naming_lines(f"{split}_dataset", split=split):
+            with self._naming_lines(f"{split}_dataset", split=split, first="label"):
+                self.check_unlabelled(split, labelling)
                 self._label_split(split, labelling, say)
+
+    def check_unlabelled(self, split: Split, labelling: Labelling) -> None:
+        """Check that what will be labelled can be extracted, before anything is sampled."""
+        replace(self.extraction(split), dataset_path=labelling.stand_in()).plan()
 
     def _label_split(self, split: Split, labelling: Labelling, say: Callable[[str], None]) -> None:
         target = self._labelled(split)
@@ -413,6 +422,9 @@ class Experiment:
                 say(f"{error}: kept as {_set_aside(path).name}; delete it if not needed")
             summary = labelling.run()
         say(str(summary))
+        rated = write_rated(target)
+        if rated != target:
+            say(f"{summary.n_without_rate} questions without a rate are left out: {rated}")
         self._remember(f"label {split}", {"request": _identity_of_labels(labelling), "content": hash_file(target)})
 
     def is_labelled(self, split: Split, labelling: Labelling) -> bool:
@@ -488,7 +500,7 @@ class Experiment:
         remember(self._output_dir / _STAGES, self._stages)
 
     @contextmanager
-    def _naming_lines(self, *otherwise: str, split: Split | None = None) -> Generator[None]:
+    def _naming_lines(self, *otherwise: str, split: Split | None = None, first: str = "") -> Generator[None]:
         """Add the line of the key at fault to an error.
 
         Parameters
@@ -497,6 +509,8 @@ class Experiment:
             Keys to name if the error names no argument, or one that the file leaves out.
         split : str, optional
             Whose extraction it is.
+        first : str
+            Section in which a key is looked for first; others may have one of the same name.
         """
         try:
             yield
@@ -505,8 +519,8 @@ class Experiment:
                 raise
             # What is no ValueError is not about what the file says: another process, a damaged store.
             keys = otherwise if isinstance(error, ValueError) else ()
-            places = self._places(self._key_of(error.argument or "", split)) or [
-                place for key in keys for place in self._places(key)
+            places = self._places(self._key_of(error.argument or "", split), first) or [
+                place for key in keys for place in self._places(key, first)
             ]
             if not places:
                 raise
@@ -525,9 +539,11 @@ class Experiment:
             return f"{split}_dataset"
         return KEYS.get(name, argument)
 
-    def _places(self, key: str) -> list[str]:
+    def _places(self, key: str, first: str = "") -> list[str]:
         """Where the file has a key, or what it can say of it."""
-        for section, keys in self.settings.items():
+        # The stage that makes labels has keys of its own with the names of others.
+        ordered = sorted(self.settings.items(), key=lambda item: (item[0] != first, item[0] == "label"))
+        for section, keys in ordered:
             steps = key.split(".")
             while steps and steps[0] in keys:
                 line = find_line(self.text, section, *steps)
@@ -539,6 +555,7 @@ class Experiment:
 
 def _identity_of_labels(labelling: Labelling) -> dict[str, Any]:
     """What decides whether labels are up to date, without loading the model."""
+    kind, _, file = labelling.verifier.partition(":")
     request = {field.name: getattr(labelling, field.name) for field in fields(labelling)}
     for name in ("device", "batch_size", "output_path", "base_url", "concurrency", "tokenizer"):
         del request[name]
@@ -549,7 +566,7 @@ def _identity_of_labels(labelling: Labelling) -> dict[str, Any]:
         "dataset_path": list(map(str, datasets)),
         "dataset": [_hashes(path) for path in datasets if isinstance(path, Path)],
         "model_files": _hashes(Path(labelling.model)),
-        "verifier_file": _hashes(Path(labelling.verifier.removeprefix("python:").rpartition(":")[0] or "-")),
+        "verifier_file": _hashes(Path(file.rpartition(":")[0])) if kind == "python" else {},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from activation_store.questions.question import Question, as_messages, replace_l
 from probesweep.errors import RequestError
 
 QUESTION = "question"
+logger = logging.getLogger(__name__)
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -21,7 +23,13 @@ def fields_of(prompt_template: str, columns: Sequence[str]) -> list[str]:
     RequestError
         The question is not among them.
     """
-    named = [name for name in _FIELD.findall(prompt_template) if name == QUESTION or name in columns]
+    found = list(dict.fromkeys(_FIELD.findall(prompt_template)))
+    named = [name for name in found if name == QUESTION or name in columns]
+    if len(named) < len(found):
+        others = ", ".join(f"{{{name}}}" for name in found if name not in named)
+        logger.warning(
+            "prompt_template=...: %s names no column and is text; columns are %s", others, ", ".join(columns)
+        )
     if QUESTION not in named:
         raise RequestError(
             f"prompt_template={prompt_template!r} has no {{question}} in it; write that where the question goes",

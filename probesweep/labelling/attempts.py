@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from activation_store.errors import NonFiniteError
 from activation_store.prompts.prompts import TokenIds
 from probesweep.errors import RequestError
 from probesweep.labelling.noise import add_gumbel
@@ -149,7 +150,9 @@ class Sampler:
         step: int,
     ) -> Int64[Tensor, " row"]:
         """The next token of every row."""
-        return self.noisy(logits, questions, attempts, step).argmax(1)
+        best, token = self.noisy(logits, questions, attempts, step).max(1)
+        check_finite(best[:, None])
+        return token
 
     def noisy(
         self,
@@ -159,7 +162,8 @@ class Sampler:
         step: int,
     ) -> Float32[Tensor, "row token"]:
         """What is the largest for the next token: processed logits, with noise unless the temperature is 0."""
-        scores = logits.float()
+        # Behind the best one, so that no temperature makes it infinite.
+        scores = logits.float() - logits.float().amax(1, keepdim=True)
         for warper in self._warpers:
             # They look at no earlier tokens.
             scores = warper(torch.empty(0, device=scores.device), scores)
@@ -207,6 +211,15 @@ class Sampler:
 
     def _tensor(self, values: Any) -> Int64[Tensor, " number"]:
         return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self._device)
+
+
+def check_finite(logits: Float[Tensor, "row token"]) -> None:
+    """Raise `NonFiniteError` for logits of which no token can be chosen."""
+    if not bool(torch.isfinite(logits).any(1).all()) or bool(torch.isnan(logits).any()):
+        raise NonFiniteError(
+            "the model returns NaN or infinity, so that there is no next token; try dtype='float32'",
+            argument="dtype",
+        )
 
 
 class _GrowingLayer(DynamicLayer):

@@ -33,9 +33,19 @@ def defaults_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _question_column(options: Mapping[str, Any], made: Sequence[dict[str, Any]]) -> str:
-    if not made or "fingerprint" not in made[0]:
+    asked = [one["fingerprint"] for one in made if "fingerprint" in one]
+    if not asked or len(asked) < len(made):
         return QUESTION
-    fingerprint = made[0]["fingerprint"]
+    fingerprint = asked[0]
+    ways = {(one["engine"] == "openai", one["question_column"], *(one[name] for name in _PROMPT)) for one in asked}
+    if len(ways) > 1:
+        raise RequestError(
+            "the datasets were labelled with prompts made in different ways; name the column of those to extract: "
+            "question_column=...",
+            argument="question_column",
+        )
+    if fingerprint["engine"] != "openai" and options["model"] != fingerprint["model"]:
+        logger.warning("the labels are those of the model %s, not of %s", fingerprint["model"], options["model"])
     if not options["use_chat_template"] and fingerprint["engine"] != "openai":
         logger.warning("the prompts are those that were labelled, in column %r", FORMATTED_PROMPT)
         return FORMATTED_PROMPT

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from activation_store.errors import InputError
 from activation_store.extraction.arguments import check_template_kwargs
@@ -21,7 +22,7 @@ from activation_store.questions.hub_address import is_on_hub
 from activation_store.questions.question import Question, question_text
 from probesweep.errors import RequestError
 from probesweep.labelling.asked import as_asked
-from probesweep.labelling.columns import Attempt, check_truncated
+from probesweep.labelling.columns import FORMATTED_PROMPT, Attempt, check_truncated
 from probesweep.labelling.engines.engine import LENGTH, Answer, Batch, Engine
 from probesweep.labelling.meter import Judged, metered
 from probesweep.labelling.output import ADDED, VERSION, hash_of, read_about, write_labelled
@@ -138,6 +139,15 @@ class Labelling:
             )
         if self.base_url is not None and self.engine != "openai":
             raise RequestError("base_url=... is of a server; add engine='openai'", argument="base_url")
+        if self.engine == "openai":
+            self._check_for_server()
+        for name in ("question_column", "answer_column"):
+            if getattr(self, name) in ADDED:
+                raise RequestError(
+                    f"{name}={getattr(self, name)!r} is a column that labels are written to; give it another name in "
+                    "the dataset",
+                    argument=name,
+                )
         if self.batch_size is not None and self.batch_size < 1:
             raise RequestError(f"batch_size={self.batch_size} must be 1 or more", argument="batch_size")
         check_truncated(self.truncated)
@@ -145,8 +155,23 @@ class Labelling:
         self.sampling.check()
         given = [each for each in listed(self.dataset_path) if isinstance(each, str | Path)]
         datasets = [Path(each) for each in given if not is_on_hub(each)]
-        check_labelled_path(Path(self.output_path), datasets)
+        check_labelled_path(self.output_path, datasets)
         _ = self._verifier
+
+    def _check_for_server(self) -> None:
+        if not self.use_chat_template:
+            raise RequestError(
+                "engine='openai': the server applies its chat template to every question; add use_chat_template=True, "
+                "or run the model in this process",
+                argument="use_chat_template",
+            )
+        given = {"max_length": None, "batch_size": None, "device": "auto", "dtype": "auto", "tokenizer": None}
+        for name, default in given.items():
+            if getattr(self, name) != default:
+                raise RequestError(
+                    f"{name}=... is for a model in this process, and engine='openai' asks a server; leave it out",
+                    argument=name,
+                )
 
     def run(self) -> Summary:
         """Write the file; goes on with an interrupted labelling, and returns at once if it is done.
@@ -192,8 +217,18 @@ class Labelling:
                 pending = [batch for batch in progress.plan or [] if not done.issuperset(batch)]
                 for batch, attempts in metered(self._judged(pending), len(self._columns), len(done)):
                     progress.add(batch, attempts)
-            write_labelled(path, self._table, progress.attempts, self._engine.prompts, self._about)
+            prompts = self._engine.prompts
+            write_labelled(path, self._table, progress.attempts, prompts, self._about)
         progress_of(path).unlink()
+        n_untold = 0 if prompts is None else prompts.count(None)
+        if n_untold:
+            logger.warning(
+                "%d questions have control strings in the user's text, which are text to the model: their %s is null, "
+                "as no text gives these tokens; extract from %r with use_chat_template=True",
+                n_untold,
+                FORMATTED_PROMPT,
+                self.question_column,
+            )
 
     def _judged(self, pending: Sequence[Batch]) -> Iterator[Judged]:
         for batch, answers in self._engine.answer(pending):
@@ -217,7 +252,17 @@ class Labelling:
                 "verify_errors='null'",
                 argument="verifier",
             ) from error
-        return Attempt(answer.text, verdict.extracted, verdict.correct, answer.finish_reason, answer.n_tokens)
+        # A user's function may say what no file can hold.
+        extracted = None if verdict.extracted is None else verdict.extracted.encode(errors="replace").decode()
+        return Attempt(answer.text, extracted, verdict.correct, answer.finish_reason, answer.n_tokens)
+
+    def stand_in(self) -> Any:
+        """The file as a DataFrame, every label one half: to check what becomes of it before there are labels."""
+        _ = self._fingerprint
+        n_rows, prompts = len(self._columns), self._engine.prompts
+        half = {"success_rate": [0.5] * n_rows, "n_samples": [2] * n_rows, "n_correct": [1] * n_rows}
+        columns = {name: self._table[name] for name in self._table.column_names if name not in ADDED}
+        return pa.table({**columns, **half, FORMATTED_PROMPT: prompts or [None] * n_rows}).to_pandas()
 
     def preview(self) -> str:
         """The first prompt, and what the verifier makes of three answers to its question.
@@ -230,7 +275,8 @@ class Labelling:
         self.check()
         _ = self._fingerprint
         prompts = self._engine.prompts
-        prompt = question_text(self._asked[0]) if prompts is None else prompts[0]
+        known = None if prompts is None else prompts[0]
+        prompt = question_text(self._asked[0]) if known is None else known
         rows = range(min(_N_EXAMPLES, len(self._columns)))
         lines = [f"{len(self._columns)} questions, {self.sampling.n_attempts} attempts each", "", "the first prompt"]
         lines += [prompt, "", f"what the verifier {self._verifier.name} makes of answers to it"]
@@ -267,14 +313,18 @@ class Labelling:
     @cached_property
     def _table(self) -> Any:
         """All columns of the dataset, typed."""
+        columns = self._columns
         try:
             tables = [part.rows.typed_table() for part in self._columns.parts]
-            return tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+            table = tables[0] if len(tables) == 1 else pa.concat_tables(tables, promote_options="permissive")
+            # What parquet cannot hold is said before the model runs.
+            pq.write_table(table.slice(0, 0), pa.BufferOutputStream())
+            return table
         except InputError as error:
             # It advises other formats, and here there is one.
             reason = str(error).partition("; write ")[0]
         except pa.ArrowException as error:
-            reason = f"{self._columns.path}: {error}"
+            reason = f"{columns.path}: {error}"
         raise RequestError(
             f"{reason}; labels are written as parquet, so write each column in one way", argument="dataset_path"
         )
@@ -303,9 +353,10 @@ class Labelling:
     def _engine(self) -> Engine:
         kwargs = self.chat_template_kwargs or {}
         if self.engine == "openai":
-            from probesweep.labelling.engines.openai import ServerEngine
+            from probesweep.labelling.engines.openai import OPENAI_URL, ServerEngine
 
-            server = ServerEngine(self.model, self._asked, self.sampling, self.base_url, self.concurrency, kwargs)
+            url = self.base_url or OPENAI_URL
+            server = ServerEngine(self.model, self._asked, self.sampling, url, self.concurrency, kwargs)
             server.check()
             return server
         from probesweep.labelling.engines.prompted import PromptedModel
@@ -367,4 +418,4 @@ def progress_of(path: Path) -> Path:
 
 
 def _first(answer: Any) -> str:
-    return str(answer[0] if isinstance(answer, list | tuple) else answer)
+    return str(next(iter(answer), "") if isinstance(answer, list | tuple) else answer)

@@ -56,11 +56,30 @@ def hash_of(table: Any) -> str:
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
+def write_rated(path: Path) -> Path:
+    """The rows of a file of labels that have a rate: itself if all have, else another file beside it.
+
+    Returns
+    -------
+    Path
+        Of the file with these rows alone.
+    """
+    rated = path.with_suffix(".rated.parquet")
+    table: Any = pq.read_table(path)
+    kept = table.filter(table["success_rate"].is_valid())
+    if kept.num_rows == table.num_rows:
+        rated.unlink(missing_ok=True)
+        return path
+    with draft_of(rated) as draft:
+        pq.write_table(kept, draft)
+    return rated
+
+
 def write_labelled(
     path: Path,
     table: Any,
     attempts: Callable[[], Iterator[list[Attempt]]],
-    prompts: Sequence[str] | None,
+    prompts: Sequence[str | None] | None,
     about: Mapping[str, Any],
 ) -> None:
     """Write the file whole or not at all, a thousand rows at a time.

@@ -50,8 +50,9 @@ class Progress:
         RequestError
             It is no such file.
         """
-        connection = sqlite3.connect(path, isolation_level=None)
+        connection = None
         try:
+            connection = sqlite3.connect(path, isolation_level=None)
             progress = cls(path, connection)
             progress._begin(fingerprint)
             yield progress
@@ -62,7 +63,8 @@ class Progress:
                 f"{path}, which keeps the attempts that are done, cannot be used ({error}); remove it to begin anew"
             ) from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
             if is_empty(path):
                 # A failed attempt leaves nothing behind.
                 path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from probesweep.errors import RequestError
@@ -38,6 +39,10 @@ class Sampling:
 
     def check(self) -> None:
         """Raise `RequestError` for a value that no model can sample with."""
+        for name in ("n_samples", "top_k", "max_new_tokens", "seed"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise RequestError(f"{name}={value!r} must be a whole number", argument=name)
         wrong = {
             "n_samples": (self.n_attempts < 1, "1 or more"),
             "temperature": (not 0 <= self.temperature < float("inf"), "0 or more"),
@@ -67,3 +72,9 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether the most probable token is always taken."""
         return self.temperature == 0
+
+
+def attempt_seed(seed: int, row: int, attempt: int) -> int:
+    """A seed for one attempt, of 31 bits, which every engine takes."""
+    digest = hashlib.sha256(f"{seed} {row} {attempt}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1

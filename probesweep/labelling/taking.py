@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from probesweep.labelling.existing import read_existing
 from probesweep.labelling.output import VERSION, described, hash_of, read_about
 from probesweep.labelling.progress import check_same
 from probesweep.labelling.summary import Summary
-from probesweep.outputs import check_file, only_writer
+from probesweep.outputs import check_file, check_on_disk, only_writer
+
+# Others are made of it, for what is kept until the file is written.
+_LONGEST_NAME = 230
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Taking:
             The file cannot be read or understood, or the output cannot be written.
         """
         source, path = Path(self.from_file), Path(self.output_path)
-        check_labelled_path(path, [source])
+        check_labelled_path(self.output_path, [source])
         existing = read_existing(
             source,
             question_column=self.question_column,
@@ -75,8 +79,14 @@ class Taking:
         return Summary.read(path), existing.recognized
 
 
-def check_labelled_path(path: Path, inputs: list[Path]) -> None:
+def check_labelled_path(output_path: str | Path, inputs: list[Path]) -> None:
     """Raise `RequestError` unless labels can be written to a file."""
+    check_on_disk(output_path, "output_path")
+    path = Path(output_path)
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise RequestError(
+            f"{path.name[:40]}... is too long a name; give another output_path=...", argument="output_path"
+        )
     if path.suffix != ".parquet":
         raise RequestError(
             f"output_path={str(path)!r}: labels are written as parquet; end the name in .parquet",

@@ -64,7 +64,7 @@ class FunctionVerifier:
         del answer
         try:
             returned = self.function(text, row)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise VerifierError(f"{self._called} raised {_in_one_line(error)}") from error
         value, extracted = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, None)
         return Verdict(None if extracted is None else str(extracted), self._share(value))

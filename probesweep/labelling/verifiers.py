@@ -161,7 +161,7 @@ class RegexVerifier:
         try:
             return cls(regex.compile(pattern))
         except regex.error as error:
-            raise RequestError(f"verifier 'regex:{pattern}': {error}; fix the pattern") from error
+            raise RequestError(f"verifier {f'regex:{pattern}'!r}: {error}; fix the pattern") from error
 
     @property
     def name(self) -> str:

@@ -41,7 +41,7 @@ class Engine(Protocol):
     versions : mapping
         Of the libraries that it uses; other ones may round otherwise.
     prompts : list of str or None
-        The prompts as the model reads them; None where only the server knows.
+        The prompts as the model reads them, None in place of one that no text gives; None where only the server knows.
     """
 
     @property
@@ -51,7 +51,7 @@ class Engine(Protocol):
     def versions(self) -> Mapping[str, str | None]: ...
 
     @property
-    def prompts(self) -> list[str] | None: ...
+    def prompts(self) -> list[str | None] | None: ...
 
     def load(self) -> None:
         """Load the weights, or ask the server whether it has the model."""

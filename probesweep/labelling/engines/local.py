@@ -16,7 +16,7 @@ from activation_store.capture.parity import choose_rows, first_rows
 from activation_store.errors import ParityError
 from activation_store.models.loading import load_causal_lm
 from activation_store.store.provenance import library_versions
-from probesweep.labelling.attempts import Sampler
+from probesweep.labelling.attempts import Sampler, check_finite
 from probesweep.labelling.engines.engine import LENGTH, STOP, Answer, Batch
 from probesweep.labelling.engines.prompted import PromptedModel
 from probesweep.labelling.plan import plan_batches
@@ -59,7 +59,7 @@ class LocalEngine:
         return library_versions()
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[str | None]:
         """As the model reads them."""
         return self.model.texts
 
@@ -75,14 +75,17 @@ class LocalEngine:
 
         Raises
         ------
+        NonFiniteError
+            The model returns NaN or infinity.
         ParityError
             The model answers prompts in a batch otherwise than one at a time.
         """
         encoded = self.model.encoded
-        sampler = Sampler(loaded, self.sampling, end_tokens(loaded, self.model.known.tokenizer))
+        sampler = Sampler(loaded, self.sampling, self.model.end_tokens)
         first = [encoded.row(row) for row in first_rows(encoded.n_tokens)]
         compared = [first[row] for row in choose_rows(first)]
         alone = torch.cat([sampler.read([prompt]) for prompt in compared])
+        check_finite(alone)
         if self.batch_size != 1 and _differ(sampler.read(compared), alone):
             raise ParityError(
                 "prompts in a batch get other answers than one at a time, by more than rounding; try batch_size=1 or "
@@ -91,7 +94,12 @@ class LocalEngine:
             )
         prefix = encoded.token_ids[: useful_prefix(encoded.token_ids, encoded.starts, 1)]
         sampler.share(prefix, int(encoded.n_tokens.max()) + self.sampling.max_new_tokens)
-        if len(prefix) and _differ(torch.cat([sampler.read([prompt]) for prompt in compared]), alone):
+        # One at a time and together: some models count padding, which then stands behind the prefix.
+        batches = (
+            [[prompt] for prompt in compared] if self.batch_size == 1 else [*([one] for one in compared), compared]
+        )
+        shared = torch.cat([sampler.read(batch) for batch in batches]) if len(prefix) else alone
+        if _differ(shared, alone.repeat(len(shared) // len(alone), 1)):
             logger.warning("reusing the prompts' common prefix changes the answers: it is not reused")
             sampler.share(prefix[:0], 0)
         self._sampler = sampler
@@ -126,10 +134,3 @@ def _differ(found: torch.Tensor, expected: torch.Tensor) -> bool:
     found, expected = found.float(), expected.float()
     error = (found - expected).norm(dim=1) / expected.norm(dim=1)
     return not bool((error <= allowed).all())
-
-
-def end_tokens(loaded: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: those that the checkpoint names, or else the tokenizer's."""
-    given = getattr(loaded.generation_config, "eos_token_id", None)
-    given = tokenizer.eos_token_id if given is None else given
-    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 from activation_store.questions.question import Question, as_messages
 from probesweep.errors import RequestError
 from probesweep.labelling.engines.engine import STOP, Answer, Batch
-from probesweep.labelling.sampling import Sampling
+from probesweep.labelling.sampling import Sampling, attempt_seed
 
+OPENAI_URL = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
 # The client waits 0.5 s before the first retry and 8 s before the last ones: half a minute in all.
 _RETRIES = 6
 _SECONDS = 600.0
 _N_SHOWN = 5
+_AGAIN = "what is done is kept: run the same command again"
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class ServerEngine:
     questions : sequence of str or list of dict
         As they are asked; the server applies the chat template.
     sampling : Sampling
-    base_url : str, optional
-        Of the server, such as ``http://localhost:8000/v1``; by default OpenAI's.
+    base_url : str
+        Of the server, such as ``http://localhost:8000/v1``.
     concurrency : int
         Most requests at once.
     template_kwargs : mapping
@@ -48,23 +51,37 @@ class ServerEngine:
     model: str
     questions: Sequence[Question]
     sampling: Sampling
-    base_url: str | None = None
+    base_url: str = OPENAI_URL
     concurrency: int = 32
     template_kwargs: Mapping[str, Any] | None = None
 
     def check(self) -> None:
-        """Raise `RequestError` for an address that is none or holds a password, or if the client is not installed."""
+        """Check address and key by themselves.
+
+        Raises
+        ------
+        RequestError
+            The address is none, or holds a secret; the key cannot be one; or the client is not installed.
+        """
         _client_library()
-        parts = urlsplit(self.base_url or "https://api.openai.com/v1")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.base_url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            # No brackets where there must be some, a port that is none.
+            is_address, parts = False, urlsplit("")
+        if not is_address:
             raise RequestError(
                 f"base_url={self.base_url!r} is no address; write it as http://localhost:8000/v1", argument="base_url"
             )
-        if parts.username is not None or parts.password is not None:
+        if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise RequestError(
-                f"base_url=... has a user or a password in it, which would be kept; set {_KEY} in the environment",
+                f"base_url=... has a user, a password, ? or # in it, which would be kept; set {_KEY} in the "
+                "environment to the key",
                 argument="base_url",
             )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise RequestError(f"{_KEY} in the environment has characters that no key has; set it again")
         if self.concurrency < 1:
             raise RequestError(f"concurrency={self.concurrency} must be 1 or more", argument="concurrency")
 
@@ -89,24 +106,27 @@ class ServerEngine:
 
     def load(self) -> None:
         """Make sure that the server is there, takes the key and has the model."""
-        openai = _client_library()
         with self._explaining():
-            try:
-                names = [one.id for one in self._client.models.list()]
-            except (openai.NotFoundError, openai.InternalServerError):
-                # Not every server has a list, and not every list has all that a server can load.
-                names = []
-            if self.model in names:
-                return
-            try:
-                self._create(0, 0, max_tokens=1)
-            except (openai.NotFoundError, openai.BadRequestError) as error:
-                shown = ", ".join(names[:_N_SHOWN]) + ", ..." * (len(names) > _N_SHOWN)
-                raise RequestError(
-                    f"{self._where} has no model {self.model!r} ({_line(error.message)})"
-                    f"{f'; it has {shown}' if names else ''}; correct model=... or base_url=...",
-                    argument="model",
-                ) from None
+            _result(self._requests.submit(self._look_for_model()))
+
+    async def _look_for_model(self) -> None:
+        openai = _client_library()
+        try:
+            names = [one.id async for one in self._client.models.list()]
+        except (openai.NotFoundError, openai.InternalServerError, *_NO_PROTOCOL):
+            # Not every server has a list, and not every list has all that a server can load.
+            names = []
+        if self.model in names:
+            return
+        try:
+            await self._create(0, 0, max_tokens=1)
+        except openai.NotFoundError as error:
+            shown = ", ".join(names[:_N_SHOWN]) + ", ..." * (len(names) > _N_SHOWN)
+            raise RequestError(
+                f"{self.base_url} has no model {self.model!r} ({self._line(error.message)})"
+                f"{f'; it has {shown}' if names else ''}; correct model=... or base_url=...",
+                argument="model",
+            ) from None
 
     def plan(self) -> list[Batch]:
         """Each question by itself: the server batches requests."""
@@ -115,88 +135,148 @@ class ServerEngine:
     def answer(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[list[Answer]]]]:
         """Ask many questions at once, and yield them in order."""
         n_ahead = 2 * -(-self.concurrency // self.sampling.n_attempts)
-        pool = ThreadPoolExecutor(self.concurrency)
         waiting: deque[tuple[Batch, list[list[Future[Answer]]]]] = deque()
         try:
             with self._explaining():
                 for batch in batches:
-                    waiting.append((batch, [self._asked(pool, row) for row in batch]))
+                    waiting.append((batch, [self._asked(row) for row in batch]))
                     if len(waiting) > n_ahead:
                         yield _answered(waiting.popleft())
                 while waiting:
                     yield _answered(waiting.popleft())
-        except BaseException:
-            # Nobody waits for what is on its way.
-            self._client.close()
-            raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # Nobody waits for what is still on its way.
+            for future in (one for _, futures in waiting for of_row in futures for one in of_row):
+                future.cancel()
 
-    def _asked(self, pool: ThreadPoolExecutor, row: int) -> list[Future[Answer]]:
-        return [pool.submit(self._ask, row, attempt) for attempt in range(self.sampling.n_attempts)]
+    def _asked(self, row: int) -> list[Future[Answer]]:
+        return [self._requests.submit(self._ask(row, attempt)) for attempt in range(self.sampling.n_attempts)]
 
-    def _ask(self, row: int, attempt: int) -> Answer:
-        found = self._create(row, attempt, self.sampling.max_new_tokens)
-        choice, usage = found.choices[0], getattr(found, "usage", None)
+    async def _ask(self, row: int, attempt: int) -> Answer:
+        async with self._requests.slots:
+            found = await self._create(row, attempt, self.sampling.max_new_tokens)
+        choices: Any = getattr(found, "choices", None)
+        usage, message = getattr(found, "usage", None), getattr(choices[0], "message", None) if choices else None
+        if message is None:
+            error = getattr(found, "error", None)
+            raise RequestError(
+                f"{self.base_url} answers without choices{f' ({self._line(str(error))})' if error else ''}; {_AGAIN}"
+            )
         # A model that only thought, or refused, has said nothing.
-        text = (choice.message.content or "").encode(errors="replace").decode()
-        return Answer(text, choice.finish_reason or STOP, getattr(usage, "completion_tokens", None))
+        text = (message.content or "").encode(errors="replace").decode()
+        return Answer(text, choices[0].finish_reason or STOP, getattr(usage, "completion_tokens", None))
 
-    def _create(self, row: int, attempt: int, max_tokens: int) -> Any:
+    async def _create(self, row: int, attempt: int, max_tokens: int) -> Any:
         given = self.sampling
         # OpenAI's newer models refuse the name that all other servers know.
-        limit = "max_completion_tokens" if self.base_url is None else "max_tokens"
+        limit = "max_completion_tokens" if self.base_url == OPENAI_URL else "max_tokens"
         beside: dict[str, Any] = {} if given.top_k is None else {"top_k": given.top_k}
         if self.template_kwargs:
             beside["chat_template_kwargs"] = dict(self.template_kwargs)
         create: Any = self._client.chat.completions.create
-        return create(
+        return await create(
             model=self.model,
             messages=as_messages(self.questions[row]),
             temperature=given.temperature,
             top_p=given.top_p,
-            seed=_seed(given.seed, row, attempt),
+            seed=attempt_seed(given.seed, row, attempt),
             extra_body=beside,
             **{limit: max_tokens},
         )
 
     @cached_property
+    def _requests(self) -> _Requests:
+        return _Requests(self.concurrency)
+
+    @cached_property
     def _client(self) -> Any:
         # Servers of one's own take any key.
-        key = os.environ.get(_KEY) or "none"
-        return _client_library().OpenAI(base_url=self.base_url, api_key=key, max_retries=_RETRIES, timeout=_SECONDS)
+        return _client_library().AsyncOpenAI(
+            base_url=self.base_url, api_key=self._key or "none", max_retries=_RETRIES, timeout=_SECONDS
+        )
 
     @property
-    def _where(self) -> str:
-        return self.base_url or "OpenAI"
+    def _key(self) -> str:
+        return os.environ.get(_KEY, "").strip()
+
+    def _line(self, text: str) -> str:
+        """A server's message in one line, without what is secret."""
+        line = " ".join(text.split())
+        line = line.replace(self._key, "...") if self._key else line
+        return line if len(line) <= 200 else f"{line[:197]}..."
 
     @contextmanager
     def _explaining(self) -> Generator[None]:
         """Say in one line what the server did not do."""
-        openai, again = _client_library(), "what is done is kept: run the same command again"
+        openai, where = _client_library(), self.base_url
         try:
             yield
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             raise RequestError(
-                f"{self._where} refuses the key; set {_KEY} in the environment, then run the same command again",
+                f"{where} refuses the key; set {_KEY} in the environment, then run the same command again",
                 argument="base_url",
             ) from None
         except openai.NotFoundError:
             raise RequestError(
-                f"{self._where} has no model {self.model!r}, or does not speak this protocol; correct model=... or "
-                f"base_url=...; {again}",
+                f"{where} has no model {self.model!r}, or does not speak this protocol; correct model=... or "
+                f"base_url=...; {_AGAIN}",
                 argument="model",
             ) from None
         except openai.APITimeoutError:
-            raise RequestError(f"{self._where} did not answer within {_SECONDS:g} s; {again}") from None
+            raise RequestError(f"{where} did not answer within {_SECONDS:g} s; {_AGAIN}") from None
         except openai.APIConnectionError as error:
             raise RequestError(
-                f"{self._where} cannot be reached ({_line(str(error.__cause__ or error))}), after {_RETRIES} retries; "
-                f"{again}",
+                f"{where} cannot be reached ({self._line(str(error.__cause__ or error))}), after {_RETRIES} retries; "
+                f"{_AGAIN}",
                 argument="base_url",
             ) from None
         except openai.APIStatusError as error:
-            raise RequestError(f"{self._where} answers {error.status_code} ({_line(error.message)}); {again}") from None
+            raise RequestError(f"{where} answers {error.status_code} ({self._line(error.message)}); {_AGAIN}") from None
+        except _NO_PROTOCOL as error:
+            if isinstance(error, RequestError | openai.APIError):
+                raise
+            raise RequestError(
+                f"{where} answers with something else than this protocol; correct base_url=..., which often ends in "
+                "/v1",
+                argument="base_url",
+            ) from None
+
+
+# What the client raises where an answer is HTML, not JSON, or JSON of another shape.
+_NO_PROTOCOL = (ValueError, AttributeError, TypeError)
+
+
+class _Requests:
+    """Requests in a thread of their own, which ends with its process, whatever is still on its way.
+
+    Attributes
+    ----------
+    slots : asyncio.Semaphore
+        Held by each request while it is on its way.
+    """
+
+    def __init__(self, concurrency: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self.slots = asyncio.Semaphore(concurrency)
+        Thread(target=self._loop.run_forever, daemon=True, name="requests to a server").start()
+
+    def submit(self, request: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Begin a coroutine; what it raises is its result, as nobody may ask for it any more."""
+        return asyncio.run_coroutine_threadsafe(_caught(request), self._loop)
+
+
+async def _caught(request: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await request
+    except Exception as error:
+        return error
+
+
+def _result(future: Future[Any]) -> Any:
+    result = future.result()
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def _client_library() -> Any:
@@ -211,15 +291,4 @@ def _client_library() -> Any:
 
 def _answered(waited: tuple[Batch, list[list[Future[Answer]]]]) -> tuple[Batch, list[list[Answer]]]:
     batch, futures = waited
-    return batch, [[future.result() for future in of_row] for of_row in futures]
-
-
-def _seed(seed: int, row: int, attempt: int) -> int:
-    """31 bits, which every server takes."""
-    digest = hashlib.sha256(f"{seed} {row} {attempt}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:197]}..."
+    return batch, [[_result(future) for future in of_row] for of_row in futures]

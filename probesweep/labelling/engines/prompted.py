@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from transformers import GenerationConfig
+
 from activation_store.capture.session import KnownModel
 from activation_store.prompts.encoding import encode_prompts
 from activation_store.prompts.prompts import PromptFormat, Prompts
@@ -80,11 +82,32 @@ class PromptedModel:
         return encode_prompts(known.tokenizer, self.questions, known.prompts, n_embeddings=known.info.n_embeddings)
 
     @cached_property
-    def texts(self) -> list[str]:
-        """The prompts."""
+    def texts(self) -> list[str | None]:
+        """The prompts; None where no text gives the same tokens, because the user's has control strings in it."""
         if not self.known.prompts.use_chat_template:
             return [question_text(question) for question in self.questions]
-        return render_all(self.known.tokenizer, self.questions, self.known.prompts.template_kwargs)
+        texts: list[str | None] = [
+            *render_all(self.known.tokenizer, self.questions, self.known.prompts.template_kwargs)
+        ]
+        for row in self.encoded.control_rows.as_text:
+            texts[row] = None
+        return texts
+
+    @cached_property
+    def end_tokens(self) -> list[int]:
+        """Tokens that end an answer: those that the checkpoint names, or else the tokenizer's."""
+        source = self.known.source
+        if source.held is not None:
+            generation = source.held.model.generation_config
+        else:
+            try:
+                generation = GenerationConfig.from_pretrained(source.location)
+            except OSError:
+                # As when a model is loaded: not every checkpoint has one.
+                generation = GenerationConfig.from_model_config(self.known.info.config)
+        given: Any = getattr(generation, "eos_token_id", None)
+        given = getattr(self.known.tokenizer, "eos_token_id", None) if given is None else given
+        return sorted(given) if isinstance(given, list | tuple) else [] if given is None else [given]
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -96,5 +119,6 @@ class PromptedModel:
             "tokenizer": tokenizer_hash(known.tokenizer),
             "chat_template": chat_template_hash(known.tokenizer) if given.use_chat_template else None,
             "chat_template_kwargs": given.template_kwargs,
+            "end_tokens": self.end_tokens,
             "dtype": self.dtype,
         }

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 from probesweep.errors import RequestError
 from probesweep.labelling.engines.engine import STOP, Answer, Batch
 from probesweep.labelling.engines.prompted import PromptedModel
 from probesweep.labelling.plan import plan_batches
-from probesweep.labelling.sampling import Sampling
+from probesweep.labelling.sampling import Sampling, attempt_seed
 
 # vLLM fills its own batches; these are what is kept together.
 _ENOUGH_QUESTIONS = 256
-_SEEDS = 2**31
 
 
 @dataclass
 class VllmEngine:
-    """A model in this process, run by vLLM, which draws in its own way from a seed for each question.
+    """A model in this process, run by vLLM, which draws in its own way from a seed for each attempt.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class VllmEngine:
         return {name: version(name) for name in ("probesweep", "torch", "transformers", "vllm")}
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[str | None]:
         """As the model reads them."""
         return self.model.texts
 
@@ -65,7 +65,7 @@ class VllmEngine:
         self._llm = _library().LLM(
             model=path,
             dtype=self.model.dtype,
-            seed=self.sampling.seed % _SEEDS,
+            seed=attempt_seed(self.sampling.seed, 0, 0),
             trust_remote_code=source.trust_remote_code,
         )
 
@@ -77,19 +77,21 @@ class VllmEngine:
     def answer(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, list[list[Answer]]]]:
         """Give batches to vLLM one after another."""
         for batch in batches:
-            prompts = [{"prompt_token_ids": self.model.encoded.row(row).tolist()} for row in batch]
-            found = self._llm.generate(prompts, [self._parameters(row) for row in batch], use_tqdm=False)
-            yield batch, [[_answer(one) for one in of_row.outputs] for of_row in found]
+            asked = [(row, attempt) for row in batch for attempt in range(self.sampling.n_attempts)]
+            prompts = [{"prompt_token_ids": self.model.encoded.row(row).tolist()} for row, _ in asked]
+            found = self._llm.generate(prompts, [self._parameters(*each) for each in asked], use_tqdm=False)
+            answers = iter([_answer(one.outputs[0]) for one in found])
+            yield batch, [list(islice(answers, self.sampling.n_attempts)) for _ in batch]
 
-    def _parameters(self, row: int) -> Any:
+    def _parameters(self, row: int, attempt: int) -> Any:
         given = self.sampling
         return _library().SamplingParams(
-            n=given.n_attempts,
             temperature=given.temperature,
             top_p=given.top_p,
             top_k=given.top_k or -1,
             max_tokens=given.max_new_tokens,
-            seed=(given.seed * 1_000_003 + row) % _SEEDS,
+            # Of its own: those that vLLM gives to the sequences of one request count up from that of the request.
+            seed=attempt_seed(given.seed, row, attempt),
         )
 
 

@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MptConfig
 
+from activation_store.errors import NonFiniteError
+from activation_store.prompts.prompts import PromptFormat
 from probesweep.errors import RequestError
 from probesweep.labelling.attempts import Sampler
+from probesweep.labelling.engines.local import LocalEngine
+from probesweep.labelling.engines.prompted import PromptedModel
 from probesweep.labelling.sampling import Sampling
-from tests.helpers.models import CONFIGS, QUESTIONS
+from tests.helpers.models import CONFIGS, QUESTIONS, train_tokenizer
 
 PREFIX = "<|im_start|>system\nYou answer in one word, and in that word only.<|im_end|>\n"
 FAMILIES = sorted(CONFIGS)
@@ -115,3 +119,53 @@ def test_a_model_without_keys_and_values_is_refused() -> None:
     sampler = Sampler(model, Sampling(n_samples=2, max_new_tokens=2), [1])
     with pytest.raises(RequestError, match="engine='openai'"):
         sampler.draw([np.array([3, 4], dtype=np.int32)], [0])
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-30, 1e-3])
+def test_a_temperature_near_0_takes_the_most_probable_token(
+    tiny_model: Callable[[str], Path], temperature: float
+) -> None:
+    model, prompts = _load(tiny_model("llama")), _prompts(tiny_model("llama"))
+    greedy = _draw(Sampler(model, Sampling(temperature=0, max_new_tokens=5), [1]), prompts, 4)
+    nearly = _draw(Sampler(model, Sampling(n_samples=1, temperature=temperature, max_new_tokens=5), [1]), prompts, 4)
+    assert nearly == greedy
+
+
+def test_nan_is_no_answer(tiny_model: Callable[[str], Path]) -> None:
+    model, prompts = _load(tiny_model("llama")), _prompts(tiny_model("llama"))
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = torch.nan
+    for sampling in (Sampling(n_samples=2, max_new_tokens=2), Sampling(temperature=0, max_new_tokens=2)):
+        with pytest.raises(NonFiniteError, match="NaN or infinity"):
+            Sampler(model, sampling, [1]).draw(prompts[:2], [0, 1])
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_a_prefix_that_changes_answers_is_not_reused(batch_size: int | None, tmp_path: Path) -> None:
+    # MPT counts distances over padding, which stands behind a shared prefix.
+    torch.manual_seed(0)
+    config = MptConfig(d_model=32, n_heads=4, n_layers=3, max_seq_len=256, vocab_size=400, eos_token_id=1)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
+    model.save_pretrained(tmp_path)
+    train_tokenizer().save_pretrained(tmp_path)
+    common = "Which of these numbers is the largest: 17, 94, 32, 8? "
+    questions = [common + text for text in ("x", "What comes after Monday?", "Hi", "1, 4, 9, 16, ... and so on?")]
+
+    def answers(size: int | None) -> list[list[str]]:
+        sampling = Sampling(temperature=0, max_new_tokens=6)
+        prompted = PromptedModel.open(str(tmp_path), questions, PromptFormat(), max_new_tokens=6)
+        engine = LocalEngine(prompted, sampling, size)
+        engine.load()
+        found = {
+            row: answer for batch, of in engine.answer(engine.plan()) for row, answer in zip(batch, of, strict=True)
+        }
+        return [[one.text for one in found[row]] for row in range(len(questions))]
+
+    sampler = Sampler(model.eval(), Sampling(temperature=0, max_new_tokens=6), [1])
+    encoded = PromptedModel.open(str(tmp_path), questions, PromptFormat(), max_new_tokens=6).encoded
+    alone = _draw(sampler, [encoded.row(row) for row in range(len(questions))], 1)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert answers(batch_size) == [[tokenizer.decode(one[0], skip_special_tokens=True)] for one in alone]

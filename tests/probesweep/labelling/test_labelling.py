@@ -48,7 +48,9 @@ def given(tiny_model: Callable[[str], Path], questions: Path, tmp_path: Path) ->
 
 
 def _flags(given: dict[str, Any]) -> list[object]:
-    return [part for name, value in given.items() for part in (f"--{name}", value)]
+    given = {**given}
+    bare = ["--no_chat_template"] if given.pop("use_chat_template", True) is None else []
+    return [*bare, *(part for name, value in given.items() for part in (f"--{name}", value))]
 
 
 def test_the_file_has_the_rows_and_what_became_of_each(given: dict[str, Any]) -> None:
@@ -258,6 +260,10 @@ BAD = {
     "too long": ({"max_new_tokens": 300}, "max_new_tokens"),
     "no parquet": ({"output_path": "out.csv"}, "parquet"),
     "template without question": ({"prompt_template": "What?"}, "{question}"),
+    "a column of labels": ({"answer_column": "majority_answer"}, "labels are written"),
+    "bare text to a server": ({"engine": "openai", "use_chat_template": None}, "chat_template"),
+    "no rows": ({"max_samples": 0}, "at least 1"),
+    "a long name": ({"output_path": "x" * 250 + ".parquet"}, "too long"),
     "server without engine": ({"base_url": "http://localhost:1/v1"}, "engine"),
     "no such model": ({"model": "/nowhere/at/all"}, "nowhere"),
 }
@@ -315,3 +321,65 @@ def test_another_process_at_work_is_said(given: dict[str, Any]) -> None:
         done = run("label", *_flags(given))
     assert done.returncode == 2
     assert "process" in done.stderr
+
+
+def test_other_tokens_that_end_an_answer_are_another_request(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(given["model"], tmp_path / "model")
+    given["model"] = str(folder)
+    _interrupt_at_commit(monkeypatch, 3, after=True)
+    with pytest.raises(KeyboardInterrupt):
+        Labelling(**given).run()
+    monkeypatch.undo()
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2, 3]}))
+    with pytest.raises(RequestError, match=r"end_tokens \[1\], now \[1, 2, 3\]"):
+        Labelling(**given).run()
+
+
+def test_a_prompt_that_no_text_gives_has_none(
+    given: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "control.parquet"
+    pd.DataFrame({"question": ["Hi", "Hi <|im_end|>\n<|im_start|>user there"], "answer": "a"}).to_parquet(path)
+    Labelling(**{**given, "dataset_path": path}).run()
+    prompts = pd.read_parquet(given["output_path"])["formatted_prompt"]
+    assert prompts.isna().tolist() == [False, True]
+    assert "1 questions have control strings" in caplog.text
+    done = run(
+        "extract",
+        "--model",
+        given["model"],
+        "--dataset_path",
+        given["output_path"],
+        "--output_path",
+        tmp_path / "x.zarr",
+    )
+    assert done.returncode == 2
+    assert "row 1" in done.stderr
+
+
+def test_what_parquet_cannot_hold_is_said_before_the_model_runs(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("probesweep.labelling.engines.local.LocalEngine.load", lambda _: pytest.fail("loads weights"))
+    path = tmp_path / "empty.jsonl"
+    path.write_text('{"question": "one", "answer": "a", "meta": {}}\n')
+    done = run("label", *_flags({**given, "dataset_path": path}))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "meta" in done.stderr
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "return True, '\\ud800'"], ids=["exit", "surrogate"])
+def test_a_function_of_the_user_can_do_what_it_wants(given: dict[str, Any], tmp_path: Path, body: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"def judge(text, row):\n    {body}\n")
+    folder = shutil.copytree(given["model"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 400, 2))}))
+    done = run("label", *_flags({**given, "model": folder, "verifier": f"python:{file}:judge"}))
+    if "exit" in body:
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "raised" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert "?" in set(pd.read_parquet(given["output_path"])["majority_answer"])

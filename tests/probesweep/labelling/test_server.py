@@ -69,6 +69,8 @@ class Fake:
                 self.wfile.write(content)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        # A client that goes away in mid-request is none of its business.
+        self._server.handle_error = lambda *_: None
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
@@ -188,12 +190,65 @@ def test_mistakes_are_one_line(given: dict[str, Any], fake: Fake) -> None:
     done = run("label", *_flags({**given, "base_url": nowhere}))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{nowhere} cannot be reached" in done.stderr
-    for wrong, words in {"localhost:8000": "is no address", "http://me:pw@host/v1": "OPENAI_API_KEY"}.items():
+    addresses = {"localhost:8000": "is no address", "http://[bad": "is no address", "http://x:abc/v1": "is no address"}
+    addresses |= {"http://me:pw@host/v1": "OPENAI_API_KEY", "http://host/v1?key=secret": "OPENAI_API_KEY"}
+    for wrong, words in addresses.items():
         done = run("label", *_flags({**given, "base_url": wrong}))
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert words in done.stderr
     assert not given["output_path"].exists()
     assert not progress_of(given["output_path"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("reply_of", "words"),
+    [
+        ({"choices": []}, "answers without choices"),
+        ({"error": {"message": "no credits", "code": 402}}, "no credits"),
+        ("<html>", "something else than this protocol|answers without choices"),
+        (None, "something else than this protocol|answers without choices"),
+    ],
+    ids=["no choices", "error", "text", "null"],
+)
+def test_an_answer_of_another_shape_is_one_line(given: dict[str, Any], fake: Fake, reply_of: Any, words: str) -> None:
+    fake.answer = lambda _: (200, reply_of)
+    done = run("label", *_flags(given))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert any(word in done.stderr for word in words.split("|")), done.stderr
+
+
+def test_a_request_that_is_refused_is_not_called_a_missing_model(given: dict[str, Any], fake: Fake) -> None:
+    fake.models = []
+    fake.answer = lambda _: (400, {"error": {"message": "seed must not be given"}})
+    done = run("label", *_flags(given))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "answers 400 (" in done.stderr
+    assert "seed must not be given" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["sk-SECRET\n", "sk-SECRET\x07x", "sk-SÉCRET"])
+def test_a_key_is_never_shown(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    done = run("label", *_flags(given))
+    assert done.returncode == (0 if key == "sk-SECRET\n" else 2)
+    assert done.stderr.count("\n") == (done.returncode == 2)
+    assert "SECRET" not in done.stdout + done.stderr + capfd.readouterr().err
+    assert "SÉCRET" not in done.stderr
+
+
+def test_ctrl_c_does_not_wait_for_what_is_on_its_way(given: dict[str, Any], fake: Fake) -> None:
+    def slow(_: int) -> tuple[int, Any]:
+        time.sleep(20)
+        return 200, reply("a")
+
+    fake.answer = slow
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        Labelling(**given).run()
+    assert time.monotonic() - begun < 10
 
 
 def test_without_the_client_its_extra_is_named(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ class StandIn(ModuleType):
         self.asked += [(one["prompt_token_ids"], each) for one, each in zip(prompts, parameters, strict=True)]
         output = SimpleNamespace(text="a", finish_reason="stop", token_ids=[7, 8])
         cut = SimpleNamespace(text="a a a", finish_reason="length", token_ids=[7] * 6)
-        return [SimpleNamespace(outputs=[output, cut]) for _ in prompts]
+        return [SimpleNamespace(outputs=[cut if n % 2 else output]) for n in range(len(prompts))]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def given(tiny_model: Callable[[str], Path], tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_it_gets_our_token_ids_and_a_seed_for_each_question(
+def test_it_gets_our_token_ids_and_a_seed_for_each_attempt(
     given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vllm = StandIn()
@@ -66,8 +66,9 @@ def test_it_gets_our_token_ids_and_a_seed_for_each_question(
     prompts = {tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in frame["formatted_prompt"]}
     assert {tuple(ids) for ids, _ in vllm.asked} == prompts
     assert vllm.loaded[0]["model"] == given["model"]
-    assert len({parameters.seed for _, parameters in vllm.asked}) == 3
-    assert {(one.n, one.top_k, one.max_tokens, one.temperature) for _, one in vllm.asked} == {(2, 9, 6, 1.0)}
+    # Of each attempt: where requests have several sequences, those of neighbours would share their seeds.
+    assert len({parameters.seed for _, parameters in vllm.asked}) == 6
+    assert {(one.top_k, one.max_tokens, one.temperature) for _, one in vllm.asked} == {(9, 6, 1.0)}
     assert frame["success_rate"].tolist() == [0.5, 0.0, 0.5]
     assert (summary.n_attempts, summary.n_truncated) == (6, 3)
 
