@@ -258,19 +258,22 @@ def test_without_the_client_its_extra_is_named(given: dict[str, Any], monkeypatc
     assert 'pip install "probesweep[openai]"' in done.stderr
 
 
-@pytest.fixture
-def real_server(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """``transformers serve`` with a tiny model."""
+@pytest.fixture(scope="module")
+def real_server(
+    tiny_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """``transformers serve`` with a tiny model; the last test kills it."""
+    folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(tiny_model("llama"))]
     command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
     # Where it looks for models to list.
-    (tmp_path / "hub").mkdir()
-    with (tmp_path / "log").open("wb") as log:
+    (folder / "hub").mkdir()
+    with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub")}
+            command, stdout=log, stderr=log, env={**os.environ, "HF_HUB_CACHE": str(folder / "hub")}
         )
     try:
         deadline = time.monotonic() + 120
@@ -278,7 +281,7 @@ def real_server(tiny_model: Callable[[str], Path], tmp_path: Path) -> Iterator[t
             with socket.socket() as client:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1", process
