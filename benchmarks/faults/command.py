@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -74,8 +75,12 @@ def run(tasks: dict[str, list[Task]], n_processes: int) -> dict[str, Counts]:
 
 
 def timed(task: Task) -> Counts:
-    """Counts of a task and how long it took."""
+    """Counts of a task and how long it took; one that raises is a promise that did not hold, and costs no other."""
     started = time.perf_counter()
-    counts = task()
+    try:
+        counts = task()
+    except Exception as error:
+        traceback.print_exc()
+        counts = Counts(broken=[f"{task}: raised {error!r}"])
     counts.seconds = time.perf_counter() - started
     return counts

@@ -92,7 +92,9 @@ def together(every: int) -> Counts:
         for n in range(1, _count(new, out), every):
             _fill(out, wanted["old"])
             stopped = _forked(new, out, n, signal.SIGSTOP)
-            os.waitpid(stopped, os.WUNTRACED)
+            if not _has_stopped(stopped):
+                # It has fewer steps than were counted.
+                break
             what = f"stopped before step {n}"
             for other in (partial(_train, root, "third"), partial(report_on, out)):
                 _expect_refused(counts, other, out, what)
@@ -116,7 +118,8 @@ def one_file(every: int) -> Counts:
             holds = partial(_holds, target, stores if works is exports else None)
             for n in range(1, _count(works["old"], target.parent), every):
                 first = _forked(works["old"], target.parent, n, signal.SIGSTOP)
-                os.waitpid(first, os.WUNTRACED)
+                if not _has_stopped(first):
+                    break
                 os.waitpid(_forked(works["new"], target.parent, 0, signal.SIGSTOP), 0)
                 counts.expect(holds("new"), f"step {n}: the second did not write what it said")
                 os.kill(first, signal.SIGCONT)
@@ -217,6 +220,11 @@ def _count(work: Work, out: Path) -> int:
     shutil.rmtree(out)
     out.mkdir()
     return steps.n + 1
+
+
+def _has_stopped(process: int) -> bool:
+    """Wait until a process stops or ends; whether it stopped."""
+    return os.WIFSTOPPED(os.waitpid(process, os.WUNTRACED)[1])
 
 
 def _forked(work: Work, out: Path, n: int, signalled: signal.Signals) -> int:

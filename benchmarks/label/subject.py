@@ -13,7 +13,7 @@ from activation_store.models.loading import load_causal_lm
 from activation_store.prompts.prompts import PromptFormat
 from activation_store.questions.question import Question
 from benchmarks.shared.prompts import DATA
-from probesweep.labelling.engines.local import LocalEngine, end_tokens
+from probesweep.labelling.engines.local import LocalEngine
 from probesweep.labelling.engines.prompted import PromptedModel
 from probesweep.labelling.sampling import Sampling
 
@@ -91,8 +91,8 @@ class Subject:
             ids.to(self.loaded.device),
             attention_mask=mask.to(self.loaded.device),
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=end_tokens(self.loaded, tokenizer),
-            pad_token_id=end_tokens(self.loaded, tokenizer)[0],
+            eos_token_id=model.end_tokens,
+            pad_token_id=model.end_tokens[0],
             **drawing,
         )
         texts = [tokenizer.decode(row, skip_special_tokens=True) for row in out[:, width:].tolist()]
