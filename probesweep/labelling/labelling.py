@@ -23,7 +23,7 @@ from activation_store.questions.question import Question, question_text
 from probesweep.errors import RequestError
 from probesweep.labelling.asked import as_asked
 from probesweep.labelling.columns import FORMATTED_PROMPT, Attempt, check_truncated
-from probesweep.labelling.engines.engine import LENGTH, Answer, Batch, Engine
+from probesweep.labelling.engines.engine import LENGTH, STOP, Answer, Batch, Engine
 from probesweep.labelling.meter import Judged, metered
 from probesweep.labelling.output import ADDED, VERSION, hash_of, read_about, write_labelled
 from probesweep.labelling.progress import Progress, check_same
@@ -208,13 +208,17 @@ class Labelling:
                 self._columns.path,
                 ", ".join(replaced),
             )
-        with Progress.open(progress_of(path), self._fingerprint) as progress:
+        with Progress.open(progress_of(path), self._fingerprint, self._judge_again) as progress:
             if len(progress.done) < len(self._columns):
                 self._engine.load()
                 if progress.plan is None:
                     progress.begin(self._engine.plan())
                 done = progress.done
-                pending = [batch for batch in progress.plan or [] if not done.issuperset(batch)]
+                # Batches that turned out to be too large for the device can be made smaller.
+                planned = progress.plan or []
+                size = self.batch_size or max(map(len, planned))
+                smaller = [batch[start : start + size] for batch in planned for start in range(0, len(batch), size)]
+                pending = [batch for batch in smaller if not done.issuperset(batch)]
                 for batch, attempts in metered(self._judged(pending), len(self._columns), len(done)):
                     progress.add(batch, attempts)
             prompts = self._engine.prompts
@@ -255,6 +259,9 @@ class Labelling:
         # A user's function may say what no file can hold.
         extracted = None if verdict.extracted is None else verdict.extracted.encode(errors="replace").decode()
         return Attempt(answer.text, extracted, verdict.correct, answer.finish_reason, answer.n_tokens)
+
+    def _judge_again(self, row: int, attempt: Attempt) -> Attempt:
+        return self._judge(row, Answer(attempt.text or "", attempt.finish_reason or STOP, attempt.n_tokens))
 
     def stand_in(self) -> Any:
         """The file as a DataFrame, every label one half: to check what becomes of it before there are labels."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,11 @@ _SCHEMA = (
 )
 
 
+# What decides how answers are judged, and not what they are.
+JUDGING = {"verifier", "truncated", "verify_errors"}
+Judge = Callable[[int, Attempt], Attempt]
+
+
 class OtherLabelsError(RequestError):
     """A file holds attempts that were made with other inputs."""
 
@@ -34,7 +39,7 @@ class Progress:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, fingerprint: Mapping[str, Any]) -> Generator[Progress]:
+    def open(cls, path: Path, fingerprint: Mapping[str, Any], judge: Judge) -> Generator[Progress]:
         """Go on with what there is, or begin.
 
         Parameters
@@ -42,6 +47,8 @@ class Progress:
         path : Path
         fingerprint : mapping
             What decides the attempts, as JSON.
+        judge : callable
+            Row and attempt -> the same attempt, judged. What is there is judged again if nothing else has changed.
 
         Raises
         ------
@@ -54,7 +61,7 @@ class Progress:
         try:
             connection = sqlite3.connect(path, isolation_level=None)
             progress = cls(path, connection)
-            progress._begin(fingerprint)
+            progress._begin(fingerprint, judge)
             yield progress
         except sqlite3.OperationalError as error:
             raise OSError(errno.EIO, f"{error}; run the same command again when that is mended", str(path)) from error
@@ -69,7 +76,7 @@ class Progress:
                 # A failed attempt leaves nothing behind.
                 path.unlink()
 
-    def _begin(self, fingerprint: Mapping[str, Any]) -> None:
+    def _begin(self, fingerprint: Mapping[str, Any], judge: Judge) -> None:
         with self._transaction():
             for statement in _SCHEMA:
                 self.connection.execute(statement)
@@ -77,7 +84,20 @@ class Progress:
                 # Of whatever was begun here before, nothing is done.
                 self.connection.execute("DELETE FROM about")
                 self._tell("fingerprint", fingerprint)
-        check_same(self.path, self._told("fingerprint"), fingerprint, "remove it to begin anew")
+        found = self._told("fingerprint")
+        changed = differences(found, fingerprint)
+        if not changed <= JUDGING:
+            check_same(self.path, found, fingerprint, "remove it to begin anew")
+        if not changed:
+            return
+        with self._transaction():
+            judged = [
+                (json.dumps([asdict(judge(row, attempt)) for attempt in attempts]), row)
+                for row, attempts in zip(sorted(self.done), self.attempts(), strict=True)
+            ]
+            self.connection.executemany("UPDATE questions SET attempts = ? WHERE row = ?", judged)
+            self.connection.execute("DELETE FROM about WHERE name = 'fingerprint'")
+            self._tell("fingerprint", fingerprint)
 
     @property
     def plan(self) -> list[Batch] | None:
@@ -150,6 +170,12 @@ def _commit(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> set[str]:
+    """Names of the fields in which two fingerprints differ; the one that is found came through JSON."""
+    wanted = json.loads(json.dumps(wanted))
+    return {name for name in {**found, **wanted} if found.get(name) != wanted.get(name)}
+
+
 def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str) -> None:
     """Raise `OtherLabelsError` with the fields that differ.
 
@@ -161,11 +187,13 @@ def check_same(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any], 
         Fingerprints.
     way_out : str
     """
-    # The one that is found came through JSON: tuples are lists.
-    wanted = json.loads(json.dumps(wanted))
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    names = differences(found, wanted)
     if names:
-        shown = ", ".join(f"{name} {_short(found.get(name))}, now {_short(wanted.get(name))}" for name in names)
+        shown = ", ".join(
+            f"{name} {_short(found.get(name))}, now {_short(wanted.get(name))}"
+            for name in {**found, **wanted}
+            if name in names
+        )
         raise OtherLabelsError(
             f"{path} was made with other inputs ({shown}); give another output_path=..., or {way_out}",
             argument="output_path",

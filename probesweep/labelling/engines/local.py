@@ -13,7 +13,7 @@ from activation_store.bars import bars_at_terminals
 from activation_store.capture.batches import useful_prefix
 from activation_store.capture.footprint import free_nbytes
 from activation_store.capture.parity import choose_rows, first_rows
-from activation_store.errors import ParityError
+from activation_store.errors import DeviceMemoryError, ParityError
 from activation_store.models.loading import load_causal_lm
 from activation_store.store.provenance import library_versions
 from probesweep.labelling.attempts import Sampler, check_finite
@@ -120,7 +120,16 @@ class LocalEngine:
         """Run batches one after another."""
         assert self._sampler is not None
         for batch in batches:
-            drawn = self._sampler.draw([self.model.encoded.row(row) for row in batch], batch)
+            prompts = [self.model.encoded.row(row) for row in batch]
+            try:
+                drawn = self._sampler.draw(prompts, batch)
+            except torch.OutOfMemoryError as error:
+                raise DeviceMemoryError(
+                    f"{len(batch)} questions with {self.sampling.n_attempts} attempts each do not fit into the memory "
+                    f"of {self.model.known.device}; what is done is kept: run the same command again with a smaller "
+                    "batch_size=...",
+                    argument="batch_size",
+                ) from error
             yield batch, [[self._answer(one.token_ids, is_cut=one.is_cut) for one in of_row] for of_row in drawn]
 
     def _answer(self, token_ids: Sequence[int], *, is_cut: bool) -> Answer:

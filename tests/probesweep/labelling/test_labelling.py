@@ -16,9 +16,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from activation_store.errors import DeviceMemoryError
 from activation_store.prompts.template import render
 from probesweep import RequestError
 from probesweep.labelling import progress as progress_module
+from probesweep.labelling.attempts import Sampler
+from probesweep.labelling.engines.local import LocalEngine
 from probesweep.labelling.labelling import Labelling, progress_of
 from tests.helpers.commands import run
 from tests.helpers.models import QUESTIONS
@@ -383,3 +386,67 @@ def test_a_function_of_the_user_can_do_what_it_wants(given: dict[str, Any], tmp_
     else:
         assert done.returncode == 0, done.stderr
         assert "?" in set(pd.read_parquet(given["output_path"])["majority_answer"])
+
+
+def test_a_verifier_that_is_mended_judges_what_was_sampled(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(given["model"], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(range(0, 400, 3))}))
+    file = tmp_path / "mine.py"
+    given |= {"model": str(folder), "verifier": f"python:{file}:judge"}
+    good = "def judge(text, row):\n    return len(text) % 2 == 0, str(len(text))\n"
+    file.write_text(good)
+    Labelling(**given).run()
+    expected = given["output_path"].read_bytes()
+    # Wrong at first, and it raises in the last batch.
+    last = len(QUESTIONS[progress_rows(given)[-1]])
+    file.write_text(f"def judge(text, row):\n    assert len(row['question']) != {last}, 'broken'\n    return True\n")
+    given["output_path"] = tmp_path / "again" / "out.parquet"
+    with pytest.raises(RequestError, match="broken"):
+        Labelling(**given).run()
+    assert not progress_module.is_empty(progress_of(given["output_path"]))
+    file.write_text(good)
+    answered: list[tuple[int, ...]] = []
+    answer = LocalEngine.answer
+
+    def counted(engine: LocalEngine, batches: Any) -> Any:
+        answered.extend(batches)
+        return answer(engine, batches)
+
+    monkeypatch.setattr(LocalEngine, "answer", counted)
+    Labelling(**given).run()
+    assert given["output_path"].read_bytes() == expected
+    # Only what was not sampled yet.
+    assert len(answered) == 1
+
+
+def progress_rows(given: dict[str, Any]) -> list[int]:
+    """The rows in the order of their batches: the longest prompts first."""
+    tokenizer = AutoTokenizer.from_pretrained(given["model"])
+    lengths = [len(tokenizer(question)["input_ids"]) for question in QUESTIONS]
+    return sorted(range(len(QUESTIONS)), key=lambda row: -lengths[row])
+
+
+def test_batches_can_be_made_smaller_after_an_interruption(
+    given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupt_at_commit(monkeypatch, 3, after=True)
+    with pytest.raises(KeyboardInterrupt):
+        Labelling(**given).run()
+    monkeypatch.undo()
+    sizes: list[int] = []
+    draw = Sampler.draw
+
+    def watched(sampler: Sampler, prompts: Any, rows: Any) -> Any:
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        return draw(sampler, prompts, rows)
+
+    monkeypatch.setattr(Sampler, "draw", watched)
+    with pytest.raises(DeviceMemoryError, match="smaller batch_size"):
+        Labelling(**given).run()
+    Labelling(**{**given, "batch_size": 2}).run()
+    assert max(sizes[1:]) == 2
+    assert pd.read_parquet(given["output_path"])["n_samples"].tolist() == [4] * len(QUESTIONS)
