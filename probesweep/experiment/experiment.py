@@ -418,8 +418,10 @@ class Experiment:
         try:
             summary = labelling.run()
         except OtherLabelsError as error:
-            for path in filter(Path.exists, (target, progress_of(target))):
-                say(f"{error}: kept as {_set_aside(path).name}; delete it if not needed")
+            kept = {path: _set_aside(path) for path in (target, progress_of(target)) if path.exists()}
+            say(f"{error}: kept as {', '.join(path.name for path in kept.values())}; delete it if not needed")
+            if target in kept and labelling.take_attempts(kept[target]):
+                say(f"label {split}: nothing is sampled; the attempts are judged again")
             summary = labelling.run()
         say(str(summary))
         rated = write_rated(target)

@@ -25,8 +25,8 @@ from probesweep.labelling.asked import as_asked
 from probesweep.labelling.columns import FORMATTED_PROMPT, Attempt, check_truncated
 from probesweep.labelling.engines.engine import LENGTH, STOP, Answer, Batch, Engine
 from probesweep.labelling.meter import Judged, metered
-from probesweep.labelling.output import ADDED, VERSION, hash_of, read_about, write_labelled
-from probesweep.labelling.progress import Progress, check_same
+from probesweep.labelling.output import ADDED, VERSION, hash_of, read_about, read_attempts, write_labelled
+from probesweep.labelling.progress import JUDGING, Progress, check_same, differences
 from probesweep.labelling.sampling import Sampling
 from probesweep.labelling.summary import Summary
 from probesweep.labelling.taking import check_labelled_path
@@ -262,6 +262,25 @@ class Labelling:
 
     def _judge_again(self, row: int, attempt: Attempt) -> Attempt:
         return self._judge(row, Answer(attempt.text or "", attempt.finish_reason or STOP, attempt.n_tokens))
+
+    def take_attempts(self, labelled: Path) -> bool:
+        """Take the attempts of an earlier labelling, for `run` to judge again, if only the verdicts can differ.
+
+        Parameters
+        ----------
+        labelled : Path
+            The file that it wrote.
+
+        Returns
+        -------
+        bool
+            Whether they were taken.
+        """
+        found = read_about(labelled).get("fingerprint")
+        if found is None or not differences(found, self._fingerprint) <= JUDGING:
+            return False
+        Progress.write(progress_of(Path(self.output_path)), found, read_attempts(labelled))
+        return True
 
     def stand_in(self) -> Any:
         """The file as a DataFrame, every label one half: to check what becomes of it before there are labels."""

@@ -41,6 +41,12 @@ def read_about(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def read_attempts(path: Path) -> Iterator[list[Attempt]]:
+    """The attempts at each question of a file of labels."""
+    for of_row in pq.read_table(path, columns=["attempts"])["attempts"].to_pylist():
+        yield [Attempt(**attempt) for attempt in of_row]
+
+
 def described(table: Any, about: Mapping[str, Any]) -> Any:
     """A table that says how its labels were made; pandas' own description of the columns, which is wrong now, goes."""
     kept = {key: value for key, value in (table.schema.metadata or {}).items() if key != _PANDAS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sqlite3
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,6 +75,13 @@ class Progress:
             if is_empty(path):
                 # A failed attempt leaves nothing behind.
                 path.unlink()
+
+    @classmethod
+    def write(cls, path: Path, fingerprint: Mapping[str, Any], attempts: Iterable[Sequence[Attempt]]) -> None:
+        """Begin a file with attempts that are there, those at each question in the order of the rows."""
+        with cls.open(path, fingerprint, lambda _, attempt: attempt) as progress:
+            of_rows = list(attempts)
+            progress.add(tuple(range(len(of_rows))), of_rows)
 
     def _begin(self, fingerprint: Mapping[str, Any], judge: Judge) -> None:
         with self._transaction():

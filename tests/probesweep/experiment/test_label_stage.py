@@ -56,9 +56,14 @@ def experiment(tmp_path: Path, tiny_model: Callable[[str], Path]) -> Path:
     return path
 
 
-def _stages(path: Path) -> list[str]:
+def said_of(path: Path) -> list[str]:
     said: list[str] = []
     Experiment.load(path).run(said.append)
+    return said
+
+
+def _stages(path: Path) -> list[str]:
+    said = said_of(path)
     return [line.partition(":")[0] + (": already done" if "already done" in line else "") for line in said]
 
 
@@ -92,7 +97,17 @@ def test_labels_come_first_and_are_made_once(experiment: Path) -> None:
         "extract test: already done",
         "train: already done",
     ]
-    # Another probe: nothing is sampled.
+    # Another verifier: the same answers, judged again.
+    attempts = [[one["text"] for one in of_row] for of_row in frame["attempts"]]
+    (experiment.parent / "judge.py").write_text("def judge(text, row):\n    return len(text) % 3 == 0\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("probesweep.labelling.engines.local.LocalEngine.load", lambda _: pytest.fail("loads weights"))
+        assert "label train: nothing is sampled; the attempts are judged again" in said_of(experiment)
+    other = pd.read_parquet(experiment.parent / "out/train.parquet")
+    assert [[one["text"] for one in of_row] for of_row in other["attempts"]] == attempts
+    assert other["success_rate"].tolist() != frame["success_rate"].tolist()
+    assert pd.read_parquet(experiment.parent / "out/train.1.parquet").equals(frame)
+    # Another probe: nothing is judged.
     _change(experiment, "alphas = [1, 10]", "alphas = [3]")
     assert "label train: already done" in _stages(experiment)
     # Another number of attempts: new labels of the same prompts, and the old ones are kept.
@@ -101,7 +116,7 @@ def test_labels_come_first_and_are_made_once(experiment: Path) -> None:
     assert "label train" in stages
     assert "extract train: already done" in stages
     assert pd.read_parquet(experiment.parent / "out/train.parquet")["n_samples"].max() <= 4
-    assert pd.read_parquet(experiment.parent / "out/train.1.parquet")["n_samples"].max() == 6
+    assert pd.read_parquet(experiment.parent / "out/train.2.parquet")["n_samples"].max() == 6
 
 
 def test_what_is_said_to_the_model_is_what_is_extracted(experiment: Path) -> None:
