@@ -22,14 +22,13 @@ from activation_store.questions.hub_address import is_on_hub
 from activation_store.store.documents import is_store
 from gpu_probes.results.folder import PICTURES, hash_file, hash_run
 from probesweep.done import Memory, recall, remember
-from probesweep.errors import RequestError
+from probesweep.errors import OtherLabelsError, RequestError
 from probesweep.experiment.file import checked_settings, find_line
 from probesweep.experiment.mirror import Mirror, folder_beside
 from probesweep.experiment.template import TEMPLATE
 from probesweep.labelling.columns import FORMATTED_PROMPT
 from probesweep.labelling.labelling import Labelling, progress_of
 from probesweep.labelling.output import write_rated
-from probesweep.labelling.progress import OtherLabelsError
 from probesweep.outputs import check_folder, writing
 from probesweep.reporting import report_on
 from probesweep.seeds import SeedRuns

@@ -20,7 +20,7 @@ from activation_store.questions.dataset import Columns, listed
 from activation_store.questions.formats import Wanted
 from activation_store.questions.hub_address import is_on_hub
 from activation_store.questions.question import Question, question_text
-from probesweep.errors import RequestError
+from probesweep.errors import RequestError, VerifierError
 from probesweep.labelling.asked import as_asked
 from probesweep.labelling.columns import FORMATTED_PROMPT, Attempt, check_truncated
 from probesweep.labelling.engines.engine import LENGTH, STOP, Answer, Batch, Engine
@@ -30,7 +30,7 @@ from probesweep.labelling.progress import JUDGING, Progress, check_same, differe
 from probesweep.labelling.sampling import Sampling
 from probesweep.labelling.summary import Summary
 from probesweep.labelling.taking import check_labelled_path
-from probesweep.labelling.verdict import Verifier, VerifierError, check_answers
+from probesweep.labelling.verdict import Verifier, check_answers
 from probesweep.labelling.verifiers import make_verifier
 from probesweep.outputs import only_writer
 from probesweep_errors import naming

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from probesweep.errors import RequestError
+from probesweep.errors import OtherLabelsError, RequestError
 from probesweep.labelling.columns import Attempt
 from probesweep.labelling.engines.engine import Batch
 
@@ -24,10 +24,6 @@ _SCHEMA = (
 # What decides how answers are judged, and not what they are.
 JUDGING = {"verifier", "truncated", "verify_errors"}
 Judge = Callable[[int, Attempt], Attempt]
-
-
-class OtherLabelsError(RequestError):
-    """A file holds attempts that were made with other inputs."""
 
 
 @dataclass(frozen=True)

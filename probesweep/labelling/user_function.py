@@ -11,8 +11,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from probesweep.errors import RequestError
-from probesweep.labelling.verdict import Verdict, VerifierError, shown
+from probesweep.errors import RequestError, VerifierError
+from probesweep.labelling.verdict import Verdict, shown
 
 Judge = Callable[[str, Mapping[str, Any]], Any]
 

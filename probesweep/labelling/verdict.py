@@ -12,10 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 from probesweep.errors import RequestError
 
 
-class VerifierError(RequestError):
-    """A verifier failed on an answer, or said what is no verdict; the message says which and why."""
-
-
 @dataclass(frozen=True)
 class Verdict:
     """What a verifier says of one answer.

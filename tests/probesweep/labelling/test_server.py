@@ -244,10 +244,15 @@ def test_ctrl_c_does_not_wait_for_what_is_on_its_way(given: dict[str, Any], fake
         return 200, reply("a")
 
     fake.answer = slow
+    # Processes that run tests for another ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        Labelling(**given).run()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Labelling(**given).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 10
 
 

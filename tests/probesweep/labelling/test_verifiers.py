@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from probesweep.errors import RequestError
-from probesweep.labelling.verdict import Verdict, Verifier, VerifierError, check_answers
+from probesweep.errors import RequestError, VerifierError
 from probesweep.labelling.verifiers import make_verifier
 from tests.probesweep.labelling.answers import CHOICES, CONTAINS, EXACT, NUMBERS
 
