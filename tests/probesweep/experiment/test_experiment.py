@@ -313,15 +313,16 @@ def test_init_writes_a_file_that_names_every_key(tmp_path):
     assert "probesweep run" in done.stdout
     Experiment.load(path)
     assert run("run", "--init", path).returncode == 2
-    # With every comment that holds a key turned into that key, it is still a file that is taken.
-    text = re.sub(r"(?m)^# (\w+ = )", r"\1", path.read_text())
+    # With every comment that holds a key or a section turned into that, it is still a file that is taken.
+    text = re.sub(r"(?m)^# (\w+ = |\[)", r"\1", path.read_text())
     path.write_text(text)
     document = tomllib.loads(text)
     for section, keys in _schema().items():
         table = document[section] if section else document
         assert set(keys) <= set(table), section
-    # Workers have a model each, which is not spread over devices. There are three ways to name test rows.
-    path.write_text(re.sub(r"(?m)^(device_map|test_rows|test_fraction) = .*\n", "", text))
+    # Workers have a model each, which is not spread over devices. There are three ways to name test rows. Only a server
+    # has an address.
+    path.write_text(re.sub(r"(?m)^(device_map|test_rows|test_fraction|base_url) = .*\n", "", text))
     Experiment.load(path)
 
 
