@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from probesweep.errors import RequestError
+from probesweep.labelling.asked import QUESTION
 from probesweep.labelling.columns import FORMATTED_PROMPT
 from probesweep.labelling.output import read_about
 
-QUESTION, LABELS = "question", ("success_rate",)
+LABELS = ("success_rate",)
 # What says how far a rate can be trusted.
 _COUNTS = ("n_samples", "n_correct")
 _PROMPT = ("system_prompt", "prompt_template")

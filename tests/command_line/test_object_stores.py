@@ -17,8 +17,6 @@ import obstore
 import pandas as pd
 import pytest
 import torch
-from huggingface_hub import constants
-from huggingface_hub.utils import _detect_agent
 from obstore.store import from_url
 
 from activation_store import ActivationStore, import_pt
@@ -29,7 +27,6 @@ from activation_store.store.writer import LOCK_PATH
 from benchmarks.shared.objects import KEY, POOR_KEY, POOR_SECRET, SECRET, Server
 from benchmarks.shared.proxy import Delay, Mistake, Proxy
 from tests.helpers.commands import PROBESWEEP, run
-from tests.helpers.hub import TOKEN, Hub
 from tests.helpers.models import QUESTIONS
 from tests.helpers.stores import make_spec, make_values, tree, uncommit, write_store
 
@@ -100,20 +97,6 @@ def train(place: Place, where: object, output_dir: Path) -> Path:
 @pytest.fixture(scope="module")
 def results(place) -> Path:
     return train(place, place.address, place.folder / "results of addresses")
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
-    server = Hub()
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.close()
 
 
 def objects(address: str) -> dict[str, bytes]:
