@@ -5,6 +5,7 @@ import re
 import pytest
 
 from probesweep.errors import RequestError, VerifierError
+from probesweep.labelling.verdict import Verdict, Verifier, check_answers
 from probesweep.labelling.verifiers import make_verifier
 from tests.probesweep.labelling.answers import CHOICES, CONTAINS, EXACT, NUMBERS
 
