@@ -32,7 +32,7 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn "auto" into cuda if there is one, otherwise cpu; check that the device exists.
+    """Turn "auto" into cuda if there is one, else mps if there is one, otherwise cpu; check that the device exists.
 
     Raises
     ------
@@ -40,8 +40,11 @@ def resolve_device(device: str) -> torch.device:
         torch does not know it, or it is not available.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    there += ["mps"] if torch.backends.mps.is_available() else []
     try:
         # "meta" takes tensors and keeps no values.
         usable = torch.empty(1, device=device).device.type != "meta"

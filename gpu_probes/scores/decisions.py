@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64, Shaped
+from scipy import special
 
 from gpu_probes.samples.labels import Task
 from gpu_probes.scores import ranks
-from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
 from gpu_probes.terms import ProbeKind, TaskType
 
 
@@ -61,8 +61,12 @@ def predictions_of(
 def probabilities_of(
     decision: Float64[np.ndarray, "*batch sample output"],
 ) -> Float64[np.ndarray, "*batch sample output"]:
-    """The sigmoid of a single output, the softmax of several."""
-    return (SigmoidLoss() if decision.shape[-1] == 1 else SoftmaxLoss()).predictions(torch.tensor(decision)).numpy()
+    """The sigmoid of a single output, the softmax of several.
+
+    Of each value by itself: torch's sigmoid of the last values of an array can differ in the last bit from that of the
+    same values elsewhere.
+    """
+    return special.expit(decision) if decision.shape[-1] == 1 else special.softmax(decision, axis=-1)
 
 
 def most_probable(decision: Float64[np.ndarray, "sample output"]) -> Int64[np.ndarray, " sample"]:

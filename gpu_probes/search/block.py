@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from gpu_probes.scores.ranks import (
     score_decision,
     unit_ranks_of_places,
 )
+from gpu_probes.search.inputs import Label
 from gpu_probes.solvers.closed_form import decide_held_out_means, fit_covariance, fit_lda, fit_mass_mean
 from gpu_probes.solvers.logistic import decide_held_out_logistic, fit_logistic
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
@@ -37,9 +38,25 @@ from gpu_probes.terms import PermutationStatistic, ProbeKind
 
 @dataclass(frozen=True)
 class LabelPlan:
-    """One label: its task, its targets on the device, and the orders in which to shuffle them, if any.
+    """One label, for all blocks: on the device before any work on them, whose threads share it.
 
-    `statistic` says whose scores those of shuffles are, and are compared with.
+    Attributes
+    ----------
+    task : Task
+    train_targets : Tensor [train_sample, output]
+    test_targets : Tensor [test_sample, output]
+    shuffles : Shuffles, optional
+        The orders in which to shuffle them.
+    statistic : str
+        Whose scores those of shuffles are, and are compared with.
+    shuffled_targets : Tensor [train_sample, output]
+        Targets as they are fitted once they are shuffled. For least squares, class indicators less the share that a
+        class has of equally many: without an intercept, features should tell what differs from it, as a softmax, too,
+        begins with equal shares. Rates are those of two.
+    places : Tensor [train_sample]
+        Place of each sample's first target among all `n_places` distinct ones.
+    is_constant, ranks_in_folds, ranks_in_test : bool
+        Whether all labels are equal, and whether a score is defined for the labels of every fold and of the test set.
     """
 
     task: Task
@@ -47,27 +64,39 @@ class LabelPlan:
     test_targets: Float64[Tensor, "test_sample output"]
     shuffles: Shuffles | None
     statistic: PermutationStatistic
+    shuffled_targets: Float64[Tensor, "train_sample output"]
+    places: Int64[Tensor, " train_sample"]
+    n_places: int
+    is_constant: bool
+    ranks_in_folds: bool
+    ranks_in_test: bool
 
-    @cached_property
-    def places(self) -> Int64[Tensor, " train_sample"]:
-        """Place of each sample's number among all distinct ones, which are sorted once for all shuffles."""
-        return self.train_targets[:, 0].unique(return_inverse=True)[1]
-
-    @cached_property
-    def shuffled_targets(self) -> Float64[Tensor, "train_sample output"]:
-        """Targets as they are fitted once they are shuffled.
-
-        For least squares, class indicators less the share that a class has of equally many: without an intercept,
-        features should tell what differs from it, as a softmax, too, begins with equal shares. Rates are those of two.
-        """
-        if self.statistic == "probe":
-            return self.train_targets
-        return self.train_targets - 1 / (2 if self.task.classes is None else len(self.task.classes))
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether all labels are equal."""
-        return not bool((self.train_targets != self.train_targets[0]).any())
+    @classmethod
+    def of(cls, label: Label, device: torch.device) -> LabelPlan:
+        """Find out on the host what can be found there, and put the rest on the device."""
+        task, folds = label.task, label.folds
+        # torch must not wrap pandas' read-only memory.
+        train = torch.from_numpy(task.targets(label.train, "train_labels").copy())
+        test = torch.zeros(0, task.n_outputs, dtype=torch.float64)
+        if label.test is not None:
+            test = torch.from_numpy(task.targets(label.test, "test_labels").copy())
+        values, places = train[:, 0].unique(return_inverse=True)
+        least = 0.0 if label.statistic == "probe" else 1 / (2 if task.classes is None else len(task.classes))
+        in_folds = [torch.from_numpy(folds.fold_of_sample == fold) for fold in range(folds.n_folds)]
+        on_device = train.to(device)
+        return cls(
+            task=task,
+            train_targets=on_device,
+            test_targets=test.to(device),
+            shuffles=None if isinstance(label.shuffles, str) else label.shuffles,
+            statistic=label.statistic,
+            shuffled_targets=on_device - least,
+            places=places.to(device),
+            n_places=len(values),
+            is_constant=not bool((train != train[0]).any()),
+            ranks_in_folds=all(labels_rank(task.task_type, train[held_out]) for held_out in in_folds),
+            ranks_in_test=labels_rank(task.task_type, test),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +120,7 @@ class SearchPlan:
 
     def fold_rows(self, fold: int) -> Int64[Tensor, " row"]:
         """Samples that a fold holds out."""
-        return torch.nonzero(self.sets.lot_of_sample == fold).flatten()
+        return self.sets.rows_of_fold[fold]
 
 
 @dataclass(frozen=True)
@@ -133,7 +162,7 @@ class Nested:
 
 def search_block(plan: SearchPlan, train: Rows, test: Rows | None) -> list[BlockResult]:
     """Fit and score some cells; one result for each label."""
-    seen = look_over(train, plan.sets.draw() if plan.preprocessing.centres else None)
+    seen = look_over(train, plan.sets.drawn if plan.preprocessing.centres else None)
     if plan.preprocessing.centres:
         train.shift(seen.median)
     train.blank(~seen.finite | seen.constant)
@@ -262,7 +291,7 @@ def _scorer(
 ) -> Callable[[Float64[Tensor, "cell shuffle sample output"]], Float64[Tensor, "cell shuffle"]]:
     """Score decision values against shuffled targets, whose ranks are the same for all penalties."""
     if label.task.task_type == "regression":
-        ranks = unit_ranks_of_places(label.places[orders], int(label.places.max()) + 1)[None]
+        ranks = unit_ranks_of_places(label.places[orders], label.n_places)[None]
         return lambda decision: correlate_ranks(ranks, decision[..., 0])
     by_shuffle = label.train_targets[orders][None]
     if label.statistic == "probe":
@@ -296,12 +325,12 @@ def _search_label(
     decision = _decide(test, coef, intercept) if test is not None else coef.new_zeros(len(coef), 0, coef.shape[1])
     on_test = _evaluate(label.task, label.test_targets, decision[:, None], coef, seen_test)
     observed, null_score = _compare(shuffled, cv.scores)
-    own = plan.sets.own_fits
+    own = plan.sets.of_own_fits
     alphas = coef.new_tensor(plan.alphas)
     reasons = [
         *_train_reasons(plan, label, fits, seen, chosen, cv, on_train),
         # At any alpha: it played a part in the choice.
-        (Status.NOT_CONVERGED, (~fits.converged & fits.coef.isfinite().flatten(3).all(3))[:, own].flatten(1).any(1)),
+        (Status.NOT_CONVERGED, own(~fits.converged & fits.coef.isfinite().flatten(3).all(3)).flatten(1).any(1)),
         *([] if seen_test is None else _test_reasons(label, seen_test, on_test)),
     ]
     no_probe = unchosen | torch.stack([affected for reason, affected in reasons if reason in _NO_PROBE]).any(0)
@@ -314,8 +343,8 @@ def _search_label(
         status=_first_reason(reasons),
         coef=host(coef),
         intercept=host(intercept - (coef * seen.median[:, None]).sum(-1) if plan.preprocessing.centres else intercept),
-        certificate=host(fits.certificate[:, own]),
-        solver=host(fits.solver[:, own]),
+        certificate=host(own(fits.certificate)),
+        solver=host(own(fits.solver)),
         selected_alpha=host(alphas[chosen]),
         train_score=host(on_train.scores[:, 0]),
         test_score=host(on_test.scores[:, 0]),
@@ -366,16 +395,14 @@ def _train_reasons(
 ) -> list[Reason]:
     """Possible problems of a cell's training, worst first."""
     nowhere = torch.zeros_like(seen.finite)
-    folds = [label.train_targets[plan.fold_rows(fold)] for fold in range(plan.n_folds)]
-    unranked = not all(labels_rank(label.task.task_type, targets) for targets in folds)
     flat = on_train.flat[:, 0] | _at(cv.flat, chosen)
-    singular = ~_at(fits.coef[:, plan.sets.own_fits].transpose(1, 2), chosen).isfinite().flatten(1).all(1)
+    singular = ~_at(plan.sets.of_own_fits(fits.coef).transpose(1, 2), chosen).isfinite().flatten(1).all(1)
     return [
         (Status.CONSTANT_LABELS, nowhere | label.is_constant),
         (Status.NON_FINITE, ~seen.finite),
         (Status.CONSTANT_CELL, seen.constant),
         # If a fold holds out a complete class, lda and mass_mean have nothing to fit: the fold is to blame.
-        (Status.CONSTANT_FOLD, nowhere | unranked),
+        (Status.CONSTANT_FOLD, nowhere | (not label.ranks_in_folds)),
         # If it works nevertheless, nothing is reported.
         (Status.OUT_OF_RANGE, (singular | flat) & _out_of_range(plan.sets, label, seen) | _vanishing(plan.sets)),
         (Status.SINGULAR, singular),
@@ -385,21 +412,19 @@ def _train_reasons(
 
 def _out_of_range(sets: TrainingSets, label: LabelPlan, seen: Overview) -> Bool[Tensor, " cell"]:
     """Whether products of features, labels or weights may overflow or vanish."""
-    longest, heaviest = seen.largest_norm, sets.weight_of_sample.amax()
-    weights = (heaviest < _SMALLEST) | (heaviest > _LARGEST)
+    longest, weights = seen.largest_norm, not _SMALLEST <= sets.heaviest <= _LARGEST
     return (longest < _SMALLEST) | (longest > _LARGEST) | (label.train_targets.abs().amax() > _LARGEST) | weights
 
 
 def _vanishing(sets: TrainingSets) -> bool:
     """Whether all weights are so small that products with them lose digits without a sign of it."""
-    return bool(sets.weight_of_sample.amax() < _DENORMAL)
+    return sets.heaviest < _DENORMAL
 
 
 def _test_reasons(label: LabelPlan, seen: Overview, on_test: Evaluation) -> list[Reason]:
     """Possible problems of a cell's test rows, worst first."""
-    unranked = not labels_rank(label.task.task_type, label.test_targets)
     return [
-        (Status.TEST_CONSTANT_LABELS, torch.zeros_like(seen.finite) | unranked),
+        (Status.TEST_CONSTANT_LABELS, torch.zeros_like(seen.finite) | (not label.ranks_in_test)),
         (Status.TEST_NON_FINITE, ~seen.finite),
         (Status.TEST_CONSTANT_CELL, seen.constant),
         (Status.TEST_CONSTANT_PREDICTIONS, on_test.flat[:, 0]),

@@ -41,7 +41,7 @@ class BlockSearch:
         """Put what all blocks share on a device; what comes back searches one block, a result for each label."""
         shared = SearchPlan(
             probe=self.labels[0].probe,
-            labels=tuple(_label_plan(label, device) for label in self.labels),
+            labels=tuple(LabelPlan.of(label, device) for label in self.labels),
             alphas=self.alphas,
             penalties=self.penalties,
             penalties_at_once=self.plan.penalties_at_once,
@@ -60,12 +60,3 @@ class BlockSearch:
             no_lots = np.zeros(test.n_samples, dtype=np.int64)
             held_out = Rows(test, block, no_lots, 1, chunk_rows=chunk_rows, device=device)
         return search_block(shared, rows, held_out)
-
-
-def _label_plan(label: Label, device: torch.device) -> LabelPlan:
-    test = np.zeros((0, label.task.n_outputs)) if label.test is None else label.task.targets(label.test, "test_labels")
-    train = label.task.targets(label.train, "train_labels")
-    shuffles = None if isinstance(label.shuffles, str) else label.shuffles
-    # torch must not wrap pandas' read-only memory.
-    train_targets, test_targets = (torch.from_numpy(values.copy()).to(device) for values in (train, test))
-    return LabelPlan(label.task, train_targets, test_targets, shuffles, label.statistic)

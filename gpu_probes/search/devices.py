@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from itertools import cycle
 from typing import Any
 
@@ -21,6 +23,8 @@ from probesweep_ray import Cluster, Machines, connected
 _HOST_SHARE, _GPU_SHARE = 0.5, 0.8
 # While one block is computed, the next is read and copied.
 _THREADS_PER_GPU = 2
+# Large enough for a GPU to reach its rate, small enough for a CPU to do a few.
+_RATED_SIZE, _RATED_S = 768, 0.05
 # Whether the workers of a cluster have GPUs; None: if there are any.
 _WITH_GPUS = {"auto": None, "cuda": True, "cpu": False, "mps": False}
 
@@ -28,7 +32,8 @@ _WITH_GPUS = {"auto": None, "cuda": True, "cpu": False, "mps": False}
 def resolve_devices(name: str) -> tuple[torch.device, ...]:
     """Turn ``auto``, ``cpu``, ``cuda`` (all GPUs), ``cuda:1`` or ``mps`` into available devices.
 
-    Apple's GPUs have no float64, which every fit needs: there the CPU does the work, with a warning.
+    Every fit is in float64, which Apple's GPUs have not: there the CPU does the work. Cards for games have little of
+    it: ``auto`` takes them if they are faster at it than the CPU. Either is said in a warning, once.
 
     Raises
     ------
@@ -36,19 +41,53 @@ def resolve_devices(name: str) -> tuple[torch.device, ...]:
         When there is no such device.
     """
     check_device_name(name)
+    cpu = torch.device("cpu")
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name == "mps" and torch.backends.mps.is_available():
-        warnings.warn("mps has no float64; the probes are fitted on the CPU", ProbeWarning, stacklevel=3)
-        return (torch.device("cpu"),)
+    if name in ("auto", "mps") and not (gpus and name == "auto") and torch.backends.mps.is_available():
+        _say_once("mps has no float64: the probes are fitted on the CPU")
+        return (cpu,)
     if name == "cpu" or (name == "auto" and not gpus):
-        return (torch.device("cpu"),)
+        return (cpu,)
     if name in ("auto", "cuda") and gpus:
-        return tuple(map(torch.device, gpus))
+        devices = tuple(map(torch.device, gpus))
+        if name == "cuda":
+            return devices
+        card_rate, cpu_rate = sum(map(float64_rate, devices)), float64_rate(cpu)
+        if card_rate >= cpu_rate:
+            return devices
+        _say_once(
+            f"{torch.cuda.get_device_name(devices[0])} is slower in float64 than the CPU ({card_rate / 1e9:.0f} and "
+            f"{cpu_rate / 1e9:.0f} GFLOP/s): the probes are fitted on the CPU; device='cuda' fits them on the card"
+        )
+        return (cpu,)
     if name not in gpus:
         raise DeviceError(
             f"device={name!r} is not available; use one that is: {', '.join(['cpu', *gpus])}", argument="device"
         )
     return (torch.device(name),)
+
+
+@lru_cache
+def float64_rate(device: torch.device) -> float:
+    """Floating-point operations a second in products of float64 matrices, from 50 ms of them."""
+    matrix = torch.ones(_RATED_SIZE, _RATED_SIZE, dtype=torch.float64, device=device)
+
+    def multiply() -> None:
+        torch.mm(matrix, matrix)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    multiply()  # Libraries are loaded by their first call.
+    n_products, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < _RATED_S:
+        multiply()
+        n_products += 1
+    return n_products * 2 * _RATED_SIZE**3 / elapsed
+
+
+@lru_cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, ProbeWarning, stacklevel=3)
 
 
 def check_device_name(name: Any) -> None:
@@ -126,12 +165,14 @@ def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Cal
     """Threads that run functions of a device; yields `submit(function, *arguments)`.
 
     On a CPU they share the cores, each with its own part of them: many small products at once beat one after the
-    other on all cores. On a GPU each has a stream of its own, so that copies of one overlap the work of another.
+    other on all cores. On a GPU each has a stream of its own, so that copies of one overlap the work of another; it
+    begins when what the calling thread has put on the device is there.
     """
     n_cores = torch.get_num_threads()
     local = threading.local()
     turn = cycle(devices)
     lock = threading.Lock()
+    before = {device: torch.cuda.current_stream(device) for device in devices if device.type == "cuda"}
 
     def set_up() -> None:
         with lock:
@@ -140,7 +181,9 @@ def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Cal
             torch.set_num_threads(max(n_cores // n_per_device, 1))
         else:
             torch.cuda.set_device(local.device)
-            torch.cuda.set_stream(torch.cuda.Stream(local.device))
+            stream = torch.cuda.Stream(local.device)
+            stream.wait_stream(before[local.device])
+            torch.cuda.set_stream(stream)
 
     def run(function: Callable[..., Any], *arguments: object) -> Any:
         return function(local.device, *arguments)

@@ -45,20 +45,22 @@ def fit_logistic(
     gradient = problem.gradient(loss.predictions(decision), point)
     at_zero = problem.objective(torch.zeros_like(decision), problem.at_zero)
     gap = problem.gap(loss.predictions(decision), gradient) / at_zero
-    coef, offset = design.raw(columns, point)
+    coef, offset = problem.raw(point)
     if design.basis is not None:
         coef = (coef.flatten(1, 2) @ design.basis.mT).unflatten(1, coef.shape[1:3])
     by_sample = torch.empty_like(decision)
     by_sample[:, design.order] = decision
     shape = (n_fits, n_penalties)
-    solver = [Solver.NEWTON_CHOLESKY if own else Solver.NEWTON_CG for own in preconditioner.refreshed]
+    solver = torch.tensor(
+        [Solver.NEWTON_CHOLESKY if own else Solver.NEWTON_CG for own in preconditioner.refreshed], dtype=torch.int8
+    )
     return ProbeFits(
         coef=coef.unflatten(1, shape),
-        intercept=offset.unflatten(1, shape),
+        intercept=(torch.zeros_like(coef[..., 0]) if offset is None else offset).unflatten(1, shape),
         decision=by_sample.permute(0, 2, 1, 3).unflatten(1, shape),
         certificate=gap.unflatten(1, shape),
         converged=((gap <= CERTIFICATE_LIMIT) | (settled & (gap <= SETTLED_LIMIT))).unflatten(1, shape),
-        solver=torch.tensor(solver, dtype=torch.int8, device=targets.device).expand(rows.n_cells, n_fits, -1),
+        solver=solver.to(targets.device).expand(rows.n_cells, n_fits, -1),
     )
 
 
@@ -83,7 +85,7 @@ def decide_held_out_logistic(
     by_sample[:, design.order] = problem.decide(point)
     decision = by_sample.unflatten(2, shape).permute(0, 2, 3, 4, 1, 5)
     for fold in range(sets.n_folds):
-        in_fold = torch.nonzero(sets.lot_of_sample == fold).flatten()
+        in_fold = sets.rows_of_fold[fold]
         for k, penalty in enumerate(penalties):
             yield fold, penalty, decision[:, :, fold, k][:, :, in_fold]
 
@@ -92,26 +94,31 @@ def _minimise_all(
     problem: Problem, preconditioner: Preconditioner, sets: TrainingSets
 ) -> tuple[Float64[Tensor, "cell column output parameter"], Bool[Tensor, "cell column"]]:
     """Fits without a fold and on everything from zero; those without a pair of folds from where these lead."""
+    if not sets.pairs:
+        return minimise(problem, preconditioner, problem.at_zero)
     columns, point = problem.columns, problem.at_zero
     n_cells, n_columns = columns.fit.shape
     settled = torch.zeros(n_cells, n_columns, dtype=torch.bool, device=point.device)
     by_fit = torch.arange(n_columns, device=point.device).unflatten(0, (sets.n_fits, -1))
-    own = by_fit[sets.own_fits].flatten().expand(n_cells, -1)
+    own = sets.of_own_fits(by_fit[None])[0].flatten().expand(n_cells, -1)
     found, done = minimise(problem.take(own), preconditioner, pick(point, own, 1))
     put(point, own, 1, found)
     put(settled, own, 1, done)
-    if sets.pairs:
-        coef, offset = (values.unflatten(1, by_fit.shape) for values in problem.design.raw(columns, point))
-        first, second = torch.tensor(sets.pairs, device=point.device).mT
+    coef, offset = problem.raw(point)
+    first, second = torch.tensor(sets.pairs, device=point.device).mT
+    paired = by_fit[sets.n_folds : -1].flatten().expand(n_cells, -1)
+    part = problem.take(paired)
+
+    def combined(values: Tensor) -> Tensor:
         # What a fold adds to the solution hardly depends on whether the other one is there.
-        coef, offset = (v[:, first] + v[:, second] - v[:, -1:] for v in (coef, offset))
-        paired = by_fit[sets.n_folds : -1].flatten().expand(n_cells, -1)
-        part = problem.take(paired)
-        start = problem.design.framed(part.columns, coef.flatten(1, 2), offset.flatten(1, 2))
-        start = problem.design.confine(part.columns, start)
-        found, done = minimise(part, preconditioner, start, tolerance=_ROUGH_TOLERANCE, certify=False)
-        put(point, paired, 1, found)
-        put(settled, paired, 1, done)
+        by_own = values.unflatten(1, by_fit.shape)
+        return (by_own[:, first] + by_own[:, second] - by_own[:, -1:]).flatten(1, 2)
+
+    start = part.framed(combined(coef), None if offset is None else combined(offset))
+    start = problem.design.confine(part.columns, start)
+    found, done = minimise(part, preconditioner, start, tolerance=_ROUGH_TOLERANCE, certify=False)
+    put(point, paired, 1, found)
+    put(settled, paired, 1, done)
     return point, settled
 
 

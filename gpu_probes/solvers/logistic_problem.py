@@ -24,13 +24,14 @@ _TILE_BYTES = 2**20
 class Columns:
     """Fits that are worked on at once: place among all, training set and penalty of each, cell by cell.
 
-    The place counts penalties fastest.
+    The place counts penalties fastest; `are_all` where none is missing, so that each is in its place.
     """
 
     place: Int64[Tensor, "cell column"]
     fit: Int64[Tensor, "cell column"]
     penalty_index: Int64[Tensor, "cell column"]
     penalty: Float64[Tensor, "cell column"]
+    are_all: bool
 
     @classmethod
     def of(cls, n_cells: int, fits: Int64[Tensor, " fit"], penalties: Float64[Tensor, " penalty"]) -> Columns:
@@ -38,11 +39,12 @@ class Columns:
         place = torch.arange(len(fits) * len(penalties), device=fits.device)
         index = place % len(penalties)
         columns = (place, fits.repeat_interleave(len(penalties)), index, penalties[index])
-        return cls(*(column.expand(n_cells, -1) for column in columns))
+        return cls(*(column.expand(n_cells, -1) for column in columns), are_all=True)
 
     def take(self, kept: Int64[Tensor, "cell kept"]) -> Columns:
         """Some of the columns of each cell."""
-        return Columns(*(values.gather(1, kept) for values in (self.place, self.fit, self.penalty_index, self.penalty)))
+        columns = (self.place, self.fit, self.penalty_index, self.penalty)
+        return Columns(*(values.gather(1, kept) for values in columns), are_all=False)
 
 
 class Design:
@@ -53,7 +55,7 @@ class Design:
     """
 
     def __init__(self, rows: Rows, sets: TrainingSets, preprocessing: Preprocessing) -> None:
-        self._rows, self._reduced, self.basis = rows, None, None
+        self._rows, self._reduced, self.basis, self._preprocessing = rows, None, None, preprocessing
         if rows.n_samples < rows.n_features and not preprocessing.standardize:
             # The solution is in the span of the rows: any other part would only add to the penalty.
             (chunk,) = rows.chunks()
@@ -82,42 +84,31 @@ class Design:
                 yield slice(start, start + tile.shape[1]), tile
                 start += tile.shape[1]
 
-    def raw(
-        self, columns: Columns, point: Float64[Tensor, "cell column output parameter"]
-    ) -> tuple[Float64[Tensor, "cell column output feature"], Float64[Tensor, "cell column output"]]:
-        """Coefficients of the raw features, and what has to be added to the features times them."""
-        centre, scale = self._frames_of(columns)
-        coef = point[..., : self.n_features] / scale
-        return coef, point[..., self.n_features :].sum(-1) - (coef * centre).sum(-1)
-
-    def framed(
-        self,
-        columns: Columns,
-        coef: Float64[Tensor, "cell column output feature"],
-        offset: Float64[Tensor, "cell column output"],
-    ) -> Float64[Tensor, "cell column output parameter"]:
-        """The point of raw coefficients and offset: the inverse of `raw`."""
-        centre, scale = self._frames_of(columns)
-        intercept = (offset + (coef * centre).sum(-1))[..., None]
-        return torch.cat([coef * scale, intercept], -1) if self.n_intercepts else coef * scale
-
-    def back(
-        self,
-        columns: Columns,
-        summed: Float64[Tensor, "cell column output feature"],
-        total: Float64[Tensor, "cell column output"],
-    ) -> Float64[Tensor, "cell column output parameter"]:
-        """X'e in the parameter space, from that of the raw features and the sum of e."""
-        centre, scale = self._frames_of(columns)
-        features = (summed - total[..., None] * centre) / scale
-        return torch.cat([features, total[..., None]], -1) if self.n_intercepts else features
+    def frames_of(self, columns: Columns) -> Frames | None:
+        """Shift and scale of each column's features; None where there is neither."""
+        if not self._preprocessing.centres:
+            return None
+        index = columns.fit[:, :, None].expand(-1, -1, self.n_features)
+        return Frames(self._centre.gather(1, index)[:, :, None], self._scale.gather(1, index)[:, :, None])
 
     def penalised(
         self, columns: Columns, point: Float64[Tensor, "cell column output parameter"]
     ) -> Float64[Tensor, "cell column output parameter"]:
         """Penalty times the point; the intercept has none."""
         product = columns.penalty[:, :, None, None] * point
-        product[..., self.n_features :] = 0
+        if self.n_intercepts:
+            product[..., self.n_features :] = 0
+        return product
+
+    def add_penalised(
+        self,
+        product: Float64[Tensor, "cell column output parameter"],
+        columns: Columns,
+        point: Float64[Tensor, "cell column output parameter"],
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """Add penalty times the point, in place."""
+        d = self.n_features
+        product[..., :d].addcmul_(columns.penalty[:, :, None, None], point[..., :d])
         return product
 
     def confine(
@@ -138,13 +129,8 @@ class Design:
             features = self._full.apply(tile)
             if self.n_intercepts:
                 features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
-            for cell in range(len(row_weights)):
-                add_gram(gram[cell], features[cell], row_weights[cell, held])
+            add_gram(gram, features, row_weights[:, held])
         return gram
-
-    def _frames_of(self, columns: Columns) -> tuple[Tensor, Tensor]:
-        index = columns.fit[:, :, None].expand(-1, -1, self.n_features)
-        return self._centre.gather(1, index)[:, :, None], self._scale.gather(1, index)[:, :, None]
 
     def _marginals(self, sets: TrainingSets, preprocessing: Preprocessing) -> list[Marginals]:
         chunks, origin = self._rows.chunks(), self._rows.origin
@@ -152,12 +138,20 @@ class Design:
             chunks = [replace(chunk, features=self._reduced) for chunk in chunks]
             origin = torch.zeros_like(self._reduced[:, 0])
         marginals = lot_marginals(chunks if preprocessing.centres else [], sets, preprocessing, origin)
-        return [marginals.of_fit(lots) for lots in sets.included]
+        return [marginals.of_fit(lots) for lots in sets.lots]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Shift and scale of the features of each column."""
+
+    centre: Float64[Tensor, "cell column 1 feature"]
+    scale: Float64[Tensor, "cell column 1 feature"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Columns of a block at work: their design, loss, targets, and how much each row counts for each of them.
+    """Columns of a block at work: their design, loss, frames, targets, and how much each row counts for each of them.
 
     Targets that all columns share come once.
     """
@@ -165,6 +159,7 @@ class Problem:
     design: Design
     loss: Loss
     columns: Columns
+    frames: Frames | None
     weights: Float64[Tensor, "cell row column"]
     targets: Float64[Tensor, "#cell row #column output"]
 
@@ -172,13 +167,16 @@ class Problem:
     def of(
         cls, design: Design, loss: Loss, columns: Columns, targets: Float64[Tensor, "#cell sample #column output"]
     ) -> Problem:
-        """Look up the weights of each column's training set."""
-        return cls(design, loss, columns, design.weights[columns.fit].mT.contiguous(), targets[:, design.order])
+        """Look up the frame and the weights of each column's training set."""
+        weights = design.weights[columns.fit].mT.contiguous()
+        return cls(design, loss, columns, design.frames_of(columns), weights, targets[:, design.order])
 
     def take(self, kept: Int64[Tensor, "cell kept"]) -> Problem:
         """Some of the columns of each cell."""
         targets = self.targets if self.targets.shape[2] == 1 else pick(self.targets, kept, 2)
-        return Problem(self.design, self.loss, self.columns.take(kept), pick(self.weights, kept, 2), targets)
+        columns = self.columns.take(kept)
+        weights = pick(self.weights, kept, 2)
+        return Problem(self.design, self.loss, columns, self.design.frames_of(columns), weights, targets)
 
     @property
     def at_zero(self) -> Float64[Tensor, "cell column output parameter"]:
@@ -186,11 +184,33 @@ class Problem:
         n_parameters = self.design.n_features + self.design.n_intercepts
         return self.weights.new_zeros(*self.columns.fit.shape, self.targets.shape[-1], n_parameters)
 
+    def raw(
+        self, point: Float64[Tensor, "cell column output parameter"]
+    ) -> tuple[Float64[Tensor, "cell column output feature"], Float64[Tensor, "cell column output"] | None]:
+        """Coefficients of the raw features, and what has to be added to the features times them; None: nothing."""
+        if self.frames is None:
+            return point, None
+        n_features = self.design.n_features
+        coef = point[..., :n_features] / self.frames.scale
+        return coef, point[..., n_features:].sum(-1) - (coef * self.frames.centre).sum(-1)
+
+    def framed(
+        self,
+        coef: Float64[Tensor, "cell column output feature"],
+        offset: Float64[Tensor, "cell column output"] | None,
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """The point of raw coefficients and offset: the inverse of `raw`."""
+        if self.frames is None or offset is None:
+            return coef
+        intercept = (offset + (coef * self.frames.centre).sum(-1))[..., None]
+        coef = coef * self.frames.scale
+        return torch.cat([coef, intercept], -1) if self.design.n_intercepts else coef
+
     def decide(
         self, point: Float64[Tensor, "cell column output parameter"]
     ) -> Float64[Tensor, "cell row column output"]:
         """Decision values of all rows."""
-        coef, offset = self.design.raw(self.columns, point)
+        coef, offset = self.raw(point)
         return torch.cat([_decide(tile, coef, offset) for _, tile in self.design.tiles()], 1)
 
     def objective(
@@ -212,7 +232,8 @@ class Problem:
         summed = torch.zeros_like(point[..., : self.design.n_features])
         for held, tile in self.design.tiles():
             summed += _sum_back(tile, errors[:, held])
-        return self.design.back(self.columns, summed, errors.sum(1)) + self.design.penalised(self.columns, point)
+        total = None if self.frames is None else errors.sum(1)
+        return self.design.add_penalised(self._back(summed, total), self.columns, point)
 
     def gap(
         self,
@@ -230,24 +251,49 @@ class Problem:
 
     def hessian_times(
         self,
+        curvature: Float64[Tensor, "cell row column output"],
         predictions: Float64[Tensor, "cell row column output"],
         vector: Float64[Tensor, "cell column output parameter"],
     ) -> tuple[Float64[Tensor, "cell column output parameter"], Float64[Tensor, "cell row column output"]]:
-        """Exact Hessian-vector product, and the decision values of the vector; one pass over the rows."""
-        coef, offset = self.design.raw(self.columns, vector)
-        decision = torch.empty_like(predictions)
-        summed, total = torch.zeros_like(coef), torch.zeros_like(offset)
+        """Exact Hessian-vector product, and the decision values of the vector; one pass over the rows.
+
+        `curvature` is that of `Loss.curvature` at `predictions`.
+        """
+        coef, offset = self.raw(vector)
+        decision: Tensor | None = None
+        summed: Tensor | None = None
+        total = None if offset is None else torch.zeros_like(offset)
         for held, tile in self.design.tiles():
-            decision[:, held] = _decide(tile, coef, offset)
-            curved = self.weights[:, held, :, None] * self.loss.curve(predictions[:, held], decision[:, held])
-            summed += _sum_back(tile, curved)
-            total += curved.sum(1)
-        product = self.design.back(self.columns, summed, total) + self.design.penalised(self.columns, vector)
-        return product, decision
+            decided = _decide(tile, coef, offset)
+            curved = self.loss.curve(curvature[:, held], predictions[:, held], decided)
+            back = _sum_back(tile, curved)
+            summed = back if summed is None else summed.add_(back)
+            if total is not None:
+                total += curved.sum(1)
+            if decided.shape == predictions.shape:
+                decision = decided
+                break
+            decision = torch.empty_like(predictions) if decision is None else decision
+            decision[:, held] = decided
+        assert decision is not None
+        assert summed is not None
+        return self.design.add_penalised(self._back(summed, total), self.columns, vector), decision
+
+    def _back(
+        self,
+        summed: Float64[Tensor, "cell column output feature"],
+        total: Float64[Tensor, "cell column output"] | None,
+    ) -> Float64[Tensor, "cell column output parameter"]:
+        """X'e in the parameter space, from that of the raw features and the sum of e over the rows."""
+        if self.frames is None or total is None:
+            return summed
+        features = (summed - total[..., None] * self.frames.centre) / self.frames.scale
+        return torch.cat([features, total[..., None]], -1) if self.design.n_intercepts else features
 
 
-def _decide(tile: Tensor, coef: Tensor, offset: Tensor) -> Float64[Tensor, "cell row column output"]:
-    return (tile @ coef.flatten(1, 2).mT).unflatten(2, coef.shape[1:3]) + offset[:, None]
+def _decide(tile: Tensor, coef: Tensor, offset: Tensor | None) -> Float64[Tensor, "cell row column output"]:
+    decision = (tile @ coef.flatten(1, 2).mT).unflatten(2, coef.shape[1:3])
+    return decision if offset is None else decision.add_(offset[:, None])
 
 
 def _sum_back(tile: Tensor, errors: Tensor) -> Float64[Tensor, "cell column output feature"]:
@@ -256,11 +302,10 @@ def _sum_back(tile: Tensor, errors: Tensor) -> Float64[Tensor, "cell column outp
 
 def inner(a: Tensor, b: Tensor) -> Float64[Tensor, "cell column"]:
     """Inner products over outputs and features, column by column."""
-    return (a * b).sum((2, 3))
+    return (a.flatten(2)[:, :, None] @ b.flatten(2)[..., None]).squeeze((2, 3))
 
 
 def pick(values: Tensor, kept: Int64[Tensor, "cell kept"], dim: int) -> Tensor:
-    """Of each cell, the columns that are kept."""
     """Some of the columns of each cell, which lie along `dim`."""
     return values.gather(dim, spread(values, kept, dim))
 

@@ -27,12 +27,21 @@ class Loss(Protocol):
         """What users see: probabilities; also the gradient of the loss plus the targets."""
         ...
 
+    def curvature(
+        self,
+        predictions: Float64[Tensor, "cell row column output"],
+        weights: Float64[Tensor, "cell row column"],
+    ) -> Float64[Tensor, "cell row column output"]:
+        """What `curve` needs of the weighted rows' second derivatives, whatever the direction."""
+        ...
+
     def curve(
         self,
-        predictions: Float64[Tensor, "*batch row column output"],
-        direction: Float64[Tensor, "*batch row column output"],
-    ) -> Float64[Tensor, "*batch row column output"]:
-        """Second derivative of the loss times a direction in decision space."""
+        curvature: Float64[Tensor, "cell row column output"],
+        predictions: Float64[Tensor, "cell row column output"],
+        direction: Float64[Tensor, "cell row column output"],
+    ) -> Float64[Tensor, "cell row column output"]:
+        """Second derivative of the weighted rows' losses times a direction in decision space."""
         ...
 
     def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
@@ -58,11 +67,20 @@ class SigmoidLoss:
         """Probability of the second class."""
         return torch.sigmoid(decision)
 
+    def curvature(
+        self, predictions: Float64[Tensor, "cell row column 1"], weights: Float64[Tensor, "cell row column"]
+    ) -> Float64[Tensor, "cell row column 1"]:
+        """Return weight p (1 - p)."""
+        return weights[..., None] * (predictions * (1 - predictions))
+
     def curve(
-        self, predictions: Float64[Tensor, "*batch row column 1"], direction: Float64[Tensor, "*batch row column 1"]
-    ) -> Float64[Tensor, "*batch row column 1"]:
-        """Return p (1 - p) v."""
-        return predictions * (1 - predictions) * direction
+        self,
+        curvature: Float64[Tensor, "cell row column 1"],
+        predictions: Float64[Tensor, "cell row column 1"],
+        direction: Float64[Tensor, "cell row column 1"],
+    ) -> Float64[Tensor, "cell row column 1"]:
+        """Return weight p (1 - p) v."""
+        return curvature * direction
 
     def project(self, coef: Float64[Tensor, "*batch 1 feature"]) -> Float64[Tensor, "*batch 1 feature"]:
         """Nothing to drop."""
@@ -84,13 +102,20 @@ class SoftmaxLoss:
         """Probability of each class."""
         return torch.softmax(decision, -1)
 
+    def curvature(
+        self, predictions: Float64[Tensor, "cell row column output"], weights: Float64[Tensor, "cell row column"]
+    ) -> Float64[Tensor, "cell row column output"]:
+        """Return weight p."""
+        return weights[..., None] * predictions
+
     def curve(
         self,
-        predictions: Float64[Tensor, "*batch row column output"],
-        direction: Float64[Tensor, "*batch row column output"],
-    ) -> Float64[Tensor, "*batch row column output"]:
-        """Return (diag(p) - p p') v."""
-        return predictions * (direction - (predictions * direction).sum(-1, keepdim=True))
+        curvature: Float64[Tensor, "cell row column output"],
+        predictions: Float64[Tensor, "cell row column output"],
+        direction: Float64[Tensor, "cell row column output"],
+    ) -> Float64[Tensor, "cell row column output"]:
+        """Return weight (diag(p) - p p') v."""
+        return curvature * (direction - (predictions * direction).sum(-1, keepdim=True))
 
     def project(self, coef: Float64[Tensor, "*batch output feature"]) -> Float64[Tensor, "*batch output feature"]:
         """Centre over the classes: adding one vector to all of them changes no probability."""

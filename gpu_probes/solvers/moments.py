@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from gpu_probes.features.rows import PIECE_ROWS, Chunk, Rows
-from gpu_probes.samples.training_sets import TrainingSets
+from gpu_probes.samples.training_sets import Lots, TrainingSets
 from gpu_probes.solvers.preprocessing import Frame, Marginals, Preprocessing
 
 # Features of one strip of a Gram matrix: wide enough for the matrix product, narrow enough to skip what is above it.
@@ -38,11 +38,11 @@ class LotMarginals:
     squares: Float64[Tensor, "cell lot feature"]
     origin: Float64[Tensor, "cell feature"]
 
-    def of_fit(self, included: Float64[Tensor, " lot"]) -> Marginals:
+    def of_fit(self, lots: Lots) -> Marginals:
         """Join the lots that train a fit."""
-        weight = included * self.weight
+        weight = lots.included * self.weight
         mean = (weight / weight.sum()) @ self.mean
-        squares = included @ self.squares + weight @ (self.mean - mean[:, None]).square()
+        squares = lots.included @ self.squares + weight @ (self.mean - mean[:, None]).square()
         return Marginals(weight.sum(), mean, squares, self.origin)
 
 
@@ -62,23 +62,22 @@ class LotMoments:
         """The same without the products of features."""
         return LotMarginals(self.weight, self.mean, self.gram.diagonal(dim1=-2, dim2=-1), self.origin)
 
-    def target_mean_of_fit(self, included: Float64[Tensor, " lot"]) -> Float64[Tensor, " target"]:
+    def target_mean_of_fit(self, lots: Lots) -> Float64[Tensor, " target"]:
         """Mean of the targets over the lots that train a fit."""
-        weight = included * self.weight
+        weight = lots.included * self.weight
         return (weight / weight.sum()) @ self.target_mean
 
-    def of_fit(self, included: Float64[Tensor, " lot"], frame: Frame) -> Moments:
+    def of_fit(self, lots: Lots, frame: Frame) -> Moments:
         """Sum up the lots that train a fit, about the centre of its frame.
 
         Summed from the lots that are in it: total minus lot would cancel where one lot dominates.
         """
-        lots = torch.nonzero(included).flatten()
-        gram, cross = _sum_lower(self.gram, lots.tolist()), self.cross[:, lots].sum(1)
+        gram, cross = _sum_lower(self.gram, lots.numbers), self.cross[:, lots.index].sum(1)
         if frame.preprocessing.centres:
-            between = self.mean[:, lots] - frame.centre[:, None]
-            weighted = (between * self.weight[lots, None]).mT
+            between = self.mean[:, lots.index] - frame.centre[:, None]
+            weighted = (between * self.weight[lots.index, None]).mT
             gram.baddbmm_(weighted, between)
-            cross += weighted @ (self.target_mean[lots] - self.target_mean_of_fit(included))
+            cross += weighted @ (self.target_mean[lots.index] - self.target_mean_of_fit(lots))
         return Moments(gram, cross)
 
 
@@ -86,7 +85,7 @@ def lot_moments(
     rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets, preprocessing: Preprocessing
 ) -> LotMoments:
     """Sum up the rows of each lot."""
-    n_lots, n_targets, d = sets.included.shape[1], targets.shape[1], rows.n_features
+    n_lots, n_targets, d = sets.n_lots, targets.shape[1], rows.n_features
     zeros = targets.new_zeros
     out = LotMoments(
         weight=zeros(n_lots),
@@ -114,7 +113,7 @@ def lot_marginals(
     origin: Float64[Tensor, "cell feature"],
 ) -> LotMarginals:
     """Sum up the rows of each lot, without products of features; squares only where features are scaled."""
-    n_lots = sets.included.shape[1]
+    n_lots = sets.n_lots
     mean = origin.new_zeros(len(origin), n_lots, origin.shape[1])
     out = LotMarginals(origin.new_zeros(n_lots), mean, torch.zeros_like(mean), origin)
     for chunk in chunks:
@@ -159,8 +158,7 @@ def _add_products(
     weight: Float64[Tensor, " row"] | None,
 ) -> None:
     out.cross[:, lot] += features.mT @ (targets if weight is None else targets * weight[:, None])
-    for cell, rows in enumerate(features):
-        add_gram(out.gram[cell, lot], rows, weight)
+    add_gram(out.gram[:, lot], features, weight)
 
 
 @dataclass(frozen=True)
@@ -190,8 +188,9 @@ def _join(
 
 
 def _pieces(rows: Tensor) -> Iterator[slice]:
-    """Rows that are copied at a time."""
-    return (slice(start, start + PIECE_ROWS) for start in range(0, len(rows), PIECE_ROWS))
+    """Rows that are copied at a time: on a CPU as many as stay in the cache."""
+    n_rows = PIECE_ROWS if rows.device.type == "cpu" else max(len(rows), 1)
+    return (slice(start, start + n_rows) for start in range(0, len(rows), n_rows))
 
 
 @dataclass(frozen=True)
@@ -201,11 +200,9 @@ class Crosses:
     targets: Float64[Tensor, "lot target"]
     cross: Float64[Tensor, "cell lot feature target"]
 
-    def of_fit(
-        self, included: Float64[Tensor, " lot"]
-    ) -> tuple[Float64[Tensor, "cell feature target"], Float64[Tensor, " target"]]:
+    def of_fit(self, lots: Lots) -> tuple[Float64[Tensor, "cell feature target"], Float64[Tensor, " target"]]:
         """Sum up the lots that train a fit."""
-        first, *others = torch.nonzero(included).flatten().tolist()
+        first, *others = lots.numbers
         cross, targets = self.cross[:, first].clone(), self.targets[first].clone()
         for lot in others:
             cross += self.cross[:, lot]
@@ -215,7 +212,7 @@ class Crosses:
 
 def lot_crosses(rows: Rows, targets: Float64[Tensor, "sample target"], sets: TrainingSets) -> Crosses:
     """Sum up the rows of each lot for other targets, whose Gram matrices are there already."""
-    n_lots, n_targets = sets.included.shape[1], targets.shape[1]
+    n_lots, n_targets = sets.n_lots, targets.shape[1]
     out = Crosses(
         targets.new_zeros(n_lots, n_targets), targets.new_zeros(rows.n_cells, n_lots, rows.n_features, n_targets)
     )
@@ -229,16 +226,23 @@ def lot_crosses(rows: Rows, targets: Float64[Tensor, "sample target"], sets: Tra
 
 
 def add_gram(
-    gram: Float64[Tensor, "feature feature"],
-    features: Float64[Tensor, "row feature"],
-    weight: Float64[Tensor, " row"] | None = None,
+    gram: Float64[Tensor, "cell feature feature"],
+    features: Float64[Tensor, "cell row feature"],
+    weight: Float64[Tensor, "*#cell row"] | None = None,
 ) -> None:
-    """Add X'WX to `gram`, strip by strip up to the diagonal: little more than half of the full product."""
-    weighted = features if weight is None else features * weight[:, None]
-    for start in range(0, gram.shape[0], STRIP):
-        stop = min(start + STRIP, gram.shape[0])
-        strip = gram[start:stop, :stop]
-        torch.addmm(strip, weighted[:, start:stop].mT, features[:, :stop], out=strip)
+    """Add X'WX to `gram`, strip by strip up to the diagonal: little more than half of the full product.
+
+    On a CPU cell by cell, which stays in the cache; on a GPU all cells at once.
+    """
+    if features.device.type == "cpu" and len(gram) > 1:
+        for cell in range(len(gram)):
+            one = weight if weight is None or weight.dim() == 1 else weight[cell : cell + 1]
+            add_gram(gram[cell : cell + 1], features[cell : cell + 1], one)
+        return
+    weighted = features if weight is None else features * weight[..., None]
+    for start in range(0, gram.shape[1], STRIP):
+        stop = min(start + STRIP, gram.shape[1])
+        gram[:, start:stop, :stop].baddbmm_(weighted[..., start:stop].mT, features[..., :stop])
 
 
 def mirrored(gram: Float64[Tensor, "*cell feature feature"]) -> Float64[Tensor, "*cell feature feature"]:
@@ -247,7 +251,7 @@ def mirrored(gram: Float64[Tensor, "*cell feature feature"]) -> Float64[Tensor, 
 
 
 def _sum_lower(
-    grams: Float64[Tensor, "cell lot feature feature"], lots: list[int]
+    grams: Float64[Tensor, "cell lot feature feature"], lots: Sequence[int]
 ) -> Float64[Tensor, "cell feature feature"]:
     """Sum over the lots, strip by strip: the sum stays in the cache while lots are added to it."""
     total = torch.zeros_like(grams[:, 0])

@@ -44,13 +44,13 @@ def fit_ridge(space: Primal | Dual, penalties: Sequence[float]) -> list[ProbeFit
             factor = factorise(system.matrix, penalty)
             solved.append(factor.solve(system.right_side.mT).mT)
             if penalty == 0:
-                too_few = sets.n_rows(fit) < rows.n_features + space.preprocessing.fit_intercept
+                too_few = sets.n_rows[fit] < rows.n_features + space.preprocessing.fit_intercept
                 singular[:, fit, k] = factor.singular | too_few
         unknowns.append(torch.stack(solved, 1))
     solutions = _Solutions(space, penalties, unknowns, singular)
-    for fit, k in torch.nonzero(solutions.above(_CERTIFICATE_GOAL).any(0)).tolist():
+    for fit, k in solutions.fits_above(_CERTIFICATE_GOAL):
         solutions.correct(fit, k)
-    for fit, k in torch.nonzero(solutions.above(CERTIFICATE_LIMIT).any(0)).tolist():
+    for fit, k in solutions.fits_above(CERTIFICATE_LIMIT):
         solutions.solve_rows(fit, k)
     return solutions.by_target()
 
@@ -83,7 +83,7 @@ def _half_deviations(
     sets: TrainingSets, fit: int, targets: Float64[Tensor, "sample target"]
 ) -> Float64[Tensor, " target"]:
     """Half the weighted sum of squared deviations over the rows of one fit: its objective at zero."""
-    weight = sets.included[fit, sets.lot_of_sample] * sets.weight_of_sample
+    weight = sets.lots[fit].included[sets.lot_of_sample] * sets.weight_of_sample
     return 0.5 * (weight @ (targets - (weight @ targets) / weight.sum()).square())
 
 
@@ -115,6 +115,11 @@ class _Solutions:
         """Fits whose gap is larger than a limit, or not a number, though there is a solution."""
         return ~(self._gap <= limit).all(-1) & ~self._singular
 
+    def fits_above(self, limit: float) -> list[tuple[int, int]]:
+        """The same in any cell: numbers of fit and penalty."""
+        above = self.above(limit).any(0).tolist()
+        return [(fit, k) for fit, of_fit in enumerate(above) for k, is_above in enumerate(of_fit) if is_above]
+
     def correct(self, fit: int, k: int) -> None:
         """Correct the solution of one fit from its residual, until its gap is small enough."""
         penalty, unknown = self._penalties[k : k + 1], self._unknowns[fit][:, k : k + 1]
@@ -122,7 +127,7 @@ class _Solutions:
         factor = factorise(self._space.system(fit).matrix, float(penalty))
         coef, measured = self._coef[:, fit, k : k + 1], None
         for n_corrections in range(_MAX_CORRECTIONS + 1):
-            intercept, _, (measured,) = self._measure([fit], coef[:, None])
+            intercept, _, (measured,) = self._measure(range(fit, fit + 1), coef[:, None])
             residual = self._space.residual(fit, penalty, unknown, measured)
             step = factor.solve(residual.flatten(1, 2).mT).mT.unflatten(1, residual.shape[1:3])
             gap = self._space.excess(residual, step, factor) / self._at_zero[fit]
@@ -151,7 +156,7 @@ class _Solutions:
         unknown = torch.linalg.solve_triangular(triangle, right_side, upper=True)
         coef = self._coef[:, fit, k : k + 1].clone()
         coef[cells] = frame.raw(unknown.mT)[:, None]
-        intercept, _, (measured,) = self._measure([fit], coef[:, None])
+        intercept, _, (measured,) = self._measure(range(fit, fit + 1), coef[:, None])
         gradient = whole.back(measured.back, measured.total)[cells, 0].mT - penalty * unknown
         half = torch.linalg.solve_triangular(triangle.mT, gradient, upper=False)
         gap = torch.full_like(self._gap[:, fit, k : k + 1], torch.inf)
@@ -173,7 +178,7 @@ class _Solutions:
         ]
 
     def _measure(
-        self, fits: Sequence[int], coef: Float64[Tensor, "cell fit penalty target feature"]
+        self, fits: range, coef: Float64[Tensor, "cell fit penalty target feature"]
     ) -> tuple[Float64[Tensor, "cell fit penalty target"], Tensor, list[Measured]]:
         """One pass over the rows for all these fits: intercepts, decision values, and views of them fit by fit."""
         frames = [self._space.frames[fit] for fit in fits]
@@ -184,7 +189,7 @@ class _Solutions:
         back, total = torch.zeros_like(flat), torch.zeros_like(offset)
         for chunk in self._rows.chunks():
             values = (torch.baddbmm(offset, flat, chunk.features.mT)).unflatten(1, columns)
-            weight = self._sets.weights(chunk.samples)[list(fits)][:, None, None]
+            weight = self._sets.weights(chunk.samples)[fits.start : fits.stop, None, None]
             errors = ((self._targets[chunk.samples].mT - values) * weight).flatten(1, 3)
             back += errors @ chunk.features
             total += errors.sum(2, keepdim=True)

@@ -50,7 +50,7 @@ class Framed:
         """Sum up what shifts and scales take, in one pass."""
         marginals = lot_marginals(rows.chunks(), sets, preprocessing, rows.origin)
         no_targets = marginals.weight.new_zeros(0)
-        frames = [Frame.of(marginals.of_fit(lots), no_targets, preprocessing) for lots in sets.included]
+        frames = [Frame.of(marginals.of_fit(lots), no_targets, preprocessing) for lots in sets.lots]
         return cls(rows, sets, preprocessing, frames)
 
     def project(self, coef: Float64[Tensor, "cell fit output feature"]) -> Float64[Tensor, "cell fit sample output"]:
@@ -67,7 +67,7 @@ class Framed:
         crosses = lot_crosses(self.rows, targets, self.sets)
 
         def right_side(fit: int) -> Float64[Tensor, "cell n column"]:
-            cross, total = crosses.of_fit(self.sets.included[fit])
+            cross, total = crosses.of_fit(self.sets.lots[fit])
             if not self.preprocessing.centres:
                 return cross
             return self.frames[fit].back(cross.mT, total.expand(len(cross), -1)).mT
@@ -89,13 +89,13 @@ class Primal(Framed):
         self.targets = targets
         self._moments = lot_moments(rows, targets, sets, preprocessing)
         marginals, target_mean = self._moments.marginals, self._moments.target_mean_of_fit
-        frames = [Frame.of(marginals.of_fit(lots), target_mean(lots), preprocessing) for lots in sets.included]
+        frames = [Frame.of(marginals.of_fit(lots), target_mean(lots), preprocessing) for lots in sets.lots]
         super().__init__(rows, sets, preprocessing, frames)
 
     def system(self, fit: int) -> System:
         """Gram matrix and right side, of centred and scaled features."""
         frame = self.frames[fit]
-        moments = self._moments.of_fit(self.sets.included[fit], frame)
+        moments = self._moments.of_fit(self.sets.lots[fit], frame)
         if frame.preprocessing.standardize:
             moments.gram.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
         return System(moments.gram, moments.cross.mT / frame.scale[:, None])
@@ -226,6 +226,5 @@ class Dual:
 def _kernel(features: Float64[Tensor, "cell row feature"]) -> Float64[Tensor, "cell row row"]:
     """XX', its lower triangle."""
     kernel = features.new_zeros(*features.shape[:2], features.shape[1])
-    for cell, rows in enumerate(features):
-        add_gram(kernel[cell], rows.mT)
+    add_gram(kernel, features.mT)
     return kernel

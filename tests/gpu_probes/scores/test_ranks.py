@@ -85,9 +85,9 @@ def test_multiclass_auc_is_scikit_learns_one_vs_rest_macro(seed: int, n_classes:
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [-1.0, 1.0], [0.0, 0.5]])
-def test_targets_of_an_auc_are_zeros_and_ones(values: list[float]):
+def test_targets_of_classes_are_zeros_and_ones(values: list[float]):
     with pytest.raises(LabelError, match="1 for rows of the class and 0 for others"):
-        roc_auc(torch.tensor(values, dtype=torch.float64)[:, None], torch.rand(1, 2, 1, dtype=torch.float64))
+        labels_rank("classification", torch.tensor(values, dtype=torch.float64)[:, None])
 
 
 @pytest.mark.parametrize("spread", [1.0, 30.0, 1e3, 1e6])

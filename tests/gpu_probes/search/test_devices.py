@@ -1,10 +1,14 @@
 import threading
+import time
+import warnings
 
 import pytest
 import torch
 
 from gpu_probes.errors import DeviceError, ProbeWarning
+from gpu_probes.search import devices
 from gpu_probes.search.devices import check_device_name, resolve_devices, workers
+from tests.helpers.pretend_device import PretendDevice, pretended
 
 
 @pytest.mark.parametrize(
@@ -26,10 +30,47 @@ def test_a_device_that_is_no_text_is_unknown():
         check_device_name(3)
 
 
-def test_auto_is_all_gpus_or_the_cpu():
-    n_gpus = torch.cuda.device_count()
-    expected = [torch.device("cuda", index) for index in range(n_gpus)] or [torch.device("cpu")]
-    assert list(resolve_devices("auto")) == expected
+@pytest.fixture(autouse=True)
+def nothing_said_or_rated_before():
+    devices._say_once.cache_clear()
+    devices.float64_rate.cache_clear()
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Rates of a machine with a pretend card, by type of device; they can be changed."""
+    rates = {"cuda": 2e12, "cpu": 1e12}
+    monkeypatch.setattr(devices, "float64_rate", lambda device: rates[device.type])
+    return rates
+
+
+def test_auto_is_a_card_that_is_fast_in_float64(rates: dict[str, float]):
+    with pretended(PretendDevice("cuda")), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve_devices("auto") == resolve_devices("cuda") == (torch.device("cuda:0"),)
+
+
+def test_auto_is_the_cpu_where_the_card_is_slow_in_float64(rates: dict[str, float]):
+    rates["cuda"] = 0.3e12
+    expected = r"a pretend device is slower in float64 than the CPU \(300 and 1000 GFLOP/s\): the probes are fitted on "
+    with pretended(PretendDevice("cuda")):
+        with pytest.warns(ProbeWarning, match=expected + r"the CPU; device='cuda' fits them on the card"):
+            assert resolve_devices("auto") == (torch.device("cpu"),)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert resolve_devices("auto") == (torch.device("cpu"),)
+            assert resolve_devices("cuda") == (torch.device("cuda:0"),)
+
+
+def test_a_rate_is_that_of_matrix_products():
+    matrix = torch.ones(768, 768, dtype=torch.float64)
+    torch.mm(matrix, matrix)
+    start = time.perf_counter()
+    for _ in range(5):
+        torch.mm(matrix, matrix)
+    expected = 5 * 2 * 768**3 / (time.perf_counter() - start)
+    # Of a machine that other tests use, too.
+    assert expected / 20 < devices.float64_rate(torch.device("cpu")) < 20 * expected
 
 
 def test_mps_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch):
@@ -38,10 +79,16 @@ def test_mps_where_there_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch):
         resolve_devices("mps")
 
 
-def test_apples_gpus_have_no_float64_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    with pytest.warns(ProbeWarning, match="mps has no float64; the probes are fitted on the CPU"):
-        assert resolve_devices("mps") == (torch.device("cpu"),)
+@pytest.mark.parametrize("name", ["auto", "mps"])
+def test_apples_gpus_have_no_float64_and_the_user_is_told_once(name: str):
+    with pretended(PretendDevice("mps")):
+        with pytest.raises(TypeError, match="doesn't support float64"):
+            torch.zeros(1, dtype=torch.float64, device="mps")
+        with pytest.warns(ProbeWarning, match="mps has no float64: the probes are fitted on the CPU"):
+            assert resolve_devices(name) == (torch.device("cpu"),)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert resolve_devices(name) == (torch.device("cpu"),)
 
 
 def test_workers_share_the_cores_and_give_them_back():

