@@ -11,17 +11,19 @@ set -euo pipefail
 declare -A limit=(
   [device]=30
   [install]=45
-  [tests]=60
+  [tests]=70
   [job]=205
-  [extract]=170
+  [extract]=160
 )
 grace=5
 
 # What this project, its tests and the two benchmarks import, with all that these need, and without what torch or
-# transformers bring along: nothing of the machine's is replaced. (The newest transformers bring pydantic, others not.)
+# transformers bring along: nothing of the machine's is replaced. Some versions of these bring no pydantic, or
+# setuptools that are too old to install this project.
 wheels="annotated-types beartype click cloudpickle donfig google-crc32c himalaya hypothesis iniconfig jaxtyping joblib
   ml_dtypes narwhals numcodecs obstore pandas pluggy psutil pyarrow pydantic pydantic_core Pygments pytest
-  python-dateutil scikit-learn scipy sortedcontainers threadpoolctl typing-inspection tzdata wadler_lindig xarray zarr"
+  python-dateutil scikit-learn scipy setuptools sortedcontainers threadpoolctl typing-inspection tzdata
+  wadler_lindig xarray zarr"
 
 fail() {
   echo "on_gpu.sh: $1" >&2
@@ -57,15 +59,18 @@ done
 for part in $parts; do
   [[ $part =~ ^(tests|job|extract)$ ]] || fail "--parts $part: there are tests, job and extract"
 done
-[ -n "$parts" ] || fail "--parts names none; there are tests, job and extract"
-[ -n "$python" ] || [ -d "$links" ] || fail "--find-links $links: there is no such folder; --wheels says what belongs in it"
+[ -n "${parts// /}" ] || fail "--parts names none; there are tests, job and extract"
+[ -n "$python" ] || [ -d "$links" ] ||
+  fail "--find-links $links: there is no such folder; --wheels says what belongs in it"
 mkdir -p "$out" 2>/dev/null && [ -w "$out" ] || fail "--out $out: no folder that can be written to"
 cd "$root"
-export HF_HUB_OFFLINE=1
+# What a part printed before its time was up is in the log.
+export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
 # The machine's own torch knows the card: what is wrong there shows before anything is installed.
-name=$(timeout --kill-after=$grace "${limit[device]}" "${python:-python3}" -m benchmarks.shared.card $device 2>&1) || fail "${name##*$'\n'}"
-name=${name##*$'\n'}${quick:+-quick}
+name=$(timeout --kill-after=$grace "${limit[device]}" "${python:-python3}" -m benchmarks.shared.card $device 2>&1) ||
+  fail "$(tail -n 1 <<<"${name:-torch has not answered in ${limit[device]} s}")"
+name=$(tail -n 1 <<<"$name")${quick:+-quick}
 
 summary=() failed=0
 run() {  # a part, and its command
@@ -86,10 +91,14 @@ run() {  # a part, and its command
 install() {
   python3 -m venv --system-site-packages .venv-gpu
   # Where python3 is of a virtual environment itself, that option leaves out what is installed there.
-  python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >"$(echo .venv-gpu/lib/python3*/site-packages)/python3.pth"
+  python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+    >"$(echo .venv-gpu/lib/python3*/site-packages)/python3.pth"
   requirements | .venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-index \
     --find-links "$links" -r /dev/stdin
-  .venv-gpu/bin/python -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
+  # The project itself, for its version and the data type that it gives to zarr-python.
+  .venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation -e .
+  .venv-gpu/bin/python -c 'import torch, transformers
+for library in (torch, transformers): print(library.__version__, library.__file__)'
 }
 export -f install requirements
 export wheels root links
@@ -101,7 +110,8 @@ main() {
   fi
   for part in $parts; do
     case $part in
-      tests) run tests "$python" -m pytest -m cuda -p no:cacheprovider tests/cuda ;;
+      # A line for each test, which is there though time runs out; shapes are checked where there is more of it.
+      tests) run tests "$python" -m pytest -vv -m cuda -p no:cacheprovider --jaxtyping-packages= tests/cuda ;;
       job) run job "$python" -m benchmarks job "${quick[@]}" --device $device --json "$out/job-$name.json" ;;
       extract)
         run extract "$python" -m benchmarks extract --part large-model "${quick[@]}" --device $device \

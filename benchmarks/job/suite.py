@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 
@@ -194,6 +195,7 @@ def _differences(stores: tuple[Path, Path], size: Size, found: SweepResult) -> l
 
 def _command(stores: tuple[Path, Path], size: Size, device: str, output: Path) -> None:
     """Do the same as a user does, in a process of its own."""
+    torch.cuda.empty_cache()  # what this process keeps of the card is not free for that one
     train, test = map(str, stores)
     arguments = [
         "--train_activations",

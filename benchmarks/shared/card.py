@@ -75,6 +75,7 @@ def watch_cards(devices: Sequence[torch.device], action: Callable[[], T]) -> tup
     """
     cards = [device for device in devices if device.type == "cuda"]
     for card in cards:
+        torch.cuda.init()
         torch.cuda.reset_peak_memory_stats(card)
     before = [torch.cuda.memory_allocated(card) for card in cards]
     found = action()

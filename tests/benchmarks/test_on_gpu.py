@@ -18,8 +18,9 @@ from benchmarks.shared import card
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks/on_gpu.sh"
-# What its tests and benchmarks import beyond what the project depends on; hypothesis and obstore only in a conftest.py.
-BESIDE = ("pytest", "beartype", "hypothesis", "obstore", "himalaya")
+# What its tests and benchmarks import beyond what the project depends on, some of it only in a conftest.py; and what
+# installs the project.
+BESIDE = ("pytest", "beartype", "hypothesis", "obstore", "himalaya", "setuptools")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -68,6 +69,7 @@ def test_the_limits_make_less_than_nine_minutes() -> None:
         (["--out"], "--out needs a value"),
         (["--parts", "job,tets"], "--parts tets: there are tests, job and extract"),
         (["--parts", ""], "--parts names none"),
+        (["--parts", ","], "--parts names none"),
         (["--find-links", "/nowhere"], "--find-links /nowhere: there is no such folder"),
         (["--python", "no-such-python"], "--python no-such-python: there is no such program"),
         (["--python", sys.executable, "--out", "/proc/1/out"], "--out /proc/1/out: no folder that can be written to"),

@@ -66,9 +66,12 @@ def coef_tolerance(result: SweepResult) -> np.ndarray:
     return np.sqrt(2 * certificate * at_zero / result.selected_alpha)
 
 
-@pytest.mark.parametrize("shape", [(200, 20), (50, 60)], ids=["more rows", "more features"])
+@pytest.mark.parametrize(
+    ("shape", "standardize"),
+    [((200, 20), False), ((50, 60), False), ((200, 20), True)],
+    ids=["more rows", "more features", "standardized"],
+)
 @pytest.mark.parametrize("kind", PROBES)
-@pytest.mark.parametrize("standardize", [False, True])
 def test_a_sweep_finds_what_it_finds_on_the_cpu(kind: str, shape: tuple[int, int], standardize: bool) -> None:
     options, labels_of = PROBES[kind]
     array = cells(shape[0] + 30, shape[1])
