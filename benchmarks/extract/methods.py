@@ -26,7 +26,6 @@ from activation_store.store.writer import StoreWriter
 from benchmarks.extract.subject import Subject
 
 BATCH_ROWS = 16
-FLOAT32_NBYTES = 4
 _ORIGINAL_MAX_LENGTH = 512
 
 
@@ -80,13 +79,13 @@ def make_spec(
 ) -> StoreSpec:
     """Describe the store as `Extraction` does."""
     n_samples, indices = len(prompts.n_tokens), subject.layers(layers)
-    sample_nbytes = len(indices) * len(prompts.positions) * subject.n_features * FLOAT32_NBYTES
+    sample_nbytes = len(indices) * len(prompts.positions) * subject.n_features * subject.dtype.itemsize
     return StoreSpec(
         n_samples=n_samples,
         layers=indices,
         positions=prompts.positions,
         n_features=subject.n_features,
-        dtype="float32",
+        dtype=str(subject.dtype).removeprefix("torch."),
         shard_samples=shard_samples or balanced_shard_samples(n_samples, sample_nbytes),
         coordinates=COORDINATES,
         label_columns=(),

@@ -23,7 +23,7 @@ from activation_store.prompts.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Subject:
-    """A causal language model in float32, its head included, and its tokenizer."""
+    """A causal language model, its head included, and its tokenizer."""
 
     model: Any
     tokenizer: Tokenizer
@@ -34,7 +34,7 @@ class Subject:
 
     @classmethod
     def load(cls, name: str, device: str = "cpu") -> Subject:
-        """Load a model by the name that ``--model`` takes."""
+        """Load a model by the name that ``--model`` takes, in float32."""
         source = ModelSource.parse(name)
         info = read_model_info(source)
         model = load_model(source, info, dtype=torch.float32)
@@ -49,13 +49,18 @@ class Subject:
         tokenizer.save_pretrained(folder)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.model.dtype
+
+    @property
     def decoder(self) -> nn.Module:
         """The model without its head."""
         return find_decoder(self.model)
 
     def states(self, positions: Sequence[int], layers: str = "all") -> HiddenStates:
         """What `extract` runs for ``--layers`` and these stored positions, over these same weights."""
-        loaded = LoadedDecoder(self.decoder, self.device, torch.float32, str(self.model.config._attn_implementation))
+        loaded = LoadedDecoder(self.decoder, self.device, self.dtype, str(self.model.config._attn_implementation))
         return HiddenStates(loaded, self.layers(layers), positions, self.n_blocks, self.n_features)
 
     def layers(self, layers: str = "all") -> tuple[int, ...]:

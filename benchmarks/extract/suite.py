@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from activation_store.models.loading import resolve_device
+from benchmarks.extract.large import Large, measure_large
 from benchmarks.extract.larger import Larger, larger_table, larger_target, measure_larger
 from benchmarks.extract.memory import measure_memory, memory_limit, memory_table
-from benchmarks.extract.methods import BATCH_ROWS, FLOAT32_NBYTES
+from benchmarks.extract.methods import BATCH_ROWS
 from benchmarks.extract.speed import (
     ALL_LAYERS,
     BARE,
@@ -25,9 +28,12 @@ from benchmarks.extract.speed import (
     speed_table,
 )
 from benchmarks.extract.subject import Subject
+from benchmarks.shared.card import device_facts, device_name
 from benchmarks.shared.measure import Limit, Report, StealClock, Table, Target, hardware, progress, scratch_folder
 from benchmarks.shared.prompts import embedded_questions, sharing_prompts, skewed_questions
 
+# Those of SmolLM2; the other one is meant for cards and only run when it is asked for.
+PARTS, LARGE_MODEL = ("original", "layers", "prefix", "memory", "larger"), "large-model"
 LIBRARIES = ("torch", "transformers", "numpy")
 SHARES = (0.1, 0.3, 0.6)
 # Stored of the prompts that share a prefix: as many as SmolLM2's template has behind the text.
@@ -54,6 +60,8 @@ class Size:
         Rounds of everything that is timed.
     larger : Larger
         The store that does not fit in memory.
+    large : Large
+        The model that is for cards.
     """
 
     embedded_rows: int
@@ -68,15 +76,16 @@ class Size:
     memory_shard_samples: int
     n_rounds: int
     larger: Larger
+    large: Large
 
     def describe(self) -> dict[str, Any]:
         """What a reader of the figures must know."""
-        return {name: value for name, value in asdict(self).items() if name != "larger"}
+        return {name: value for name, value in asdict(self).items() if name not in ("larger", "large")}
 
-    @property
-    def disk_nbytes(self) -> int:
-        """Room that is needed at any time, roughly: the large store and a model."""
-        return self.larger.store_nbytes + 2 * 2**30
+    def disk_nbytes(self, parts: Sequence[str]) -> int:
+        """Room that is needed at any time, roughly: the larger store and a model, or what the large model gives."""
+        of_smollm2 = self.larger.store_nbytes + 2 * 2**30 if {*parts} & {*PARTS} else 0
+        return max(of_smollm2, self.large.disk_nbytes if LARGE_MODEL in parts else 0)
 
 
 FULL = Size(
@@ -92,6 +101,8 @@ FULL = Size(
     memory_shard_samples=16,
     n_rounds=5,
     larger=Larger(n_blocks=64, n_features=512, n_positions=6, store_nbytes=4 * 2**30, limit_nbytes=3 * 2**29),
+    # Qwen2.5-1.5B.
+    large=Large(28, 1536, 8960, 12, 2, 151936, n_rows=4096, median_tokens=100, longest_tokens=500, n_rounds=2),
 )
 QUICK = Size(
     embedded_rows=32,
@@ -106,6 +117,7 @@ QUICK = Size(
     memory_shard_samples=8,
     n_rounds=1,
     larger=Larger(16, 256, 6, store_nbytes=2**26, limit_nbytes=3 * 2**29, shard_samples=64),
+    large=Large(3, 64, 128, 4, 2, 2500, n_rows=32, median_tokens=100, longest_tokens=300, n_rounds=1),
 )
 
 
@@ -116,24 +128,45 @@ class _Findings:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def measure_extract(size: Size, folder: Path, model: str, device: str) -> Report:
-    """Measure time, memory, and a store larger than memory."""
+def measure_extract(size: Size, parts: Sequence[str], folder: Path, model: str, device: str) -> Report:
+    """Measure time, memory, and a store larger than memory; or what a card makes of a large model."""
     clock = StealClock()
     found = _Findings()
-    with scratch_folder(folder, size.disk_nbytes) as workplace:
+    setting: dict[str, Any] = {"parts": ", ".join(parts), "device": device_name(resolve_device(device))}
+    with scratch_folder(folder, size.disk_nbytes(parts)) as workplace:
+        if {*parts} & {*PARTS}:
+            setting |= {"model": model, "dtype": "float32", **size.describe()}
+            _measure_smollm2(size, parts, workplace, (model, device), found)
+        if LARGE_MODEL in parts:
+            progress("a large model")
+            large = measure_large(size.large, _new(workplace / "large"), resolve_device(device))
+            setting |= {f"{LARGE_MODEL}: {name}": value for name, value in asdict(size.large).items()}
+            found.tables += large.tables
+            found.targets += large.targets
+            found.facts |= large.facts
+    setting |= {**found.facts, "cpu stolen, %": clock.percent()}
+    facts = hardware(folder, LIBRARIES) | device_facts(resolve_device(device))
+    return Report("extract", facts, setting, found.tables, found.targets)
+
+
+def _measure_smollm2(size: Size, parts: Sequence[str], folder: Path, where: tuple[str, str], found: _Findings) -> None:
+    on_model = {
+        "original": _measure_original,
+        "layers": _measure_layers,
+        "prefix": _measure_prefix,
+        "memory": _measure_memory,
+    }
+    if {*parts} & {*on_model}:
         progress("loading the model")
-        subject = Subject.load(model, device)
-        _measure_original(size, subject, workplace, found)
-        _measure_layers(size, subject, workplace, found)
-        _measure_prefix(size, subject, workplace, found)
-        _measure_memory(size, subject, workplace, found)
+        subject = Subject.load(*where)
+        for part, measure in on_model.items():
+            if part in parts:
+                measure(size, subject, folder, found)
+    if "larger" in parts:
         progress("a store larger than memory")
-        used = measure_larger(size.larger, _new(workplace / "larger"))
+        used = measure_larger(size.larger, _new(folder / "larger"))
         found.tables.append(larger_table(size.larger, used))
         found.targets.append(larger_target(size.larger, used))
-    setting = {"model": model, "device": device, "dtype": "float32", **size.describe(), **found.facts}
-    setting["cpu stolen, %"] = clock.percent()
-    return Report("extract", hardware(folder, LIBRARIES), setting, found.tables, found.targets)
 
 
 def _measure_original(size: Size, subject: Subject, folder: Path, found: _Findings) -> None:
@@ -185,7 +218,7 @@ def _measure_memory(size: Size, subject: Subject, folder: Path, found: _Findings
     # Some of them several times where that many are wanted.
     questions = (embedded * (1 + size.memory_rows // len(embedded)))[: size.memory_rows]
     n_positions = len(subject.encode(questions[:1]).positions)
-    sample_nbytes = (subject.n_blocks + 1) * n_positions * subject.n_features * FLOAT32_NBYTES
+    sample_nbytes = (subject.n_blocks + 1) * n_positions * subject.n_features * subject.dtype.itemsize
     used = measure_memory(folder / "model", questions, size.memory_shard_samples, _new(folder / "memory"))
     found.tables.append(memory_table(used, sample_nbytes))
     found.targets.append(memory_limit(used, sample_nbytes))

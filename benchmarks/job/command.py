@@ -22,5 +22,11 @@ import click
 def main(json_path: Path | None, quick: bool, device: str, folder: Path) -> None:
     """Fit all probes of a model of 1,536 features on a GPU, and a few of them by scikit-learn on all cores."""
     from benchmarks.job import suite
+    from gpu_probes.errors import DeviceError
+    from gpu_probes.search.devices import resolve_devices
 
+    try:
+        resolve_devices(device)
+    except DeviceError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from error
     suite.measure_job(suite.QUICK if quick else suite.FULL, folder, device).publish(json_path)

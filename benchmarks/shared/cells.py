@@ -53,11 +53,14 @@ class Activations:
         self._mean = self._rng.standard_normal(n_features).astype(np.float32)
         self._weights = self._rng.standard_normal(n_features - N_OUTLIERS)
 
-    def draw(self, n_rows: int, cells: Sequence[int]) -> Float32[np.ndarray, "row *cell feature"]:
-        """Rows of cells, whose numbers along their axes are given."""
+    def draw(
+        self, n_rows: int, cells: Sequence[int], rng: np.random.Generator | None = None
+    ) -> Float32[np.ndarray, "row *cell feature"]:
+        """Rows of cells, whose numbers along their axes are given; threads that draw at once each bring a generator."""
+        rng = rng or self._rng
         rank, n_features = self._directions.shape
-        rows = self._rng.standard_normal((n_rows, *cells, rank), dtype=np.float32) @ self._directions
-        rows += 0.3 * self._rng.standard_normal((n_rows, *cells, n_features), dtype=np.float32)
+        rows = rng.standard_normal((n_rows, *cells, rank), dtype=np.float32) @ self._directions
+        rows += 0.3 * rng.standard_normal((n_rows, *cells, n_features), dtype=np.float32)
         rows[..., :N_OUTLIERS] *= 200
         rows += self._mean
         return rows

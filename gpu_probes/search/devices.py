@@ -99,6 +99,8 @@ def check_device_name(name: Any) -> None:
 def free_bytes(devices: Sequence[torch.device]) -> int:
     """A share of free memory, on the device that has least."""
     if devices[0].type == "cuda":
+        # What torch keeps of an earlier sweep would count as taken.
+        torch.cuda.empty_cache()
         return int(_GPU_SHARE * min(torch.cuda.mem_get_info(device)[0] for device in devices))
     return int(_HOST_SHARE * psutil.virtual_memory().available)
 

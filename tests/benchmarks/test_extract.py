@@ -5,18 +5,23 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from torch.utils.flop_counter import FlopCounterMode
 
 from activation_store.capture.batches import shared_prefix
 from activation_store.capture.hidden_states import HiddenStates
 from benchmarks.__main__ import main
 from benchmarks.extract import larger, memory, methods, speed, suite
 from benchmarks.extract.agreement import check_agreement
+from benchmarks.extract.large import Large, batch_limit, operations
 from benchmarks.extract.larger import Larger
 from benchmarks.extract.subject import Subject
 from benchmarks.shared import prompts as sets
+from benchmarks.shared.card import CardMemory
 from benchmarks.shared.measure import Limit, Spread, WrongResultError
 from benchmarks.shared.process import watch
 
@@ -35,6 +40,7 @@ TINY = suite.Size(
     memory_shard_samples=4,
     n_rounds=2,
     larger=Larger(3, 16, 2, store_nbytes=2**18, limit_nbytes=2**32, shard_samples=100),
+    large=Large(3, 32, 48, 4, 2, 2100, n_rows=24, median_tokens=60, longest_tokens=200, n_rounds=2),
 )
 
 
@@ -77,6 +83,50 @@ def test_quick_run_prints_and_writes_every_table_and_target(
     assert len(figures["targets"]) == 2 * 2 + 1 + 3 + 1 + 1
     assert all(target["what"] in result.output for target in figures["targets"])
     assert figures["targets"][-1]["is_met"], result.output
+
+
+def test_a_large_model_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "QUICK", TINY)
+    given = ["extract", "--quick", "--part", "large-model", "--folder", str(tmp_path)]
+    result = CliRunner().invoke(main, [*given, "--json", str(tmp_path / "figures.json")])
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    (table,) = figures["tables"]  # of memory torch tells nothing on a CPU
+    assert [row["contender"] for row in table["rows"]] == [speed.ORIGINAL, speed.OURS, speed.BARE]
+    for row in table["rows"]:
+        work, peak = (float(figures["setting"][name].split(",")[0]) for name in ("operations", PEAK))
+        assert row["% of peak"]["median"] == pytest.approx(100 * work / peak / row["s"]["median"], rel=0.3)
+    assert 0 <= float(figures["setting"]["random model: largest difference, of the vector's length"]) < 0.1
+
+
+PEAK = "peak in bfloat16, operations/s"
+
+
+def test_operations_are_those_that_torch_counts(tiny_model) -> None:
+    subject = Subject.load(str(tiny_model("llama")))
+    subject.model.set_attn_implementation("eager")  # the products of others are not all counted
+    prompts = [np.arange(3, 3 + length) for length in (40, 90)]
+    counted = 0
+    for prompt in prompts:
+        with FlopCounterMode(display=False) as counter:
+            subject.decoder(input_ids=torch.from_numpy(prompt)[None], use_cache=False)
+        counted += counter.get_total_flops()
+    # torch counts all of attention's square, of which a causal model needs half and the diagonal, and rotary angles.
+    lengths = np.array([len(prompt) for prompt in prompts])
+    square, needed = (lengths**2).sum(), (lengths * (lengths + 1) // 2).sum()
+    per_pair = 4 * subject.n_blocks * subject.n_features
+    assert operations(subject, lengths) == pytest.approx(counted - per_pair * (square - needed), rel=1e-3)
+
+
+def test_a_batch_may_take_what_is_left_free_for_it() -> None:
+    assert [batch_limit(CardMemory(100, taken)).is_met for taken in (50, 200, 210)] == [True, True, False]
+
+
+def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["extract", "--quick", "--device", "cuda:99", "--folder", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--device: device='cuda:99' cannot be used" in result.output
 
 
 def race(subject: Subject, folder: Path) -> speed.Race:
@@ -213,6 +263,17 @@ def test_growth_is_per_byte_of_activations_added() -> None:
     usage = memory.Usage(0, 100, 0, "")
     used = {("ours", 10): usage, ("ours", 40): replace(usage, peak_nbytes=400)}
     assert memory.growth(used, "ours", 10) == 1.0
+
+
+@pytest.mark.parametrize("bad", [0.4, np.nan])
+def test_vectors_of_16_bits_that_differ_by_more_than_rounding_are_refused(bad: float) -> None:
+    values = np.random.default_rng(0).standard_normal((600, 2, 3, 50), dtype=np.float32)
+    expected = values.astype(ml_dtypes.bfloat16)
+    assert 1e-3 < check_agreement((values * np.float32(1.01)).astype(ml_dtypes.bfloat16), expected, "it") < 0.03
+    found = values.copy()
+    found[599, 1, 2] *= 1 + np.float32(bad)
+    with pytest.raises(WrongResultError, match=r"it is off by .* of its vector's length"):
+        check_agreement(found.astype(ml_dtypes.bfloat16), expected, "it")
 
 
 @pytest.mark.parametrize("bad", [2e-3, np.nan])

@@ -53,18 +53,6 @@ def test_one_part_alone(tmp_path: Path):
     assert "newton-cholesky" not in result.output
 
 
-def test_job_on_a_cpu(tmp_path: Path):
-    json_path = tmp_path / "figures.json"
-    arguments = ["job", "--quick", "--device", "cpu", "--folder", str(tmp_path), "--json", str(json_path)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    figures = json.loads(json_path.read_text())
-    assert figures["setting"]["cells with a score"] == 6
-    assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
-    (table,) = figures["tables"]
-    assert all(row["seconds"]["low"] > 0 for row in table["rows"])
-
-
 def test_errors_of_fits_are_seen():
     cells = make_cells(120, 20, 2)
     result = sweep_cells(cells, (1.0,), "cpu")
