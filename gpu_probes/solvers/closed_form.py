@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from gpu_probes.solvers.cholesky import factorise
 from gpu_probes.solvers.objective import HeldOut, ProbeFits
 from gpu_probes.solvers.ridge import fit_ridge
 from gpu_probes.solvers.systems import Dual, Framed, Primal
@@ -41,9 +42,12 @@ def fit_lda(space: Primal | Dual, penalties: Sequence[float]) -> ProbeFits:
     centred = torch.cat([fits.decision for fits in ridges], -1) - share[:, :, None]
     within = torch.einsum("fs,sc,kfpsd->kfpcd", weights, space.targets, centred) / counts[..., None]
     among = within / counts[:, :, None]  # m_c' R_d
+    # x'V from x'R, for rows from which the mean is taken: I - N M'R = N (N^-1 - M'R), whose second factor is symmetric,
+    # and positive definite if S_w + penalty I is. (torch's LU of several matrices fails on several threads.)
+    definite = torch.diag_embed(1 / counts) - among
     eye = torch.eye(counts.shape[-1], dtype=counts.dtype, device=counts.device)
-    # x'V from x'R, for rows from which the mean is taken.
-    mix = counts.sum(-1)[..., None, None] * torch.linalg.inv_ex(eye - counts[..., None] * among).inverse
+    inverse = factorise(definite.flatten(0, 2), 0.0).solve(eye.expand(definite.shape[:3].numel(), -1, -1))
+    mix = counts.sum(-1)[..., None, None] * inverse.unflatten(0, definite.shape[:3]) / counts[..., None, :]
     offset = torch.log(share) - 0.5 * (among @ mix).diagonal(dim1=-2, dim2=-1)
     to_decision = mix / counts[..., None]
     to_decision, offset = _second_minus_first(to_decision, offset)

@@ -10,6 +10,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import roc_auc_score
 
 from gpu_probes import ArrayCellSource, LabelError, PenaltyError, sweep
+from gpu_probes.errors import Status
 from gpu_probes.samples.folds import FoldPlan
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
@@ -93,6 +94,18 @@ def test_lda_without_a_penalty_is_scikit_learns(n_classes: int):
     decision = fits.decision[0, -1, 0]
     ours = torch.sigmoid(decision) if n_classes == 2 else torch.softmax(decision, -1)
     np.testing.assert_allclose(ours.numpy(), theirs[:, 1:] if n_classes == 2 else theirs, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_folds_with_all_rows_of_a_class_are_said_however_many_classes():
+    """LAPACK may answer a large matrix of NaN with an error, and this for all matrices of a batch."""
+    rng = np.random.default_rng(0)
+    classes = np.repeat(np.arange(300.0), 4)
+    features = rng.standard_normal((1200, 2, 1, 8))
+    folds = np.where(classes < 150, classes % 2, np.arange(1200) % 2).astype(int)
+    result = sweep(ArrayCellSource(features), classes, probe="lda", k_fold=True, folds=folds, device="cpu")
+    assert (result.status == Status.CONSTANT_FOLD).all()
+    assert result.coef.shape == (1, 2, 300, 8)
 
 
 @pytest.mark.parametrize("standardize", [False, True])
