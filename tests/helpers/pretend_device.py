@@ -194,7 +194,7 @@ class PretendDevice:
             if wanted == self.device and name in ("tensor", "as_tensor", "asarray", "new_tensor"):
                 self._count(self.counts.uploads, name)
             elif name == "__getitem__":
-                self._check_index(args[1])
+                self._check_index(args[1], of=args[0])
             elif wanted is None and any(one.dim() for one in operands if not isinstance(one, PretendTensor)):
                 raise RuntimeError(
                     f"{name}: expected all tensors to be on the same device, but found {self.device} and cpu"
@@ -253,7 +253,7 @@ class PretendDevice:
         if name in ("copy_", "__setitem__", "fill_"):
             into, source = args[0], args[-1]
             if name == "__setitem__":
-                self._check_index(args[1], assigns=source)
+                self._check_index(args[1], of=into, assigns=source)
             if isinstance(into, PretendTensor):
                 if isinstance(source, Tensor) and not isinstance(source, PretendTensor) and source.dim():
                     self._upload(name, source, kwargs)
@@ -300,9 +300,11 @@ class PretendDevice:
         if not kwargs.get("non_blocking") or source.untyped_storage().data_ptr() not in self._pinned:
             self._count(self.counts.uploads, name)
 
-    def _check_index(self, index: Any, assigns: Any = None) -> None:
+    def _check_index(self, index: Any, of: Tensor, assigns: Any = None) -> None:
         """Count what an index costs: one on the host is copied, a mask has to be counted first."""
         for one in index if isinstance(index, tuple) else (index,):
+            if isinstance(one, PretendTensor) and not isinstance(of, PretendTensor):
+                raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
             if isinstance(one, PretendTensor):
                 is_mask = one.dtype in (torch.bool, torch.uint8)
                 # A mask that takes one number is filled in without being counted.
