@@ -50,7 +50,7 @@ from probesweep.terminal.command import Terminal
 )
 @click.option("--batch_size", type=int, help="Most prompts in a batch.  [default: what fits into free memory]")
 @click.option("--max_samples", type=int, help="Use only the first N rows.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 @click.option("--device_map", help="Spread the model over all devices: auto, balanced, ... (accelerate)")
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
 @click.option("--shard_samples", type=int, help="Samples per shard file.  [default: shards of up to 256 MiB]")

@@ -70,7 +70,7 @@ from probesweep.terminal.command import Terminal
 )
 @click.option("--max_samples", type=int, help="Use only the first N rows.")
 @click.option("--batch_size", type=int, help="Most questions in a batch.  [default: what fits into free memory]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 @click.option("--dtype", default="auto", show_default=True, help="auto (the checkpoint's), float32, float16, bfloat16.")
 @click.option("--trust_remote_code", is_flag=True, help="Run code from the model's repository.")
 @click.option(

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batch_size", type=click.IntRange(1), help="Most prompts in a batch.  [default: what fits into free memory]"
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ...")
 @click.option(
     "--use_chat_template",
     is_flag=True,
