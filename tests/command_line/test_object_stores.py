@@ -123,7 +123,9 @@ def kill(command: tuple[object, ...], slow: Mistake, endpoint: str, is_time: Cal
     with Proxy(endpoint, [slow]) as proxy:
         # No fork of this process, which has used an object store.
         process = subprocess.Popen(
-            [PROBESWEEP, *map(str, command)], env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint}
+            [PROBESWEEP, *map(str, command)],
+            # On as many threads as this process has, on which the last bits depend.
+            env={**os.environ, "AWS_ENDPOINT_URL": proxy.endpoint, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         )
         deadline = time.monotonic() + 60
         while not is_time():
