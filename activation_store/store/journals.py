@@ -219,7 +219,11 @@ class RecordFiles:
     def _read_finished(self, layout: Layout) -> JournalContents:
         name = _path(FINISHED)
         data = read_file(self._storage, name, _most_nbytes(layout, n_lines=layout.n_shards))
-        return _checked(parse_journal(data, self._storage.where(name), may_be_torn=False), layout, self._storage)
+        where = self._storage.where(name)
+        contents = _checked(parse_journal(data, where, may_be_torn=False), layout, self._storage)
+        if not contents.health or len(contents.shards) < layout.n_shards:
+            raise CorruptStoreError(f"{where} is cut off: its last records are missing; {MEND}")
+        return contents
 
     def _read_record(self, shard: int, layout: Layout) -> bytes:
         data = read_file(self._storage, _path(shard), record_nbytes(layout.n_cells))

@@ -196,7 +196,10 @@ class Proxy:
                 _hang_up(request)
             case Cut(n_bytes, declared):
                 answer, content = self._ask(request, body)
-                length = len(content) if declared else min(n_bytes, len(content))
+                length = int(answer.headers.get("Content-Length") or len(content))
+                # The answer to HEAD tells the length of a body that it has not, which is not there to be cut.
+                if not declared and request.command != "HEAD":
+                    length = min(n_bytes, length)
                 _send(request, answer.status, dict(answer.getheaders()), content[:n_bytes], length)
                 _hang_up(request)
             case Break(action, sent):

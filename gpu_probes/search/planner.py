@@ -268,8 +268,8 @@ def _columns_nbytes(w: Workload, chunk_rows: int, penalties: int) -> int:
     decision = per_penalty * w.n_train * (1 if w.probe == "mass_mean" else w.n_alphas)
     at_work = {
         "ridge": (3 * per_penalty * w.n_alphas + 2 * w.n_fits) * min(chunk_rows, w.n_train),
-        "logistic": 9 * per_penalty * penalties * w.n_train,
-        "binomial": 9 * per_penalty * penalties * w.n_train,
+        "logistic": 10 * per_penalty * penalties * w.n_train,
+        "binomial": 10 * per_penalty * penalties * w.n_train,
         "lda": 4 * decision,
         "mass_mean": 4 * decision,
     }

@@ -108,6 +108,25 @@ class _Work:
     stale: Bool[Tensor, "cell kept"]
     nearly: Bool[Tensor, "cell kept"]
 
+    @classmethod
+    def of(cls, problem: Problem, start: Float64[Tensor, "cell column output parameter"]) -> _Work:
+        """All columns of a problem, none of them done."""
+        decision = problem.decide(start)
+        nothing, undecided = problem.at_zero, torch.zeros_like(decision)
+        settled = torch.zeros(start.shape[:2], dtype=torch.bool, device=start.device)
+        return cls(
+            problem=problem,
+            kept=torch.arange(start.shape[1], device=start.device).expand(len(start), -1),
+            point=start.clone(),
+            decision=decision,
+            at_zero=problem.objective(undecided, nothing),
+            gradient_at_zero=_norm(problem.gradient(problem.loss.predictions(undecided), nothing)),
+            active=~settled,
+            settled=settled,
+            stale=settled.clone(),
+            nearly=settled.clone(),
+        )
+
     def take(self, chosen: Int64[Tensor, "cell fewer"]) -> _Work:
         """Some of these columns."""
         by_column = {
@@ -144,21 +163,8 @@ def minimise(
     -------
     point, settled
     """
-    point, decision = start.clone(), problem.decide(start)
-    nothing, undecided = problem.at_zero, torch.zeros_like(decision)
-    settled = torch.zeros(point.shape[:2], dtype=torch.bool, device=point.device)
-    work = _Work(
-        problem=problem,
-        kept=torch.arange(point.shape[1], device=point.device).expand(len(point), -1),
-        point=point.clone(),
-        decision=decision,
-        at_zero=problem.objective(undecided, nothing),
-        gradient_at_zero=_norm(problem.gradient(problem.loss.predictions(undecided), nothing)),
-        active=~settled,
-        settled=settled.clone(),
-        stale=settled.clone(),
-        nearly=settled.clone(),
-    )
+    point, work = start.clone(), _Work.of(problem, start)
+    settled = work.settled.clone()
     looks = _looks_of(point.device)
     for _ in range(MAX_NEWTON_STEPS):
         part = work.problem

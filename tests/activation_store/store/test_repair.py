@@ -1,6 +1,8 @@
 """What is damaged can be written anew, to the last byte as it was."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,8 +55,22 @@ RECORDS = {
         [1],
     ),
 }
+
+
+def cut_line_by_line(n_lines: int) -> Callable[[Path], None]:
+    """Cut the last file where a line ends, so that each line that is left is whole."""
+
+    def cut(store: Path) -> None:
+        path = store / "activations/journal/finished"
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-n_lines]))
+
+    return cut
+
+
 FINISHED = {
     "the last file": (lambda store: damage(store / "activations/journal/finished", 20), []),
+    "the last file without its last line": (cut_line_by_line(1), []),
+    "the last file without two lines": (cut_line_by_line(2), []),
     "a record": (lambda store: damage(store / "activations/journal/1", 20), []),
     "a missing record": (lambda store: (store / "activations/journal/1").unlink(), []),
     "the first record": (lambda store: damage(store / "activations/journal/created", 20), []),
