@@ -221,7 +221,8 @@ class RecordFiles:
         data = read_file(self._storage, name, _most_nbytes(layout, n_lines=layout.n_shards))
         where = self._storage.where(name)
         contents = _checked(parse_journal(data, where, may_be_torn=False), layout, self._storage)
-        if not contents.health or len(contents.shards) < layout.n_shards:
+        # That record is the last one.
+        if not contents.health:
             raise CorruptStoreError(f"{where} is cut off: its last records are missing; {MEND}")
         return contents
 
