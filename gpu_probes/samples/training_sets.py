@@ -110,13 +110,8 @@ class TrainingSets:
         """Folds that are held out; 0 without cross-validation."""
         return len(self.rows_of_fold)
 
-    @property
-    def own_fits(self) -> list[int]:
-        """The fits without each fold and the one on everything: those that are not for nested cross-validation."""
-        return [*range(self.n_folds), self.n_fits - 1]
-
     def of_own_fits(self, values: Tensor) -> Tensor:
-        """Of each cell's values ``[cell, fit, ...]``, those of `own_fits`; a copy."""
+        """A copy of values ``[cell, fit, ...]`` without those of fits that are for nested cross-validation."""
         return torch.cat([values[:, : self.n_folds], values[:, -1:]], 1)
 
     def weights(self, samples: Int64[Tensor, " row"]) -> Float64[Tensor, "fit row"]:

@@ -42,6 +42,8 @@ class Workload:
     n_pairs: int = 0
     n_shuffles: int = 0
     statistic: PermutationStatistic = "probe"
+    # Centred copies are of a few rows at a time, as on a CPU, or of a whole lot, as on a GPU.
+    in_pieces: bool = True
 
     @property
     def n_fits(self) -> int:
@@ -238,7 +240,8 @@ def _ridge_nbytes(w: Workload) -> int:
     if w.is_dual:
         copies = 3 * _FLOAT * w.n_train * w.n_features if w.centres else 0
         return 4 * _FLOAT * w.n_train**2 + copies
-    pieces = 2 * _FLOAT * min(w.n_train, PIECE_ROWS) * w.n_features if w.centres else 0
+    rows_of_piece = min(w.n_train, PIECE_ROWS) if w.in_pieces else -(-w.n_train // max(w.n_folds, 1))
+    pieces = 2 * _FLOAT * rows_of_piece * w.n_features if w.centres else 0
     return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2 + pieces
 
 

@@ -167,7 +167,8 @@ def _plan(
     """Everything is planned before the first fit: what is wrong with one label shows at once."""
     cells, devices = cells_of(train), read.devices
     wholes = _groups(read.labels)
-    workloads = [_workload([label], train, test, alphas, given) for label in read.labels]
+    on_cpu = devices[0].type == "cpu"
+    workloads = [_workload([label], train, test, alphas, given, in_pieces=on_cpu) for label in read.labels]
     memory = plan_memory(
         devices,
         given.budget_bytes,
@@ -180,7 +181,7 @@ def _plan(
     argument = "alpha" if given.alphas is None else "alphas"
 
     def plan(labels: Sequence[Label]) -> list[_Group]:
-        workload = _workload(labels, train, test, alphas, given)
+        workload = _workload(labels, train, test, alphas, given, in_pieces=on_cpu)
         if len(labels) > 1 and least_nbytes(workload) > memory.free_nbytes:
             middle = len(labels) // 2
             return plan(labels[:middle]) + plan(labels[middle:])
@@ -200,7 +201,13 @@ def _plan(
 
 
 def _workload(
-    labels: Sequence[Label], train: CellSource, test: CellSource | None, alphas: tuple[float, ...], given: SweepOptions
+    labels: Sequence[Label],
+    train: CellSource,
+    test: CellSource | None,
+    alphas: tuple[float, ...],
+    given: SweepOptions,
+    *,
+    in_pieces: bool,
 ) -> Workload:
     task, probe = labels[0].task, labels[0].probe
     return Workload(
@@ -218,6 +225,7 @@ def _workload(
         n_pairs=len(labels[0].folds.pairs),
         n_shuffles=max(label.n_shuffles for label in labels),
         statistic=labels[0].statistic,
+        in_pieces=in_pieces,
     )
 
 

@@ -78,3 +78,12 @@ def test_rows_that_a_number_each_is_solved_for_come_at_once():
     assert not workload(n_train=900, n_features=1000, probe="logistic", standardize=True).is_reduced
     plan = plan_blocks(CELLS, wide, budget_bytes=2**27, n_workers=2, joins_cells=False)
     assert plan.chunk_rows >= 1000
+
+
+def test_a_gpu_makes_its_centred_copies_of_a_whole_lot():
+    few, whole = (
+        cell_nbytes(workload(n_train=20_000, centres=True, in_pieces=in_pieces), 20_000, 10)
+        for in_pieces in (True, False)
+    )
+    # Two copies in float64; a lot is a fifth of the rows, a piece 1,024.
+    assert whole - few == 2 * 8 * (20_000 // 5 - 1024) * 1536
