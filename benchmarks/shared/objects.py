@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -124,11 +124,20 @@ def seaweedfs() -> Generator[Server]:
             server.kill()
 
 
-def read_objects(env: Mapping[str, str], address: str) -> dict[str, bytes]:
-    """All objects below an address: path from there -> content. By obstore alone, and without what is tested."""
+def read_objects(env: Mapping[str, str], address: str, expected: Iterable[str] = ()) -> dict[str, bytes]:
+    """All objects below an address: path from there -> content. By obstore alone, and without what is tested.
+
+    Those that are `expected` are asked for by name: SeaweedFS that was killed now and then gives an object that it does
+    not list.
+    """
     client = _client(env, address)
-    paths = [one["path"] for page in obstore.list(client) for one in page]
-    return {path: bytes(obstore.get(client, path).bytes()) for path in sorted(paths)}
+    paths = {one["path"] for page in obstore.list(client) for one in page}
+    found: dict[str, bytes] = {}
+    for path in sorted(paths.union(expected)):
+        # One that is listed must be there.
+        with suppress(FileNotFoundError) if path not in paths else nullcontext():
+            found[path] = bytes(obstore.get(client, path).bytes())
+    return found
 
 
 def write_objects(env: Mapping[str, str], address: str, files: Mapping[str, bytes]) -> None:

@@ -91,7 +91,7 @@ class BucketJob(Job):
 
     def tree(self, root: Location) -> Tree:
         """All objects below an address."""
-        return dict(read_objects(server().env, str(root)))
+        return dict(read_objects(server().env, str(root), self.on_disk))
 
     @contextmanager
     def begun(self, *, real_disk: bool = False) -> Generator[Location]:
