@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from functools import wraps
@@ -32,6 +33,8 @@ COMMANDS = {
         "Kills, failing calls, power loss, damaged bytes: data lost or read wrong.",
     ),
 }
+# Some machines set them for a processor that they are not: they slow NumPy and SciPy, which peers are made of.
+SLOWING = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 class LazyGroup(click.Group):
@@ -78,4 +81,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # Before NumPy is loaded, which reads them then.
+    for variable in SLOWING:
+        os.environ.pop(variable, None)
     main(prog_name="python -m benchmarks")

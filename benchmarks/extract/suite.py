@@ -54,8 +54,8 @@ class Size:
         Prompts of each set that shares a prefix, and their mean length.
     few_layers, layers_rows : str, int
         Layers that are compared with all of them, on so many embedded questions.
-    memory_rows, memory_shard_samples : int
-        Prompts whose peak memory is compared with that of a quarter of them, and samples of a shard in it.
+    memory_rows, memory_shard_samples, memory_rounds : int
+        Prompts whose peak memory is compared with that of fewer of them, samples of a shard in it, and how often.
     n_rounds : int
         Rounds of everything that is timed.
     larger : Larger
@@ -74,6 +74,7 @@ class Size:
     layers_rows: int
     memory_rows: int
     memory_shard_samples: int
+    memory_rounds: int
     n_rounds: int
     larger: Larger
     large: Large
@@ -99,6 +100,7 @@ FULL = Size(
     layers_rows=64,
     memory_rows=1024,
     memory_shard_samples=16,
+    memory_rounds=3,
     n_rounds=5,
     larger=Larger(n_blocks=64, n_features=512, n_positions=6, store_nbytes=4 * 2**30, limit_nbytes=3 * 2**29),
     # Qwen2.5-1.5B.
@@ -114,7 +116,8 @@ QUICK = Size(
     few_layers="0-10",
     layers_rows=16,
     memory_rows=64,
-    memory_shard_samples=8,
+    memory_shard_samples=2,
+    memory_rounds=1,
     n_rounds=1,
     larger=Larger(16, 256, 6, store_nbytes=2**26, limit_nbytes=3 * 2**29, shard_samples=64),
     large=Large(3, 64, 128, 4, 2, 2500, n_rows=32, median_tokens=100, longest_tokens=300, n_rounds=1),
@@ -219,7 +222,13 @@ def _measure_memory(size: Size, subject: Subject, folder: Path, found: _Findings
     questions = (embedded * (1 + size.memory_rows // len(embedded)))[: size.memory_rows]
     n_positions = len(subject.encode(questions[:1]).positions)
     sample_nbytes = (subject.n_blocks + 1) * n_positions * subject.n_features * subject.dtype.itemsize
-    used = measure_memory(folder / "model", questions, size.memory_shard_samples, _new(folder / "memory"))
+    used = measure_memory(
+        folder / "model",
+        questions,
+        size.memory_shard_samples,
+        _new(folder / "memory"),
+        n_rounds=size.memory_rounds,
+    )
     found.tables.append(memory_table(used, sample_nbytes))
     found.targets.append(memory_limit(used, sample_nbytes))
 

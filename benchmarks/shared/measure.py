@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
+from threadpoolctl import threadpool_info
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _line(facts: Mapping[str, Any]) -> str:
 
 
 def hardware(folder: Path, libraries: Sequence[str]) -> dict[str, Any]:
-    """What the figures depend on: processor, memory, file system of `folder`, versions."""
+    """What the figures depend on: processor, memory, file system of `folder`, versions, linear algebra."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -231,7 +233,26 @@ def hardware(folder: Path, libraries: Sequence[str]) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{library: version(library) for library in libraries},
+        **_linear_algebra(),
     }
+
+
+def _linear_algebra() -> dict[str, str]:
+    """BLAS of each library that is loaded, its kernel, and its threads."""
+    found: dict[str, str] = {}
+    for one in threadpool_info():
+        if one["user_api"] == "blas":
+            owner = Path(one["filepath"]).parent.name.removesuffix(".libs")
+            kernel = f", {one['architecture']}" if "architecture" in one else ""
+            found[f"BLAS of {owner}"] = f"{one['internal_api']} {one['version']}{kernel}, {one['num_threads']} threads"
+    if "torch" in sys.modules:
+        # It is linked into torch, where threadpoolctl does not see it, and does not tell its kernel.
+        torch: Any = sys.modules["torch"]
+        built = torch.__config__.show()
+        mkl, other = re.search(r"Math Kernel Library Version ([\d.]+)", built), re.search(r"BLAS_INFO=(\w+)", built)
+        name = f"MKL {mkl[1]}" if mkl else other[1] if other else "unknown"
+        found["BLAS of torch"] = f"{name}, {torch.get_num_threads()} threads"
+    return found
 
 
 def _cpu_model() -> str:

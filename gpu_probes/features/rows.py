@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,11 +21,38 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a block of cells, sorted by lot."""
+    """Some rows of a block of cells, sorted by lot; the next chunk may take the place of their features."""
 
     samples: Int64[Tensor, " row"]
     lots: tuple[slice, ...]
     features: Float64[Tensor, "cell row feature"]
+
+
+class Workspace:
+    """Memory that a thread of a CPU uses for one block after another: new pages cost more than what is done with them.
+
+    A GPU's memory is kept by torch.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def empty(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Room for some purpose in float64, uninitialised: what it gave for the same purpose before is used again."""
+        if device.type != "cpu":
+            return torch.empty(*shape, dtype=torch.float64, device=device)
+        size = math.prod(shape)
+        kept = self._kept.get(name)
+        if kept is None or len(kept) < size:
+            # Let go of the old one before there is a new one.
+            self._kept.pop(name, None)
+            del kept
+            kept = self._kept[name] = torch.empty(size, dtype=torch.float64)
+        return kept[:size].view(*shape)
+
+    def zeros(self, name: str, shape: Sequence[int], device: torch.device) -> Tensor:
+        """The same, filled with zeros."""
+        return self.empty(name, shape, device).zero_()
 
 
 class Rows:
@@ -41,6 +69,7 @@ class Rows:
     n_lots : how many lots there are
     chunk_rows : most rows of a chunk
     device : where the chunks go
+    workspace : memory of the thread, for one `Rows` at a time; by default its own
     """
 
     def __init__(
@@ -52,7 +81,9 @@ class Rows:
         *,
         chunk_rows: int,
         device: torch.device,
+        workspace: Workspace | None = None,
     ) -> None:
+        self.workspace = workspace or Workspace()
         self.n_cells, self.n_samples, self.n_features = len(cells), source.n_samples, source.n_features
         self.device = device
         self._source, self._cells, self._lots, self._n_lots = source, cells, lot_of_sample, n_lots
@@ -77,9 +108,10 @@ class Rows:
 
     def blank(self, cells: Bool[Tensor, " cell"]) -> None:
         """Show zeros for cells without a fit, so that what they hold does not reach the work on the others."""
-        self._blanked = cells
-        if self._kept is not None:
-            self._kept.features[cells] = 0
+        # A CPU knows at once that there are none; asking a GPU would take longer than the pass.
+        self._blanked = cells if cells.device.type != "cpu" or bool(cells.any()) else None
+        if self._kept is not None and self._blanked is not None:
+            self._kept.features[self._blanked] = 0
 
     @property
     def is_whole(self) -> bool:
@@ -145,9 +177,8 @@ class Rows:
                 rows = place[first - start : first - start + len(piece)]
                 _bits(staged)[index, rows] = _as_bits(piece)
         assert staged is not None
-        # float64 rows on a CPU would stay those of the staging memory.
-        is_reused = self._staging is not None
-        features = staged.to(self.device, non_blocking=True).to(torch.float64, copy=is_reused)
+        features = self.workspace.empty("features", staged.shape, self.device)
+        features.copy_(staged.to(self.device, non_blocking=True))
         if self._origin is not None:
             features.sub_(self._origin[:, None])
         if self._blanked is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float64
 
 from gpu_probes.features.cells import CellSource
-from gpu_probes.features.rows import Rows
+from gpu_probes.features.rows import Rows, Workspace
 from gpu_probes.samples.training_sets import TrainingSets
 from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, search_block
 from gpu_probes.search.inputs import Label
@@ -50,11 +51,17 @@ class BlockSearch:
             sets=TrainingSets.of(self.labels[0].folds, self.weights, device),
             preprocessing=self.preprocessing,
         )
-        return partial(self._search, shared, device)
+        return partial(self._search, shared, device, threading.local())
 
-    def _search(self, shared: SearchPlan, device: torch.device, block: tuple[Cell, ...]) -> list[BlockResult]:
+    def _search(
+        self, shared: SearchPlan, device: torch.device, memory: threading.local, block: tuple[Cell, ...]
+    ) -> list[BlockResult]:
         folds, test, chunk_rows = self.labels[0].folds, self.test, self.plan.chunk_rows
-        rows = Rows(self.train, block, folds.fold_of_sample, folds.n_lots, chunk_rows=chunk_rows, device=device)
+        workspace = vars(memory).setdefault("workspace", Workspace())
+        rows = Rows(
+            self.train, block, folds.fold_of_sample, folds.n_lots,
+            chunk_rows=chunk_rows, device=device, workspace=workspace,
+        )  # fmt: skip
         held_out = None
         if test is not None:
             no_lots = np.zeros(test.n_samples, dtype=np.int64)

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from itertools import cycle
 from typing import Any
@@ -17,6 +17,7 @@ import psutil
 import torch
 
 from gpu_probes.errors import DeviceError, ProbeWarning
+from gpu_probes.solvers.blas import limit_threads
 from probesweep_ray import Cluster, Machines, connected
 
 # A share of free memory: the rest is for other processes, and for what the plan cannot predict.
@@ -87,7 +88,7 @@ def float64_rate(device: torch.device) -> float:
 
 @lru_cache
 def _say_once(message: str) -> None:
-    warnings.warn(message, ProbeWarning, stacklevel=3)
+    warnings.warn(message, ProbeWarning, stacklevel=4)
 
 
 def check_device_name(name: Any) -> None:
@@ -167,10 +168,12 @@ def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Cal
     """Threads that run functions of a device; yields `submit(function, *arguments)`.
 
     On a CPU they share the cores, each with its own part of them: many small products at once beat one after the
-    other on all cores. On a GPU each has a stream of its own, so that copies of one overlap the work of another; it
-    begins when what the calling thread has put on the device is there.
+    other on all cores. Until the end, NumPy and SciPy have no more cores in other threads, either. On a GPU each has a
+    stream of its own, so that copies of one overlap the work of another; it begins when what the calling thread has put
+    on the device is there.
     """
     n_cores = torch.get_num_threads()
+    n_threads = max(n_cores // n_per_device, 1)
     local = threading.local()
     turn = cycle(devices)
     lock = threading.Lock()
@@ -180,7 +183,7 @@ def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Cal
         with lock:
             local.device = next(turn)
         if local.device.type == "cpu":
-            torch.set_num_threads(max(n_cores // n_per_device, 1))
+            torch.set_num_threads(n_threads)
         else:
             torch.cuda.set_device(local.device)
             stream = torch.cuda.Stream(local.device)
@@ -194,8 +197,9 @@ def workers(devices: Sequence[torch.device], n_per_device: int) -> Generator[Cal
         return pool.submit(run, function, *arguments)
 
     pool = ThreadPoolExecutor(n_per_device * len(devices), initializer=set_up)
-    try:
-        yield submit
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(n_cores)
+    with limit_threads(n_threads) if devices[0].type == "cpu" else nullcontext():
+        try:
+            yield submit
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(n_cores)

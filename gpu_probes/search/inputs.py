@@ -201,8 +201,13 @@ def _plan_folds(
 
 
 def with_weights(label: Label, weights: Float64[np.ndarray, " train_sample"] | None) -> Label:
-    """The label with the weights of its rows, checked against its folds."""
-    """Raise `LabelError` where a fold's training rows, or a class, all have weight 0; without a pair: no nested CV."""
+    """The label with the weights of its rows, checked against its folds; without a pair that counts: no nested CV.
+
+    Raises
+    ------
+    LabelError
+        A fold's training rows, or a class, all have weight 0.
+    """
     if weights is None:
         return label
     classes, names = label.task.classes, label.task.names

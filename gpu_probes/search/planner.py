@@ -42,8 +42,11 @@ class Workload:
     n_pairs: int = 0
     n_shuffles: int = 0
     statistic: PermutationStatistic = "probe"
-    # Centred copies are of a few rows at a time, as on a CPU, or of a whole lot, as on a GPU.
+    weighted: bool = False
+    # Centred and weighted copies are of a few rows at a time, as on a CPU, or of a whole lot, as on a GPU: the largest
+    # has so many rows (0: all have as many).
     in_pieces: bool = True
+    largest_lot: int = 0
 
     @property
     def n_fits(self) -> int:
@@ -213,7 +216,7 @@ def cell_nbytes(workload: Workload, chunk_rows: int, penalties: int, shuffles: i
     # Rows that come at once are kept for all passes; else they are read while everything else is there.
     kept = _FLOAT * workload.n_train * workload.n_features if is_whole else 0
     solving = _solving_nbytes(workload, penalties)
-    fitting = max(train, kept + solving) if is_whole else train + solving
+    fitting = max(train + _left_nbytes(workload), kept + solving) if is_whole else train + solving
     fitting += _shuffles_nbytes(workload, penalties, shuffles)
     needed = max(fitting, kept + test) + _columns_nbytes(workload, chunk_rows, penalties)
     return needed + min(needed // 3, _KEPT_BY_ALLOCATOR)
@@ -223,6 +226,12 @@ def _reading_nbytes(w: Workload, n_rows: int, chunk_rows: int) -> int:
     """A chunk as it is stored and in float64, and the one before it, which is still at work."""
     n_copies = 1 if n_rows <= chunk_rows else 2
     return min(n_rows, chunk_rows) * w.n_features * (_STORED + n_copies * _FLOAT)
+
+
+def _left_nbytes(w: Workload) -> int:
+    """What a CPU has left of the block before, to be used again: the lots' matrices."""
+    is_primal = w.solves_ridges and not w.is_dual
+    return max(w.n_folds, 1) * _FLOAT * w.n_features**2 if w.in_pieces and is_primal else 0
 
 
 def _solving_nbytes(w: Workload, penalties: int) -> int:
@@ -240,16 +249,23 @@ def _ridge_nbytes(w: Workload) -> int:
     if w.is_dual:
         copies = 3 * _FLOAT * w.n_train * w.n_features if w.centres else 0
         return 4 * _FLOAT * w.n_train**2 + copies
-    rows_of_piece = min(w.n_train, PIECE_ROWS) if w.in_pieces else -(-w.n_train // max(w.n_folds, 1))
-    pieces = 2 * _FLOAT * rows_of_piece * w.n_features if w.centres else 0
+    lot = w.largest_lot or -(-w.n_train // max(w.n_folds, 1))
+    rows_of_piece = min(w.n_train, PIECE_ROWS) if w.in_pieces else lot
+    pieces = 2 * _FLOAT * rows_of_piece * w.n_features if w.centres or w.weighted else 0
     return (max(w.n_folds, 1) + 3) * _FLOAT * w.n_features**2 + pieces
 
 
 def _logistic_nbytes(w: Workload, penalties: int) -> int:
-    """A Gram matrix, penalised copies before and after they are factorised, and a factor per penalty and output."""
+    """A Gram matrix, penalised copies before and after they are factorised, and a factor per penalty and output.
+
+    Those of a penalty serve all outputs at first, and are there beside those of each output that replace them. On a
+    GPU there are weighted copies of all rows, made from shifted, scaled and extended ones.
+    """
     size = w.n_train if w.is_reduced else w.n_features
     basis = 2 * _FLOAT * w.n_train * w.n_features if w.is_reduced else 0
-    return (4 + penalties * w.n_outputs) * _FLOAT * size**2 + basis
+    n_factors = penalties * (w.n_outputs + (w.n_outputs > 1))
+    copies = 0 if w.in_pieces else (4 if w.centres else 1) * _FLOAT * w.n_train * size
+    return (4 + n_factors) * _FLOAT * size**2 + basis + copies
 
 
 def _shuffles_nbytes(w: Workload, penalties: int, shuffles: int) -> int:

@@ -167,8 +167,10 @@ def _plan(
     """Everything is planned before the first fit: what is wrong with one label shows at once."""
     cells, devices = cells_of(train), read.devices
     wholes = _groups(read.labels)
-    on_cpu = devices[0].type == "cpu"
-    workloads = [_workload([label], train, test, alphas, given, in_pieces=on_cpu) for label in read.labels]
+    on_cpu, weighted = devices[0].type == "cpu", read.weights is not None
+    workloads = [
+        _workload([label], train, test, alphas, given, weighted=weighted, in_pieces=on_cpu) for label in read.labels
+    ]
     memory = plan_memory(
         devices,
         given.budget_bytes,
@@ -181,7 +183,7 @@ def _plan(
     argument = "alpha" if given.alphas is None else "alphas"
 
     def plan(labels: Sequence[Label]) -> list[_Group]:
-        workload = _workload(labels, train, test, alphas, given, in_pieces=on_cpu)
+        workload = _workload(labels, train, test, alphas, given, weighted=weighted, in_pieces=on_cpu)
         if len(labels) > 1 and least_nbytes(workload) > memory.free_nbytes:
             middle = len(labels) // 2
             return plan(labels[:middle]) + plan(labels[middle:])
@@ -207,6 +209,7 @@ def _workload(
     alphas: tuple[float, ...],
     given: SweepOptions,
     *,
+    weighted: bool,
     in_pieces: bool,
 ) -> Workload:
     task, probe = labels[0].task, labels[0].probe
@@ -225,7 +228,9 @@ def _workload(
         n_pairs=len(labels[0].folds.pairs),
         n_shuffles=max(label.n_shuffles for label in labels),
         statistic=labels[0].statistic,
+        weighted=weighted,
         in_pieces=in_pieces,
+        largest_lot=int(np.bincount(labels[0].folds.fold_of_sample).max()),
     )
 
 

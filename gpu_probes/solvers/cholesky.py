@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from gpu_probes.solvers.blas import factorise_in_place
+
 # Columns of one panel: narrow enough for its own factor to cost little, wide enough for the matrix product.
 _PANEL = 96
 # By a factor of ten each, from rounding to more than the diagonal.
@@ -71,9 +73,8 @@ def factorise_near(matrix: Float64[Tensor, "cell n n"], penalty: float, n_penali
 
 
 def _factorise_in_place(matrix: Float64[Tensor, "cell n n"]) -> Bool[Tensor, " cell"]:
-    """Left-looking, panel by panel: all but the narrow panels' own factors is matrix products.
+    """On a CPU by LAPACK. On a GPU left-looking, panel by panel: all but the narrow panels' own factors is products.
 
-    LAPACK's own, as torch calls it, copies each matrix twice and reached a third of the rate of its matrix product;
     cuSOLVER's batched one is made for small matrices.
 
     Returns
@@ -81,6 +82,9 @@ def _factorise_in_place(matrix: Float64[Tensor, "cell n n"]) -> Bool[Tensor, " c
     singular : where a pivot is not above zero
     """
     n = matrix.shape[-1]
+    # Small matrices, of which there may be thousands, go to torch in one call.
+    if matrix.device.type == "cpu" and n > _PANEL:
+        return ~torch.tensor([factorise_in_place(of_cell) for of_cell in matrix])
     singular = torch.zeros(len(matrix), dtype=torch.bool, device=matrix.device)
     eye = torch.eye(min(_PANEL, n), dtype=matrix.dtype, device=matrix.device)
     for start in range(0, n, _PANEL):

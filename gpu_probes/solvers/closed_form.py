@@ -20,13 +20,20 @@ from gpu_probes.solvers.ridge import fit_ridge
 from gpu_probes.solvers.systems import Dual, Framed, Primal
 from gpu_probes.terms import Solver
 
+# Share of the targets' squares that the ridges leave over, class by class beside those before: of a smaller one too few
+# digits are left. Classes are then more than 10,000 times as far apart as their rows.
+_LEAST_KEPT = 1e-11
+
 
 def fit_lda(space: Primal | Dual, penalties: Sequence[float]) -> ProbeFits:
     """Linear discriminant analysis; two classes get one output, the second's decision minus the first's.
 
     ``S_w = S_t - M N M'`` with the scatter S_t of all rows and the class counts N, so by the Woodbury identity
     ``(S_w + penalty I)^-1 M = R (I - N M'R)^-1`` with ``R = (S_t + penalty I)^-1 M``; and R is the ridge regression
-    with an intercept on the one-hot targets, each divided by its class's count.
+    with an intercept on the one-hot targets, each divided by its class's count. What is inverted is
+    ``N (G + 11'/n)`` with ``G = E'E + penalty R'R`` and E what these ridges leave over: a sum, in which nothing
+    cancels however far apart the classes are. As ``G N 1 = 0``, its inverse follows from that of G without the last
+    class, ``B (B'GB)^-1 B' + N 11'N / n`` with ``B = [I, -1]'``; the second term reaches no decision.
 
     Parameters
     ----------
@@ -42,16 +49,24 @@ def fit_lda(space: Primal | Dual, penalties: Sequence[float]) -> ProbeFits:
     centred = torch.cat([fits.decision for fits in ridges], -1) - share[:, :, None]
     within = torch.einsum("fs,sc,kfpsd->kfpcd", weights, space.targets, centred) / counts[..., None]
     among = within / counts[:, :, None]  # m_c' R_d
-    # x'V from x'R, for rows from which the mean is taken: I - N M'R = N (N^-1 - M'R), whose second factor is symmetric,
-    # and positive definite if S_w + penalty I is. (torch's LU of several matrices fails on several threads.)
-    definite = torch.diag_embed(1 / counts) - among
-    eye = torch.eye(counts.shape[-1], dtype=counts.dtype, device=counts.device)
-    inverse = factorise(definite.flatten(0, 2), 0.0).solve(eye.expand(definite.shape[:3].numel(), -1, -1))
-    mix = counts.sum(-1)[..., None, None] * inverse.unflatten(0, definite.shape[:3]) / counts[..., None, :]
+    coef = torch.cat([fits.coef for fits in ridges], 3)
+    left = _less_last(space.targets - centred - share[:, :, None], counts)
+    scaled = torch.stack([frame.scaled(coef[:, fit]) for fit, frame in enumerate(space.frames)], 1)
+    slopes = _less_last(scaled.mT, counts).mT
+    by_penalty = counts.new_tensor(list(penalties))[:, None, None]
+    gram = (left * weights[:, None, :, None]).mT @ left + by_penalty * (slopes @ slopes.mT)
+    del left
+    factor = factorise(gram.flatten(0, 2), 0.0)
+    pivots = factor.lower.diagonal(dim1=-2, dim2=-1).square().unflatten(0, gram.shape[:3])
+    kept = (pivots / (1 / counts[..., :-1] + 1 / counts[..., -1:])).amin(-1)
+    less_last = torch.eye(counts.shape[-1], dtype=counts.dtype, device=counts.device)[:-1]
+    less_last[:, -1] = -1
+    inverse = less_last.mT @ factor.solve(less_last.expand(len(factor.lower), -1, -1))
+    mix = counts.sum(-1)[..., None, None] * inverse.unflatten(0, gram.shape[:3]) / counts[..., None, :]
     offset = torch.log(share) - 0.5 * (among @ mix).diagonal(dim1=-2, dim2=-1)
     to_decision = mix / counts[..., None]
     to_decision, offset = _second_minus_first(to_decision, offset)
-    coef = torch.einsum("kfpcd,kfpcx->kfpdx", to_decision, torch.cat([fits.coef for fits in ridges], 3))
+    coef = torch.einsum("kfpcd,kfpcx->kfpdx", to_decision, coef)
     shift = torch.cat([fits.intercept for fits in ridges], -1) - share
     intercept = torch.einsum("kfpcd,kfpc->kfpd", to_decision, shift) + offset
     return ProbeFits(
@@ -59,9 +74,17 @@ def fit_lda(space: Primal | Dual, penalties: Sequence[float]) -> ProbeFits:
         intercept=intercept,
         decision=centred @ to_decision + offset[..., None, :],
         certificate=torch.stack([fits.certificate for fits in ridges]).amax(0),
-        converged=torch.stack([fits.converged for fits in ridges]).all(0) & coef.isfinite().all(-1).all(-1),
+        converged=torch.stack([fits.converged for fits in ridges]).all(0)
+        & coef.isfinite().all(-1).all(-1)
+        & (kept > _LEAST_KEPT),
         solver=ridges[0].solver,
     )
+
+
+def _less_last(values: Float64[Tensor, "*batch class"], counts: Float64[Tensor, "fit 1 class"]) -> Tensor:
+    """Values of each class by its count, less those of the last class: [cell, fit, ..., class] without the last."""
+    each = values / counts[:, :, None]
+    return each[..., :-1] - each[..., -1:]
 
 
 def fit_mass_mean(space: Framed, targets: Float64[Tensor, "sample class"], n_penalties: int) -> ProbeFits:

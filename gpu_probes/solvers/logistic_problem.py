@@ -126,7 +126,7 @@ class Design:
         n_parameters = self.n_features + self.n_intercepts
         gram = row_weights.new_zeros(len(row_weights), n_parameters, n_parameters)
         for held, tile in self.tiles():
-            features = self._full.apply(tile)
+            features = self._full.apply(tile) if self._full.preprocessing.centres else tile
             if self.n_intercepts:
                 features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
             add_gram(gram, features, row_weights[:, held])

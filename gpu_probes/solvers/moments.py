@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gpu_probes.features.rows import PIECE_ROWS, Chunk, Rows
 from gpu_probes.samples.training_sets import Lots, TrainingSets
+from gpu_probes.solvers.blas import add_square
 from gpu_probes.solvers.preprocessing import Frame, Marginals, Preprocessing
 
 # Features of one strip of a Gram matrix: wide enough for the matrix product, narrow enough to skip what is above it.
@@ -91,7 +92,7 @@ def lot_moments(
         weight=zeros(n_lots),
         mean=zeros(rows.n_cells, n_lots, d),
         target_mean=zeros(n_lots, n_targets),
-        gram=zeros(rows.n_cells, n_lots, d, d),
+        gram=rows.workspace.zeros("Gram matrices of lots", (rows.n_cells, n_lots, d, d), targets.device),
         cross=zeros(rows.n_cells, n_lots, d, n_targets),
         origin=rows.origin,
     )
@@ -101,8 +102,11 @@ def lot_moments(
             weight = sets.weight_of_sample[samples]
             if preprocessing.centres:
                 _add_centred(out, lot, features, targets[samples], weight, weighted=sets.weighted)
+            elif sets.weighted:
+                for piece in _pieces(weight):
+                    _add_products(out, lot, features[:, piece], targets[samples[piece]], weight[piece])
             else:
-                _add_products(out, lot, features, targets[samples], weight if sets.weighted else None)
+                _add_products(out, lot, features, targets[samples], None)
     return out
 
 
@@ -230,14 +234,14 @@ def add_gram(
     features: Float64[Tensor, "cell row feature"],
     weight: Float64[Tensor, "*#cell row"] | None = None,
 ) -> None:
-    """Add X'WX to `gram`, strip by strip up to the diagonal: little more than half of the full product.
+    """Add X'WX to the lower triangle of `gram`, with little more than half of the work of the full product.
 
-    On a CPU cell by cell, which stays in the cache; on a GPU all cells at once.
+    On a CPU cell by cell, which stays in the cache; on a GPU all cells at once, strip by strip up to the diagonal.
     """
-    if features.device.type == "cpu" and len(gram) > 1:
-        for cell in range(len(gram)):
-            one = weight if weight is None or weight.dim() == 1 else weight[cell : cell + 1]
-            add_gram(gram[cell : cell + 1], features[cell : cell + 1], one)
+    if features.device.type == "cpu":
+        roots = None if weight is None else weight.sqrt().expand(len(gram), -1)[..., None]
+        for cell, of_cell in enumerate(features):
+            add_square(gram[cell], of_cell if roots is None else of_cell * roots[cell])
         return
     weighted = features if weight is None else features * weight[..., None]
     for start in range(0, gram.shape[1], STRIP):
@@ -257,7 +261,8 @@ def _sum_lower(
     total = torch.zeros_like(grams[:, 0])
     for start in range(0, total.shape[1], STRIP):
         stop = min(start + STRIP, total.shape[1])
-        strip = total[:, start:stop, :stop]
-        for lot in lots:
-            strip += grams[:, lot, start:stop, :stop]
+        first, *others = (grams[:, lot, start:stop, :stop] for lot in lots)
+        strip = total[:, start:stop, :stop].copy_(first)
+        for other in others:
+            strip += other
     return total

@@ -38,7 +38,9 @@ class Preconditioner:
         everything = design.weights[-1].expand(len(problem.weights), -1)
         bound = problem.loss.curvature_bound * design.gram(everything)
         # One for all outputs, until a penalty needs one for each.
-        self._lower = torch.stack([self._factorise(bound, penalty) for penalty in penalties])[:, :, None]
+        self._lower = bound.new_empty(len(penalties), len(bound), 1, *bound.shape[1:])
+        for index, penalty in enumerate(penalties):
+            self._lower[index, :, 0] = self._factorise(bound, penalty)
         self.refreshed = [False] * len(penalties)
 
     def refresh(self, index: int, part: Problem, predictions: Float64[Tensor, "cell row column output"]) -> None:
@@ -46,11 +48,11 @@ class Preconditioner:
         counts = part.weights * (part.columns.penalty_index == index)[:, None]
         curvature = torch.einsum("cnk,cnko->cno", counts, predictions * (1 - predictions))
         n_columns = (counts > 0).sum(2)[..., None].clamp(min=1)
-        blocks = [part.design.gram(weight) for weight in (curvature / n_columns).unbind(2)]
-        if len(blocks) > self._lower.shape[2]:
-            self._lower = self._lower.repeat(1, 1, len(blocks), 1, 1)
-        for output, block in enumerate(blocks):
-            self._lower[index, :, output] = self._factorise(block, self._penalties[index])
+        weights = (curvature / n_columns).unbind(2)
+        if len(weights) > self._lower.shape[2]:
+            self._lower = self._lower.repeat(1, 1, len(weights), 1, 1)
+        for output, weight in enumerate(weights):
+            self._lower[index, :, output] = self._factorise(part.design.gram(weight), self._penalties[index])
         self.refreshed[index] = True
 
     def apply(
@@ -170,7 +172,8 @@ def minimise(
         part = work.problem
         predictions = part.loss.predictions(work.decision)
         gradient = part.gradient(predictions, work.point)
-        certain = work.nearly & (part.gap(predictions, gradient) <= CERTIFICATE_LIMIT * work.at_zero)
+        within = part.gap(predictions, gradient) <= CERTIFICATE_LIMIT * work.at_zero
+        certain = work.nearly & within
         work.settled |= certain
         work.active &= ~certain
         n_active, stale = _look(work, len(preconditioner.refreshed))
@@ -180,10 +183,12 @@ def minimise(
             work.put_into(point, settled)
             chosen = _first(work.active, n_active)
             work, predictions, gradient = work.take(chosen), pick(predictions, chosen, 2), pick(gradient, chosen, 1)
-            part = work.problem
+            part, within = work.problem, pick(within, chosen, 1)
         for index in stale:
             preconditioner.refresh(index, part, predictions)
-        forcing = (_norm(gradient) / work.gradient_at_zero).sqrt().clamp(max=0.1)
+        # Cells of zeros are at their minimum from the start.
+        relative = torch.where(work.gradient_at_zero > 0, _norm(gradient) / work.gradient_at_zero, 0.0)
+        forcing = relative.sqrt().clamp(max=0.1)
         max_steps = torch.where(work.stale, _MAX_CG_STEPS_REFRESHED, _MAX_CG_STEPS)
         most_steps = _MAX_CG_STEPS_REFRESHED if stale else _MAX_CG_STEPS
         step = newton_direction(
@@ -193,8 +198,11 @@ def minimise(
         work.decision.addcmul_(length[:, None, :, None], step.change)
         work.point.addcmul_(length[:, :, None, None], step.direction)
         size = inner(part.design.penalised(part.columns, work.point), work.point)
-        enough = torch.maximum(tolerance**2 * size, work.at_zero * torch.finfo(size.dtype).eps)
-        small = work.active & (-step.slope <= enough) & ~step.capped
+        rounding = work.at_zero * torch.finfo(size.dtype).eps
+        enough = torch.maximum(tolerance**2 * size, rounding)
+        # Where the objective is at its rounding, directions may never come closer.
+        at_rest = within & (-step.slope <= rounding)
+        small = work.active & (((-step.slope <= enough) & ~step.capped) | at_rest)
         done = small & work.nearly if certify else small
         work.stale = step.capped
         work.nearly = small | work.nearly
@@ -343,7 +351,7 @@ class _Looks:
     are_free: bool
 
     def steps_after(self, n_steps: int) -> int:
-        """Steps until the next look: half as many as there were, so that at most a third of them are for nothing."""
+        """Steps until the next look: half as many as there were, and a few at first."""
         return 1 if self.are_free else max(n_steps // 2, _FIRST_LOOK)
 
     def pays(self, n_wanted: int, n_columns: int) -> bool:

@@ -30,7 +30,7 @@ class ProbeFits:
     """What a solver returns: one probe per cell, training set and penalty, in raw features.
 
     `decision` holds x'w + intercept of all rows. `certificate` bounds what the objective exceeds its minimum by,
-    relative to the objective at zero. Fits that have no unique solution are NaN throughout.
+    relative to the objective at zero. The coefficients of fits that have no unique solution are NaN.
     """
 
     coef: Float64[Tensor, "cell fit penalty output feature"]

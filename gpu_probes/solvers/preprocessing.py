@@ -76,6 +76,11 @@ class Frame:
             target_centre=target_mean if preprocessing.fit_intercept else torch.zeros_like(target_mean),
         )
 
+    @classmethod
+    def unchanged(cls, like: Float64[Tensor, "cell feature"], n_targets: int, preprocessing: Preprocessing) -> Frame:
+        """Where nothing is shifted or scaled: no rows need be summed up."""
+        return cls(preprocessing, torch.zeros_like(like), torch.ones_like(like), like.new_zeros(n_targets))
+
     def take(self, cells: Int64[Tensor, " kept"]) -> Frame:
         """Some of the cells."""
         return replace(self, centre=self.centre[cells], scale=self.scale[cells])

@@ -7,10 +7,10 @@ those residuals; where even that is not enough, it is found again from a QR fact
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from gpu_probes.samples.training_sets import TrainingSets
@@ -24,6 +24,7 @@ from gpu_probes.terms import Solver
 CERTIFICATE_LIMIT = 1e-14
 _CERTIFICATE_GOAL = 1e-16
 _MAX_CORRECTIONS = 4
+_CACHED_ROWS = 256
 
 
 def fit_ridge(space: Primal | Dual, penalties: Sequence[float]) -> list[ProbeFits]:
@@ -187,15 +188,21 @@ class _Solutions:
         flat, offset = coef.flatten(1, 3), intercept.flatten(1, 3)[..., None]
         decision = coef.new_empty(*coef.shape[:4], self._rows.n_samples)
         back, total = torch.zeros_like(flat), torch.zeros_like(offset)
-        for chunk in self._rows.chunks():
-            values = (torch.baddbmm(offset, flat, chunk.features.mT)).unflatten(1, columns)
-            weight = self._sets.weights(chunk.samples)[fits.start : fits.stop, None, None]
-            errors = ((self._targets[chunk.samples].mT - values) * weight).flatten(1, 3)
-            back += errors @ chunk.features
+        for samples, features in self._pieces():
+            values = (torch.baddbmm(offset, flat, features.mT)).unflatten(1, columns)
+            weight = self._sets.weights(samples)[fits.start : fits.stop, None, None]
+            errors = ((self._targets[samples].mT - values) * weight).flatten(1, 3)
+            back += errors @ features
             total += errors.sum(2, keepdim=True)
-            decision[..., chunk.samples] = values
+            decision[..., samples] = values
         back, total = back.unflatten(1, columns), total.squeeze(2).unflatten(1, columns)
         return intercept, decision, [Measured(decision[:, i], back[:, i], total[:, i]) for i in range(len(fits))]
+
+    def _pieces(self) -> Iterator[tuple[Int64[Tensor, " row"], Float64[Tensor, "cell row feature"]]]:
+        """Samples and features of all rows: on a CPU so few at a time that its cache holds them for two products."""
+        for chunk in self._rows.chunks():
+            at_once = _CACHED_ROWS if chunk.features.device.type == "cpu" else len(chunk.samples)
+            yield from zip(chunk.samples.split(at_once), chunk.features.split(at_once, 1), strict=True)
 
     def _relative_gap(
         self, fit: int, penalty: Float64[Tensor, "penalty 1 1"], unknown: Tensor, measured: Measured

@@ -149,6 +149,8 @@ class Dual:
         self._kernel = None if preprocessing.centres else _kernel(self._features)
 
     def _frame(self, weight: Float64[Tensor, " row"]) -> Frame:
+        if not self.preprocessing.centres:
+            return Frame.unchanged(self.rows.origin, self._targets.shape[1], self.preprocessing)
         marginals = Marginals.of_rows(self._features, weight, self.rows.origin)
         return Frame.of(marginals, weight @ self._targets / weight.sum(), self.preprocessing)
 
@@ -159,7 +161,7 @@ class Dual:
         if self._kernel is None:
             kernel = _kernel(frame.apply(self._features[:, kept]))
         else:
-            kernel = self._kernel[:, kept][:, :, kept]
+            kernel = self._kernel.index_select(1, kept).index_select(2, kept)
         kernel.mul_(root).mul_(root[:, None])
         right_side = root * (self._targets[kept] - frame.target_centre).mT
         return System(kernel, right_side.expand(len(kernel), -1, -1))

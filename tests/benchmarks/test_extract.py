@@ -23,7 +23,7 @@ from benchmarks.extract.subject import Subject
 from benchmarks.shared import prompts as sets
 from benchmarks.shared.card import CardMemory
 from benchmarks.shared.measure import Limit, Spread, WrongResultError
-from benchmarks.shared.process import watch
+from benchmarks.shared.process import Usage, watch
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +37,8 @@ TINY = suite.Size(
     few_layers="0-1",
     layers_rows=10,
     memory_rows=32,
-    memory_shard_samples=4,
+    memory_shard_samples=1,
+    memory_rounds=2,
     n_rounds=2,
     larger=Larger(3, 16, 2, store_nbytes=2**18, limit_nbytes=2**32, shard_samples=100),
     large=Large(3, 32, 48, 4, 2, 2100, n_rows=24, median_tokens=60, longest_tokens=200, n_rounds=2),
@@ -259,10 +260,21 @@ def test_a_command_that_fails_under_the_limit_misses_the_target(tmp_path: Path) 
     assert "failed with" in str(larger.larger_table(small, used))
 
 
-def test_growth_is_per_byte_of_activations_added() -> None:
-    usage = memory.Usage(0, 100, 0, "")
-    used = {("ours", 10): usage, ("ours", 40): replace(usage, peak_nbytes=400)}
-    assert memory.growth(used, "ours", 10) == 1.0
+def test_growth_is_told_from_noise() -> None:
+    # Bytes of the peak by rows of 10 bytes: half a byte for each, and two processes that differ by 2.
+    def used(slope: float) -> dict[tuple[str, int], list[Usage]]:
+        return {
+            ("ours", n): [Usage(0, round(1000 + slope * 10 * n + off), 0, "") for off in (-1, 1)]
+            for n in (10, 20, 40, 80)
+        }
+
+    growth = memory.Growth.of(used(0.5), "ours", 10)
+    assert growth.slope == pytest.approx(0.5)
+    # By hand: residuals of 1 at 8 points, 6 degrees of freedom, squared deviations of the bytes.
+    deviations = np.repeat([100, 200, 400, 800], 2) - 375
+    assert growth.standard_error == pytest.approx((8 / 6 / np.square(deviations).sum()) ** 0.5)
+    assert not memory.memory_limit(used(0.5), 10).is_met
+    assert memory.memory_limit(used(0.0), 10).is_met
 
 
 @pytest.mark.parametrize("bad", [0.4, np.nan])

@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +55,17 @@ def test_one_part_alone(tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "slope: logistic, rows" in result.output
     assert "newton-cholesky" not in result.output
+
+
+def test_peers_are_not_slowed_by_settings_for_another_processor(tmp_path: Path):
+    json_path = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "solver", "--quick", "--part", "growth", "--json", str(json_path)]
+    slowing = {"OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_L2_SIZE": "64"}
+    subprocess.run([*command, "--folder", str(tmp_path)], env=os.environ | slowing, check=True, capture_output=True)
+    hardware = json.loads(json_path.read_text())["hardware"]
+    libraries = ("numpy", "scipy", "torch")
+    assert all(re.fullmatch(r".+, \d+ threads", hardware[f"BLAS of {library}"]) for library in libraries)
+    assert "Prescott" not in hardware["BLAS of numpy"]
 
 
 def test_errors_of_fits_are_seen():

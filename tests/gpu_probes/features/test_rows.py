@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpu_probes import ArrayCellSource, Cell, CellError
-from gpu_probes.features.rows import Rows, look_over
+from gpu_probes.features.rows import Rows, Workspace, look_over
 
 
 class Blocks(ArrayCellSource):
@@ -31,17 +31,37 @@ def test_chunks_hold_all_rows_sorted_by_lot_and_widened_exactly(dtype, chunk_row
     lots = rng.integers(0, 3, 23)
     rows = rows_of(Blocks(stored), lots, chunk_rows, device)
     for _ in range(2):
-        chunks = list(rows.chunks())
-        assert len(chunks) == -(-23 // chunk_rows)
-        np.testing.assert_array_equal(torch.cat([chunk.samples for chunk in chunks]).cpu(), rows.order.cpu())
-        for chunk in chunks:
+        seen = []
+        for chunk in rows.chunks():
             samples = chunk.samples.cpu().numpy()
+            seen.append(samples)
             expected = stored.astype(np.float64)[samples, :, 0].transpose(1, 0, 2)
             assert chunk.features.dtype == torch.float64
             np.testing.assert_array_equal(chunk.features.cpu().numpy(), expected)
             for lot, held in enumerate(chunk.lots):
                 assert (lots[samples[held]] == lot).all()
+        assert len(seen) == -(-23 // chunk_rows)
+        np.testing.assert_array_equal(np.concatenate(seen), rows.order.cpu())
     assert sorted(rows.order.tolist()) == list(range(23))
+
+
+def test_one_block_after_another_uses_the_same_memory():
+    rng, workspace, lots = np.random.default_rng(0), Workspace(), np.zeros(6, dtype=np.int64)
+    places = set()
+    # Smaller, larger than what is there, and smaller again.
+    for shape in ((6, 2, 1, 3), (6, 2, 1, 2), (6, 2, 1, 5), (6, 2, 1, 4)):
+        array = rng.standard_normal(shape)
+        cells = [Cell(0, -1), Cell(1, -1)]
+        place = torch.device("cpu")
+        rows = Rows(ArrayCellSource(array), cells, lots, 1, chunk_rows=6, device=place, workspace=workspace)
+        (chunk,) = rows.chunks()
+        np.testing.assert_array_equal(chunk.features.numpy(), array[:, :, 0].transpose(1, 0, 2))
+        places.add(chunk.features.data_ptr())
+    assert len(places) <= 2
+    zeros = workspace.zeros("sums", (2, 3), torch.device("cpu"))
+    zeros += 1
+    assert not workspace.zeros("sums", (3, 2), torch.device("cpu")).any()
+    assert (chunk.features.numpy() == array[:, :, 0].transpose(1, 0, 2)).all()
 
 
 def test_what_is_read_is_a_copy():

@@ -82,8 +82,28 @@ def test_rows_that_a_number_each_is_solved_for_come_at_once():
 
 def test_a_gpu_makes_its_centred_copies_of_a_whole_lot():
     few, whole = (
-        cell_nbytes(workload(n_train=20_000, centres=True, in_pieces=in_pieces), 20_000, 10)
+        cell_nbytes(workload(n_train=6_000, centres=True, in_pieces=in_pieces), 6_000, 10)
         for in_pieces in (True, False)
     )
     # Two copies in float64; a lot is a fifth of the rows, a piece 1,024.
-    assert whole - few == 2 * 8 * (20_000 // 5 - 1024) * 1536
+    assert whole - few == 2 * 8 * (6_000 // 5 - 1024) * 1536
+
+
+def test_copies_of_weighted_rows_and_of_the_largest_lot_are_counted():
+    def on_gpu(**changes) -> int:
+        return cell_nbytes(workload(n_train=20_000, in_pieces=False, **changes), 20_000, 10)
+
+    copies = 2 * 8 * (20_000 // 5) * 1536
+    assert on_gpu(weighted=True) - on_gpu() == copies
+    # Nine in ten rows are in one lot.
+    assert on_gpu(weighted=True, largest_lot=18_000) - on_gpu(weighted=True) == 2 * 8 * 14_000 * 1536
+
+
+def test_factors_of_each_class_are_made_beside_those_that_they_replace():
+    def matrices(n_outputs: int) -> int:
+        # So wide that nothing else counts.
+        logistic = workload(n_train=20, n_test=0, n_features=20, n_alphas=1, n_outputs=n_outputs, probe="logistic")
+        more = workload(n_train=2000, n_test=0, n_features=2000, n_alphas=1, n_outputs=n_outputs, probe="logistic")
+        return round((cell_nbytes(more, 2000, 3) - cell_nbytes(logistic, 20, 3)) / (8 * 2000**2))
+
+    assert matrices(1) == matrices(4) - 3 * (4 + 1) + 3

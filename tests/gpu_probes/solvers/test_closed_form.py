@@ -84,6 +84,25 @@ def test_lda_is_its_formula_without_each_fold(n_features: int, space: type, n_cl
             assert_is(fits, fit, k, expected(features), features, atol=1e-9)
 
 
+@pytest.mark.parametrize(("apart", "alpha"), [(1.0, 1e-6), (1e2, 1e-2), (1e4, 1.0), (1e7, 1.0)])
+@pytest.mark.parametrize(("n_features", "space"), [(8, Primal), (90, Dual)])
+def test_lda_of_classes_far_apart_is_right_or_said_not_to_be(n_features: int, space: type, apart: float, alpha: float):
+    rng, one_hot = np.random.default_rng(0), np.eye(3)[np.arange(N) % 3]
+    features = rng.standard_normal((N, n_features)) + apart * one_hot @ rng.standard_normal((3, n_features))
+    folds = FoldPlan.without_folds(N)
+    rows, sets = block_of(features, folds)
+    fits = fit_lda(space(rows, torch.tensor(one_hot), sets, Preprocessing(True)), [alpha])
+    # By the rows' own singular values: nothing is squared, and nothing cancels.
+    _, _, means, within = in_frame(features, one_hot, np.ones(N), False)
+    _, singular, right = np.linalg.svd(within, full_matrices=True)
+    spread = np.zeros(n_features)
+    spread[: len(singular)] = singular
+    expected = N * (right.T / (spread**2 + alpha)) @ right @ means.T
+    off = np.abs(fits.coef[0, -1, 0].numpy() - expected.T).max() / np.abs(expected).max()
+    assert bool(fits.converged[0, -1, 0]) == (apart <= 1e4)
+    assert off < 1e-5 or not fits.converged[0, -1, 0]
+
+
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_lda_without_a_penalty_is_scikit_learns(n_classes: int):
     features, one_hot, _ = draw(6, n_classes)

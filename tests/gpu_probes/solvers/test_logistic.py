@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
+from gpu_probes import ArrayCellSource, sweep
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.solvers import logistic, newton
+from gpu_probes.solvers.logistic_problem import Problem
 from gpu_probes.solvers.losses import SigmoidLoss, SoftmaxLoss
 from gpu_probes.solvers.preprocessing import Preprocessing
 from tests.helpers.blocks import block_of, only_cell
@@ -163,3 +165,54 @@ def test_features_that_leave_the_preconditioner_without_a_factor(n_classes: int,
     merged = np.column_stack([features[:, 0] * np.sqrt(2), features[:, 2:]])
     alone = fit(merged, labels, [alpha], FoldPlan.without_folds(400))
     torch.testing.assert_close(fits.decision, alone.decision, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_a_cell_without_a_fit_costs_the_others_of_its_block_nothing(
+    fit_intercept: bool, monkeypatch: pytest.MonkeyPatch
+):
+    steps: list[int] = []
+    direction = newton.newton_direction
+
+    def counted(*arguments, **options):
+        steps.append(1)
+        return direction(*arguments, **options)
+
+    monkeypatch.setattr(newton, "newton_direction", counted)
+    labels = np.arange(80) % 2.0
+    array = np.random.default_rng(1).standard_normal((80, 3, 1, 10)) + 0.5 * labels[:, None, None, None]
+
+    def n_steps(cells: np.ndarray) -> int:
+        steps.clear()
+        sweep(
+            ArrayCellSource(cells), labels, task_type="classification", alphas=[0.1, 1.0, 10.0], k_fold=True,
+            n_folds=4, fit_intercept=fit_intercept, nested_cv=False, device="cpu",
+        )  # fmt: skip
+        return len(steps)
+
+    whole = n_steps(array)
+    for value in (1.0, np.nan):
+        without = array.copy()
+        without[:, 0] = value
+        assert n_steps(without) <= whole
+
+
+def test_rounding_of_the_objective_does_not_keep_a_fit_going(monkeypatch: pytest.MonkeyPatch):
+    products: list[int] = []
+    times = Problem.hessian_times
+
+    def counted(self, *arguments):
+        products.append(1)
+        return times(self, *arguments)
+
+    monkeypatch.setattr(Problem, "hessian_times", counted)
+    rng = np.random.default_rng(12)
+    features, labels = rng.standard_normal((46, 13)), rng.integers(0, 4, 46)
+    labels[:12] = np.repeat(np.arange(4), 3)
+    rows, sets = block_of(features, plan_folds(labels.astype(float), n_folds=3, seed=0))
+    fits = logistic.fit_logistic(
+        rows, torch.tensor(np.eye(4)[labels]), sets, [1e-6], SoftmaxLoss(), Preprocessing(True, True)
+    )
+    assert fits.converged.all()
+    # It was 20,000, up to the limit of each step.
+    assert len(products) < 5000
