@@ -336,6 +336,13 @@ def test_the_architecture_names_files_that_exist_and_every_module():
     assert not missing, f"docs/architecture.md lacks {sorted(str(path.relative_to(ROOT)) for path in missing)}"
 
 
+def test_the_mathematics_names_files_that_exist():
+    there = {path.name for path in (ROOT / "gpu_probes").rglob("*.py")}
+    named = {span for span in code_spans(prose(ROOT / "docs/maths.md")) if re.fullmatch(r"\w+\.py", span)}
+    assert len(named) > 20
+    assert not named - there
+
+
 def test_the_architecture_knows_all_packages():
     listed = tomllib.loads(read(ROOT / "pyproject.toml"))["tool"]["setuptools"]["packages"]["find"]["include"]
     assert listed == [f"{name}*" for name in PACKAGES]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -99,9 +99,46 @@ class LabelPlan:
         )
 
 
+# Scores decision values ``[cell, shuffle, row, output]`` of a fold against shuffled targets: ``[cell, shuffle]``.
+ScoreFold = Callable[[Float64[Tensor, "cell shuffle row output"]], Float64[Tensor, "cell shuffle"]]
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Some orders of a label: its targets, as they are fitted, and what scores decision values of each fold."""
+
+    targets: Float64[Tensor, "train_sample shuffle output"]
+    score_fold: tuple[ScoreFold, ...]
+
+    @classmethod
+    def of(
+        cls,
+        label: LabelPlan,
+        drawn: Int64[np.ndarray, "shuffle train_sample"],
+        rows_of_fold: Sequence[Int64[Tensor, " _"]],
+    ) -> Shuffled:
+        """Put them on the device."""
+        orders = torch.from_numpy(drawn).to(label.train_targets.device)
+        scorers = tuple(_scorer(label, orders[:, rows]) for rows in rows_of_fold)
+        return cls(label.shuffled_targets[orders.mT], scorers)
+
+    @classmethod
+    def batches(cls, label: LabelPlan, at_once: int, rows_of_fold: Sequence[Int64[Tensor, " _"]]) -> Iterator[Shuffled]:
+        """All shuffles of a label; where the probe's own scores are not compared, the labels as they are go first."""
+        assert label.shuffles is not None
+        # One factorisation serves them, too.
+        first = [np.arange(len(label.train_targets))[None]] if label.statistic == "least_squares" else []
+        for drawn in label.shuffles.batches(at_once):
+            yield cls.of(label, np.concatenate([*first, drawn]), rows_of_fold)
+            first = []
+
+
 @dataclass(frozen=True)
 class SearchPlan:
-    """What all cells share; several labels only for ridge. `penalties` are those of the `alphas`."""
+    """What all cells share; several labels only for ridge. `penalties` are those of the `alphas`.
+
+    `shuffled` are all shuffles of the only label, if so many are worked on at once: made once for all blocks.
+    """
 
     probe: ProbeKind
     labels: tuple[LabelPlan, ...]
@@ -112,6 +149,7 @@ class SearchPlan:
     dual: bool
     sets: TrainingSets
     preprocessing: Preprocessing
+    shuffled: Shuffled | None
 
     @property
     def n_folds(self) -> int:
@@ -244,7 +282,7 @@ _FITS: dict[ProbeKind, Callable[[SearchPlan, Rows], tuple[list[ProbeFits], Decid
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class NullScores:
     """CV scores of shuffled labels; `unshuffled`: of the labels themselves by the same fits, None for the probe's own.
 
     They are compared with each other, or with the CV scores of the probe.
@@ -254,41 +292,35 @@ class Shuffled:
     scores: Float64[Tensor, "cell penalty shuffle"]
 
 
-def _score_shuffles(plan: SearchPlan, label: LabelPlan, decide: Decide, n_cells: int) -> Shuffled:
+def _score_shuffles(plan: SearchPlan, label: LabelPlan, decide: Decide, n_cells: int) -> NullScores:
     """CV scores of each shuffle of the labels, a few shuffles at a time."""
     if label.shuffles is None:
-        return Shuffled(None, label.train_targets.new_empty(n_cells, len(plan.penalties), 0))
-    apart = label.statistic == "least_squares"
-    # The labels as they are go first: one factorisation serves them, too.
-    first = [np.arange(len(label.train_targets))[None]] if apart else []
+        return NullScores(None, label.train_targets.new_empty(n_cells, len(plan.penalties), 0))
+    batches = Shuffled.batches(label, plan.shuffles_at_once, plan.sets.rows_of_fold)
+    if plan.shuffled is not None:
+        batches = iter([plan.shuffled])
     parts = []
-    for drawn in label.shuffles.batches(plan.shuffles_at_once):
-        parts.append(_score_orders(plan, label, decide, n_cells, np.concatenate([*first, drawn])))
-        first = []
+    for batch in batches:
+        parts.append(_score_batch(plan, batch, decide, n_cells))
+        del batch  # It is given back before the next is drawn.
     scores = torch.cat(parts, 2)
-    return Shuffled(scores[:, :, 0], scores[:, :, 1:]) if apart else Shuffled(None, scores)
+    if label.statistic == "least_squares":
+        return NullScores(scores[:, :, 0], scores[:, :, 1:])
+    return NullScores(None, scores)
 
 
-def _score_orders(
-    plan: SearchPlan,
-    label: LabelPlan,
-    decide: Decide,
-    n_cells: int,
-    drawn: Int64[np.ndarray, "shuffle sample"],
+def _score_batch(
+    plan: SearchPlan, shuffled: Shuffled, decide: Decide, n_cells: int
 ) -> Float64[Tensor, "cell penalty shuffle"]:
-    """CV scores of some shuffles; what it takes is given back before the next are drawn."""
-    orders = torch.from_numpy(drawn).to(label.train_targets.device)
-    shuffled = label.shuffled_targets[orders.mT]
-    scores = shuffled.new_zeros(n_cells, len(plan.penalties), len(orders))
-    score_fold = [_scorer(label, orders[:, plan.fold_rows(fold)]) for fold in range(plan.n_folds)]
-    for fold, penalty, decision in decide(shuffled):
-        scores[:, plan.penalties.index(penalty)] += score_fold[fold](decision) / plan.n_folds
+    """CV scores of some shuffles."""
+    targets = shuffled.targets
+    scores = targets.new_zeros(n_cells, len(plan.penalties), targets.shape[1])
+    for fold, penalty, decision in decide(targets):
+        scores[:, plan.penalties.index(penalty)] += shuffled.score_fold[fold](decision) / plan.n_folds
     return scores
 
 
-def _scorer(
-    label: LabelPlan, orders: Int64[Tensor, "shuffle sample"]
-) -> Callable[[Float64[Tensor, "cell shuffle sample output"]], Float64[Tensor, "cell shuffle"]]:
+def _scorer(label: LabelPlan, orders: Int64[Tensor, "shuffle sample"]) -> ScoreFold:
     """Score decision values against shuffled targets, whose ranks are the same for all penalties."""
     if label.task.task_type == "regression":
         ranks = unit_ranks_of_places(label.places[orders], label.n_places)[None]
@@ -310,7 +342,7 @@ def _search_label(
     plan: SearchPlan,
     label: LabelPlan,
     fits: ProbeFits,
-    shuffled: Shuffled,
+    shuffled: NullScores,
     seen: Overview,
     test: Rows | None,
     seen_test: Overview | None,
@@ -363,7 +395,7 @@ def _search_label(
 
 
 def _compare(
-    shuffled: Shuffled, cv_scores: Float64[Tensor, "cell penalty"]
+    shuffled: NullScores, cv_scores: Float64[Tensor, "cell penalty"]
 ) -> tuple[Float64[Tensor, " cell"], Float64[Tensor, "cell shuffle"]]:
     """Scores at the best penalty of the labels and of each shuffle, of penalties that the labels could choose from."""
     unshuffled = cv_scores if shuffled.unshuffled is None else shuffled.unshuffled

@@ -14,7 +14,7 @@ from jaxtyping import Float64
 from gpu_probes.features.cells import CellSource
 from gpu_probes.features.rows import Rows, Workspace
 from gpu_probes.samples.training_sets import TrainingSets
-from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, search_block
+from gpu_probes.search.block import BlockResult, LabelPlan, SearchPlan, Shuffled, search_block
 from gpu_probes.search.inputs import Label
 from gpu_probes.search.planner import BlockPlan
 from gpu_probes.solvers.preprocessing import Preprocessing
@@ -40,16 +40,22 @@ class BlockSearch:
 
     def on(self, device: torch.device) -> Callable[[tuple[Cell, ...]], list[BlockResult]]:
         """Put what all blocks share on a device; what comes back searches one block, a result for each label."""
+        labels = tuple(LabelPlan.of(label, device) for label in self.labels)
+        sets = TrainingSets.of(self.labels[0].folds, self.weights, device)
+        shuffled, (label, *others), at_once = None, labels, self.plan.shuffles_at_once
+        if label.shuffles is not None and not others and label.shuffles.n_shuffles <= at_once:
+            (shuffled,) = Shuffled.batches(label, at_once, sets.rows_of_fold)
         shared = SearchPlan(
             probe=self.labels[0].probe,
-            labels=tuple(LabelPlan.of(label, device) for label in self.labels),
+            labels=labels,
             alphas=self.alphas,
             penalties=self.penalties,
             penalties_at_once=self.plan.penalties_at_once,
-            shuffles_at_once=self.plan.shuffles_at_once,
+            shuffles_at_once=at_once,
             dual=self.dual,
-            sets=TrainingSets.of(self.labels[0].folds, self.weights, device),
+            sets=sets,
             preprocessing=self.preprocessing,
+            shuffled=shuffled,
         )
         return partial(self._search, shared, device, threading.local())
 

@@ -223,7 +223,9 @@ def lot_crosses(rows: Rows, targets: Float64[Tensor, "sample target"], sets: Tra
     for chunk in rows.chunks():
         for lot, held in enumerate(chunk.lots):
             samples, features = chunk.samples[held], chunk.features[:, held]
-            weighted = targets[samples] * sets.weight_of_sample[samples, None]
+            weighted = targets[samples]
+            if sets.weighted:
+                weighted *= sets.weight_of_sample[samples, None]
             out.targets[lot] += weighted.sum(0)
             out.cross[:, lot] += features.mT @ weighted
     return out

@@ -199,7 +199,8 @@ class Dual:
 
         def right_side(fit: int) -> Float64[Tensor, "cell n column"]:
             kept = self._kept[fit]
-            return (self._root[fit, kept, None] * by_row[kept]).expand(len(self._features), -1, -1)
+            weighted = self._root[fit, kept, None] * by_row[kept] if self.sets.weighted else by_row[kept]
+            return weighted.expand(len(self._features), -1, -1)
 
         return right_side
 
@@ -209,8 +210,8 @@ class Dual:
         if self._kernel is None:
             kernel = frame.apply(self._features[:, held]) @ frame.apply(self._features[:, kept]).mT
         else:
-            kernel = mirrored(self._kernel)[:, held][:, :, kept]
-        yield kernel * self._root[fit, kept]
+            kernel = _rows_of(self._kernel, held).index_select(2, kept)
+        yield kernel * self._root[fit, kept] if self.sets.weighted else kernel
 
     def gap(
         self, residual: Float64[Tensor, "cell penalty target n"], penalty: Float64[Tensor, "penalty 1"]
@@ -230,3 +231,11 @@ def _kernel(features: Float64[Tensor, "cell row feature"]) -> Float64[Tensor, "c
     kernel = features.new_zeros(*features.shape[:2], features.shape[1])
     add_gram(kernel, features.mT)
     return kernel
+
+
+def _rows_of(kernel: Float64[Tensor, "cell row row"], held: slice) -> Float64[Tensor, "cell held row"]:
+    """Some rows of a symmetric matrix of which the lower triangle is filled in."""
+    rows = kernel[:, held].clone()
+    rows[:, :, held] = mirrored(kernel[:, held, held])
+    rows[:, :, held.stop :] = kernel[:, held.stop :, held].mT
+    return rows
