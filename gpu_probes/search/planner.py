@@ -229,9 +229,10 @@ def _reading_nbytes(w: Workload, n_rows: int, chunk_rows: int) -> int:
 
 
 def _left_nbytes(w: Workload) -> int:
-    """What a CPU has left of the block before, to be used again: the lots' matrices."""
-    is_primal = w.solves_ridges and not w.is_dual
-    return max(w.n_folds, 1) * _FLOAT * w.n_features**2 if w.in_pieces and is_primal else 0
+    """What a CPU has left of the block before, to be used again: matrices of the lots, of a fit, and its factor."""
+    if not (w.in_pieces and w.solves_ridges):
+        return 0
+    return _FLOAT * (w.n_train**2 if w.is_dual else (max(w.n_folds, 1) + 2) * w.n_features**2)
 
 
 def _solving_nbytes(w: Workload, penalties: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from gpu_probes.features.rows import Workspace
 from gpu_probes.solvers.blas import factorise_in_place
 
 # Columns of one panel: narrow enough for its own factor to cost little, wide enough for the matrix product.
@@ -37,12 +38,14 @@ class Factor:
         return 1 + rows.shape[-1] * torch.finfo(rows.dtype).eps * rows.amax(-1) / pivots.amin(-1)
 
 
-def factorise(matrix: Float64[Tensor, "cell n n"], penalty: float) -> Factor:
+def factorise(matrix: Float64[Tensor, "cell n n"], penalty: float, workspace: Workspace | None = None) -> Factor:
     """Factorise ``matrix + penalty I``, given by its lower triangle; sees no right-hand side.
+
+    In a workspace, the factor stays until the next one is made there.
 
     Without a penalty, a pivot that is lost in rounding (1 - R^2 of that column on the ones before it) is singular.
     """
-    penalised = matrix.clone()
+    penalised = (workspace or Workspace()).empty("factor", matrix.shape, matrix.device).copy_(matrix)
     penalised.diagonal(dim1=-2, dim2=-1).add_(penalty)
     singular = _factorise_in_place(penalised)
     if penalty == 0:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from gpu_probes.features.rows import PIECE_ROWS, Chunk, Rows
+from gpu_probes.features.rows import PIECE_ROWS, Chunk, Rows, Workspace
 from gpu_probes.samples.training_sets import Lots, TrainingSets
 from gpu_probes.solvers.blas import add_square
 from gpu_probes.solvers.preprocessing import Frame, Marginals, Preprocessing
@@ -68,12 +68,14 @@ class LotMoments:
         weight = lots.included * self.weight
         return (weight / weight.sum()) @ self.target_mean
 
-    def of_fit(self, lots: Lots, frame: Frame) -> Moments:
-        """Sum up the lots that train a fit, about the centre of its frame.
+    def of_fit(self, lots: Lots, frame: Frame, workspace: Workspace) -> Moments:
+        """Sum up the lots that train a fit, about the centre of its frame; until the next one is.
 
         Summed from the lots that are in it: total minus lot would cancel where one lot dominates.
         """
-        gram, cross = _sum_lower(self.gram, lots.numbers), self.cross[:, lots.index].sum(1)
+        gram = workspace.zeros("Gram matrix of a fit", self.gram[:, 0].shape, self.gram.device)
+        _sum_lower(gram, self.gram, lots.numbers)
+        cross = self.cross[:, lots.index].sum(1)
         if frame.preprocessing.centres:
             between = self.mean[:, lots.index] - frame.centre[:, None]
             weighted = (between * self.weight[lots.index, None]).mT
@@ -257,14 +259,14 @@ def mirrored(gram: Float64[Tensor, "*cell feature feature"]) -> Float64[Tensor, 
 
 
 def _sum_lower(
-    grams: Float64[Tensor, "cell lot feature feature"], lots: Sequence[int]
-) -> Float64[Tensor, "cell feature feature"]:
+    total: Float64[Tensor, "cell feature feature"],
+    grams: Float64[Tensor, "cell lot feature feature"],
+    lots: Sequence[int],
+) -> None:
     """Sum over the lots, strip by strip: the sum stays in the cache while lots are added to it."""
-    total = torch.zeros_like(grams[:, 0])
     for start in range(0, total.shape[1], STRIP):
         stop = min(start + STRIP, total.shape[1])
         first, *others = (grams[:, lot, start:stop, :stop] for lot in lots)
         strip = total[:, start:stop, :stop].copy_(first)
         for other in others:
             strip += other
-    return total

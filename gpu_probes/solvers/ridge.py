@@ -42,7 +42,7 @@ def fit_ridge(space: Primal | Dual, penalties: Sequence[float]) -> list[ProbeFit
         system = space.system(fit)
         solved = []
         for k, penalty in enumerate(penalties):
-            factor = factorise(system.matrix, penalty)
+            factor = factorise(system.matrix, penalty, rows.workspace)
             solved.append(factor.solve(system.right_side.mT).mT)
             if penalty == 0:
                 too_few = sets.n_rows[fit] < rows.n_features + space.preprocessing.fit_intercept
@@ -65,7 +65,7 @@ def decide_held_out_ridge(
         matrix, right_side = space.system(fold).matrix, right_sides(fold)
         kept = list(space.held_out(fold)) if space.rows.is_whole else None
         for penalty in penalties:
-            factor = factorise(matrix, penalty)
+            factor = factorise(matrix, penalty, space.rows.workspace)
             held_out = space.held_out(fold) if kept is None else kept
             pieces = [_solve_between(factor, piece, right_side) for piece in held_out]
             yield fold, penalty, torch.cat(pieces, 1).mT.unflatten(1, shuffled.shape[1:]).mT
@@ -125,7 +125,7 @@ class _Solutions:
         """Correct the solution of one fit from its residual, until its gap is small enough."""
         penalty, unknown = self._penalties[k : k + 1], self._unknowns[fit][:, k : k + 1]
         among = self.above(_CERTIFICATE_GOAL)[:, fit, k]
-        factor = factorise(self._space.system(fit).matrix, float(penalty))
+        factor = factorise(self._space.system(fit).matrix, float(penalty), self._rows.workspace)
         coef, measured = self._coef[:, fit, k : k + 1], None
         for n_corrections in range(_MAX_CORRECTIONS + 1):
             intercept, _, (measured,) = self._measure(range(fit, fit + 1), coef[:, None])

@@ -93,9 +93,9 @@ class Primal(Framed):
         super().__init__(rows, sets, preprocessing, frames)
 
     def system(self, fit: int) -> System:
-        """Gram matrix and right side, of centred and scaled features."""
+        """Gram matrix and right side, of centred and scaled features, until the next system is asked for."""
         frame = self.frames[fit]
-        moments = self._moments.of_fit(self.sets.lots[fit], frame)
+        moments = self._moments.of_fit(self.sets.lots[fit], frame, self.rows.workspace)
         if frame.preprocessing.standardize:
             moments.gram.div_(frame.scale[:, :, None]).div_(frame.scale[:, None, :])
         return System(moments.gram, moments.cross.mT / frame.scale[:, None])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpu_probes.features.rows import Workspace
 from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.samples.training_sets import Lots
 from gpu_probes.solvers.moments import STRIP, lot_marginals, lot_moments
@@ -33,7 +34,7 @@ def test_moments_of_a_fit_are_those_of_its_training_rows(
             X, y = X - mean, y - target_mean
         marginals = lots.marginals.of_fit(included)
         frame = Frame.of(marginals, lots.target_mean_of_fit(included), Preprocessing(centred, centred))
-        ours = lots.of_fit(included, frame)
+        ours = lots.of_fit(included, frame, Workspace())
         np.testing.assert_allclose(ours.gram[0].cpu().tril(), np.tril(X.T @ (w * X)), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(ours.cross[0].cpu(), X.T @ (w * y), rtol=1e-12, atol=1e-12)
         if centred:
@@ -51,7 +52,7 @@ def test_a_dominant_fold_does_not_cancel_the_others_away():
     lots = lot_moments(rows, torch.tensor(features), sets, Preprocessing())
     included = sets.lots[0]
     frame = Frame.of(lots.marginals.of_fit(included), lots.target_mean_of_fit(included), Preprocessing())
-    assert lots.of_fit(included, frame).gram.item() == 2.0
+    assert lots.of_fit(included, frame, Workspace()).gram.item() == 2.0
 
 
 @pytest.mark.parametrize("chunk_rows", [40, 7])
