@@ -204,7 +204,7 @@ def _ridge(size: Size, folder: Path, device: str, found: Findings) -> None:
             rows.append(_row(shape, races[-1]) | share | {"off, sd": f"{errors[-1]:.0e}"})
         name = f"ridge, {len(grid)} alpha{'s'[: len(grid) > 1]}"
         found.tables.append(Table(f"{name}: seconds of ours per cell; times of ours", rows))
-        found.targets += _mean_targets(name, races, wanted | {FLOOR: 0.6})
+        found.targets += _mean_targets(name, races, wanted | {FLOOR: 0.8})
         slowest = min(r.ratio(peer).median for r in races for peer in (F64, GRAM, ALL_ALPHAS, HIMALAYA))
         found.targets.append(Target(f"{name}: no peer in float64 is faster at any shape", 1.0, Spread.of([slowest])))
         found.targets.append(Limit(f"{name}: off an SVD's predictions, sd", RIDGE_LIMIT, Spread.of([max(errors)])))

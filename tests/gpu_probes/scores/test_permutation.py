@@ -16,6 +16,7 @@ from gpu_probes.samples.folds import FoldPlan, plan_folds
 from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.shuffles import Shuffles, draw_shuffles
 from gpu_probes.scores.permutation import PermutationTest, compare_with_shuffles
+from gpu_probes.search import block
 
 N, LAYERS, POSITIONS = 60, 2, 2
 ALPHAS = [1.0, 100.0]
@@ -212,6 +213,27 @@ def test_a_cell_without_a_score_has_no_p():
     assert np.isnan(result.observed_score[0]).tolist() == [True, False]
     assert isinstance(result.permutation, PermutationTest)
     assert np.isnan(result.permutation.p[0]).tolist() == [True, False]
+
+
+def test_shuffles_that_come_at_once_are_ranked_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch):
+    array, labels = cells(8)
+    ranked: list[int] = []
+    scorer = block._scorer
+
+    def counted(*arguments):
+        ranked.append(1)
+        return scorer(*arguments)
+
+    monkeypatch.setattr(block, "_scorer", counted)
+    monkeypatch.setattr("gpu_probes.search.planner._SMALL_BLOCK_BYTES", 0)  # A block for each cell.
+    options = {"k_fold": True, "alphas": ALPHAS, "permutations": N_SHUFFLES}
+    at_once = sweep(ArrayCellSource(array), labels, **options)
+    assert len(ranked) == 5
+    monkeypatch.setattr("gpu_probes.search.planner._MOST_SHUFFLES", 4)
+    ranked.clear()
+    few = sweep(ArrayCellSource(array), labels, **options)
+    assert len(ranked) == 5 * 2 * LAYERS * POSITIONS
+    np.testing.assert_allclose(few.null_score, at_once.null_score, atol=1e-12)
 
 
 @pytest.mark.slow
