@@ -131,5 +131,5 @@ def memory_limit(used: Usages, sample_nbytes: int) -> Limit:
     return Limit(
         f"memory: growth of ours per byte of activations, in standard errors ({growth})",
         2.0,
-        Spread.of([growth.slope / growth.standard_error]),
+        Spread.of([growth.slope / max(growth.standard_error, 1e-9)]),
     )

@@ -343,7 +343,8 @@ def plan_later(sweep: Workload, *, n_directions: int, n_draws: int) -> list[Work
         unpenalised=False,
     )
     return [
-        Work("the learning curve", 1, 1, one),
+        # Rows that are left out weigh nothing.
+        Work("the learning curve", 1, 1, replace(one, weighted=True)),
         Work("the baseline of random labels", 1, n_draws, one),
         Work("the baseline of one number", 1, 1, number),
         Work("the baseline of random directions", n_directions, 1, number),

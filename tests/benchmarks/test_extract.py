@@ -72,14 +72,14 @@ def test_quick_run_prints_and_writes_every_table_and_target(
     race = [speed.ORIGINAL, speed.OURS, speed.BARE]
     layers = [speed.ALL_LAYERS, "--layers 0-1"]
     reuse = [speed.NOT_REUSED, speed.REUSED]
-    peaks = [speed.ORIGINAL, speed.ORIGINAL, speed.OURS, speed.OURS]
+    peaks = [speed.ORIGINAL] * 4 + [speed.OURS] * 4
     commands = [larger.EXTRACT, larger.EXTRACT_TEST, larger.TRAIN]
     assert [[next(iter(row.values())) for row in table["rows"]] for table in figures["tables"]] == [
         *[race, race, layers, reuse, reuse, reuse, peaks, commands]
     ]
     assert all(table["title"] in result.output for table in figures["tables"])
     spreads = [cell for table in figures["tables"] for row in table["rows"] for cell in row.values() if "low" in cell]
-    assert len(spreads) == 2 * 3 * 4 + 4 * 2 * 3
+    assert len(spreads) == 2 * 3 * 4 + 4 * 2 * 3 + 8 * 2
     assert all(0 < cell["low"] <= cell["median"] <= cell["high"] for cell in spreads)
     assert len(figures["targets"]) == 2 * 2 + 1 + 3 + 1 + 1
     assert all(target["what"] in result.output for target in figures["targets"])
