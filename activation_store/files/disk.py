@@ -54,9 +54,12 @@ class Disk:
     def n_bytes(self, name: str) -> int | None:
         """Length of a regular file; a pipe in its place would block whoever reads it."""
         try:
-            found = path_inside(self.location, name).stat()
+            found = self._path(name).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError):
+            # It says what is wrong with a name that no file can have.
+            found = path_inside(self.location, name).stat()
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def read(self, name: str) -> bytes:
@@ -71,9 +74,7 @@ class Disk:
 
     def open(self, name: str) -> InMemory:
         """Map a file; NumPy's own `memmap` takes several times as long."""
-        # Following links takes longer than reading a small file, and stores rarely have any.
-        if any(map(os.path.islink, accumulate(name.split("/"), "{}/{}".format, initial=str(self.location)))):
-            path_inside(self.location, name)
+        self._path(name)
         path = self.location / name
         with naming_file(path):
             # Reading a pipe in its place would block forever.
@@ -88,6 +89,16 @@ class Disk:
                 return InMemory(mapped)
             finally:
                 os.close(descriptor)
+
+    def _path(self, name: str) -> Path:
+        """Path of a file; raises `CorruptStoreError` where it leads out of the folder.
+
+        Following links takes longer than reading a small file, and stores rarely have any.
+        """
+        parts = name.split("/")
+        if ".." in parts or any(map(os.path.islink, accumulate(parts, "{}/{}".format, initial=str(self.location)))):
+            return path_inside(self.location, name)
+        return self.location / name
 
     def names(self, folder: str = "") -> list[str]:
         """What is directly below a folder; names of folders end in a slash."""
