@@ -96,7 +96,8 @@ class Disk:
         Following links takes longer than reading a small file, and stores rarely have any.
         """
         parts = name.split("/")
-        if ".." in parts or any(map(os.path.islink, accumulate(parts, "{}/{}".format, initial=str(self.location)))):
+        steps = accumulate(parts, "{}/{}".format, initial=str(self.location))
+        if {"", ".."} & {*parts} or any(map(os.path.islink, steps)):
             return path_inside(self.location, name)
         return self.location / name
 
