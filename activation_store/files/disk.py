@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Disk:
 
     def __init__(self, path: Path, owner: str = "") -> None:
         self.location = path
+        self._own_folders: set[str] = set()
         # Ends the names of files that are being written: another one for each of several processes that write.
         self._draft_end = f"{'.' * bool(owner)}{owner}{DRAFT}"
 
@@ -54,7 +55,7 @@ class Disk:
     def n_bytes(self, name: str) -> int | None:
         """Length of a regular file; a pipe in its place would block whoever reads it."""
         try:
-            found = self._path(name).stat()
+            found = self._stat(name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError):
@@ -74,9 +75,9 @@ class Disk:
 
     def open(self, name: str) -> InMemory:
         """Map a file; NumPy's own `memmap` takes several times as long."""
-        self._path(name)
         path = self.location / name
         with naming_file(path):
+            self._stat(name)
             # Reading a pipe in its place would block forever.
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
@@ -90,16 +91,30 @@ class Disk:
             finally:
                 os.close(descriptor)
 
-    def _path(self, name: str) -> Path:
-        """Path of a file; raises `CorruptStoreError` where it leads out of the folder.
+    def _stat(self, name: str) -> os.stat_result:
+        """What a name leads to; raises `CorruptStoreError` where that is out of the folder.
 
-        Following links takes longer than reading a small file, and stores rarely have any.
+        Following links takes longer than reading a small file, and stores rarely have any: folders are looked at once.
         """
+        if self._has_own_folder(name):
+            found = os.lstat(f"{self.location}/{name}")
+            if not stat.S_ISLNK(found.st_mode):
+                return found
+        return path_inside(self.location, name).stat()
+
+    def _has_own_folder(self, name: str) -> bool:
+        """Whether a file's folder is reached without a link."""
         parts = name.split("/")
-        steps = accumulate(parts, "{}/{}".format, initial=str(self.location))
-        if {"", ".."} & {*parts} or any(map(os.path.islink, steps)):
-            return path_inside(self.location, name)
-        return self.location / name
+        if {"", ".."} & {*parts}:
+            return False
+        folder = "/".join(parts[:-1])
+        if not folder or folder in self._own_folders:
+            return True
+        steps = islice(accumulate(parts[:-1], "{}/{}".format, initial=str(self.location)), 1, None)
+        if not all(stat.S_ISDIR(os.lstat(step).st_mode) for step in steps):
+            return False
+        self._own_folders.add(folder)
+        return True
 
     def names(self, folder: str = "") -> list[str]:
         """What is directly below a folder; names of folders end in a slash."""

@@ -12,28 +12,44 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from activation_store.files.storage import DRAFT
 
 Piece = bytes | memoryview
-_WRITEBACK_NBYTES = 2**20
+_BLOCK_NBYTES = 2 * 2**20
 LONGEST_NAME = 255
 
 
 def write_file(path: Path, pieces: Iterable[Piece]) -> None:
     """Write the pieces one after another into a new file and fsync it; a link in its place is refused."""
     with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW) as descriptor:
-        started = written = 0
-        for piece in pieces:
-            write_all(descriptor, piece)
-            written += memoryview(piece).nbytes
-            if written - started >= _WRITEBACK_NBYTES:
-                _start_writeback(descriptor, started, written)
-                started = written
+        for number, block in enumerate(_blocks(pieces)):
+            write_all(descriptor, block)
+            if len(block) == _BLOCK_NBYTES:
+                _start_writeback(descriptor, number * _BLOCK_NBYTES, len(block))
         os.fsync(descriptor)
+
+
+def _blocks(pieces: Iterable[Piece]) -> Iterator[memoryview]:
+    """The same bytes, 2 MiB at a time: Linux then keeps and maps the file in huge pages, and reads have fewer faults.
+
+    See https://docs.kernel.org/mm/transhuge.html; ext4 and XFS make a page as large as the aligned write that fills it.
+    """
+    block, filled = memoryview(bytearray(_BLOCK_NBYTES)), 0
+    for piece in pieces:
+        rest = memoryview(piece).cast("B")
+        while rest:
+            n_bytes = min(len(rest), _BLOCK_NBYTES - filled)
+            block[filled : filled + n_bytes] = rest[:n_bytes]
+            rest, filled = rest[n_bytes:], filled + n_bytes
+            if filled == _BLOCK_NBYTES:
+                yield block
+                filled = 0
+    if filled:
+        yield block[:filled]
 
 
 def commit_file(path: Path, pieces: Iterable[Piece]) -> None:
@@ -179,13 +195,13 @@ def write_all(descriptor: int, piece: Piece) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _start_writeback(descriptor: int, start: int, stop: int) -> None:
+def _start_writeback(descriptor: int, start: int, n_bytes: int) -> None:
     """Have the disk begin with what was written while the rest is still being prepared: fsync then waits less.
 
     Pages that are being written back stay in memory; see `man 2 posix_fadvise`, POSIX_FADV_DONTNEED.
     """
     if hasattr(os, "posix_fadvise"):  # not on macOS
-        os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(descriptor, start, n_bytes, os.POSIX_FADV_DONTNEED)
 
 
 @contextmanager

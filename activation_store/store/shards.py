@@ -109,7 +109,8 @@ def checked_pieces(storage: Storage, name: str, layout: Layout, rows: range, che
                 raise CorruptStoreError(f"{where}: {what} what was committed; {MEND}")
             (what, left, expected), found = next(parts, ("", 0, 0)), 0
         yield piece
-    _check_length(n_bytes, layout, where)
+    if n_bytes != layout.shard_nbytes:
+        raise _other_length(n_bytes, layout, where)
 
 
 def _parts(layout: Layout, checksums: bytes) -> Iterator[tuple[str, int, int]]:
@@ -133,12 +134,13 @@ def check_shard_length(storage: Storage, name: str, layout: Layout, rows: range)
     n_bytes = storage.n_bytes(name)
     if n_bytes is None:
         raise _gone(_where(storage, name, rows))
-    _check_length(n_bytes, layout, _where(storage, name, rows))
-
-
-def _check_length(n_bytes: int, layout: Layout, where: str) -> None:
+    # Asked for every shard of every cell that is read.
     if n_bytes != layout.shard_nbytes:
-        raise CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
+        raise _other_length(n_bytes, layout, _where(storage, name, rows))
+
+
+def _other_length(n_bytes: int, layout: Layout, where: str) -> CorruptStoreError:
+    return CorruptStoreError(f"{where}: {n_bytes} bytes long, committed with {layout.shard_nbytes}; {MEND}")
 
 
 def _where(storage: Storage, name: str, rows: range) -> str:
@@ -260,7 +262,7 @@ class Shard:
 
     def check_every_byte(self) -> None:
         """Check all cells, the checksums next to them and the index; raises as `cell` does."""
-        _check_length(self._n_bytes(), self._layout, self._where)
+        self._check_length()
         whole = self._loaded()
         whole._check_index()
         for layer_idx, position_idx in np.ndindex(self._layout.n_layers, self._layout.n_positions):
@@ -281,15 +283,17 @@ class Shard:
         except FileNotFoundError as error:
             raise _gone(self._where) from error
 
-    def _n_bytes(self) -> int:
+    def _check_length(self) -> None:
         try:
-            return self._contents.n_bytes()
+            n_bytes = self._contents.n_bytes()
         except FileNotFoundError as error:
             raise _gone(self._where) from error
+        if n_bytes != self._layout.shard_nbytes:
+            raise _other_length(n_bytes, self._layout, self._where)
 
     def _check_index(self) -> None:
         layout = self._layout
-        _check_length(self._n_bytes(), layout, self._where)
+        self._check_length()
         if bytes(self._contents.part(layout.index_offset, len(layout.index()))) != layout.index():
             raise CorruptStoreError(f"{self._where}: the shard index is damaged; {MEND}")
 
