@@ -104,16 +104,17 @@ class Disk:
 
     def _has_own_folder(self, name: str) -> bool:
         """Whether a file's folder is reached without a link."""
+        folder = name.rpartition("/")[0]
+        if folder in self._own_folders:
+            return True
         parts = name.split("/")
         if {"", ".."} & {*parts}:
             return False
-        folder = "/".join(parts[:-1])
-        if not folder or folder in self._own_folders:
-            return True
         steps = islice(accumulate(parts[:-1], "{}/{}".format, initial=str(self.location)), 1, None)
         if not all(stat.S_ISDIR(os.lstat(step).st_mode) for step in steps):
             return False
-        self._own_folders.add(folder)
+        if folder:
+            self._own_folders.add(folder)
         return True
 
     def names(self, folder: str = "") -> list[str]:

@@ -5,7 +5,7 @@ import pytest
 
 from activation_store.files.durable import write_file
 
-BLOCK = 2 * 2**20
+BLOCK = 2**20
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [5], [BLOCK], [BLOCK - 1, 4, BLOCK, 1, 3 * BLOCK + 7], [7] * 100])
