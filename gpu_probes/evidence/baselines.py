@@ -17,6 +17,7 @@ from gpu_probes.samples.groups import group_samples
 from gpu_probes.samples.labels import Task
 from gpu_probes.samples.shuffles import draw_shuffles
 from gpu_probes.scores.decisions import score_rows
+from gpu_probes.search.devices import return_freed_memory
 from gpu_probes.search.options import SweepKeywords, SweepOptions
 from gpu_probes.search.sweep import plan_sweep
 from gpu_probes.terms import Cell
@@ -65,9 +66,8 @@ class Comparison:
 
     def sweep_on(self, train: CellSource, test: CellSource | None, **changes: Unpack[SweepKeywords]) -> SweepResult:
         """Fit the same labels with the same folds on other cells."""
-        options = self._options(changes)
         tested = None if self.result.test_labels is None else {"labels": self.result.test_labels}
-        return plan_sweep(train, {"labels": self.result.train_labels}, test, tested, **options).run()["labels"]
+        return self._sweep(train, {"labels": self.result.train_labels}, test, tested, changes)["labels"]
 
     def sweep_shuffled(
         self,
@@ -77,11 +77,23 @@ class Comparison:
     ) -> dict[str, SweepResult]:
         """Fit other labels on one cell."""
         train, test = self.on_cell(cell)
-        return plan_sweep(train, train_labels, test, test_labels, **self._options({})).run()
+        return self._sweep(train, train_labels, test, test_labels, {})
 
     def on_cell(self, cell: Cell) -> tuple[CellSource, CellSource | None]:
         """One cell of both sources."""
         return JoinedCells(self.train, [cell]), None if self.test is None else JoinedCells(self.test, [cell])
+
+    def _sweep(
+        self,
+        train: CellSource,
+        train_labels: dict[str, Any],
+        test: CellSource | None,
+        test_labels: dict[str, Any] | None,
+        changes: SweepKeywords,
+    ) -> dict[str, SweepResult]:
+        # The budget is that of the sweep before, whose threads have left freed memory behind.
+        return_freed_memory()
+        return plan_sweep(train, train_labels, test, test_labels, **self._options(changes)).run()
 
     def _options(self, changes: SweepKeywords) -> SweepKeywords:
         """The same task, folds and weights; only what a comparison needs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import threading
 import time
@@ -104,6 +105,16 @@ def free_bytes(devices: Sequence[torch.device]) -> int:
         torch.cuda.empty_cache()
         return int(_GPU_SHARE * min(torch.cuda.mem_get_info(device)[0] for device in devices))
     return int(_HOST_SHARE * psutil.virtual_memory().available)
+
+
+def return_freed_memory() -> None:
+    """Give back what the C library keeps of freed memory: what one thread has freed, glibc gives to no other.
+
+    See ``man 3 malloc_trim``; nothing is done where there is no such function.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def share_of_worker(machines: Machines, device: str, budget_bytes: int | None) -> tuple[torch.device, int]:

@@ -113,9 +113,11 @@ class Label:
         return 0 if isinstance(self.shuffles, str) else self.shuffles.n_shuffles
 
     @property
-    def shuffles_nbytes(self) -> int:
-        """Bytes of the permutations."""
-        return 0 if isinstance(self.shuffles, str) else self.shuffles.order.nbytes
+    def nbytes(self) -> int:
+        """Bytes of the labels, of their folds and of their permutations."""
+        shuffles = 0 if isinstance(self.shuffles, str) else self.shuffles.order.nbytes
+        test = 0 if self.test is None else self.test.nbytes
+        return self.train.nbytes + test + self.folds.fold_of_sample.nbytes + shuffles
 
 
 def read_label(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,25 +168,23 @@ def _plan(
     cells, devices = cells_of(train), read.devices
     wholes = _groups(read.labels)
     on_cpu, weighted = devices[0].type == "cpu", read.weights is not None
-    workloads = [
-        _workload([label], train, test, alphas, given, weighted=weighted, in_pieces=on_cpu) for label in read.labels
-    ]
+
+    def workload_of(labels: Sequence[Label]) -> Workload:
+        return _workload(labels, train, test, alphas, given, weighted=weighted, in_pieces=on_cpu)
+
+    workloads = [workload_of([label]) for label in read.labels]
     memory = plan_memory(
         devices,
         given.budget_bytes,
         free_nbytes=read.free_nbytes,
         result_nbytes=len(cells) * sum(map(result_nbytes, workloads)),
-        other_nbytes=sum(label.shuffles_nbytes for label in read.labels),
+        other_nbytes=sum(label.nbytes for label in read.labels),
         folder=given.spill_folder,
     )
 
-    argument = "alpha" if given.alphas is None else "alphas"
-
-    def plan(labels: Sequence[Label]) -> list[_Group]:
-        workload = _workload(labels, train, test, alphas, given, weighted=weighted, in_pieces=on_cpu)
-        if len(labels) > 1 and least_nbytes(workload) > memory.free_nbytes:
-            middle = len(labels) // 2
-            return plan(labels[:middle]) + plan(labels[middle:])
+    argument, groups = "alpha" if given.alphas is None else "alphas", []
+    for labels in (part for whole in wholes for part in _parts(whole, workload_of, memory.free_nbytes)):
+        workload = workload_of(labels)
         blocks = plan_blocks(
             cells,
             workload,
@@ -197,9 +195,18 @@ def _plan(
             n_devices=len(devices),
         )
         task_type = "classification" if workload.is_logistic else "regression"
-        return [_Group(labels, tuple(penalties_of(alphas, task_type, argument=argument)), workload, blocks)]
+        groups.append(_Group(labels, tuple(penalties_of(alphas, task_type, argument=argument)), workload, blocks))
+    return PlannedSweep(train, test, given, read, alphas, memory, groups)
 
-    return PlannedSweep(train, test, given, read, alphas, memory, [part for whole in wholes for part in plan(whole)])
+
+def _parts(
+    labels: Sequence[Label], workload_of: Callable[[Sequence[Label]], Workload], free_nbytes: int
+) -> list[Sequence[Label]]:
+    """Halves of the labels, and halves of these, until a part fits in memory."""
+    if len(labels) == 1 or least_nbytes(workload_of(labels)) <= free_nbytes:
+        return [labels]
+    middle = len(labels) // 2
+    return [part for half in (labels[:middle], labels[middle:]) for part in _parts(half, workload_of, free_nbytes)]
 
 
 def _workload(

@@ -1,5 +1,7 @@
 import contextlib
+import gc
 import warnings
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -421,3 +423,31 @@ def test_a_source_that_breaks_its_promise():
 def test_public_names_are_the_documented_ones():
     assert sorted(gpu_probes.__all__) == gpu_probes.__all__
     assert all(hasattr(gpu_probes, name) for name in gpu_probes.__all__)
+
+
+def test_memory_is_free_as_soon_as_a_sweep_is_done():
+    """Cycles keep the rows until the garbage collector comes: a budget was exceeded by what sweeps before had left."""
+    rows = TRAIN.copy()
+    kept = weakref.ref(rows)
+    gc.collect()
+    gc.disable()
+    try:
+        assert np.isfinite(run(rows).cv_score).all()
+        del rows
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_labels_are_in_the_plan():
+    sources = ArrayCellSource(TRAIN), ArrayCellSource(TEST)
+    held = []
+    for n_labels in (1, 11):
+        names = [str(k) for k in range(n_labels)]
+        memory, _ = check_sweep(
+            sources[0], dict.fromkeys(names, LABELS), sources[1], dict.fromkeys(names, TEST_LABELS),
+            k_fold=True, device="cpu", budget_bytes=2**26,
+        )  # fmt: skip
+        held.append(memory.held_nbytes - memory.result_nbytes)
+    # Labels of training and test, and folds.
+    assert held[1] - held[0] == 10 * 3 * N * 8
