@@ -100,8 +100,8 @@ FULL = Size(
     layers_rows=64,
     memory_rows=1024,
     memory_shard_samples=16,
-    memory_rounds=3,
-    n_rounds=5,
+    memory_rounds=2,
+    n_rounds=3,
     larger=Larger(n_blocks=64, n_features=512, n_positions=6, store_nbytes=4 * 2**30, limit_nbytes=3 * 2**29),
     # Qwen2.5-1.5B.
     large=Large(28, 1536, 8960, 12, 2, 151936, n_rows=4096, median_tokens=100, longest_tokens=500, n_rounds=2),
