@@ -30,9 +30,9 @@ if ! command -v chromium chromium-browser google-chrome >/dev/null; then
   fi
 fi
 
-tests=(.venv/bin/python -m pytest --dist loadfile --no-loadscope-reorder)
+tests=(.venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder)
 if [ $# -gt 0 ]; then
-  "${tests[@]}" -n auto "$@"
+  "${tests[@]}" "$@"
   exit
 fi
 
@@ -42,6 +42,5 @@ fi
 .venv/bin/basedpyright
 # Shapes and types of arguments are checked at every call, which makes numerical tests take four times as long: where
 # they are quick, which is somewhere in every module.
-"${tests[@]}" -n auto -m "not slow"
-# Half of the slow ones' time goes into waiting for processes, servers and leases that end.
-"${tests[@]}" -n $((2 * $(nproc))) -m slow --jaxtyping-packages=
+"${tests[@]}" -m "not slow"
+"${tests[@]}" -m slow --jaxtyping-packages=
