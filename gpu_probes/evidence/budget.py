@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpu_probes.evidence.baselines import N_RANDOM
-from gpu_probes.search.planner import Work, Workload, check_budget, held_nbytes, least_nbytes, plan_later, result_nbytes
+from gpu_probes.search.planner import (
+    Work,
+    Workload,
+    check_budget,
+    held_nbytes,
+    labels_nbytes,
+    least_nbytes,
+    plan_later,
+    result_nbytes,
+)
 from gpu_probes.search.storage import Memory
 
 # Bytes of a word in a vocabulary, and of a count in the sparse tables of a fit.
@@ -42,7 +51,8 @@ def check_statistics(
 
 def _needed_nbytes(work: Work, memory: Memory) -> int:
     results = work.n_cells * work.n_labels * result_nbytes(work.workload)
-    return memory.held_nbytes + held_nbytes(results, memory.free_nbytes) + least_nbytes(work.workload)
+    held = held_nbytes(results, memory.free_nbytes) + work.n_labels * labels_nbytes(work.workload)
+    return memory.held_nbytes + held + least_nbytes(work.workload)
 
 
 def _check_texts(workload: Workload, memory: Memory, train: Sequence[str], test: Sequence[str]) -> None:

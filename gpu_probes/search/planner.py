@@ -307,6 +307,11 @@ def result_nbytes(w: Workload) -> int:
     return _FLOAT * (w.n_outputs * (rows + w.n_features + 1) + scores) + per_fit
 
 
+def labels_nbytes(w: Workload) -> int:
+    """One label of all rows, and the folds of the training rows."""
+    return _FLOAT * (2 * w.n_train + w.n_test)
+
+
 def held_nbytes(result_nbytes: int, budget_bytes: int) -> int:
     """Memory that results take: none if they exceed their part of the budget and go to a file."""
     return result_nbytes if result_nbytes <= budget_bytes // _RESULT_PART else 0
