@@ -26,6 +26,7 @@ def scenarios(job: Job) -> dict[str, Job]:
     return {
         "new": job,
         "over a draft": replace(job, start=_killed(job, Fault(Effect.KILL_BEFORE, 1, "replace"))),
+        # In the middle of the second shard's file.
         "over a part": replace(job, start=_killed(job, Fault(Effect.KILL_MIDDLE, len(job.skeleton) + 5, "write"))),
         **{f"repair of {name}": mending(job, path) for name, path in damages.items()},
     }
